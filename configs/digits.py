@@ -1,0 +1,144 @@
+"""The built-in world: a LLaVA-1.5-style baseline from nothing, then LLaVA-Mini in the paper's stages.
+
+    captions   tower, projector and language model learn to read pages aloud     all trainable
+    baseline   the same model learns to answer questions: all 16 patch tokens     all trainable
+    stage1     a fresh projector is aligned on captions, tokens as they are       projector only
+    stage2     compressor (one token) and pre-fusion are added                    all but the tower
+
+The first two stand for what a 7B run downloads: a trained tower and a language model. Sizes are
+for two CPU cores and a few minutes.
+"""
+
+import dataclasses
+
+from llava_mini_jax.config import build, prompt_config
+from llava_mini_jax.data.digits import DigitsConfig
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.ops.rope import RopeConfig
+from llava_mini_jax.training.optimizer import Group, OptimizerConfig
+from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2, MeshConfig, TrainConfig
+
+PAGE = 32
+WIDTH = 96
+
+VISION = ClipConfig(
+    image_size=PAGE,
+    patch_size=8,
+    width=WIDTH,
+    mlp_width=3 * WIDTH,
+    layers=3,
+    heads=4,
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    select_layer=-1,
+    select_feature="patch",
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+)
+LLM = LlamaConfig(
+    vocab_size=85,
+    width=WIDTH,
+    mlp_width=256,
+    layers=3,
+    heads=4,
+    kv_heads=4,
+    head_width=WIDTH // 4,
+    norm_eps=1e-5,
+    rope=RopeConfig(theta=10000.0, scaling=None),
+    max_positions=256,
+    tied_head=False,
+    init_stddev=0.06,
+)
+BASELINE = build(
+    LLM, VISION, "paper", compressor="none", prefusion_layers=0, compute_dtype="float32"
+)
+MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=2, compute_dtype="float32")
+
+PAGES = DigitsConfig(page_size=PAGE, split="train", augment=True)
+CAPTIONS = dataclasses.replace(PAGES, kinds=("caption",), seed=1)
+QUESTIONS = dataclasses.replace(PAGES, turns=3, seed=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Digits:
+    captions: TrainConfig
+    baseline: TrainConfig
+    stage1: TrainConfig
+    stage2: TrainConfig
+
+
+def config() -> Digits:
+    captions = TrainConfig(
+        name="captions",
+        model=BASELINE,
+        images=ImageConfig(
+            size=PAGE,
+            aspect="pad",
+            grid=1,
+            split="pad_then_split",
+            repeat_whole=False,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+        ),
+        prompt=prompt_config("paper", "plain", LLM.max_positions),
+        tokenizer="digits",
+        data=CAPTIONS,
+        samples=1_000_000,
+        start="fresh",
+        fresh=(),
+        prefusion_init="copy",
+        trainable=EVERYTHING,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3,
+            groups=(),
+            warmup_ratio=0.03,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            beta1=0.9,
+            beta2=0.98,
+            eps=1e-8,
+        ),
+        steps=400,
+        batch_size=128,
+        lengths=tuple(range(8, LLM.max_positions + 1, 8)),
+        scan_layers=False,
+        param_dtype="float32",
+        mesh=MeshConfig(),
+        seed=0,
+        log_every=50,
+        checkpoint_every=1000,
+    )
+    chat = prompt_config("paper", "brief", LLM.max_positions)
+    baseline = dataclasses.replace(
+        captions,
+        name="baseline",
+        prompt=chat,
+        data=QUESTIONS,
+        start="previous",
+        steps=900,
+        batch_size=64,
+    )
+    stage1 = dataclasses.replace(
+        captions,
+        name="stage1",
+        start="previous",
+        fresh=STAGE_1,
+        trainable=STAGE_1,
+        optimizer=dataclasses.replace(captions.optimizer, learning_rate=5e-3),
+        steps=200,
+    )
+    # Table 9 gives the projector a tenth of the language model's rate.
+    stage2 = dataclasses.replace(
+        baseline,
+        name="stage2",
+        model=MINI,
+        trainable=STAGE_2,
+        optimizer=dataclasses.replace(
+            captions.optimizer,
+            groups=(Group(patterns=STAGE_1, learning_rate=1e-3),),
+        ),
+        steps=700,
+    )
+    return Digits(captions=captions, baseline=baseline, stage1=stage1, stage2=stage2)

@@ -1,0 +1,52 @@
+"""LLaVA-Mini in JAX: images and videos as one token each in front of a language model.
+
+    import llava_mini_jax
+
+    model = llava_mini_jax.load("path/of/a/model")
+    model.generate("What is this?", images=["cat.jpg"])
+
+Array names end in the letters of their dimensions, and einsum strings use the same letters:
+
+    B  batch rows                       N  heads
+    I  images or frames of a row        K  key/value heads
+    J  parts of an image                G  query heads of a key/value head, N / K
+    P  patches of a part                H  width of a head
+    Q  compressed tokens of an image    D  width of the language model
+    T  text, or query positions         E  width of the vision tower
+    S  sequence, or key positions       M  width of an MLP
+    L  layers                           V  vocabulary
+    R  LoRA rank                        Y X C  rows, columns and colours of pixels
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava_mini_jax.errors import InputError
+    from llava_mini_jax.inference.model import Model, load
+
+    __version__: str
+
+__all__ = ["InputError", "Model", "__version__", "load"]
+
+_HOMES = {
+    "InputError": "llava_mini_jax.errors",
+    "Model": "llava_mini_jax.inference.model",
+    "load": "llava_mini_jax.inference.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names on first use: importing the package alone imports neither jax nor anything."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("llava-mini-jax")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

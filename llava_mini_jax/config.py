@@ -1,0 +1,332 @@
+"""Model configurations: named ones, and from and to Hugging Face's config.json.
+
+    named models:     build(llm=VICUNA_7B, vision=CLIP_L_336, dialect="paper", ...) --.
+    model folders:    config.json (+ the tower's, + preprocessor_config.json) ---------+--> Bundle
+                                                                                       |
+    Bundle = model (architecture) + images (pictures to pixels) + prompt (text to ids)
+
+The folder formats are the release's (`llava_mini_llama`), LLaVA-1.5's (`llava_llama`, `llava`) and
+our own exports, which are the release's with one more section, "llava_mini_jax", for what the
+release's fields cannot say.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.compressor import CompressorConfig
+from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+from llava_mini_jax.models.projector import ProjectorConfig
+from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
+
+CLIP_L_336 = ClipConfig(
+    image_size=336,
+    patch_size=14,
+    width=1024,
+    mlp_width=4096,
+    layers=24,
+    heads=16,
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    select_layer=-2,
+    select_feature="patch",
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+)
+
+VICUNA_7B = LlamaConfig(
+    vocab_size=32000,
+    width=4096,
+    mlp_width=11008,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    head_width=128,
+    norm_eps=1e-5,
+    rope=RopeConfig(theta=10000.0, scaling=None),
+    max_positions=4096,
+    tied_head=False,
+    init_stddev=0.02,
+)
+
+VICUNA_13B = dataclasses.replace(
+    VICUNA_7B, width=5120, mlp_width=13824, layers=40, heads=40, kv_heads=40
+)
+
+LLAMA_3_1_8B = LlamaConfig(
+    vocab_size=128256,
+    width=4096,
+    mlp_width=14336,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_width=128,
+    norm_eps=1e-5,
+    rope=RopeConfig(
+        theta=500000.0,
+        scaling=Llama3Scaling(
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=8192,
+        ),
+    ),
+    max_positions=131072,
+    tied_head=False,
+    init_stddev=0.02,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How conversations become ids: the template, and the release's habits as named switches."""
+
+    template: str  # a name of data/conversation.py's TEMPLATES
+    max_length: int  # positions of the language model; longer inputs are refused (or cut, if asked)
+    padding_side: str  # "right" or "left": where the language model's sequence is padded
+    fuse_answers: (
+        bool  # earlier answers of a conversation take part in pre-fusion (release, inference)
+    )
+    fuse_id_zero: bool  # token id 0 takes part in pre-fusion (the release leaves it out)
+    double_bos: bool  # prompts start with two bos ids (release, inference)
+    blank_image: bool  # a row without image is fused with a blank one (release, training)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """Everything that a model folder's config says."""
+
+    model: LlavaMiniConfig
+    images: ImageConfig
+    prompt: PromptConfig
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """Where the paper and the release differ (design table in docs/architecture.md)."""
+
+    compressor: str
+    compress: str
+    fuse_compressed: bool
+    detach_text: bool
+
+
+DIALECTS = {
+    "paper": Dialect(
+        compressor="similarity", compress="projected", fuse_compressed=False, detach_text=False
+    ),
+    "release": Dialect(
+        compressor="multi_head", compress="features", fuse_compressed=True, detach_text=True
+    ),
+}
+_PROMPT_DIALECTS = {
+    "paper": dict(fuse_answers=False, fuse_id_zero=True, double_bos=False, blank_image=False),
+    "release": dict(fuse_answers=True, fuse_id_zero=False, double_bos=True, blank_image=False),
+}
+
+
+def build(
+    llm: LlamaConfig,
+    vision: ClipConfig,
+    dialect: str,
+    *,
+    compressor: str | None = None,
+    grid: int = 1,
+    prefusion_layers: int = 4,
+    projector: str = "mlp2x_gelu",
+    compute_dtype: str = "bfloat16",
+    remat: bool = False,
+) -> LlavaMiniConfig:
+    """A LLaVA-Mini of these parts in a dialect ("paper" or "release", design table in docs/).
+
+    `compressor` replaces the dialect's form ("none" and `prefusion_layers` 0 give LLaVA-1.5);
+    `grid` is C, so that an image becomes C*C tokens.
+    """
+    if dialect not in DIALECTS:
+        raise InputError(f'dialect "{dialect}" is unknown; use one of {", ".join(DIALECTS)}')
+    choice = DIALECTS[dialect]
+    return LlavaMiniConfig(
+        vision=vision,
+        projector=ProjectorConfig(kind=projector, in_width=vision.width, out_width=llm.width),
+        compressor=CompressorConfig(
+            kind=compressor or choice.compressor,
+            width=vision.width if choice.compress == "features" else llm.width,
+            heads=8,
+            grid=grid,
+            norm_eps=1e-5,
+        ),
+        compress=choice.compress,
+        prefusion_layers=prefusion_layers,
+        fuse_compressed=choice.fuse_compressed,
+        detach_text=choice.detach_text,
+        llm=llm,
+        compute_dtype=compute_dtype,
+        remat=remat,
+    )
+
+
+def prompt_config(
+    dialect: str, template: str, max_length: int, padding_side: str = "right"
+) -> PromptConfig:
+    """The habits of a dialect, with its template and length."""
+    return PromptConfig(
+        template=template,
+        max_length=max_length,
+        padding_side=padding_side,
+        **_PROMPT_DIALECTS[dialect],
+    )
+
+
+def dialect_of(cfg: LlavaMiniConfig) -> str:
+    """A word for people: which dialect a configuration is, or what it mixes."""
+    if cfg.compressor.kind == "none" and cfg.prefusion_layers == 0:
+        return "llava-1.5 (no compression, no pre-fusion)"
+    for name, choice in DIALECTS.items():
+        if (
+            cfg.compressor.kind == choice.compressor
+            and cfg.compress == choice.compress
+            and cfg.fuse_compressed == choice.fuse_compressed
+        ):
+            return name
+    return f"variant (compressor {cfg.compressor.kind}, {cfg.prefusion_layers} pre-fusion layers)"
+
+
+# ------------------------------------------------------------------ Hugging Face's json, reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json object from a file, or an InputError that says what is wrong with it."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: a model folder needs it; check the folder's name")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid json ({error}): restore the file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a json object")
+    return value
+
+
+class Fields:
+    """A json object whose missing or wrong-typed fields are reported with the file's name."""
+
+    def __init__(self, values: dict[str, Any], where: str, defaults: dict[str, Any] | None = None):
+        self.values, self.where, self.defaults = values, where, defaults or {}
+
+    def get(self, name: str, kind: type, default: Any = ...) -> Any:
+        value = self.values.get(name)
+        if value is None:
+            value = self.defaults.get(name, default)
+        if value is ...:
+            raise InputError(f'{self.where} has no field "{name}" ({kind.__name__}); add it')
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if value is not None and (
+            not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        ):
+            raise InputError(
+                f'{self.where}: field "{name}" is {value!r}, expected {kind.__name__}; correct it'
+            )
+        return value
+
+
+# What Hugging Face's LlamaConfig and CLIPVisionConfig leave out of a json because it is a default.
+_LLAMA_DEFAULTS = dict(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=2048,
+    vocab_size=32000,
+)
+_CLIP_DEFAULTS = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    image_size=224,
+    patch_size=32,
+    layer_norm_eps=1e-5,
+    hidden_act="quick_gelu",
+)
+
+
+def llama_from_hf(values: dict[str, Any], where: str, *, nested: bool = False) -> LlamaConfig:
+    """LlamaConfig of a config.json's fields; `nested`: a text_config that omits defaults."""
+    f = Fields(values, where, _LLAMA_DEFAULTS if nested else None)
+    if f.get("hidden_act", str, "silu") != "silu" or f.get("attention_bias", bool, False):
+        raise InputError(f"{where}: only LLaMA's SiLU without attention biases is supported")
+    heads, width = f.get("num_attention_heads", int), f.get("hidden_size", int)
+    return LlamaConfig(
+        vocab_size=f.get("vocab_size", int),
+        width=width,
+        mlp_width=f.get("intermediate_size", int),
+        layers=f.get("num_hidden_layers", int),
+        heads=heads,
+        kv_heads=f.get("num_key_value_heads", int, heads),
+        head_width=f.get("head_dim", int, width // heads),
+        norm_eps=f.get("rms_norm_eps", float),
+        rope=_rope_from_hf(values, where),
+        max_positions=f.get("max_position_embeddings", int),
+        tied_head=f.get("tie_word_embeddings", bool, False),
+        init_stddev=f.get("initializer_range", float, 0.02),
+    )
+
+
+def _rope_from_hf(values: dict[str, Any], where: str) -> RopeConfig:
+    # transformers 5 writes one dict, `rope_parameters`; before, rope_theta and rope_scaling.
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    f = Fields(scaling, f"{where}: rope scaling")
+    theta = Fields({**values, **scaling}, where).get("rope_theta", float, 10000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta=theta, scaling=None)
+    if kind != "llama3":
+        raise InputError(f'{where}: rope scaling "{kind}" is not supported; use "llama3" or none')
+    return RopeConfig(
+        theta=theta,
+        scaling=Llama3Scaling(
+            factor=f.get("factor", float),
+            low_freq_factor=f.get("low_freq_factor", float),
+            high_freq_factor=f.get("high_freq_factor", float),
+            original_max_position_embeddings=f.get("original_max_position_embeddings", int),
+        ),
+    )
+
+
+def clip_from_hf(
+    values: dict[str, Any],
+    where: str,
+    *,
+    select_layer: int,
+    select_feature: str,
+    preprocessor: dict[str, Any] | None,
+) -> ClipConfig:
+    """ClipConfig of a vision config (a full CLIP's is nested under `vision_config`)."""
+    values = values.get("vision_config", values)
+    f = Fields(values, where, _CLIP_DEFAULTS)
+    preprocessor = preprocessor or {}
+    if select_feature not in ("patch", "cls_patch", "default", "full"):
+        raise InputError(f'{where}: vision feature "{select_feature}"; expected patch or cls_patch')
+    return ClipConfig(
+        image_size=f.get("image_size", int),
+        patch_size=f.get("patch_size", int),
+        width=f.get("hidden_size", int),
+        mlp_width=f.get("intermediate_size", int),
+        layers=f.get("num_hidden_layers", int),
+        heads=f.get("num_attention_heads", int),
+        norm_eps=f.get("layer_norm_eps", float),
+        activation=f.get("hidden_act", str),
+        select_layer=select_layer,
+        select_feature="patch" if select_feature in ("patch", "default") else "cls_patch",
+        mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
+        std=tuple(preprocessor.get("image_std", CLIP_STD)),
+    )

@@ -1,0 +1,332 @@
+"""The built-in world: pages of real handwritten digits, and questions about them in words.
+
+    1,797 scans, 8 x 8 --first 1,437--> train --.
+                       '--last 360--> heldout --+--enlarge, tilt--> glyphs [scan, variant, G, G]
+                                                                        |
+    (seed, index) --random numbers--> digits of the pages --paste, ink on paper--> image [H, W, 3]
+                                          |                                  or frames [F, H, W, 3]
+                                          '--question kinds--> conversations: human, gpt, human, ..
+
+The scans are the UCI "Optical Recognition of Handwritten Digits" test set, which scikit-learn
+carries. They stand in the order of their writers, so the last 360 are by hands that training hardly
+meets. Items are drawn when they are asked for: any length costs nothing, and an item depends on its
+config and index only, whatever the order and the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from llava_mini_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TRAIN_SCANS = 1437  # in file order; the other 360 are held out
+KINDS = ("position", "count", "read", "largest", "caption")
+SPLITS = ("train", "heldout")
+
+_GIVE_ALL = ("read", "caption")  # their answers contain all others, so they are asked alone
+_SCAN_SIZE = 8
+_SMALLEST_CELL = 10  # pixels; below that, people no longer read the digits
+_LARGEST_GLYPH = 32  # pixels; bigger pages are drawn small and enlarged, so the glyphs stay few MB
+_VARIANTS = 16  # tilted and scaled versions of a scan that augmentation chooses from
+_MOST_COUNTED = 4  # no page is made to hold more copies of the digit that is counted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitsConfig:
+    """What the pages look like and what is asked.
+
+    Raises InputError for values that make no readable page or no question.
+    """
+
+    rows: int = 2
+    columns: int = 2
+    page_size: int = 48  # height and width in pixels
+    frames: int = 0  # pages of a video; 0 gives single pictures
+    split: str = "train"  # or "heldout": scans that train never shows
+    kinds: tuple[str, ...] = ("position", "count", "read", "largest")  # or ("caption",)
+    turns: int = 1  # questions in a conversation; one that asks for the whole page is alone
+    augment: bool = False  # tilt, scale and fade the digits; for train only
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if min(self.rows, self.columns, self.turns) < 1:
+            problems.append("rows, columns and turns must be 1 or more")
+        elif self.page_size // max(self.rows, self.columns) < _SMALLEST_CELL:
+            problems.append(
+                f"page_size {self.page_size} leaves less than {_SMALLEST_CELL} pixels per digit "
+                f"for {self.rows} x {self.columns} digits; take a larger page or fewer digits"
+            )
+        if self.frames < 0 or self.seed < 0:
+            problems.append("frames and seed must be 0 or more")
+        if self.split not in SPLITS:
+            problems.append(f"split is {self.split!r}; the splits are {', '.join(SPLITS)}")
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            problems.append(f"kinds are {self.kinds!r}; choose from {', '.join(KINDS)}")
+        if "caption" in self.kinds and (self.turns > 1 or self.frames):
+            problems.append("captions are for single pictures and one turn")
+        if self.augment and self.split != "train":
+            problems.append("augment is for the train split; held-out pages stay as they are")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+class _Plan(NamedTuple):
+    """An item before its pages are drawn."""
+
+    kinds: list[str]  # of each turn
+    pages: list[list[int]]  # the digits of each page, row-major
+    turns: list[tuple[str, str]]  # question and answer
+    below: Callable[[int], int]  # the rest of the item's random numbers
+
+
+class DigitsPages:
+    """A random-access data source, as Grain wants one.
+
+    An item is {"id", "image": uint8 [H, W, 3], "conversations", "kind"}; videos have "frames",
+    uint8 [F, H, W, 3], in place of "image". Conversations are LLaVA's: turns of "human" and "gpt"
+    alternate, "<image>" opens the first (for videos too, as in the release's data). `kind` names
+    the kinds of all turns, joined by "+".
+    """
+
+    def __init__(self, config: DigitsConfig, length: int):
+        if length < 1:
+            raise InputError(f"length is {length}; a source needs at least 1 item")
+        self.config = config
+        self.length = length
+        labels = _load_scans(config.split)[1].tolist()
+        self._scans_of = [[i for i, label in enumerate(labels) if label == d] for d in range(10)]
+        cell = config.page_size // max(config.rows, config.columns)
+        self._zoom = -(-cell * 5 // 6 // _LARGEST_GLYPH)
+        # The glyph leaves a sixth of the cell's smaller side to move in.
+        self._glyph_size = cell // self._zoom * 5 // 6
+        self._glyphs = _glyph_bank(config.split, self._glyph_size, config.augment, config.seed)
+
+    def __repr__(self) -> str:
+        return f"DigitsPages({self.config!r}, length={self.length})"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        number = operator.index(index)
+        plan = self._plan(number)
+        pages = [self._draw(digits, plan.below) for digits in plan.pages]
+        conversations = []
+        for question, answer in plan.turns:
+            conversations.append({"from": "human", "value": question})
+            conversations.append({"from": "gpt", "value": answer})
+        start = "<image>\n" if conversations[0]["value"] else "<image>"
+        conversations[0]["value"] = start + conversations[0]["value"]
+        return {
+            "id": f"digits-{self.config.split}-{number:07d}",
+            **({"frames": np.stack(pages)} if self.config.frames else {"image": pages[0]}),
+            "conversations": conversations,
+            "kind": "+".join(plan.kinds),
+        }
+
+    def page_digits(self, index: SupportsIndex) -> np.ndarray:
+        """The digits that stand on an item's pages: int [pages, rows, columns]."""
+        pages = self._plan(operator.index(index)).pages
+        return np.array(pages).reshape(-1, self.config.rows, self.config.columns)
+
+    def _plan(self, number: int) -> _Plan:
+        if not 0 <= number < self.length:
+            raise IndexError(f"item {number} of {self!r}")
+        config = self.config
+        cells, pages = config.rows * config.columns, max(1, config.frames)
+        # The split is part of the key: a training page and a held-out page with the same number
+        # must not share their digits, questions and colours. One call draws all the numbers of an
+        # item, because a call costs more than a hundred numbers.
+        rng = np.random.default_rng((config.seed, SPLITS.index(config.split), number))
+        draw = iter(rng.random(pages * (7 * cells + 16) + 8 * config.turns).tolist())
+
+        def below(limit: int) -> int:
+            return int(next(draw) * limit)
+
+        kinds = [config.kinds[below(len(config.kinds))]]
+        others = [kind for kind in config.kinds if kind not in _GIVE_ALL]
+        left = [kind for kind in others if kind not in kinds]
+        while len(kinds) < config.turns and kinds[0] not in _GIVE_ALL:
+            left = left or list(others)  # every kind comes once before one comes again
+            kinds.append(left.pop(below(len(left))))
+        asked_pages = [below(pages) for _ in kinds]
+        digits = [[below(10) for _ in range(cells)] for _ in range(pages)]
+        digits[asked_pages[0]], counted = _digits_for(kinds[0], cells, below)
+        turns = []
+        for turn, (kind, page) in enumerate(zip(kinds, asked_pages, strict=True)):
+            if turn:  # later turns take the page as it is; every fourth digit may be absent
+                counted = digits[page][below(cells)] if below(4) else below(10)
+            name = f"page {page + 1}" if config.frames else ""
+            turns.append(_ask(kind, digits[page], config.columns, counted, name, below))
+        return _Plan(kinds, digits, turns, below)
+
+    def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:
+        """A page: uint8 [H, W, 3], dark ink on light paper, both slightly tinted."""
+        config, glyph_size = self.config, self._glyph_size
+        side = config.page_size // self._zoom
+        height, width = side // config.rows, side // config.columns
+        room = min(height, width) - glyph_size
+        top, left = (height - glyph_size - room) // 2, (width - glyph_size - room) // 2
+        ink_HW = np.zeros((side, side), np.uint8)
+        for cell, digit in enumerate(digits):
+            scans = self._scans_of[digit]
+            variants = self._glyphs[scans[below(len(scans))]]
+            row, column = divmod(cell, config.columns)
+            y = row * height + top + below(room + 1)
+            x = column * width + left + below(room + 1)
+            ink_HW[y : y + glyph_size, x : x + glyph_size] = variants[below(len(variants))]
+        if side != config.page_size:
+            ink_HW = ink_HW.repeat(self._zoom, 0).repeat(self._zoom, 1)
+            ink_HW = np.pad(ink_HW, (0, config.page_size - len(ink_HW)))
+        paper = np.array([255 - below(40) for _ in range(3)], np.float32)
+        ink = np.array([below(70) for _ in range(3)], np.float32)
+        colours = (paper + _INK_RAMP * (ink - paper)).astype(np.uint8)
+        return colours.take(ink_HW, axis=0)
+
+
+_INK_RAMP = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
+
+
+def _digits_for(kind: str, cells: int, below: Callable[[int], int]) -> tuple[list[int], int]:
+    """The digits of a page about which `kind` is asked, and the digit to count.
+
+    On pages of independent digits nearly every count is 0 or 1 and nearly every largest digit is 8
+    or 9, so that guessing goes far. Here the answers are equally frequent instead.
+    """
+    counted = below(10)
+    if kind == "count":
+        digits = [(counted + 1 + below(9)) % 10 for _ in range(cells)]
+        free = list(range(cells))
+        for _ in range(below(min(cells, _MOST_COUNTED) + 1)):
+            digits[free.pop(below(len(free)))] = counted
+    elif kind == "largest":
+        largest = below(10)
+        digits = [below(largest + 1) for _ in range(cells)]
+        digits[below(cells)] = largest
+    else:
+        digits = [below(10) for _ in range(cells)]
+    return digits, counted
+
+
+def _ask(
+    kind: str, digits: list[int], columns: int, counted: int, page: str, below: Callable[[int], int]
+) -> tuple[str, str]:
+    """A question and its answer; `page` names the page of a video ("page 3") or is empty."""
+    on_page = f" on {page}" if page else ""
+    if kind == "position":
+        cell = below(len(digits))
+        row, column = divmod(cell, columns)
+        place = f"row {row + 1} column {column + 1}"
+        return f"which digit is in {place}{on_page}?", str(digits[cell])
+    if kind == "count":
+        return f"how many {counted}s are there{on_page}?", str(digits.count(counted))
+    if kind == "largest":
+        return f"which is the largest digit{on_page}?", str(max(digits))
+    question = "" if kind == "caption" else f"read {page or 'the page'}."
+    return question, " ".join(map(str, digits))
+
+
+@functools.cache
+def _load_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The scans of a split, float32 [N, 8, 8] in [0, 1] with 1 = ink, and their digits [N]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            "the digits world needs scikit-learn, which carries the scans; install it with: "
+            "pip install 'llava-mini-jax[demo]'"
+        ) from error
+    levels, labels = load_digits(return_X_y=True)
+    scans_NHW = (np.asarray(levels, np.float32) / 16).reshape(-1, _SCAN_SIZE, _SCAN_SIZE)
+    part = slice(None, TRAIN_SCANS) if split == "train" else slice(TRAIN_SCANS, None)
+    return scans_NHW[part], np.asarray(labels)[part]
+
+
+@functools.lru_cache(maxsize=8)
+def _glyph_bank(split: str, size: int, augment: bool, seed: int) -> np.ndarray:
+    """All scans of a split enlarged to `size` pixels: uint8 [N, variants, size, size], 255 = ink.
+
+    With `augment` the variants of a scan differ in tilt, scale, sub-pixel shift and strength of
+    ink. Drawn once, because enlarging costs more than all the rest of a page.
+    """
+    scans_NHW, _ = _load_scans(split)
+    count, variants = len(scans_NHW), _VARIANTS if augment else 1
+    rng = np.random.default_rng(seed)
+    glyphs = np.empty((count, variants, size, size), np.uint8)
+    for variant in range(variants):
+        spread = rng.uniform(-1, 1, (5, count, 1)).astype(np.float32) * augment
+        angle, scale, strength = 0.2 * spread[0], 0.92 + 0.1 * spread[1], 0.85 + 0.15 * spread[2]
+        # Where each pixel of the glyph lies in the scan, in scan pixels.
+        step = np.float32(_SCAN_SIZE / size) / scale
+        axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
+        y, x = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
+        middle = (_SCAN_SIZE - 1) / 2
+        rows = step * (np.cos(angle) * y + np.sin(angle) * x) + middle + 0.3 * spread[3]
+        columns = step * (np.cos(angle) * x - np.sin(angle) * y) + middle + 0.3 * spread[4]
+        inked = (_tent(rows) @ scans_NHW * _tent(columns)).sum(-1)
+        inked *= 255 * (strength if augment else 1)
+        glyphs[:, variant] = inked.reshape(count, size, size).round()
+    return glyphs
+
+
+def _tent(places: np.ndarray) -> np.ndarray:
+    """Weights of linear interpolation between scan pixels; outside the scan there is paper."""
+    distance = np.abs(places[..., None] - np.arange(_SCAN_SIZE, dtype=np.float32))
+    return np.maximum(0, 1 - distance)
+
+
+# All words of this world. Saved models count on their order: new words go to the end.
+_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+_WORDS = """
+0 1 2 3 4 5 6 7 8 9 . , : ; ? ! ' " ( ) -
+which digit is in row column how many s are there read the page largest on
+a chat between a curious user and an artificial intelligence assistant
+the assistant gives helpful detailed and polite answers to the user questions
+human what answer question using single word or phrase yes no
+of this picture image video pages digits number numbers smallest first last top bottom left right
+"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that knows every word of this world and of the Vicuna template.
+
+    Case is ignored; digits and punctuation are tokens of their own, so "7s" is "7", "s" and "10" is
+    "1", "0". Like Vicuna's, it opens every text with <s> unless add_special_tokens=False, and reads
+    "</s>" inside a text as the end token. Unknown words become <unk>. `save_pretrained` leaves a
+    folder that AutoTokenizer opens.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = dict.fromkeys([*_SPECIAL, *_WORDS.split()])
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", list(words).index("<s>"))]
+    )
+    core.decoder = decoders.WordPiece()  # spaces between words, none before punctuation
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="right",
+    )

@@ -1,0 +1,128 @@
+"""Answers: token ids as they arrive, to text that can be shown at once.
+
+    ids --until a stop token, a stop string, or the allowance--> text so far
+                                                                  |
+        held back: half a UTF-8 character, the beginning of a stop string, spaces at the end
+
+Text goes out in pieces that never have to be taken back, and the pieces put together are the
+answer: there is no second way to make it, so streamed and whole answers cannot differ.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+
+BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not yet one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an answer is generated; InputError for values that mean nothing."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # the smallest set of tokens with this probability; 1: all
+    top_k: int = 0  # the k likeliest tokens; 0: all
+    stop: Sequence[str] = ()  # an answer ends before the first of these
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
+            ("seed", 0 <= self.seed < 2**32, "a number from 0 to 4294967295"),
+        ):
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give {expected}")
+
+
+def _are_texts(stop: Any) -> bool:
+    return not isinstance(stop, str) and all(isinstance(text, str) and text for text in stop)
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str  # without spaces around it, as the release returns it
+    tokens: int  # generated tokens, a stop token not counted
+    finish: str  # "stop": a stop token or string; "length": max_new_tokens; "context": it is full
+
+
+class AnswerText:
+    """One row's answer while it grows."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop_ids: Iterable[int],
+        stop: Sequence[str],
+        allowance: int,
+        at_allowance: str,
+    ):
+        """`at_allowance` is the `finish` of an answer that reaches `allowance` tokens."""
+        self.tokenizer, self.stop_ids, self.stop = tokenizer, frozenset(stop_ids), tuple(stop)
+        self.allowance, self.at_allowance = allowance, at_allowance
+        self.ids: list[int] = []
+        self.text = ""  # what has gone out
+        self.finish: str | None = None
+        self._raw = ""  # all text that is settled, spaces and beginnings of stop strings included
+        self._window = (0, 0)  # ids up to the second are in `_raw`; the first gives them context
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that becomes certain with some more ids; ids behind the end are ignored."""
+        for token in ids:
+            if self.finish is not None:
+                break
+            if int(token) in self.stop_ids:
+                self.finish = "stop"
+                break
+            self.ids.append(int(token))
+            self._settle()
+            if self.finish is None and len(self.ids) >= self.allowance:
+                self.finish = self.at_allowance
+        shown = self._raw if self.finish else self._raw[: len(self._raw) - self._held()]
+        shown = shown.strip()
+        piece, self.text = shown[len(self.text) :], shown
+        return piece
+
+    @property
+    def answer(self) -> Answer:
+        assert self.finish is not None
+        return Answer(self.text, len(self.ids), self.finish)
+
+    def _settle(self) -> None:
+        """Decodes a small window: what the last ids add to those before them, which settle
+        spaces and joins. Bytes that are no whole character yet wait for the next id.
+        """
+        start, end = self._window
+        before, now = self._decode(self.ids[start:end]), self._decode(self.ids[start:])
+        if len(now) <= len(before) or now.endswith(BROKEN):
+            return
+        self._window = (end, len(self.ids))
+        old = len(self._raw)
+        self._raw += now[len(before) :]
+        longest = max(map(len, self.stop), default=0)
+        places = [self._raw.find(stop, max(0, old - longest + 1)) for stop in self.stop]
+        if found := [place for place in places if place >= 0]:
+            self._raw, self.finish = self._raw[: min(found)], "stop"
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _held(self) -> int:
+        """How many of the last characters may be the beginning of a stop string."""
+        return max(
+            (
+                size
+                for stop in self.stop
+                for size in range(1, len(stop))
+                if self._raw.endswith(stop[:size])
+            ),
+            default=0,
+        )

@@ -1,0 +1,197 @@
+"""Generation on fixed shapes: frames in chunks, one prefill, a decoding loop on the device.
+
+    frames --encode_frames, a chunk a call--> visual tokens, running sum of fused text
+    text ----------------------------------------|--splice--prefill--> cache, first logits
+                                                                          |
+                                              decode: while_loop over steps, until `limit`
+
+Each function compiles once per bucket of shapes; how many tokens a call decodes, the sampling
+settings and the stop tokens are data. A batch holds rows of any length and kind: images, videos,
+text alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llava_mini_jax import sharding
+from llava_mini_jax.data.examples import Buckets, Example, collate
+from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.inference.sampling import Sampling, next_token
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.splice import splice
+from llava_mini_jax.ops import masks
+from llava_mini_jax.params import Array
+
+
+@struct.dataclass
+class Seen:
+    """What a batch's pictures have given so far."""
+
+    visual_BVD: Array  # visual tokens in each row's order
+    fused_BTD: Array  # float32 sum of the fused text over the row's images
+
+
+@struct.dataclass
+class Decoding:
+    cache: kv.Cache
+    logits_BV: Array  # float32, of the token to come
+    position_B: Array  # the position id of the token to come
+    tokens_BN: Array  # the answers so far
+    done_B: Array  # the row has met a stop token (its last one), or is stopped by the host
+    step: Array  # int32 scalar: tokens decoded so far
+
+
+@partial(jax.jit, static_argnames="cfg")
+def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
+    return llava_mini.embed_text(params, ids_BT, cfg)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="seen")
+def encode_frames(
+    params: LlavaMini,
+    seen: Seen,
+    pixels_IJYXC: Array,
+    row_I: Array,
+    place_I: Array,
+    text_BTD: Array,
+    fuse_BT: Array,
+    cfg: LlavaMiniConfig,
+) -> Seen:
+    """`seen` with a chunk of images or frames added.
+
+    `row_I` says whose image it is (out of range: padding of the chunk), `place_I` where its first
+    visual token goes in the row.
+    """
+    tokens_IQD, fused_ITD = llava_mini.encode_images(
+        params, pixels_IJYXC, text_BTD.at[row_I].get(mode="clip"), fuse_BT[row_I], cfg
+    )
+    places_IQ = place_I[:, None] + jnp.arange(tokens_IQD.shape[1])
+    visual_BVD = seen.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
+    fused_BTD = seen.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
+    return Seen(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
+
+
+@partial(jax.jit, static_argnames=("cfg", "room"))
+def prefill(
+    params: LlavaMini,
+    seen: Seen,
+    images_B: Array,
+    text_BTD: Array,
+    slots_BS: Array,
+    cfg: LlavaMiniConfig,
+    room: int,
+) -> Decoding:
+    """The state before the first token, with a cache for the prompt and `room` tokens more."""
+    fused_BTD = llava_mini.finish_mean(seen.fused_BTD, images_B, text_BTD)
+    x_BSD = splice(fused_BTD, seen.visual_BVD, slots_BS)
+    B, S = slots_BS.shape
+    valid_BS = slots_BS >= 0
+    positions_BS = masks.running_positions(valid_BS)
+    llm = cfg.llm
+    cache = kv.empty(llm.layers, B, S + room, llm.kv_heads, llm.head_width, cfg.dtype)
+    x_BSD, cache = llama.apply_cached(params.llm, x_BSD, positions_BS, valid_BS, cache, llm)
+    last_B = jnp.where(valid_BS, jnp.arange(S), 0).max(axis=1)
+    last_B1D = jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)
+    return Decoding(
+        cache=cache,
+        logits_BV=llama.logits(params.llm, last_B1D)[:, 0],
+        position_B=valid_BS.sum(axis=1, dtype=jnp.int32),
+        tokens_BN=jnp.zeros((B, room), jnp.int32),
+        done_B=~valid_BS.any(axis=1),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="state")
+def decode(
+    params: LlavaMini, state: Decoding, sampling: Sampling, limit: Array, cfg: LlavaMiniConfig
+) -> Decoding:
+    """Decodes until `limit` tokens are there in all, or every row is done."""
+
+    def unfinished(state: Decoding) -> Array:
+        return (state.step < limit) & ~state.done_B.all()
+
+    def one(state: Decoding) -> Decoding:
+        token_B = next_token(state.logits_BV, sampling, state.step)
+        tokens_BN = jax.lax.dynamic_update_slice(state.tokens_BN, token_B[:, None], (0, state.step))
+        x_B1D = llama.embed(params.llm, token_B[:, None], cfg.dtype)
+        valid_B1 = ~state.done_B[:, None]
+        x_B1D, cache = llama.apply_cached(
+            params.llm, x_B1D, state.position_B[:, None], valid_B1, state.cache, cfg.llm
+        )
+        return Decoding(
+            cache=cache,
+            logits_BV=llama.logits(params.llm, x_B1D)[:, 0],
+            position_B=state.position_B + 1,
+            tokens_BN=tokens_BN,
+            done_B=state.done_B | (token_B[:, None] == sampling.stop_ids[None]).any(axis=1),
+            step=state.step + 1,
+        )
+
+    return jax.lax.while_loop(unfinished, one, state)
+
+
+FRAME_CHUNKS = (1, 2, 4, 8)  # images encoded in one call: the largest that the rest fills
+
+
+def see_and_prefill(
+    params: LlavaMini,
+    cfg: LlavaMiniConfig,
+    examples: Sequence[Example],
+    buckets: Buckets,
+    max_length: int,
+    padding_side: str,
+    room: int,
+) -> Decoding:
+    """A batch of prompts from pictures and text to the state before the first token."""
+    parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
+    tokens = cfg.tokens_per_image(parts)
+    batch = collate(
+        examples,
+        tokens_per_image=tokens,
+        buckets=buckets,
+        padding_side=padding_side,
+        max_length=max_length,
+        truncate=False,
+        with_pixels=False,
+    ).inputs
+    batch = sharding.put_batch(batch)
+    text_BTD = embed_text(params, batch.ids_BT, cfg)
+    most = max(len(e.pixels) for e in examples)
+    places = buckets.image_count(most) * tokens
+    seen = Seen(
+        visual_BVD=jnp.zeros((len(examples), places, cfg.llm.width), cfg.dtype),
+        fused_BTD=jnp.zeros(text_BTD.shape, jnp.float32),
+    )
+    for pixels, rows, numbers in frame_chunks(examples):
+        seen = encode_frames(
+            params, seen, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
+        )
+    images_B = np.array([len(e.pixels) for e in examples], np.int32)
+    return prefill(params, seen, images_B, text_BTD, batch.slots_BS, cfg, room)
+
+
+def frame_chunks(
+    examples: Sequence[Example],
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(pixels [I, ...], row [I], number within the row [I]) of all images, in chunks of few sizes.
+
+    The last chunk is padded with row = len(examples), which `encode_frames` drops.
+    """
+    places = [(row, i) for row, e in enumerate(examples) for i in range(len(e.pixels))]
+    while places:
+        size = next((s for s in FRAME_CHUNKS if s >= len(places)), FRAME_CHUNKS[-1])
+        now, places = places[:size], places[size:]
+        first = examples[now[0][0]].pixels
+        pixels = np.zeros((size, *first.shape[1:]), first.dtype)
+        for slot, (row, i) in enumerate(now):
+            pixels[slot] = examples[row].pixels[i]
+        padding = [(len(examples), 0)] * (size - len(now))
+        rows, numbers = np.array(now + padding, np.int32).T
+        yield pixels, rows, numbers

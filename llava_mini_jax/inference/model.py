@@ -1,0 +1,281 @@
+"""A model to ask: folder in, answers out.
+
+    load(folder) --> Model: parameters, configuration, tokenizer, buckets
+                       |
+    prompts, pictures --request.py--> Examples --rows.py: see, prefill, decode--> token ids
+                                                                                     |
+                                 answers, or pieces of one as they arrive <--answer.py
+
+Every size is rounded up to one of few buckets, so that after a first request of each size nothing
+is compiled any more (`compiled_programs` counts).
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.conversation import IMAGE_MARK, Turn, load_tokenizer
+from llava_mini_jax.data.examples import Buckets, Example, check_fits
+from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import generate, request, rows
+from llava_mini_jax.inference.answer import Answer, Settings
+from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Pictures, Prompt, Video
+from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.weights import folders
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Model:
+    params: LlavaMini = field(repr=False)  # layers unrolled
+    bundle: Bundle
+    tokenizer: Any = field(repr=False)
+    buckets: Buckets
+
+    @overload
+    def generate(self, prompts: str, *args: Any, **settings: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[Turn], *args: Any, **settings: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], *args: Any, **settings: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompts: Any,
+        images: Any = None,
+        videos: Any = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        sampling: FrameSampling = ONE_A_SECOND,
+        batch_size: int = 8,
+    ) -> str | list[str]:
+        """The answer to a prompt, or the answers to a list of prompts.
+
+        A prompt is text, or a conversation as a list of Turns. `images` and `videos` are those of
+        the prompt (what they may be: `request.read_pictures`), or for a list of prompts a list
+        with an entry, or None, for each. They stand where the prompt says "<image>", images first,
+        then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos.
+
+        A row's answer does not depend on the rows beside it. Warns where the model's positions are
+        full before an answer ends. Raises InputError for whatever cannot be used.
+        """
+        settings = Settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=stop,
+            seed=seed,
+        )
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Turn))
+        if alone:
+            prompts, images, videos = [prompts], [images], [videos]
+        answers = self.answers(
+            prompts, images, videos, settings, sampling=sampling, batch_size=batch_size
+        )
+        for number, answer in enumerate(answers):
+            self._warn_if_full(answer, _place(number, len(answers)))
+        return answers[0].text if alone else [answer.text for answer in answers]
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        images: Sequence[Any] | None,
+        videos: Sequence[Any] | None,
+        settings: Settings,
+        *,
+        sampling: FrameSampling = ONE_A_SECOND,
+        batch_size: int = 8,
+    ) -> list[Answer]:
+        """`generate` for a list of prompts, with the answers' token counts and why they end."""
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more")
+        examples = []
+        for number, prompt in enumerate(prompts):
+            pictures = self.read_pictures(
+                _entry(images, number, len(prompts), "images"),
+                _entry(videos, number, len(prompts), "videos"),
+                sampling,
+            )
+            examples.append(self.request(prompt, pictures, _place(number, len(prompts))))
+        steps = rows.STEPS_WITH_STOP if settings.stop else rows.STEPS
+        answers: dict[int, Answer] = {}
+        for numbers in rows.batches(examples, self.bundle, batch_size):
+            run = Run(self, [examples[number] for number in numbers], settings, steps)
+            for _ in run:
+                pass
+            answers.update(zip(numbers, run.answers, strict=True))
+        return [answers[number] for number in range(len(examples))]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        images: Picture | Sequence[Picture] | None = None,
+        videos: Video | Sequence[Video] | None = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        sampling: FrameSampling = ONE_A_SECOND,
+    ) -> Iterator[str]:
+        """The answer to one prompt in pieces as they arrive; together they are `generate`'s.
+
+        No piece ends in half a character or in the beginning of a stop string. What cannot be used
+        raises InputError at once, before the first piece is taken.
+        """
+        settings = Settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=stop,
+            seed=seed,
+        )
+        example = self.request(prompt, self.read_pictures(images, videos, sampling))
+        return self._pieces(example, settings)
+
+    def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
+        run = Run(self, [example], settings, rows.STEPS_STREAMING)
+        yield from (piece for (piece,) in run if piece)
+        self._warn_if_full(run.answers[0], "the prompt")
+
+    def read_pictures(
+        self, images: Any, videos: Any, sampling: FrameSampling = ONE_A_SECOND
+    ) -> Pictures:
+        """Images and videos of one prompt, read once; they serve any number of requests."""
+        return request.read_pictures(images, videos, self.bundle.images, sampling)
+
+    def request(self, prompt: Prompt, pictures: Pictures, where: str = "the prompt") -> Example:
+        """A prompt with its pictures, checked: InputError where it does not fit the model."""
+        example = request.make_request(prompt, pictures, self.bundle, self.tokenizer, where)
+        tokens = rows.tokens_per_image(self.bundle)
+        check_fits(example, tokens, rows.longest_prompt(self.bundle), where)
+        return example
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the template's, the tokenizer's and the model's."""
+        template = request.template_of(self.bundle)
+        own = (request.end_of_turn(template, self.tokenizer), self.tokenizer.eos_token_id)
+        ids = [*(token for token in own if token is not None), *self.bundle.eos_ids]
+        return tuple(dict.fromkeys(ids))
+
+    def full_context(self, where: str) -> str:
+        """The sentence for an answer that ends because no positions are left."""
+        return (
+            f"the answer to {where} ends early: it and what stands before it fill all"
+            f" {self.bundle.model.llm.max_positions} positions of the model"
+        )
+
+    def _warn_if_full(self, answer: Answer, where: str) -> None:
+        if answer.finish == "context":
+            warnings.warn(self.full_context(where), stacklevel=3)
+
+
+class Run:
+    """One batch of requests being answered: iterating gives every row's new piece, call by call."""
+
+    def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):
+        stop_ids = model.stop_ids
+        self._texts = rows.empty_texts(
+            examples, model.bundle, model.tokenizer, stop_ids, settings
+        )
+        self._calls = rows.decode(
+            model.params,
+            model.bundle,
+            model.buckets,
+            examples,
+            self._texts,
+            stop_ids,
+            settings,
+            steps,
+        )
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self._calls
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What the rows have said, once all are finished."""
+        return [text.answer for text in self._texts]
+
+
+class Chat:
+    """A conversation about the same pictures: every question sees all turns before it."""
+
+    def __init__(self, model: Model, pictures: Pictures, settings: Settings):
+        self.model, self.pictures, self.settings = model, pictures, settings
+        self.turns: list[Turn] = []
+        self.answer: Answer | None = None  # the last one
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The pieces of the answer; the turn counts once they have all been taken."""
+        where = "the conversation"
+        turns = request.open_turns(
+            [*self.turns, Turn("user", question)], len(self.pictures.frames), where
+        )
+        example = self.model.request(turns, self.pictures, where)
+        run = Run(self.model, [example], self.settings, rows.STEPS_STREAMING)
+        yield from (piece for (piece,) in run if piece)
+        (self.answer,) = run.answers
+        # A model may say "<image>" too, where no picture stands.
+        said = self.answer.text.replace(IMAGE_MARK, "")
+        self.turns = [*turns[:-1], Turn("assistant", said)]
+
+
+def load(
+    folder: Path | str, *, dtype: str | None = None, vision_tower: Path | str | None = None
+) -> Model:
+    """The model of a folder, or of a name on the Hugging Face hub.
+
+    `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
+    given. `vision_tower` is the folder of the CLIP tower, where the model's own does not name it.
+    Raises InputError for everything that is missing, damaged or does not fit.
+    """
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    path = folders.resolve_folder(folder)
+    tower = None if vision_tower is None else Path(vision_tower)
+    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=dtype)
+    request.template_of(bundle)
+    tokenizer = load_tokenizer(path)
+    params = folders.load_params(bundle, published, dtype=dtype, unrolled=True)
+    return Model(params, bundle, tokenizer, rows.buckets_for(bundle))
+
+
+def compiled_programs() -> int:
+    """How many programs of generation exist: constant while requests stay within known sizes."""
+    functions = (generate.embed_text, generate.encode_frames, generate.prefill, generate.decode)
+    return sum(function._cache_size() for function in functions)  # pyright: ignore
+
+
+def _place(number: int, count: int) -> str:
+    return "the prompt" if count == 1 else f"prompt {number + 1} of {count}"
+
+
+def _entry(given: Sequence[Any] | None, number: int, count: int, name: str) -> Any:
+    if given is None:
+        return None
+    one = isinstance(given, str | bytes | Path)
+    if one or len(given) != count:
+        raise InputError(
+            f"{name} holds {'one file' if one else f'{len(given)} entries'} for {count} prompts;"
+            " give a list with an entry for each prompt: a list of files, or None"
+        )
+    return given[number]

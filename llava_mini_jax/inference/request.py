@@ -1,0 +1,168 @@
+"""Requests: what a caller gives, prompts and pictures, as the examples that a model reads.
+
+images, videos --read_pictures--> Pictures (uint8 parts, frames of each "<image>")
+prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assistant's open
+                               |
+              make_request --> Example, checked: marks fit pictures, input fits the model
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.conversation import (
+    IMAGE_MARK,
+    TEMPLATES,
+    Template,
+    Turn,
+    check_images,
+    encode,
+)
+from llava_mini_jax.data.examples import Example, make_example
+from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
+from llava_mini_jax.errors import InputError
+
+Picture = Path | str | bytes | Image.Image | np.ndarray
+Video = Path | str | np.ndarray | Sequence[np.ndarray]
+Prompt = str | Sequence[Turn]
+
+ONE_A_SECOND = FrameSampling(fps=1.0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A prompt's images and videos as the model reads them: images first, then videos."""
+
+    pixels: np.ndarray  # [I, J, Y, X, C], uint8, or float32 if already normalised
+    frames: tuple[int, ...]  # of each image (1) and video (F); their sum is I
+
+
+def read_pictures(
+    images: Picture | Sequence[Picture] | None,
+    videos: Video | Sequence[Video] | None,
+    cfg: ImageConfig,
+    sampling: FrameSampling = ONE_A_SECOND,
+) -> Pictures:
+    """Pictures of one prompt.
+
+    A picture is a path, the bytes of a file, a Pillow image, or uint8 [H, W, 3]; a video is the
+    path of a file or of a folder of pictures, or its frames, uint8 [F, H, W, 3]. One alone needs
+    no list. Raises InputError for what cannot be read.
+    """
+    shown = [_image(image, cfg) for image in _listed(images, Picture)]
+    shown += [_video(video, cfg, sampling) for video in _listed(videos, Path | str | np.ndarray)]
+    none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
+    return Pictures(np.concatenate([none, *shown]), tuple(len(parts) for parts in shown))
+
+
+def _listed(given: Any, kinds: Any) -> list[Any]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, kinds) else list(given)
+
+
+def _image(source: Picture, cfg: ImageConfig) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        _check_frame(source, "picture")
+        source = Image.fromarray(source)
+    if not isinstance(source, Path | str | bytes | Image.Image):
+        raise InputError(
+            f"a picture is given as {type(source).__name__}; give a path, the bytes of a file, a"
+            " Pillow image, or a uint8 array [height, width, 3]"
+        )
+    return preprocess(load_image(source), cfg)[None]
+
+
+def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarray:
+    if isinstance(source, Path | str):
+        # The release squeezes the frames of a video file; a folder's are pictures to it too.
+        squeezed = sampling.rule == "release" and not Path(source).is_dir()
+        frames = read_video(source, sampling)
+        return preprocess_frames(frames, cfg, resize="nearest" if squeezed else "bicubic")
+    for frame in source:
+        _check_frame(frame, "frame of a video")
+    return preprocess_frames(source, cfg, resize="bicubic")
+
+
+def _check_frame(frame: Any, what: str) -> None:
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+        given = (
+            f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else repr(frame)
+        )
+        raise InputError(
+            f"a {what} is the array {given:.80}; give uint8 [height, width, 3], red, green, blue"
+        )
+
+
+def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
+    """A prompt as turns that wait for the assistant.
+
+    Text is one turn of the user. Where no turn has an "<image>", one for each picture or video is
+    put in front of the first, each on a line of its own.
+    """
+    turns = [Turn("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    if not turns or not all(isinstance(turn, Turn) for turn in turns):
+        raise InputError(f"{where} is {prompt!r:.80}; give text, or a list of Turns")
+    if turns[-1].role == "user":
+        turns.append(Turn("assistant", None))
+    if turns[-1].text is not None:
+        raise InputError(f"{where} ends with an answer; end with the user's turn, or an open one")
+    if pictures and not any(IMAGE_MARK in (turn.text or "") for turn in turns):
+        turns[0] = replace(turns[0], text=f"{IMAGE_MARK}\n" * pictures + (turns[0].text or ""))
+    return turns
+
+
+def template_of(bundle: Bundle) -> Template:
+    name = bundle.prompt.template
+    if name not in TEMPLATES:
+        raise InputError(
+            f'the prompt template "{name}" of config.json is unknown; use one of'
+            f" {', '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]
+
+
+def make_request(
+    prompt: Prompt, pictures: Pictures, bundle: Bundle, tokenizer: Any, where: str = "the prompt"
+) -> Example:
+    """The example of one prompt; `where` names it in errors.
+
+    Raises InputError for more or fewer "<image>" than pictures, and for turns out of order.
+    """
+    turns = open_turns(prompt, len(pictures.frames), where)
+    encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
+    check_images(encoded, len(pictures.frames), where)
+    if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
+        raise InputError(
+            f"{where} has the token id {encoded.ids.max()}, but the model knows"
+            f" {bundle.model.llm.vocab_size} tokens; use the tokenizer that belongs to the weights"
+        )
+    pixels = pictures.pixels
+    if not len(pixels) and bundle.prompt.blank_image:
+        # The release's training fuses text without a picture with normalised zeros, which no
+        # uint8 picture is exactly (release_facts section 6).
+        pixels = np.zeros((1, *pixels.shape[1:]), np.float32)
+    return make_example(encoded, pixels, pictures.frames, bundle.prompt, training=False)
+
+
+def end_of_turn(template: Template, tokenizer: Any) -> int | None:
+    """The token that ends every answer of a template; None if it has none of its own.
+
+    Found as what two different answers have in common at their end: the tokenizer's own chat
+    template may end answers differently from ours.
+    """
+    last = set()
+    for answer in ("a", "1"):
+        turns = [Turn("user", "a"), Turn("assistant", answer)]
+        try:
+            encoded = encode(template, turns, tokenizer, double_bos=False)
+        except InputError:  # a chat template that ends answers with nothing: no labels, no token
+            return None
+        last.add(int(encoded.ids[encoded.supervised][-1]))
+    return last.pop() if len(last) == 1 and last != {tokenizer.unk_token_id} else None

@@ -1,0 +1,69 @@
+"""Choosing the next token: greedy, temperature, top-k, top-p; each row by its own settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llava_mini_jax.params import Array, Leaf
+
+MAX_STOP_IDS = 8
+
+
+@struct.dataclass
+class Sampling:
+    """Settings of every row as arrays, so that other settings compile nothing new."""
+
+    temperature_B: Leaf  # 0: greedy
+    top_p_B: Leaf  # 1: all tokens
+    top_k_B: Leaf  # 0: all tokens
+    seed_B: Leaf  # a row's own seed: its tokens do not depend on the rows beside it
+    stop_ids: Leaf  # [n] token ids that end an answer; -1 stands for none
+
+    @classmethod
+    def greedy(cls, rows: int, stop_ids: tuple[int, ...]) -> "Sampling":
+        return make_sampling(rows, 0.0, 1.0, 0, 0, stop_ids)
+
+
+def make_sampling(
+    rows: int, temperature: float, top_p: float, top_k: int, seed: int, stop_ids: tuple[int, ...]
+) -> Sampling:
+    """The same settings, seed included, for every row: each draws as it would alone."""
+    return Sampling(
+        temperature_B=np.full(rows, temperature, np.float32),
+        top_p_B=np.full(rows, top_p, np.float32),
+        top_k_B=np.full(rows, top_k, np.int32),
+        seed_B=np.full(rows, seed, np.uint32),
+        stop_ids=np.array((stop_ids + (-1,) * MAX_STOP_IDS)[:MAX_STOP_IDS], np.int32),
+    )
+
+
+def next_token(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
+    """Token ids [B] drawn from float32 logits; `step` counts the tokens of the answer."""
+    greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
+
+    def draw() -> Array:
+        drawn_B = jax.vmap(_draw)(
+            logits_BV,
+            sampling.temperature_B,
+            sampling.top_p_B,
+            sampling.top_k_B,
+            jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed_B),
+        )
+        return jnp.where(sampling.temperature_B > 0, drawn_B, greedy_B)
+
+    # Sorting a vocabulary costs as much as the rest of a step: only where some row samples.
+    return jax.lax.cond((sampling.temperature_B > 0).any(), draw, lambda: greedy_B)
+
+
+def _draw(logits_V: Array, temperature: Array, top_p: Array, top_k: Array, key: Array) -> Array:
+    """One token: temperature first, then the k likeliest, then the smallest set of mass p."""
+    order_V = jnp.argsort(-logits_V)
+    sorted_V = logits_V[order_V] / jnp.maximum(temperature, 1e-6)
+    rank_V = jnp.arange(len(sorted_V))
+    kept_V = (top_k <= 0) | (rank_V < top_k)
+    weights_V = jax.nn.softmax(jnp.where(kept_V, sorted_V, -jnp.inf))
+    # A token is kept while the mass before it is below p: the first one always is.
+    kept_V &= (jnp.cumsum(weights_V) - weights_V) < top_p
+    chosen = jax.random.categorical(key, jnp.where(kept_V | (rank_V == 0), sorted_V, -jnp.inf))
+    return order_V[chosen].astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""CLIP, projector, compressor, LLaMA, pre-fusion, and their composition."""

@@ -1,0 +1,175 @@
+"""CLIP vision transformer: pictures to patch features, never trained.
+
+    pixels_IYXC --patch_embed--> [class | patches] + position --norm--> layers --> patches_IPE
+
+Only the layers that are read are run: with `select_layer` -2 (LLaVA) that is 23 of 24. The others
+and the final norm are kept as parameters (`unread_*`) so that an export is complete.
+
+Dimensions: I images, Y X pixel rows and columns, C colours, P patches, S = P + 1 with the class
+token, E width, N heads, H = E / N, M MLP width.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llava_mini_jax.ops.attention import attention
+from llava_mini_jax.ops.einsum import Linear, einsum, linear
+from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
+from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, stack, zeros
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    image_size: int
+    patch_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    norm_eps: float
+    activation: str  # "quick_gelu" (OpenAI's weights) or "gelu"
+    select_layer: (
+        int  # as in Hugging Face's hidden_states: -1 the last block's output, -2 the one before
+    )
+    select_feature: str  # "patch", or "cls_patch" to keep the class token in front
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def read_layers(self) -> int:
+        """How many blocks run before the features are taken."""
+        index = self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
+        if not 0 <= index <= self.layers:
+            raise ValueError(f"select_layer {self.select_layer} of a tower of {self.layers} layers")
+        return index
+
+
+@struct.dataclass
+class ClipLayer:
+    attn_norm: LayerNorm
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+    mlp_norm: LayerNorm
+    fc1: Linear
+    fc2: Linear
+
+
+@struct.dataclass
+class Clip:
+    patch_embed: Leaf
+    class_token: Leaf
+    position: Leaf
+    pre_norm: LayerNorm
+    layers: ClipLayer
+    unread_layers: ClipLayer
+    unread_norm: LayerNorm
+
+
+def spec(cfg: ClipConfig) -> Clip:
+    E, N, M = cfg.width, cfg.heads, cfg.mlp_width
+    H = E // N
+    init = normal(0.02)
+    into_heads = Linear(
+        kernel=ParamSpec((N, H, E), ("heads", None, "embed"), init),
+        bias=ParamSpec((N, H), ("heads", None), zeros),
+    )
+    layer = ClipLayer(
+        attn_norm=layer_norm_spec(E),
+        q_proj=into_heads,
+        k_proj=into_heads,
+        v_proj=into_heads,
+        o_proj=Linear(
+            kernel=ParamSpec((E, N, H), ("embed", "heads", None), init),
+            bias=ParamSpec((E,), ("norm",), zeros),
+        ),
+        mlp_norm=layer_norm_spec(E),
+        fc1=Linear(
+            kernel=ParamSpec((M, E), ("mlp", "embed"), init),
+            bias=ParamSpec((M,), ("mlp",), zeros),
+        ),
+        fc2=Linear(
+            kernel=ParamSpec((E, M), ("embed", "mlp"), init),
+            bias=ParamSpec((E,), ("norm",), zeros),
+        ),
+    )
+    side, unread = cfg.patch_size, cfg.layers - cfg.read_layers
+    return Clip(
+        patch_embed=ParamSpec((E, 3, side, side), ("embed", None, None, None), init),
+        class_token=ParamSpec((E,), ("norm",), init),
+        position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), init),
+        pre_norm=layer_norm_spec(E),
+        layers=stack(cfg.read_layers, layer),
+        unread_layers=stack(unread, layer) if unread else None,
+        unread_norm=layer_norm_spec(E),
+    )
+
+
+def apply(params: Clip, pixels_IYXC: Array, cfg: ClipConfig, dtype: jnp.dtype) -> Array:
+    """Patch features [I, P, E], row-major, in `dtype`.
+
+    uint8 pixels are rescaled and normalised here, on the device: a quarter of the bytes to
+    transfer. Floating-point pixels are taken as already normalised.
+    """
+    with jax.named_scope("vision"):
+        pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
+        x_ISE = _embed(params, pixels_IYXC, cfg)
+        x_ISE, _ = fold_layers(partial(_block, cfg=cfg), params.layers, x_ISE)
+        return x_ISE if cfg.select_feature == "cls_patch" else x_ISE[:, 1:]
+
+
+def normalize(pixels: Array, cfg: ClipConfig) -> Array:
+    """uint8 pixels as float32 (value / 255 - mean) / std; floating-point ones unchanged."""
+    if pixels.dtype != jnp.uint8:
+        return pixels
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (cfg.mean, cfg.std))
+    return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _embed(params: Clip, pixels_IYXC: Array, cfg: ClipConfig) -> Array:
+    images, side, grid = pixels_IYXC.shape[0], cfg.patch_size, cfg.grid
+    # A convolution whose stride is its kernel is one product over the pixels of each patch. The
+    # axes are split one by one: an Explicit mesh allows only such reshapes.
+    rows = pixels_IYXC.reshape(images, grid, side, grid * side, 3)
+    cells = rows.reshape(images, grid, side, grid, side, 3)
+    patches_IyxE = einsum(
+        "IyuxvC,ECuv->IyxE", cells, params.patch_embed, ("batch", None, None, None)
+    )
+    patches_IPE = patches_IyxE.reshape(images, grid * grid, cfg.width)
+    class_I1E = jnp.zeros_like(patches_IPE[:, :1]) + params.class_token.astype(patches_IPE.dtype)
+    x_ISE = jnp.concatenate([class_I1E, patches_IPE], axis=1)
+    x_ISE = x_ISE + params.position.astype(x_ISE.dtype)
+    return layer_norm(x_ISE, params.pre_norm, cfg.norm_eps)
+
+
+def _block(layer: ClipLayer, x_ISE: Array, _: None, *, cfg: ClipConfig) -> tuple[Array, None]:
+    y_ISE = layer_norm(x_ISE, layer.attn_norm, cfg.norm_eps)
+    q, k, v = (
+        linear("ISE,NHE->ISNH", y_ISE, p, ("batch", None, "heads", None))
+        for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    mixed_ISNH = attention(q, k, v, None)
+    x_ISE = x_ISE + linear("ISNH,ENH->ISE", mixed_ISNH, layer.o_proj, ("batch", None, None))
+    y_ISE = layer_norm(x_ISE, layer.mlp_norm, cfg.norm_eps)
+    y_ISM = linear("ISE,ME->ISM", y_ISE, layer.fc1, ("batch", None, "mlp"))
+    y_ISE = linear("ISM,EM->ISE", activate(y_ISM, cfg.activation), layer.fc2, ("batch", None, None))
+    return x_ISE + y_ISE, None
+
+
+def activate(x: Array, name: str) -> Array:
+    if name == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    if name == "gelu":
+        return jax.nn.gelu(x, approximate=False)
+    raise ValueError(f'activation "{name}" is unknown; use "quick_gelu" or "gelu"')

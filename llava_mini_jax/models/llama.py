@@ -1,0 +1,225 @@
+"""LLaMA: Vicuna, LLaMA-2, LLaMA-3.1 and any other decoder of that shape.
+
+    ids_BT --embed--> x_BTD --[ norm, attention, norm, MLP ] x L--> final norm --head--> logits_BTV
+
+The language model and the pre-fusion module run the same `block`: what differs is where earlier
+keys and values come from, which the caller passes in as `remember`.
+
+Dimensions: B batch, T query and S key positions, D width, M MLP width, N heads, K key/value heads,
+H head width, V vocabulary, L layers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llava_mini_jax import sharding
+from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.ops import masks
+from llava_mini_jax.ops.attention import attention
+from llava_mini_jax.ops.einsum import einsum
+from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.norm import rms_norm
+from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
+from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    vocab_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    norm_eps: float
+    rope: RopeConfig
+    max_positions: int
+    tied_head: bool  # the head is the embedding table
+    init_stddev: float
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads"
+            )
+
+
+@struct.dataclass
+class Block:
+    attn_norm: Leaf
+    q_proj: Leaf
+    k_proj: Leaf
+    v_proj: Leaf
+    o_proj: Leaf
+    mlp_norm: Leaf
+    gate_proj: Leaf
+    up_proj: Leaf
+    down_proj: Leaf
+
+
+@struct.dataclass
+class Llama:
+    embed_tokens: Leaf
+    layers: Block
+    final_norm: Leaf
+    lm_head: Leaf  # None: tied to embed_tokens
+
+
+def block_spec(cfg: LlamaConfig) -> Block:
+    D, N, K, H, M = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.mlp_width
+    init = normal(cfg.init_stddev)
+    into_kv = ParamSpec((K, H, D), ("heads", None, "embed"), init)
+    return Block(
+        attn_norm=ParamSpec((D,), ("norm",), ones),
+        q_proj=ParamSpec((N, H, D), ("heads", None, "embed"), init),
+        k_proj=into_kv,
+        v_proj=into_kv,
+        o_proj=ParamSpec((D, N, H), ("embed", "heads", None), init),
+        mlp_norm=ParamSpec((D,), ("norm",), ones),
+        gate_proj=ParamSpec((M, D), ("mlp", "embed"), init),
+        up_proj=ParamSpec((M, D), ("mlp", "embed"), init),
+        down_proj=ParamSpec((D, M), ("embed", "mlp"), init),
+    )
+
+
+def spec(cfg: LlamaConfig) -> Llama:
+    table = ParamSpec((cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_stddev))
+    return Llama(
+        embed_tokens=table,
+        layers=stack(cfg.layers, block_spec(cfg)),
+        final_norm=ParamSpec((cfg.width,), ("norm",), ones),
+        lm_head=None if cfg.tied_head else table,
+    )
+
+
+def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
+    """Token embeddings [B, T, D] in `dtype`; ids below 0 (image marks) get the row of id 0."""
+    with jax.named_scope("embed"):
+        shape = (*ids_BT.shape, params.embed_tokens.shape[1])
+        spec = sharding.partition(shape, ("batch", None, None))
+        rows = params.embed_tokens.at[jnp.maximum(ids_BT, 0)]
+        return rows.get(out_sharding=spec).astype(dtype)
+
+
+def apply(
+    params: Llama, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: bool = False
+) -> Array:
+    """Hidden states [B, T, D] after the final norm for whole sequences of embeddings."""
+    positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+    mask_BTS = masks.causal(positions_BT[0], valid_BT)
+    with jax.named_scope("llm"):
+        x_BTD = run_layers(params.layers, x_BTD, positions_BT, mask_BTS, cfg, remat=remat)
+        return rms_norm(x_BTD, params.final_norm, cfg.norm_eps)
+
+
+def run_layers(
+    layers: Block | tuple,
+    x_BTD: Array,
+    positions_BT: Array,
+    mask_BTS: Array,
+    cfg: LlamaConfig,
+    *,
+    remat: bool = False,
+) -> Array:
+    """A stack of blocks over whole sequences, without the final norm."""
+    turns_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
+
+    def body(layer: Block, x_BTD: Array, _: None) -> tuple[Array, None]:
+        x_BTD, _ = block(layer, x_BTD, turns_BTH, mask_BTS, cfg)
+        return x_BTD, None
+
+    return fold_layers(body, layers, x_BTD, remat=remat)[0]
+
+
+def apply_cached(
+    params: Llama,
+    x_BTD: Array,
+    positions_BT: Array,
+    valid_BT: Array,
+    cache: kv.Cache,
+    cfg: LlamaConfig,
+) -> tuple[Array, kv.Cache]:
+    """(hidden states, cache) for T more positions behind those in the cache.
+
+    Prefill, one decoding step and a follow-up turn are this function with other T. The cache needs
+    T free slots; the caller counts `positions_BT` per row.
+    """
+    slots_T = cache.used + jnp.arange(x_BTD.shape[1])
+    cache = dataclasses.replace(cache, valid_BS=kv.extend_valid(cache, valid_BT))
+    mask_BTS = masks.causal(slots_T, cache.valid_BS)
+    turns_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
+
+    def body(layer: Block, carry: tuple, index: Array) -> tuple[tuple, None]:
+        x_BTD, cache = carry
+
+        def remember(k_BTKH: Array, v_BTKH: Array):
+            written = kv.write(cache, index, k_BTKH, v_BTKH)
+            return *kv.read(written, index), written
+
+        x_BTD, cache = block(layer, x_BTD, turns_BTH, mask_BTS, cfg, remember)
+        return (x_BTD, cache), None
+
+    with jax.named_scope("llm"):
+        layer_indices = np.arange(cache.keys_LBSKH.shape[0])
+        (x_BTD, cache), _ = fold_layers(body, params.layers, (x_BTD, cache), layer_indices)
+        cache = dataclasses.replace(cache, used=cache.used + x_BTD.shape[1])
+        return rms_norm(x_BTD, params.final_norm, cfg.norm_eps), cache
+
+
+def logits(params: Llama, x_BTD: Array) -> Array:
+    """Logits [B, T, V] in float32 of normed hidden states."""
+    with jax.named_scope("lm_head"):
+        head = params.embed_tokens if params.lm_head is None else params.lm_head
+        return einsum("BTD,VD->BTV", x_BTD, head, ("batch", None, "vocab")).astype(jnp.float32)
+
+
+def _only_these(k_BTKH: Array, v_BTKH: Array) -> tuple[Array, Array, None]:
+    return k_BTKH, v_BTKH, None
+
+
+def block(
+    layer: Block,
+    x_BTD: Array,
+    turns_BTH: Array,
+    mask_BTS: Array,
+    cfg: LlamaConfig,
+    remember: Callable = _only_these,
+) -> tuple[Array, Any]:
+    """One decoder layer over T positions; returns (x, memory).
+
+    `remember(k, v)` puts the new keys and values to the earlier ones and returns all keys and
+    values [B, S, K, H] to attend to, and whatever the caller wants to keep.
+    """
+    y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
+    q_BTNH = rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), turns_BTH)
+    k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, turns_BTH))
+    mixed_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    x_BTD = x_BTD + einsum("BTNH,DNH->BTD", mixed_BTNH, layer.o_proj, ("batch", None, None))
+    y_BTD = rms_norm(x_BTD, layer.mlp_norm, cfg.norm_eps)
+    gate_BTM = einsum("BTD,MD->BTM", y_BTD, layer.gate_proj, ("batch", None, "mlp"))
+    up_BTM = einsum("BTD,MD->BTM", y_BTD, layer.up_proj, ("batch", None, "mlp"))
+    y_BTM = jax.nn.silu(gate_BTM) * up_BTM
+    return x_BTD + einsum("BTM,DM->BTD", y_BTM, layer.down_proj, ("batch", None, None)), memory
+
+
+def keys_values(
+    layer: Block, x_BTD: Array, turns_BTH: Array, cfg: LlamaConfig
+) -> tuple[Array, Array]:
+    """A layer's keys and values only: all that positions whose output is not read must give."""
+    return _keys_values(layer, rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps), turns_BTH)
+
+
+def _keys_values(layer: Block, y_BTD: Array, turns_BTH: Array) -> tuple[Array, Array]:
+    k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), turns_BTH)
+    return k_BTKH, _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
+
+
+_project = partial(einsum, axes=("batch", None, "heads", None))

@@ -1,0 +1,229 @@
+"""LLaVA-Mini: image, high-resolution image and video in front of a LLaMA, with C*C tokens an image.
+
+    pixels_BIJYXC --vision--> features --projector--> patches_ISD ------.
+                                 |                                      |
+                                 '--compressor--> compressed_IQD -------|  (paper: after the projector,
+    ids_BT ------embed--> text_BTD -------------------------------------|   release: before it)
+                                                                        v
+                  prefusion over [ patches | compressed | text ], per image or frame
+                        |                                 |
+                  compressed tokens              fused text, mean over the row's images
+                        '---------------splice------------'
+                                          |
+                                   inputs_BSD --llm--> logits_BSV
+
+Dimensions: B rows, I images or frames of a row, J parts of an image (k*k sub-images row-major, the
+whole picture last; 1 without high resolution), Y X C pixels, P patches of a part, S image positions
+in pre-fusion or LLM positions, Q compressed tokens of an image, T text, D language width.
+
+LLaVA-1.5 and the paper's ablations are configurations of the same code: compressor "none" and no
+pre-fusion layers is LLaVA-1.5.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llava_mini_jax.models import clip, compressor, llama, prefusion, projector
+from llava_mini_jax.models.splice import splice
+from llava_mini_jax.params import Array, Leaf, unstack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaMiniConfig:
+    vision: clip.ClipConfig
+    projector: projector.ProjectorConfig
+    compressor: compressor.CompressorConfig
+    compress: str  # "projected" patches (paper) or raw vision "features" (release)
+    prefusion_layers: int  # 0: none
+    fuse_compressed: (
+        bool  # compressed tokens pass through pre-fusion (release) or around it (paper)
+    )
+    detach_text: bool  # no gradient from the inputs into the embedding table (release)
+    llm: llama.LlamaConfig
+    compute_dtype: str
+    remat: bool  # recompute each layer in the backward pass
+
+    def __post_init__(self):
+        if self.compress not in ("projected", "features"):
+            raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)
+
+    def tokens_per_image(self, parts: int) -> int:
+        """Q: visual tokens that an image of J parts gives the language model."""
+        patches = self.vision.grid**2
+        if self.compressor.kind == "none":
+            return patches * parts
+        return self.compressor.tokens(patches)
+
+
+@struct.dataclass
+class LlavaMini:
+    vision: clip.Clip
+    projector: projector.Projector
+    compressor: compressor.Compressor
+    prefusion: prefusion.Prefusion | None
+    llm: llama.Llama
+
+
+@struct.dataclass
+class Inputs:
+    """A batch as the host plans it; every shape is one of a few declared buckets."""
+
+    ids_BT: Leaf  # int32 token ids, negative at image marks, anything where padded
+    fuse_BT: Leaf  # bool: takes part in pre-fusion (not marks, padding, answers)
+    pixels_BIJYXC: Leaf  # uint8, or floating-point already normalised; I may be 0
+    frames_BI: Leaf  # bool: a real image or frame, not padding
+    slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
+
+
+def spec(cfg: LlavaMiniConfig) -> LlavaMini:
+    return LlavaMini(
+        vision=clip.spec(cfg.vision),
+        projector=projector.spec(cfg.projector),
+        compressor=compressor.spec(cfg.compressor),
+        prefusion=prefusion.spec(cfg.prefusion_layers, cfg.llm),
+        llm=llama.spec(cfg.llm),
+    )
+
+
+def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
+    """Hidden states [B, S, D] of the language model, after its final norm."""
+    x_BSD = embed_inputs(params, inputs, cfg)
+    return llama.apply(params.llm, x_BSD, inputs.slots_BS >= 0, cfg.llm, remat=cfg.remat)
+
+
+def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
+    """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
+    text_BTD = embed_text(params, inputs.ids_BT, cfg)
+    B, I, *part_shape = inputs.pixels_BIJYXC.shape
+    T, D = text_BTD.shape[1:]
+    if I == 0:
+        return splice(text_BTD, text_BTD[:, :0], inputs.slots_BS)
+
+    def per_image(x: Array) -> Array:
+        """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
+        repeated = jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:]))
+        return repeated.reshape(B * I, *x.shape[1:])
+
+    tokens_IQD, fused_ITD = encode_images(
+        params,
+        inputs.pixels_BIJYXC.reshape(B * I, *part_shape),
+        per_image(text_BTD),
+        per_image(inputs.fuse_BT),
+        cfg,
+    )
+    fused_BTD = mean_over_images(
+        fused_ITD.astype(jnp.float32).reshape(B, I, T, D), inputs.frames_BI, text_BTD
+    )
+    visual_BVD = tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:]).reshape(B, -1, D)
+    return splice(fused_BTD, visual_BVD, inputs.slots_BS)
+
+
+def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
+    text_BTD = llama.embed(params.llm, ids_BT, cfg.dtype)
+    return jax.lax.stop_gradient(text_BTD) if cfg.detach_text else text_BTD
+
+
+def encode_images(
+    params: LlavaMini, pixels_IJYXC: Array, text_ITD: Array, fuse_IT: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """(visual tokens [I, Q, D], fused text [I, T, D]) of images, each with its own text."""
+    patches_ISD, compressed_IQD = see(params, pixels_IJYXC, cfg)
+    if params.prefusion is None:
+        return compressed_IQD, text_ITD
+    tokens_IQD, memory = read_images(params, patches_ISD, compressed_IQD, cfg)
+    fused_ITD = prefusion.fuse_text(
+        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
+    )
+    return tokens_IQD, fused_ITD
+
+
+def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[Array, Array]:
+    """(patches [I, S, D], compressed [I, Q, D]) of images in the language model's width.
+
+    High resolution (J = k*k + 1): the sub-images' patches are one map of k times the side, which
+    alone is compressed; in pre-fusion the whole picture's patches follow it (paper section 4.2).
+    """
+    I, J = pixels_IJYXC.shape[:2]
+    features = clip.apply(
+        params.vision, pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:]), cfg.vision, cfg.dtype
+    )
+    detail, whole = detail_and_whole(jax.lax.stop_gradient(features), I, J)
+    detail_ISD = projector.apply(params.projector, detail)
+    if cfg.compressor.kind == "none" or cfg.compress == "projected":
+        compressed_IQD, _ = compressor.apply(params.compressor, detail_ISD, cfg.compressor)
+    else:
+        tokens_IQE, _ = compressor.apply(params.compressor, detail, cfg.compressor)
+        compressed_IQD = projector.apply(params.projector, tokens_IQE)
+    patches_ISD = detail_ISD
+    if whole is not None:
+        whole_IPD = projector.apply(params.projector, whole)
+        patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
+    return patches_ISD, patches_ISD if cfg.compressor.kind == "none" else compressed_IQD
+
+
+def read_images(
+    params: LlavaMini, patches_ISD: Array, compressed_IQD: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, prefusion.ImageMemory]:
+    """(visual tokens for the language model, pre-fusion memory) of images: no text involved."""
+    assert params.prefusion is not None
+    if not cfg.fuse_compressed:
+        _, memory = prefusion.read_image(params.prefusion, patches_ISD, 0, cfg.llm, remat=cfg.remat)
+        return compressed_IQD, memory
+    if cfg.compressor.kind != "none":  # with "none" the tokens are the patches themselves
+        patches_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
+    return prefusion.read_image(
+        params.prefusion, patches_ISD, compressed_IQD.shape[1], cfg.llm, remat=cfg.remat
+    )
+
+
+def mean_over_images(fused_BITD: Array, frames_BI: Array, text_BTD: Array) -> Array:
+    """Fused text averaged over a row's images in float32; a row without one keeps its text.
+
+    Paper section 4.2 pools over the frames of a video; several images of a prompt do the same.
+    """
+    count_B = frames_BI.sum(axis=1)
+    total_BTD = jnp.where(frames_BI[:, :, None, None], fused_BITD, 0.0).sum(axis=1)
+    return finish_mean(total_BTD, count_B, text_BTD)
+
+
+def finish_mean(total_BTD: Array, count_B: Array, text_BTD: Array) -> Array:
+    """Sums of fused text over `count_B` images as their mean; the text itself where that is 0."""
+    mean_BTD = total_BTD / jnp.maximum(count_B, 1)[:, None, None]
+    return jnp.where((count_B > 0)[:, None, None], mean_BTD.astype(text_BTD.dtype), text_BTD)
+
+
+def detail_and_whole(features_RPE: Array, I: int, J: int) -> tuple[Array, Array | None]:
+    """What is compressed, [I, k*k*P, E] as one row-major map, and the whole picture [I, P, E]."""
+    if J == 1:
+        return features_RPE, None
+    P, E = features_RPE.shape[1:]
+    k, side = round((J - 1) ** 0.5), round(P**0.5)
+    if k * k + 1 != J:
+        raise ValueError(f"{J} parts are not k*k sub-images and a whole picture")
+    parts = features_RPE.reshape(I, J, P, E)
+    # [I, (row, column) of the sub-image, (y, x) of the patch, E] -> rows of the whole map.
+    rows = parts[:, :-1].reshape(I, k, k, P, E).reshape(I, k, k, side, side, E)
+    rows = rows.transpose(0, 1, 3, 2, 4, 5)
+    return rows.reshape(I, k * side * k * side, E), parts[:, -1]
+
+
+def unrolled(tree: LlavaMini) -> LlavaMini:
+    """Parameters or specs with every stack as a tuple of layers (see ops/layers.py)."""
+
+    def unroll(part: Any) -> Any:
+        return part and dataclasses.replace(part, layers=unstack(part.layers))
+
+    return dataclasses.replace(
+        tree,
+        vision=unroll(tree.vision),
+        prefusion=unroll(tree.prefusion),
+        llm=unroll(tree.llm),
+    )

@@ -1,0 +1,116 @@
+"""The only file that knows the mesh: its axes, and which logical axis lies on which.
+
+    logical axes ("embed", "heads", ...) --RULES--> mesh axes (data, fsdp, tensor) --> PartitionSpec
+
+Model code names logical axes only. Without a mesh (one device, most tests) every function here is
+the identity, so the same model code runs unsharded; with `jax.set_mesh(make_mesh(...))` the mesh is
+Explicit and JAX checks every annotation while tracing.
+
+- data: replicas of the parameters; batches are split over it.
+- fsdp: batches are split over it, and so are parameters, gradients and optimiser state.
+- tensor: heads, MLP width and vocabulary are split over it (Megatron-style).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+Axes = tuple[str | None, ...]
+
+# Parameters use the first group, activations the second; `None` = on every device.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "layers": None,
+    "norm": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    # activations
+    "batch": ("data", "fsdp"),
+}
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """An Explicit mesh of data * fsdp * tensor devices (the first ones of `devices` or of all)."""
+    needed = data * fsdp * tensor
+    devices = list(devices if devices is not None else jax.devices())
+    if len(devices) < needed:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {needed} devices, "
+            f"but {len(devices)} are visible: lower an axis or start more devices"
+        )
+    return jax.make_mesh(
+        (data, fsdp, tensor),
+        MESH_AXES,
+        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
+        devices=devices[:needed],
+    )
+
+
+def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
+    """PartitionSpec of an array under the current mesh; None without a mesh.
+
+    A dimension that its mesh axes do not divide stays whole on every device: grouped-query
+    models have few key/value heads, and a small vocabulary need not be a multiple of anything.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and logical axes {axes} differ in rank")
+    spec = []
+    for size, axis in zip(shape, axes, strict=True):
+        mesh_axes = RULES[axis] if axis is not None else None
+        names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
+        ways = 1
+        for name in names:
+            ways *= mesh.shape[name]
+        spec.append(mesh_axes if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*spec)
+
+
+def named_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: Axes) -> NamedSharding:
+    """Where an array of this shape and these logical axes lies on `mesh`."""
+    with jax.set_mesh(mesh):
+        spec = partition(shape, axes)
+    assert spec is not None
+    return NamedSharding(mesh, spec)
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """`x` laid out by its logical axes (moves data if it lies otherwise)."""
+    spec = partition(x.shape, axes)
+    return x if spec is None else jax.reshard(x, spec)
+
+
+def put_batch(tree: Any) -> Any:
+    """Host arrays onto the devices, first dimension split over the batch axes."""
+
+    def put(x: Any) -> jax.Array:
+        spec = partition(x.shape, ("batch", *(None,) * (x.ndim - 1)))
+        return jax.device_put(x) if spec is None else jax.device_put(x, spec)
+
+    return jax.tree.map(put, tree)
+
+
+def local(
+    function: Callable, in_axes: Sequence[Axes], out_axes: Axes, *arrays: jax.Array
+) -> jax.Array:
+    """`function(*arrays)` run on every device's own piece: no communication inside.
+
+    For functions in which neither batch rows nor heads mix (attention kernels): inside, arrays are
+    plain local arrays, so any kernel fits. The result has the first array's leading sizes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function(*arrays)
+    in_specs = tuple(partition(a.shape, ax) for a, ax in zip(arrays, in_axes, strict=True))
+    out = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays))
+    out_specs = partition(out.shape, out_axes)
+    arrays = tuple(jax.reshard(a, s) for a, s in zip(arrays, in_specs, strict=True))
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*arrays)

@@ -1,0 +1,1 @@
+"""Stages, optimiser, loss, step and loop."""

@@ -1,0 +1,135 @@
+"""The loop: stages one after the other, each resumable at its newest checkpoint.
+
+workdir/  config.json                    the resolved configuration
+          checkpoints/STAGE/STEP/        training state (weights/checkpoint.py)
+          metrics.jsonl                  a line every `log_every` steps
+          STAGE/model/                   the stage's result as a Hugging Face folder
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.data.conversation import load_tokenizer
+from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
+from llava_mini_jax.data.examples import Buckets, powers_of_two
+from llava_mini_jax.data.pipeline import Encoder, make_batches
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.training.metrics import Metrics
+from llava_mini_jax.training.optimizer import make_optimizer
+from llava_mini_jax.training.stages import (
+    TrainConfig,
+    bundle_of,
+    check,
+    starting_params,
+)
+from llava_mini_jax.training.step import init_state, train_step
+from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.weights.export_hf import export_model
+from llava_mini_jax.weights.folders import load_params, open_model, resolve_folder
+
+MAX_FRAMES = 1024  # images or frames of one training sample
+
+
+def run(stages: Sequence[TrainConfig], workdir: str) -> None:
+    """Trains all stages; a workdir that holds checkpoints is continued where it stopped."""
+    for stage in stages:
+        check(stage)
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(folder, stages)
+    params = None
+    for stage in stages:
+        with _mesh(stage):
+            params = run_stage(stage, folder, params)
+
+
+def run_stage(stage: TrainConfig, workdir: epath.Path, previous: LlavaMini | None) -> LlavaMini:
+    """One stage from its start or its newest checkpoint to its end; returns the parameters."""
+    key = jax.random.fold_in(jax.random.key(stage.seed), len(stage.name))
+    tokenizer = make_tokenizer(stage.tokenizer)
+    params = starting_params(stage, _start(stage, previous), key)
+    trainable, _ = param_tree.split(params, lambda p: param_tree.matches(p, stage.trainable))
+    optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
+    state = init_state(params, stage.trainable, optimizer)
+    del params, trainable, previous  # the state's arrays are donated from here on
+    with Checkpoints(workdir / "checkpoints" / stage.name) as checkpoints:
+        first_step = checkpoints.latest() or 0
+        if first_step:
+            state, _ = checkpoints.restore(first_step, state)
+        if first_step < stage.steps:
+            batches = _batches(stage, tokenizer, first_step)
+            with Metrics(workdir, stage.name, stage.steps, first_step) as metrics:
+                for step in range(first_step + 1, stage.steps + 1):
+                    batch = sharding.put_batch(next(batches))
+                    state, values = train_step(state, batch, cfg=stage.model, optimizer=optimizer)
+                    metrics.add(values, stage.batch_size)
+                    if step % stage.log_every == 0 or step == stage.steps:
+                        metrics.log(step)
+                    if step % stage.checkpoint_every == 0 or step == stage.steps:
+                        checkpoints.save(step, state, {"stage": stage.name})
+    params = param_tree.merge(state.trainable, state.frozen)
+    target = Path(workdir) / stage.name / "model"
+    if not target.exists() and jax.process_index() == 0:
+        export_model(params, bundle_of(stage, tokenizer), target, tokenizer=tokenizer)
+    return params
+
+
+def make_tokenizer(name: str) -> Any:
+    return build_tokenizer() if name == "digits" else load_tokenizer(name)
+
+
+def _start(stage: TrainConfig, previous: LlavaMini | None) -> LlavaMini | None:
+    if stage.start == "fresh":
+        return None
+    if stage.start == "previous":
+        if previous is None:
+            raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
+        return previous
+    folder = resolve_folder(stage.start)
+    bundle, published = open_model(folder, compute_dtype=stage.model.compute_dtype)
+    return load_params(bundle, published, dtype=stage.param_dtype, unrolled=not stage.scan_layers)
+
+
+def _batches(stage: TrainConfig, tokenizer: Any, first_step: int) -> Any:
+    return make_batches(
+        DigitsPages(stage.data, stage.samples),
+        Encoder(tokenizer, stage.prompt, stage.images),
+        batch_size=stage.batch_size,
+        tokens_per_image=stage.model.tokens_per_image(stage.images.parts),
+        buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
+        max_length=stage.prompt.max_length,
+        padding_side=stage.prompt.padding_side,
+        seed=stage.seed,
+        first_step=first_step,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+
+
+def _mesh(stage: TrainConfig) -> contextlib.AbstractContextManager:
+    sizes = dataclasses.asdict(stage.mesh)
+    if all(size == 1 for size in sizes.values()):
+        return contextlib.nullcontext()
+    return jax.set_mesh(sharding.make_mesh(**sizes))
+
+
+def _write_config(folder: epath.Path, stages: Sequence[TrainConfig]) -> None:
+    """The resolved config, once; a workdir that was begun with another one is refused."""
+    text = json.dumps([dataclasses.asdict(stage) for stage in stages], indent=2) + "\n"
+    path = folder / "config.json"
+    if path.exists() and path.read_text() != text:
+        raise InputError(
+            f"{path} was written by a run with another configuration: give another --workdir, or "
+            "use the same configuration to continue that run"
+        )
+    path.write_text(text)

@@ -1,0 +1,64 @@
+"""AdamW with learning rates by parameter path, warm-up and cosine decay (paper table 9)."""
+
+import dataclasses
+from collections.abc import Hashable
+
+import optax
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.params import Tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters whose path matches `patterns` have their own peak learning rate."""
+
+    patterns: tuple[str, ...]
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float  # peak, of every parameter that is in no group
+    groups: tuple[Group, ...]  # the first one that matches a path has it
+    warmup_ratio: float
+    weight_decay: float  # on kernels and tables; never on norms and biases
+    max_grad_norm: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+def make_optimizer(
+    cfg: OptimizerConfig, steps: int, trainable: Tree
+) -> optax.GradientTransformation:
+    """The transformation for a run of `steps` steps over `trainable` (None where frozen)."""
+    labels = param_tree.map_paths(lambda path, _: _group_of(path, cfg.groups), trainable)
+    decayed = param_tree.map_paths(lambda path, leaf: _decays(path), trainable)
+    peaks = [group.learning_rate for group in cfg.groups] + [cfg.learning_rate]
+    rates: dict[Hashable, optax.GradientTransformation] = {
+        index: optax.scale_by_learning_rate(schedule(peak, cfg.warmup_ratio, steps))
+        for index, peak in enumerate(peaks)
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.max_grad_norm),
+        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
+        optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
+        optax.partition(rates, labels),
+    )
+
+
+def schedule(peak: float, warmup_ratio: float, steps: int) -> optax.Schedule:
+    """Linear warm-up over `warmup_ratio` of the steps, then cosine decay to zero."""
+    warmup = max(1, round(warmup_ratio * steps))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
+
+
+def _group_of(path: str, groups: tuple[Group, ...]) -> int:
+    matching = (i for i, group in enumerate(groups) if param_tree.matches(path, group.patterns))
+    return next(matching, len(groups))
+
+
+def _decays(path: str) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return name not in ("bias", "scale") and not name.endswith("norm")

@@ -1,0 +1,152 @@
+"""Stages of training as data: what is trained, from what, on what, and how.
+
+    stage 1 (paper section 4.3)   patches as they are, no pre-fusion; trains the projector
+    stage 2                       compressor and pre-fusion added; trains everything but the tower
+
+A config file returns one `TrainConfig`, or a frozen dataclass whose fields are `TrainConfig`s that
+run one after the other, each from the parameters that the one before left.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.config import Bundle, PromptConfig
+from llava_mini_jax.data.digits import DigitsConfig
+from llava_mini_jax.data.images import ImageConfig
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.training.optimizer import OptimizerConfig
+
+STAGE_1 = ("projector/*",)
+STAGE_2 = ("projector/*", "compressor/*", "prefusion/*", "llm/*")
+EVERYTHING = ("*",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis (sharding.py); 1 x 1 x 1 runs without a mesh."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    name: str  # of the stage: its folder in the workdir
+    model: LlavaMiniConfig
+    images: ImageConfig
+    prompt: PromptConfig
+    tokenizer: str  # "digits", or a folder or hub name with tokenizer files
+    data: DigitsConfig
+    samples: int  # how many samples the source has before they repeat
+    start: str  # "fresh", "previous" (the stage before), or a model folder
+    fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew
+    prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
+    trainable: tuple[str, ...]  # path patterns; everything else is frozen
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int
+    lengths: tuple[int, ...]  # buckets of text and sequence lengths
+    scan_layers: bool  # scan over stacked layers (fast compilation), or unrolled (fast on CPU)
+    param_dtype: str
+    mesh: MeshConfig
+    seed: int
+    log_every: int
+    checkpoint_every: int
+
+
+def stages_of(config: Any) -> list[TrainConfig]:
+    """The stages that a config file's value holds, in order."""
+    if isinstance(config, TrainConfig):
+        return [config]
+    if not dataclasses.is_dataclass(config):
+        raise InputError(f"a config file must return a TrainConfig, not {type(config).__name__}")
+    stages = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    return [stage for stage in stages if isinstance(stage, TrainConfig)]
+
+
+def check(stage: TrainConfig) -> None:
+    """InputError for a stage that cannot be run as it is written."""
+    spec = llava_mini.spec(stage.model)
+    for pattern in (*stage.trainable, *(p for g in stage.optimizer.groups for p in g.patterns)):
+        if not any(param_tree.matches(path, (pattern,)) for path in param_tree.paths(spec)):
+            raise InputError(
+                f'{stage.name}: the pattern "{pattern}" matches no parameter of this model; '
+                "`llava-mini inspect` lists the paths"
+            )
+    for name, value, known in (
+        ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
+        ("images.size", stage.images.size, (stage.model.vision.image_size,)),
+    ):
+        if value not in known:
+            expected = " or ".join(map(str, known))
+            raise InputError(f"{stage.name}: {name} is {value!r}; expected {expected}")
+
+
+def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Array) -> LlavaMini:
+    """The parameters that a stage begins with.
+
+    What the previous stage has and `fresh` does not name is taken over; the rest is initialised
+    from `key`. Raises InputError where a parameter changed its shape between the stages.
+    """
+    spec = llava_mini.spec(stage.model)
+    if not stage.scan_layers:
+        spec = llava_mini.unrolled(spec)
+    kept: dict[str, jax.Array] = {}
+    if previous is not None:
+        kept = param_tree.paths(previous, is_leaf=None)
+        kept = {path: leaf for path, leaf in kept.items() if not _is_fresh(path, stage)}
+    new = param_tree.split(spec, lambda path: path not in kept)[0]
+    made = param_tree.paths(param_tree.init(key, new, stage.param_dtype), is_leaf=None)
+
+    def choose(path: str, leaf: param_tree.ParamSpec) -> jax.Array:
+        found = kept.get(path)
+        if found is None:
+            return made[path]
+        if found.shape != leaf.shape:
+            raise InputError(
+                f"{stage.name}: {path} has shape {found.shape} after the stage before, but "
+                f"{leaf.shape} here: name it in `fresh`, or give both stages the same model"
+            )
+        return found
+
+    params = param_tree.map_paths(choose, spec)
+    return _copy_llm_layers(params, made) if stage.prefusion_init == "copy" else params
+
+
+def _is_fresh(path: str, stage: TrainConfig) -> bool:
+    return param_tree.matches(path, stage.fresh)
+
+
+def _copy_llm_layers(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini:
+    """New pre-fusion layers as copies of the language model's first ones.
+
+    An option of our own: nobody has said what the authors did (release_facts section 11).
+    """
+    if params.prefusion is None or not any(path.startswith("prefusion/") for path in made):
+        return params
+    layers, new = params.llm.layers, params.prefusion.layers
+    if isinstance(new, tuple):
+        copied: Any = jax.tree.map(lambda a: a.copy(), layers[: len(new)])
+    else:
+        copied = jax.tree.map(lambda a, b: a[: len(b)], layers, new)
+    prefusion = dataclasses.replace(params.prefusion, layers=copied)
+    return dataclasses.replace(params, prefusion=prefusion)
+
+
+def bundle_of(stage: TrainConfig, tokenizer: Any) -> Bundle:
+    """What an export of this stage's parameters says about itself."""
+    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    return Bundle(
+        model=stage.model,
+        images=stage.images,
+        prompt=stage.prompt,
+        eos_ids=() if eos is None else (int(eos),),
+        pad_id=0 if pad is None else int(pad),
+    )

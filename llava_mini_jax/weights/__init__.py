@@ -1,0 +1,1 @@
+"""Reading and writing weights: Hugging Face layouts both ways, and Orbax checkpoints."""

@@ -1,0 +1,219 @@
+"""Published tensors into parameters, straight into their device shards.
+
+    folders of LazyTensors --names.py--> plan: which tensor (or part) for which leaf, all checked
+                                           |
+                           for each leaf: read just the slices that this process's devices hold
+
+Nothing is read before every name and shape has been checked, and then one tensor at a time: host
+memory stays near the largest tensor, not the model. A stacked leaf is allocated on the devices and
+filled layer by layer.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.params import ParamSpec, Tree
+from llava_mini_jax.weights import names
+from llava_mini_jax.weights.lazy_tensor import LazyTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A folder's tensors and the layout that its names follow."""
+
+    where: str
+    tensors: Mapping[str, LazyTensor]
+    layout: names.Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One layer of a leaf (or a whole leaf): a published tensor, or one of its equal parts."""
+
+    tensor: LazyTensor
+    part: int
+    parts: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, *rest = self.tensor.shape or (1,)
+        return (rows // self.parts, *rest) if self.tensor.shape else ()
+
+    def read(self, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """The slice `index` of this piece seen in our `shape`."""
+        theirs = _regroup(shape, index, self.shape)
+        offset = self.part * self.shape[0] if self.parts > 1 else 0
+        if offset:
+            theirs = (slice(theirs[0].start + offset, theirs[0].stop + offset), *theirs[1:])
+        sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+        return self.tensor.read(theirs).reshape(sizes)
+
+
+Plan = dict[str, list[Piece]]
+
+
+def load(
+    spec: Tree,
+    folders: Iterable[Published],
+    *,
+    read_vision_layers: int,
+    dtype: Any,
+    linear_projector: bool = False,
+    fresh: Iterable[str] = (),
+    key: jax.Array | None = None,
+) -> Tree:
+    """Parameters of `spec` from published folders; earlier folders win where two have a tensor.
+
+    Leaves whose path matches a pattern of `fresh` are initialised from `key` if no folder has them.
+    Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
+    """
+    plan = make_plan(spec, list(folders), read_vision_layers, linear_projector, tuple(fresh))
+    wanted = param_tree.paths(spec)
+    absent = [path for path in wanted if path not in plan]
+    made: dict[str, Any] = {}
+    if absent:
+        assert key is not None, "fresh parameters need a key"
+        made = param_tree.paths(
+            param_tree.init(key, param_tree.split(spec, lambda p: p in absent)[0], dtype),
+            is_leaf=None,
+        )
+    leaves = [
+        made[path] if path in made else _assemble(leaf, plan[path], dtype)
+        for path, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=param_tree.is_spec), leaves)
+
+
+def make_plan(
+    spec: Tree,
+    folders: list[Published],
+    read_vision_layers: int,
+    linear_projector: bool,
+    fresh: tuple[str, ...],
+) -> Plan:
+    """Which tensor goes where; raises InputError with every problem at once."""
+    tables = [names.table(f.layout, linear_projector=linear_projector) for f in folders]
+    plan: Plan = {}
+    used: set[tuple[int, str]] = set()
+    problems: list[str] = []
+    for path, leaf in param_tree.paths(spec).items():
+        shape = leaf.shape[1:] if leaf.axes[:1] == ("layers",) else leaf.shape
+        found: list[Piece] | None = None
+        expected: list[str] = []
+        for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
+            needed = names.sources(path, leaf, table, read_vision_layers)
+            if needed is None:
+                continue
+            expected += [s.name for s in needed if s.name not in folder.tensors]
+            if any(s.name not in folder.tensors for s in needed):
+                continue
+            used.update((number, s.name) for s in needed)
+            if found is None:
+                found = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
+        if found is not None:
+            plan[path] = found
+            problems += _shape_problems(path, shape, found)
+        elif not param_tree.matches(path, fresh):
+            missing = sorted(set(expected)) or ["(no published name)"]
+            problems.append(f"missing for {path}: {', '.join(missing[:3])}")
+    for number, folder in enumerate(folders):
+        for name in folder.tensors:
+            if (number, name) not in used and not _ignored(name, spec):
+                shape = tuple(folder.tensors[name].shape)
+                problems.append(f"unexpected in {folder.where}: {name} {shape}")
+    if problems:
+        where = " and ".join(f.where for f in folders)
+        raise InputError(
+            f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
+            + "\n  ".join(problems)
+            + "\nUse the config.json that belongs to these weights, or download the folder again."
+        )
+    return plan
+
+
+def _ignored(name: str, spec: Tree) -> bool:
+    if any(pattern.fullmatch(name) for pattern in names.IGNORED):
+        return True
+    # A tied model's file may still hold the head: the same numbers as the embedding table.
+    return name.endswith("lm_head.weight") and spec.llm is not None and spec.llm.lm_head is None
+
+
+def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> list[str]:
+    problems = []
+    for piece in pieces:
+        rows = piece.tensor.shape[0] if piece.tensor.shape else 1
+        try:
+            if rows % piece.parts:
+                raise ValueError
+            _regroup(shape, tuple(slice(0, n) for n in shape), piece.shape)
+        except ValueError:
+            problems.append(
+                f"wrong shape: {piece.tensor.name} is {tuple(piece.tensor.shape)}, "
+                f"but {path} needs {shape}" + (f" x {piece.parts}" if piece.parts > 1 else "")
+            )
+    return problems
+
+
+def _regroup(
+    shape: tuple[int, ...], index: tuple[slice, ...], target: tuple[int, ...]
+) -> tuple[slice, ...]:
+    """An index into `shape` as one into `target`, whose axes are products of neighbouring axes.
+
+    Only the first axis of a group may be cut: heads [N, H] are rows [N*H].
+    """
+    result, axis = [], 0
+    for size in target:
+        group, product = [], 1
+        while axis < len(shape) and (product < size or (not group and shape[axis] == size)):
+            group.append(axis)
+            product *= shape[axis]
+            axis += 1
+        if product != size:
+            raise ValueError(f"{shape} does not group into {target}")
+        first, rest = (group[0], group[1:]) if group else (None, [])
+        if any(index[a].indices(shape[a])[:2] != (0, shape[a]) for a in rest):
+            raise ValueError(f"{index} cuts inside a group of {target}")
+        start, stop, _ = index[first].indices(shape[first]) if first is not None else (0, 1, 1)
+        inner = math.prod(shape[a] for a in rest)
+        result.append(slice(start * inner, stop * inner))
+    if axis != len(shape):
+        raise ValueError(f"{shape} does not group into {target}")
+    return tuple(result)
+
+
+def _assemble(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:
+    if leaf.axes[:1] != ("layers",):
+        return _place(leaf.shape, leaf.axes, pieces[0], dtype)
+    spec = sharding.partition(leaf.shape, leaf.axes)
+    stacked = jnp.zeros(leaf.shape, dtype, out_sharding=spec)
+    for i, piece in enumerate(pieces):
+        stacked = _set_layer(stacked, _place(leaf.shape[1:], leaf.axes[1:], piece, dtype), i)
+    return stacked
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+
+
+def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any) -> jax.Array:
+    spec = sharding.partition(shape, axes)
+
+    def read(index: Any) -> np.ndarray:
+        index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
+        return piece.read(shape, index).astype(dtype, copy=False)
+
+    if spec is None:
+        return jax.device_put(read(tuple(slice(None) for _ in shape)))
+    mesh = jax.sharding.get_mesh()
+    return jax.make_array_from_callback(shape, jax.NamedSharding(mesh, spec), read)

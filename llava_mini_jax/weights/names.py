@@ -1,0 +1,184 @@
+"""THE table: every parameter's path here and its tensor's name in each published layout.
+
+    "llm/layers/q_proj", layer 3  <-- TABLES, LAYOUTS -->  "model.layers.3.self_attn.q_proj.weight"
+
+Both directions use it: import looks tensors up by name, export writes them under the name. Numbers
+and their order are the same on both sides (output features first); shapes differ only by how axes
+are grouped, and by a leading layer axis where layers are stacked.
+
+Tensor names: release_facts section 12; golden model.safetensors files.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from llava_mini_jax.params import ParamSpec
+
+
+def _pair(ours: str, theirs: str) -> dict[str, str]:
+    """A kernel (or norm scale) and its bias."""
+    first = "scale" if ours.endswith("norm") else "kernel"
+    return {f"{ours}/{first}": f"{theirs}.weight", f"{ours}/bias": f"{theirs}.bias"}
+
+
+VISION_LAYER = (
+    _pair("attn_norm", "layer_norm1")
+    | _pair("q_proj", "self_attn.q_proj")
+    | _pair("k_proj", "self_attn.k_proj")
+    | _pair("v_proj", "self_attn.v_proj")
+    | _pair("o_proj", "self_attn.out_proj")
+    | _pair("mlp_norm", "layer_norm2")
+    | _pair("fc1", "mlp.fc1")
+    | _pair("fc2", "mlp.fc2")
+)
+
+VISION = {
+    "patch_embed": "embeddings.patch_embedding.weight",
+    "class_token": "embeddings.class_embedding",
+    "position": "embeddings.position_embedding.weight",
+    **_pair("pre_norm", "pre_layrnorm"),  # spelt so in every published CLIP
+    **{f"layers/{o}": f"encoder.layers.{{}}.{t}" for o, t in VISION_LAYER.items()},
+    **{f"unread_layers/{o}": f"encoder.layers.{{}}.{t}" for o, t in VISION_LAYER.items()},
+    **_pair("unread_norm", "post_layernorm"),
+}
+
+LLAMA_LAYER = {
+    "attn_norm": "input_layernorm.weight",
+    "q_proj": "self_attn.q_proj.weight",
+    "k_proj": "self_attn.k_proj.weight",
+    "v_proj": "self_attn.v_proj.weight",
+    "o_proj": "self_attn.o_proj.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "gate_proj": "mlp.gate_proj.weight",
+    "up_proj": "mlp.up_proj.weight",
+    "down_proj": "mlp.down_proj.weight",
+}
+
+LLAMA = {
+    "embed_tokens": "embed_tokens.weight",
+    "final_norm": "norm.weight",
+    **{f"layers/{o}": f"layers.{{}}.{t}" for o, t in LLAMA_LAYER.items()},
+}
+
+PREFUSION = {f"layers/{o}": f"{{}}.{t}" for o, t in LLAMA_LAYER.items()}
+
+# torch's MultiheadAttention packs the three input projections into one tensor: "name#k/n" is the
+# k-th of n equal parts of a tensor along its first axis.
+COMPRESSOR = {
+    "query": "query",
+    "position": "pos_embed",
+    **_pair("query_norm", "ln_q"),
+    **_pair("patch_norm", "ln_kv"),
+    **{
+        f"{name}/{ours}": f"attn.in_proj_{theirs}#{part}/3"
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj"))
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    },
+    **_pair("o_proj", "attn.out_proj"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a published format puts each component: prefixes, and the projector's two layers."""
+
+    vision: str | None = None
+    llm: str | None = None
+    head: str | None = None
+    projector: tuple[str, str] | None = None
+    compressor: str | None = None
+    prefusion: str | None = None
+
+
+LAYOUTS = {
+    # The release, and LLaVA-1.5's original format, which lacks its last two components.
+    "release": Layout(
+        vision="model.vision_tower.vision_tower.vision_model.",
+        llm="model.",
+        head="lm_head",
+        projector=("model.mm_projector.0", "model.mm_projector.2"),
+        compressor="model.compressor.",
+        prefusion="model.prefusion_layers.",
+    ),
+    # LLaVA-1.5 as Hugging Face's own class publishes it, and as that class saves it since 4.52.
+    "llava-hf": Layout(
+        vision="vision_tower.vision_model.",
+        llm="language_model.model.",
+        head="language_model.lm_head",
+        projector=("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+    ),
+    "llava-hf-4.52": Layout(
+        vision="model.vision_tower.vision_model.",
+        llm="model.language_model.",
+        head="lm_head",
+        projector=("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"),
+    ),
+    "clip": Layout(vision="vision_model."),
+    "llama": Layout(llm="model.", head="lm_head"),
+}
+
+# Buffers and parts that the model does not use, in the layouts that have them.
+IGNORED = (
+    re.compile(r".*\.rotary_emb\.inv_freq"),
+    re.compile(r".*\.position_ids"),
+    re.compile(r"(text_model|text_projection|visual_projection)\..*|logit_scale"),
+)
+
+
+def table(layout: Layout, *, linear_projector: bool) -> dict[str, str]:
+    """{our path (stacked form): their name}, "{}" standing for the layer number."""
+    names: dict[str, str] = {}
+
+    def add(component: str, prefix: str | None, inner: dict[str, str]) -> None:
+        if prefix is not None:
+            names.update({f"{component}/{o}": prefix + t for o, t in inner.items()})
+
+    add("vision", layout.vision, VISION)
+    add("llm", layout.llm, LLAMA)
+    add("llm", layout.head, {"lm_head": ".weight"})
+    add("compressor", layout.compressor, COMPRESSOR)
+    add("prefusion", layout.prefusion, PREFUSION)
+    if layout.projector is not None:
+        first, second = layout.projector
+        if linear_projector:
+            first = first.removesuffix(".0")
+        names.update(_pair("projector/fc1", first) | _pair("projector/fc2", second))
+    return names
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One published tensor, or the `part`-th of `parts` equal pieces of it along its first axis."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+
+
+def sources(
+    path: str, spec: ParamSpec, names: dict[str, str], read_vision_layers: int
+) -> list[Source] | None:
+    """The tensors that make up a parameter, one for each layer of a stacked leaf; None if unnamed.
+
+    A path of an unrolled tree carries its layer number ("llm/layers/3/q_proj").
+    """
+    numbered = re.fullmatch(r"(.*?)/(\d+)/(.*)", path)
+    stacked = spec.axes[:1] == ("layers",)
+    key = f"{numbered[1]}/{numbered[3]}" if numbered else path
+    if key not in names:
+        return None
+    first = read_vision_layers if key.startswith("vision/unread_layers/") else 0
+    if numbered:
+        layers: Iterator[int] = iter([int(numbered[2])])
+    else:
+        layers = iter(range(spec.shape[0] if stacked else 1))
+    return [_parse(names[key].replace("{}", str(first + layer))) for layer in layers]
+
+
+def _parse(text: str) -> Source:
+    name, _, piece = text.partition("#")
+    if not piece:
+        return Source(name)
+    part, parts = piece.split("/")
+    return Source(name, int(part), int(parts))

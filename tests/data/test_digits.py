@@ -1,0 +1,239 @@
+"""The digits world: pages show what the questions say, and nothing leaks between the splits."""
+
+import collections
+import dataclasses
+import itertools
+import random
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from llava_mini_jax.data import digits
+from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.errors import InputError
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+CONFIGS = {
+    "train": DigitsConfig(augment=True),
+    "heldout": DigitsConfig(split="heldout", columns=3),
+    "multi-turn": DigitsConfig(turns=3, seed=5),
+    "caption": DigitsConfig(kinds=("caption",)),
+    "video": DigitsConfig(frames=4, turns=2),
+    "one digit": DigitsConfig(rows=1, columns=1, page_size=10, turns=5),
+    "large page": DigitsConfig(page_size=224, rows=3, columns=2),
+}
+
+
+def turns_of(item):
+    """(question, answer) of an item's conversation, without the picture's token."""
+    values = [turn["value"].removeprefix("<image>").strip() for turn in item["conversations"]]
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def answer(question, pages):
+    """The answer worked out from the question's words and the digits [pages, rows, columns]."""
+    page = re.search(r"page (\d+)", question)
+    grid = pages[int(page[1]) - 1 if page else 0]
+    if place := re.search(r"row (\d+) column (\d+)", question):
+        return str(grid[int(place[1]) - 1, int(place[2]) - 1])
+    if counted := re.search(r"how many (\d)s", question):
+        return str(np.sum(grid == int(counted[1])))
+    if "largest" in question:
+        return str(np.max(grid))
+    assert question == "" or question.startswith("read ")
+    return " ".join(str(digit) for row in grid for digit in row)
+
+
+def read_page(source, image_HWC):
+    """The scans that a page without augmentation shows: their numbers in the split, row-major.
+
+    Compares every cell, at every place in it, with every glyph of the split.
+    """
+    config, glyphs = source.config, source._glyphs[:, 0].astype(np.float32)
+    size = glyphs.shape[-1]
+    light_HW = image_HWC.astype(np.float32).sum(-1)
+    height, width = config.page_size // config.rows, config.page_size // config.columns
+    found = []
+    for row, column in itertools.product(range(config.rows), range(config.columns)):
+        y, x = row * height, column * width
+        cell = light_HW.max() - light_HW[y : y + height, x : x + width]
+        windows = np.lib.stride_tricks.sliding_window_view(cell, (size, size))
+        windows, templates = windows.reshape(-1, size * size), glyphs.reshape(len(glyphs), -1)
+        scores = (windows @ templates.T) / np.linalg.norm(templates, axis=1)
+        score, scan = scores.max(0).max(), scores.max(0).argmax()
+        assert score > 0.995 * np.linalg.norm(cell)  # all ink of the cell belongs to this glyph
+        found.append(int(scan))
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_answers_follow_from_the_digits_of_the_page(config):
+    source = DigitsPages(config, 150)
+    for index in range(150):
+        item, pages = source[index], source.page_digits(index)
+        turns = turns_of(item)
+        assert len(turns) == config.turns == len(item["kind"].split("+"))
+        for question, given in turns:
+            assert given == answer(question, pages), (index, question)
+
+
+@pytest.mark.parametrize("split", digits.SPLITS)
+def test_pictures_show_the_digits_and_scans_of_their_split(split):
+    from sklearn.datasets import load_digits
+
+    targets = load_digits().target
+    labels = targets[:1437] if split == "train" else targets[1437:]
+    source = DigitsPages(DigitsConfig(split=split), 12)
+    for index in range(12):
+        scans = read_page(source, source[index]["image"])
+        assert labels[scans].tolist() == source.page_digits(index).ravel().tolist()
+
+
+def test_splits_share_no_scan_and_no_layout():
+    train, _ = digits._load_scans("train")
+    heldout, _ = digits._load_scans("heldout")
+    assert (len(train), len(heldout)) == (1437, 360)
+    distances = np.abs(train.reshape(-1, 1, 64) - heldout.reshape(1, -1, 64)).sum(-1)
+    assert distances.min() > 0
+    pages = [DigitsPages(DigitsConfig(split=split), 50) for split in digits.SPLITS]
+    assert sum(np.array_equal(*(p.page_digits(i) for p in pages)) for i in range(50)) <= 1
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_shapes_and_fields(config):
+    item = DigitsPages(config, 3)[2]
+    side = config.page_size
+    if config.frames:
+        assert item["frames"].shape == (config.frames, side, side, 3)
+        assert "image" not in item
+    else:
+        assert item["image"].shape == (side, side, 3)
+    picture = item["frames"] if config.frames else item["image"]
+    assert picture.dtype == np.uint8
+    assert picture.max() > 210 and picture.min() < 130  # ink on paper
+    values = [turn["value"] for turn in item["conversations"]]
+    assert [turn["from"] for turn in item["conversations"]] == ["human", "gpt"] * config.turns
+    assert values[0].startswith("<image>") and "<image>" not in "".join(values[1:])
+    assert config.kinds != ("caption",) or values[0] == "<image>"
+
+
+def test_items_depend_on_config_and_index_only():
+    config = DigitsConfig(augment=True, turns=2)
+    forward, other = DigitsPages(config, 40), DigitsPages(config, 1_000_000)
+    order = random.Random(0).sample(range(40), 40)
+    shuffled = {index: other[np.int64(index)] for index in order}
+    for index in range(40):
+        np.testing.assert_equal(forward[index], shuffled[index])
+    assert len({item["id"] for item in shuffled.values()}) == 40
+    changed = DigitsPages(dataclasses.replace(config, seed=1), 40)
+    assert any(not np.array_equal(forward[i]["image"], changed[i]["image"]) for i in range(40))
+    assert repr(DigitsPages(config, 40)) == repr(forward) and "0x" not in repr(forward)
+
+
+def test_kinds_and_answers_are_balanced():
+    source = DigitsPages(DigitsConfig(), 4000)
+    kinds, answers = collections.Counter(), collections.defaultdict(collections.Counter)
+    for index in range(4000):
+        plan = source._plan(index)
+        kinds[plan.kinds[0]] += 1
+        answers[plan.kinds[0]][plan.turns[0][1]] += 1
+    assert set(kinds) == {"position", "count", "read", "largest"}
+    assert max(kinds.values()) < 1.2 * min(kinds.values())
+    for kind, options in {"position": 10, "count": 5, "largest": 10}.items():
+        assert len(answers[kind]) == options
+        # 1,000 answers: four standard deviations around an even share
+        share = kinds[kind] / options
+        assert all(abs(n - share) < 4 * share**0.5 for n in answers[kind].values()), kind
+    together = DigitsPages(DigitsConfig(turns=4), 5)
+    assert all(set(together[i]["kind"].split("+")) == set(kinds) for i in range(5))
+
+
+def test_source_feeds_grain():
+    import grain
+
+    source = DigitsPages(DigitsConfig(), 20)
+    ids = [item["id"] for item in grain.MapDataset.source(source).shuffle(seed=0)]
+    assert sorted(ids) == [source[i]["id"] for i in range(20)]
+    with pytest.raises(IndexError):
+        source[20]
+    assert len(list(source)) == 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_tokenizer_knows_every_word(tokenizer, config):
+    source = DigitsPages(config, 100)
+    for index in range(100):
+        for question, given in turns_of(source[index]):
+            text = f"{VICUNA_SYSTEM} USER: {question} ASSISTANT: {given}</s>"
+            ids = tokenizer(text)["input_ids"]
+            assert tokenizer.unk_token_id not in ids, text
+            assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+            answer_ids = tokenizer(given, add_special_tokens=False)["input_ids"]
+            assert ids[-1 - len(answer_ids) : -1] == answer_ids  # the same in and out of context
+            assert tokenizer.decode(ids[-1 - len(answer_ids) :], skip_special_tokens=True) == given
+
+
+def test_tokenizer_maps_tokens_to_their_text(tokenizer):
+    text = f"{VICUNA_SYSTEM} USER: how many 7s are on page 12? ASSISTANT: 2</s>"
+    coded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    pieces = [text[start:end] for start, end in coded["offset_mapping"]]
+    words = ["USER", ":", "how", "many", "7", "s", "are", "on", "page", "1", "2", "?"]
+    assert pieces[-16:] == [*words, "ASSISTANT", ":", "2", "</s>"]
+    assert tokenizer("User: WHICH")["input_ids"] == tokenizer("USER: which")["input_ids"]
+    assert tokenizer("zebra", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+    assert tokenizer.decode(tokenizer("which page?")["input_ids"][1:]) == "which page?"
+
+
+def test_token_numbers_stay(tokenizer):
+    # Saved models count on these; new words belong at the end of the list.
+    words = ["<unk>", "<s>", "</s>", "<pad>", "0", "9", "which", "human", "right"]
+    assert tokenizer.convert_tokens_to_ids(words) == [0, 1, 2, 3, 4, 13, 25, 58, 84]
+
+
+def test_saved_tokenizer_opens_as_any_other(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "USER: read the page. ASSISTANT: 7 1 0 4</s>"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.decode(loaded("7 1 0 4")["input_ids"], skip_special_tokens=True) == "7 1 0 4"
+    for name in ("unk_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "padding_side"):
+        assert getattr(loaded, name) == getattr(tokenizer, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"page_size": 19}, "page_size 19"),
+        ({"rows": 0}, "rows"),
+        ({"split": "test"}, "train, heldout"),
+        ({"kinds": ("sum",)}, "position, count"),
+        ({"kinds": ()}, "choose from"),
+        ({"kinds": ("caption", "read"), "turns": 2}, "one turn"),
+        ({"split": "heldout", "augment": True}, "train split"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_configs_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        DigitsConfig(**change)
+
+
+def test_empty_source_and_missing_scikit_learn_are_explained(monkeypatch):
+    with pytest.raises(InputError, match="length is 0"):
+        DigitsPages(DigitsConfig(), 0)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digits._load_scans.cache_clear()
+    with pytest.raises(InputError, match=r"llava-mini-jax\[demo\]"):
+        DigitsPages(DigitsConfig(), 1)

@@ -1,0 +1,360 @@
+"""Videos: the release's frames exactly, the right moment otherwise, and typed errors, no hangs."""
+
+import itertools
+import json
+import os
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.video import (
+    FrameSampling,
+    _choose,
+    preprocess_frames,
+    read_video,
+    release_frame_indices,
+)
+from llava_mini_jax.errors import InputError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "preprocess"
+RELEASE_MODES = {
+    "cli": FrameSampling(fps=1, rule="release"),
+    "worker": FrameSampling(fps=1, max_frames=180, rule="release"),
+    "mvbench_mlvu": FrameSampling(fps=1, max_frames=1000, rule="release"),
+    "train": FrameSampling(count=8, rule="release"),
+}
+ALL = FrameSampling(count=1000)
+# Decoding is lossy: a grey level is recognised to this much. Frames are LEVEL_STEP apart.
+LEVEL_TOLERANCE = 4
+LEVEL_STEP = 10
+
+
+def make_cfg(aspect="pad", grid=1, size=336):
+    return ImageConfig(
+        size=size,
+        aspect=aspect,
+        grid=grid,
+        split="split_then_pad",
+        repeat_whole=False,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    )
+
+
+def make_video(path: Path, stamps, *, rate=10, sound=False) -> Path:
+    """Frame i is shown from stamps[i] (in units of 1 / rate), in the grey 10 * i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.qmin = stream.codec_context.qmax = 2
+        if sound:
+            audio = container.add_stream("pcm_s16le" if path.suffix == ".mkv" else "aac", rate=8000)
+        for i, stamp in enumerate(stamps):
+            picture = np.full((48, 64, 3), LEVEL_STEP * i % 250, np.uint8)
+            picture[:12, :16] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
+            silence.rate, silence.pts = 8000, 0
+            container.mux(audio.encode(silence))
+            container.mux(audio.encode())
+    return path
+
+
+def levels(frames) -> list[int]:
+    """The number of each frame, from its grey."""
+    greys = [float(frame[24, 40].mean()) for frame in frames]
+    numbers = [round(grey / LEVEL_STEP) for grey in greys]
+    assert all(
+        abs(g - LEVEL_STEP * n) < LEVEL_TOLERANCE for g, n in zip(greys, numbers, strict=True)
+    )
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def video(folder) -> Path:
+    """Two seconds, ten frames a second."""
+    return make_video(folder / "steady.mp4", range(20))
+
+
+# --- The release's frames -------------------------------------------------------------------------
+
+
+def test_frame_choice_equals_the_release():
+    rows = json.loads((GOLDEN / "frame_sampling.json").read_text())["rows"]
+    for row in rows:
+        total, rate, expected = row["total_frames"], row["avg_fps"], row["indices"]
+        stamps = _choose(list(range(total + 1)), Fraction(1), rate, RELEASE_MODES[row["mode"]])
+        if expected is None:  # shorter than a second: the release crashes, here one frame is read
+            assert len(stamps) == 1
+        else:
+            assert release_frame_indices(total, row["num_frames"]).tolist() == expected
+            assert stamps == expected
+    for total, count in [(0, 1), (5, 0)]:
+        with pytest.raises(InputError, match=f"{count} of {total}"):
+            release_frame_indices(total, count)
+
+
+def test_nearest_frames_equal_the_release():
+    golden = np.load(GOLDEN / "video_frames_every3.npz")
+    frames = golden["source"][release_frame_indices(7, 3)]
+    parts = preprocess_frames(frames, make_cfg(grid=2), resize="nearest")
+    assert parts.shape == (3, 5, 336, 336, 3) and parts.dtype == np.uint8
+    np.testing.assert_array_equal(parts[:, -1, 1::3, 1::3], golden["frames"])
+    first = parts[0].transpose(0, 3, 1, 2)[:, :, 1::3, 1::3]
+    np.testing.assert_array_equal(first, golden["hd_first_frame"])
+
+
+def test_real_video_equals_the_release(shared_golden):
+    golden = json.loads((shared_golden / "preprocess" / "safari.json").read_text())
+    path = shared_golden / "preprocess" / "safari.mp4"
+    decoded = list(read_video(path, ALL))
+    sampled = list(read_video(path, FrameSampling(fps=1, rule="release")))
+    assert len(decoded) == golden["total_frames"] and len(sampled) == golden["num_frames"]
+    for frame, index in zip(sampled, golden["indices"], strict=True):
+        np.testing.assert_array_equal(frame, decoded[index])
+    saved = [sampled[i] for i in golden["saved_frames"]]
+    parts = preprocess_frames(saved, make_cfg(), resize="nearest")[:, 0, 1::3, 1::3]
+    expected = np.load(shared_golden / "preprocess" / "safari_frames.npz")["frames_every3"]
+    # Decoders and colour conversions differ by a few grey levels.
+    assert np.abs(parts.astype(int) - expected).max() <= 4
+
+
+def test_bicubic_keeps_the_aspect_ratio():
+    frame = np.zeros((48, 64, 3), np.uint8)
+    padded = preprocess_frames([frame], make_cfg(size=64), resize="bicubic")
+    assert padded[0, 0, 0, 0].tolist() == [122, 116, 104] and padded[0, 0, 32, 32].max() == 0
+    stretched = preprocess_frames([frame], make_cfg(size=64), resize="nearest")
+    assert stretched.max() == 0
+    for frames, resize, reason in [([], "nearest", "no frames"), ([frame], "area", "area")]:
+        with pytest.raises(InputError, match=reason):
+            preprocess_frames(frames, make_cfg(), resize=resize)
+
+
+# --- The right moment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
+def test_steady_video(suffix, folder):
+    path = make_video(folder / f"formats.{suffix}", range(20))
+    assert levels(read_video(path, ALL)) == list(range(20))
+    # Middles of spans of 0.2 seconds, and of ten pieces of 1.9 frames.
+    assert levels(read_video(path, FrameSampling(fps=5))) == list(range(1, 20, 2))
+    release = FrameSampling(fps=1, rule="release")
+    expected = release_frame_indices(20, 2).tolist()
+    if suffix != "ts":  # mpegts declares no average rate; FFmpeg guesses it from few frames
+        assert levels(read_video(path, release)) == expected
+
+
+def test_variable_frame_rate_goes_by_time(folder):
+    # Ten frames in the first second, then one picture that stands for nine.
+    path = make_video(folder / "variable.mkv", [*range(10), 95])
+    shown = levels(read_video(path, FrameSampling(count=4)))
+    assert shown == [9, 9, 9, 9]  # by index it would be 1, 4, 6, 9
+    # 9.6 seconds give nine frames, 1.07 seconds apart, the first in the middle of its span
+    assert levels(read_video(path, FrameSampling(fps=1))) == [5, *[9] * 8]
+
+
+def test_number_of_frames(folder, video):
+    short = make_video(folder / "short.mp4", range(5))
+    still = make_video(folder / "still.mp4", range(1))
+    for sampling in (FrameSampling(fps=1), FrameSampling(fps=1, rule="release")):
+        assert len(list(read_video(short, sampling))) == 1
+        assert len(list(read_video(still, sampling))) == 1
+    assert len(list(read_video(still, FrameSampling(count=8)))) == 1
+    assert len(list(read_video(video, FrameSampling(fps=10, max_frames=3)))) == 3
+    # One second, but 0.999 by Matroska's milliseconds.
+    rounded = make_video(folder / "rounded.mkv", range(24), rate=24)
+    assert len(list(read_video(rounded, FrameSampling(fps=3)))) == 3
+    for fps, count, rule in [(None, None, "release"), (1, 1, "release"), (0, None, "release"),
+                             (1, None, "middle")]:  # fmt: skip
+        with pytest.raises(InputError, match="Frame sampling"):
+            FrameSampling(fps=fps, count=count, rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("turn", "corner", "shape"),
+    [
+        # the display matrix of the file; where the white top left corner then is; height, width
+        ((1, 0, 0, 1), (0, 0), (48, 64)),
+        ((0, 1, -1, 0), (0, -1), (64, 48)),  # a quarter turn clockwise: phones
+        ((-1, 0, 0, -1), (-1, -1), (48, 64)),
+        ((0, -1, 1, 0), (-1, 0), (64, 48)),
+    ],
+)
+def test_rotation(turn, corner, shape, video, folder):
+    content = bytearray(video.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    for place, value in zip((0, 4, 12, 16), turn, strict=True):
+        content[matrix + place : matrix + place + 4] = (value * 65536).to_bytes(
+            4, "big", signed=True
+        )
+    path = folder / "rotated.mp4"
+    path.write_bytes(content)
+    frame = next(iter(read_video(path, FrameSampling(count=1))))
+    assert frame.shape == (*shape, 3)
+    corners = {c: frame[c].min() > 200 for c in itertools.product((0, -1), (0, -1))}
+    assert [c for c, white in corners.items() if white] == [corner]
+
+
+def test_folder_of_pictures(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (8, 8), (i * LEVEL_STEP,) * 3).resize((64, 48)).save(
+            tmp_path / f"frame_{i}.png"
+        )
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "._frame_0.png").write_text("what some systems leave behind")
+    assert levels(read_video(tmp_path, FrameSampling(fps=1))) == list(range(12))
+    chosen = release_frame_indices(12, 4).tolist()
+    assert levels(read_video(tmp_path, FrameSampling(count=4))) == chosen
+    assert levels(read_video(tmp_path, FrameSampling(fps=1, max_frames=4))) == chosen
+
+
+def test_memory_does_not_grow_with_length(folder):
+    path = make_video(folder / "long.mp4", range(400))
+    list(read_video(path, FrameSampling(count=2)))  # what is loaded once
+    tracemalloc.start()
+    count = sum(1 for _ in read_video(path, ALL))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 400 and peak < 400 * 64 * 48 * 3 / 5
+
+
+# --- Bad input ------------------------------------------------------------------------------------
+
+
+def read(path) -> int:
+    return sum(1 for _ in read_video(path, ALL))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
+@pytest.mark.parametrize("kept", [0, 0.01, 0.3, 0.6])
+def test_truncated_files(suffix, kept, folder):
+    name = "mkv" if suffix == "webm" else suffix
+    content = make_video(folder / f"whole.{name}", range(40)).read_bytes()
+    path = folder / f"cut_{kept}.{suffix}"
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(InputError, match=str(path)):
+        read_video(path, ALL)
+
+
+def test_truncated_behind_its_index(folder, tmp_path):
+    with av.open(str(folder / "front.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        noise = np.random.default_rng(0)
+        for _ in range(20):
+            picture = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    content = (folder / "front.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    assert read(folder / "front.mp4") == 20
+    path = tmp_path / "cut.mp4"
+    for kept in (0.5, 0.9, 0.99):
+        path.write_bytes(content[: int(len(content) * kept)])
+        with pytest.raises(InputError, match="ends"):
+            read_video(path, ALL)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_no_frames(suffix, folder):
+    for stamps, sound in [([], True), ([], False)]:
+        path = make_video(folder / f"nothing_{sound}.{suffix}", stamps, sound=sound)
+        with pytest.raises(InputError, match=str(path)):
+            read_video(path, ALL)
+    path = folder / f"sound.{suffix}"
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("pcm_s16le" if suffix == "mkv" else "aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
+        silence.rate = 8000
+        container.mux(audio.encode(silence))
+        container.mux(audio.encode())
+    with pytest.raises(InputError, match="no video in it"):
+        read_video(path, ALL)
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        audio, cover = container.add_stream("aac", rate=8000), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
+        silence.rate = 8000
+        container.mux(audio.encode(silence))
+        container.mux(audio.encode())
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        container.mux(cover.encode(picture))
+        container.mux(cover.encode())
+    with pytest.raises(InputError, match="no video in it"):
+        read_video(tmp_path / "song.mp4", ALL)
+
+
+def test_endless_time_stamps(folder):
+    path = make_video(folder / "endless.mkv", [0, 1, 10 * 3600 * 10])
+    with pytest.raises(InputError, match=r"3 frames last 10\.0 hours"):
+        read_video(path, FrameSampling(fps=1))
+
+
+def test_sound_beside_the_frames_does_no_harm(folder):
+    path = make_video(folder / "with_sound.mp4", range(6), sound=True)
+    assert levels(read_video(path, ALL)) == list(range(6))
+
+
+def test_not_videos(tmp_path, video):
+    (tmp_path / "page.mp4").write_text("<html>not found</html>")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    # FFmpeg would follow these to other files or addresses.
+    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:2,\n{video}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {video}\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "empty_folder").mkdir()
+    broken = tmp_path / "broken_frames"
+    broken.mkdir()
+    (broken / "1.jpg").write_bytes(b"")
+    names = ["page.mp4", "picture.png", "list.m3u8", "list.mp4", "pipe.mp4", "missing.mp4"]
+    names += ["empty_folder", "broken_frames", "x" * 5000, "nul\0byte", "concat:a|b"]
+    for name in names:
+        with pytest.raises(InputError):
+            read(tmp_path / name)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=8),
+    st.sampled_from(["mp4", "mkv"]),
+)
+def test_damaged_videos_give_frames_or_an_input_error(folder, tmp_path, flips, suffix):
+    source = folder / f"seed.{suffix}"
+    if not source.exists():
+        make_video(source, range(6))
+    content = bytearray(source.read_bytes())
+    for place, bits in flips:
+        content[place % len(content)] ^= bits
+    path = tmp_path / f"damaged.{suffix}"
+    path.write_bytes(content)
+    try:
+        frames = list(read_video(path, FrameSampling(count=4)))
+    except InputError:
+        return
+    assert frames and all(frame.dtype == np.uint8 and frame.shape[2] == 3 for frame in frames)

@@ -1,0 +1,96 @@
+"""fold_layers: scanned, unrolled and rematerialised give the same; norms and linear against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_mini_jax import params as P
+from llava_mini_jax.ops.einsum import Linear, einsum, linear
+from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.norm import LayerNorm, layer_norm, rms_norm
+
+# float32 against float64 on values of order 1, and the same program compiled in another way.
+F32_ATOL = 2e-6
+
+
+def block(layer, x, shift):
+    y = jnp.tanh(x @ layer["kernel"] + shift)
+    return y, {"sum": y.sum(), "row": y[0]}
+
+
+@pytest.fixture(scope="module")
+def stack():
+    rng = np.random.default_rng(0)
+    layers = {"kernel": rng.standard_normal((3, 4, 4)).astype(np.float32)}
+    return layers, rng.standard_normal((2, 4)).astype(np.float32), np.arange(3, dtype=np.float32)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_layers_run_in_order_and_their_outputs_are_stacked(stack, unrolled, remat) -> None:
+    layers, x, shifts = stack
+    given = P.unstack(layers) if unrolled else layers
+    found, outputs = fold_layers(block, given, x, shifts, remat=remat)
+    expected = x.astype(np.float64)
+    for i in range(3):
+        expected = np.tanh(expected @ layers["kernel"][i] + i)
+        np.testing.assert_allclose(outputs["row"][i], expected[0], atol=F32_ATOL)
+        np.testing.assert_allclose(outputs["sum"][i], expected.sum(), atol=10 * F32_ATOL)
+    np.testing.assert_allclose(found, expected, atol=F32_ATOL)
+
+
+def test_remat_changes_no_gradient(stack) -> None:
+    layers, x, shifts = stack
+
+    def total(layers, remat):
+        return fold_layers(block, layers, x, shifts, remat=remat)[0].sum()
+
+    plain, again = (jax.grad(total)(layers, remat)["kernel"] for remat in (False, True))
+    assert np.abs(plain).max() > 0.1
+    np.testing.assert_allclose(plain, again, atol=F32_ATOL)
+
+
+def test_remat_really_recomputes(stack) -> None:
+    layers, x, shifts = stack
+    for remat in (False, True):
+        program = jax.make_jaxpr(
+            jax.grad(lambda kernels: fold_layers(block, kernels, x, shifts, remat=remat)[0].sum())  # noqa: B023
+        )(layers)
+        assert ("remat" in str(program) or "checkpoint" in str(program)) == remat
+
+
+def test_norms() -> None:
+    x = 3 + 2 * np.random.default_rng(1).standard_normal((3, 16))
+    scale, bias = np.linspace(0.5, 1.5, 16), np.linspace(-1, 1, 16)
+    eps = 0.1  # large, so that forgetting it shows
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * scale + bias
+    given = LayerNorm(scale=jnp.float32(scale), bias=jnp.float32(bias))
+    np.testing.assert_allclose(layer_norm(jnp.float32(x), given, eps), expected, atol=F32_ATOL)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+    np.testing.assert_allclose(
+        rms_norm(jnp.float32(x), jnp.float32(scale), eps), expected, atol=F32_ATOL
+    )
+
+
+def test_norms_are_computed_in_float32_and_keep_the_dtype() -> None:
+    # In bfloat16 the mean of these squares would be off by a percent.
+    x = jnp.linspace(1, 2, 4096, dtype=jnp.bfloat16)[None]
+    exact = np.asarray(x, np.float64)
+    expected = exact / np.sqrt((exact**2).mean())
+    found = rms_norm(x, jnp.ones(4096, jnp.bfloat16), 1e-6)
+    assert found.dtype == jnp.bfloat16
+    rounded = expected.astype(found.dtype).astype(np.float64)
+    np.testing.assert_allclose(np.asarray(found, np.float64), rounded, rtol=2**-8)
+    weights = LayerNorm(scale=jnp.ones(4096, jnp.bfloat16), bias=jnp.zeros(4096, jnp.bfloat16))
+    assert layer_norm(x, weights, 1e-6).dtype == jnp.bfloat16
+
+
+def test_products_are_in_the_dtype_of_the_activation() -> None:
+    rng = np.random.default_rng(2)
+    x, kernel, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 4), (5, 4), (5,)))
+    found = linear("BTD,ED->BTE", x, Linear(kernel=kernel, bias=bias), (None, None, None))
+    np.testing.assert_allclose(found, x @ kernel.T + bias, atol=F32_ATOL)
+    low = einsum("BTD,ED->BTE", jnp.bfloat16(x), jnp.asarray(kernel), (None, None, None))
+    assert low.dtype == jnp.bfloat16

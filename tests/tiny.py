@@ -1,0 +1,149 @@
+"""Tiny models and inputs that the tests share.
+
+Weights are random but not small: with the usual initialisation every attention is nearly uniform,
+and a wrong mask or position would not show.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import config as C
+from llava_mini_jax import params as P
+from llava_mini_jax.data.conversation import IGNORE
+from llava_mini_jax.data.examples import Buckets, Example, TrainBatch, collate
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
+
+MARK = -200
+
+VISION = ClipConfig(
+    image_size=16,
+    patch_size=4,
+    width=32,
+    mlp_width=48,
+    layers=3,
+    heads=4,
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    select_layer=-2,
+    select_feature="patch",
+    mean=C.CLIP_MEAN,
+    std=C.CLIP_STD,
+)
+
+ROPE_SCALING = Llama3Scaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
+
+LLM = LlamaConfig(
+    vocab_size=64,
+    width=32,
+    mlp_width=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    norm_eps=1e-5,
+    rope=RopeConfig(theta=10000.0, scaling=None),
+    max_positions=256,
+    tied_head=False,
+    init_stddev=0.02,
+)
+
+BUCKETS = Buckets(lengths=(16, 32), images=(1, 2, 4))
+
+
+def model(
+    dialect: str, llm: LlamaConfig = LLM, vision: ClipConfig = VISION, **changes
+) -> LlavaMiniConfig:
+    """A tiny LLaVA-Mini: "paper" (C = 2), "release" (C = 1), or "llava-1.5"."""
+    if dialect == "llava-1.5":
+        changes = {"compressor": "none", "prefusion_layers": 0} | changes
+    changes = {"prefusion_layers": 2, "grid": 2 if dialect == "paper" else 1} | changes
+    base = "paper" if dialect == "llava-1.5" else dialect
+    return C.build(llm, vision, base, compute_dtype="float32", **changes)
+
+
+def release_model() -> LlavaMiniConfig:
+    """The release's dialect with LLaMA-3.1's rotary scaling."""
+    rope = RopeConfig(theta=500.0, scaling=ROPE_SCALING)
+    return model("release", dataclasses.replace(LLM, rope=rope))
+
+
+@functools.cache
+def weights(cfg: LlavaMiniConfig, seed: int = 0) -> LlavaMini:
+    """Random parameters as numpy arrays: norm scales about 1, kernels about 1.2 / sqrt(fan-in)."""
+    return P.map_paths(functools.partial(_draw, seed), llava_mini.spec(cfg))
+
+
+def _draw(seed: int, path: str, spec: P.ParamSpec) -> np.ndarray:
+    noise = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(spec.shape)
+    shape = spec.shape[1:] if spec.axes[:1] == ("layers",) else spec.shape
+    name = path.rsplit("/", 1)[-1]
+    if name == "scale" or (name.endswith("norm") and len(shape) == 1):
+        return (1 + 0.2 * noise).astype(np.float32)
+    if name in ("bias", "class_token", "position"):
+        return (0.3 * noise).astype(np.float32)
+    if name in ("query", "embed_tokens"):
+        return noise.astype(np.float32)
+    into_heads = len(shape) == 3 and "o_proj" not in path  # [N, H, D]; the way back is [D, N, H]
+    fan_in = shape[-1] if into_heads else math.prod(shape[1:])
+    return (1.2 * noise / math.sqrt(fan_in)).astype(np.float32)
+
+
+def example(
+    seed: int,
+    length: int,
+    marks: dict[int, int],
+    cfg: LlavaMiniConfig,
+    *,
+    parts: int = 1,
+    answer: int = 0,
+) -> Example:
+    """A conversation of `length` ids with `marks` {position: frames} and an answer at its end."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, cfg.llm.vocab_size, length).astype(np.int32)
+    ids[list(marks)] = MARK
+    labels = np.full(length, IGNORE, np.int32)
+    labels[length - answer :] = ids[length - answer :]
+    frames = tuple(marks[position] for position in sorted(marks))
+    side = cfg.vision.image_size
+    pixels = rng.standard_normal((sum(frames), parts, side, side, 3)).astype(np.float32)
+    return Example(ids, (ids >= 0) & (labels == IGNORE), labels, pixels, frames)
+
+
+def batch(
+    examples: list[Example],
+    cfg: LlavaMiniConfig,
+    *,
+    buckets: Buckets = BUCKETS,
+    padding_side: str = "right",
+) -> TrainBatch:
+    parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
+    return collate(
+        examples,
+        tokens_per_image=cfg.tokens_per_image(parts),
+        buckets=buckets,
+        padding_side=padding_side,
+        max_length=cfg.llm.max_positions,
+        truncate=False,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def logits(params: LlavaMini, inputs: llava_mini.Inputs, cfg: LlavaMiniConfig) -> jax.Array:
+    """Logits [B, S, V] of a whole batch."""
+    return llama.logits(params.llm, llava_mini.apply(params, inputs, cfg))
+
+
+def on_device(tree: P.Tree) -> P.Tree:
+    return jax.tree.map(jnp.asarray, tree)

@@ -1,0 +1,74 @@
+"""Training: `python train.py CONFIG.py --workdir DIR [--FIELD VALUE ...]`.
+
+A config file defines `config()`, which returns frozen dataclasses (training/stages.py). Every field
+can be replaced on the command line; `python train.py CONFIG.py --help` lists them. A workdir that
+holds checkpoints is continued.
+"""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+
+
+def load_config(path: str) -> Any:
+    if not Path(path).is_file():
+        raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not hasattr(module, "config"):
+        raise InputError(f"{path} defines no function `config()` that returns the configuration")
+    return module.config()
+
+
+def parse(default: Any, argv: list[str]) -> tuple[Any, str, bool]:
+    """(config, workdir, dry_run): the config's own fields stand at the top level of the options."""
+    import tyro
+
+    fields = [
+        (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
+        for f in dataclasses.fields(default)
+    ]
+    options = dataclasses.make_dataclass(
+        "Options", [("workdir", str), ("dry_run", bool, False), *fields], frozen=True
+    )
+    chosen = tyro.cli(
+        options,
+        args=argv[1:],
+        prog=f"train.py {argv[0]}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    config = type(default)(**{name: getattr(chosen, name) for name, *_ in fields})
+    return config, chosen.workdir, chosen.dry_run
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    try:
+        from llava_mini_jax.training import loop, stages
+
+        config, workdir, dry_run = parse(load_config(argv[0]), argv)
+        chosen = stages.stages_of(config)
+        if dry_run:
+            loop.describe(chosen)
+        else:
+            loop.run(chosen, workdir)
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command continues from the last checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
