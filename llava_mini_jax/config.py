@@ -140,6 +140,7 @@ def build(
     compressor: str | None = None,
     grid: int = 1,
     prefusion_layers: int = 4,
+    inside_layers: int = 0,
     projector: str = "mlp2x_gelu",
     compute_dtype: str = "bfloat16",
     remat: bool = False,
@@ -147,7 +148,8 @@ def build(
     """A LLaVA-Mini of these parts in a dialect ("paper" or "release", design table in docs/).
 
     `compressor` replaces the dialect's form ("none" and `prefusion_layers` 0 give LLaVA-1.5);
-    `grid` is C, so that an image becomes C*C tokens.
+    `grid` is C, so that an image becomes C*C tokens. `inside_layers` moves compression and
+    pre-fusion into the language model, behind that many of its layers.
     """
     if dialect not in DIALECTS:
         raise InputError(f'dialect "{dialect}" is unknown; use one of {", ".join(DIALECTS)}')
@@ -157,15 +159,18 @@ def build(
         projector=ProjectorConfig(kind=projector, in_width=vision.width, out_width=llm.width),
         compressor=CompressorConfig(
             kind=compressor or choice.compressor,
-            width=vision.width if choice.compress == "features" else llm.width,
+            width=vision.width
+            if choice.compress == "features" and not inside_layers
+            else llm.width,
             heads=8,
             grid=grid,
             norm_eps=1e-5,
         ),
         compress=choice.compress,
-        prefusion_layers=prefusion_layers,
+        prefusion_layers=0 if inside_layers else prefusion_layers,
         fuse_compressed=choice.fuse_compressed,
         detach_text=choice.detach_text,
+        inside_layers=inside_layers,
         llm=llm,
         compute_dtype=compute_dtype,
         remat=remat,
@@ -188,6 +193,8 @@ def dialect_of(cfg: LlavaMiniConfig) -> str:
     """A word for people: which dialect a configuration is, or what it mixes."""
     if cfg.compressor.kind == "none" and cfg.prefusion_layers == 0:
         return "llava-1.5 (no compression, no pre-fusion)"
+    if cfg.inside_layers:
+        return f"compression inside the LLM after layer {cfg.inside_layers} (paper E.3)"
     for name, choice in DIALECTS.items():
         if (
             cfg.compressor.kind == choice.compressor

@@ -68,7 +68,7 @@ def stack(count: int, spec: Tree) -> Tree:
     )
 
 
-def unstack(layers: Tree) -> tuple:
+def unstack(layers: Any) -> tuple:
     """A stacked tree, of arrays or of specs, as a tuple of layers: what `fold_layers` unrolls."""
     if isinstance(layers, tuple):
         return layers

@@ -8,13 +8,15 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from llava_mini_jax import config as C
-from llava_mini_jax import params as P
+from llava_mini_jax import config as configs
+from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.conversation import IGNORE
 from llava_mini_jax.data.examples import Buckets, Example, TrainBatch, collate
 from llava_mini_jax.models import llama, llava_mini
@@ -22,8 +24,19 @@ from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
+from llava_mini_jax.training.loss import loss
 
 MARK = -200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation() -> Iterator[None]:
+    """For tests whose time is compilation: half of it, for programs that run a little slower."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
 
 VISION = ClipConfig(
     image_size=16,
@@ -36,8 +49,8 @@ VISION = ClipConfig(
     activation="quick_gelu",
     select_layer=-2,
     select_feature="patch",
-    mean=C.CLIP_MEAN,
-    std=C.CLIP_STD,
+    mean=configs.CLIP_MEAN,
+    std=configs.CLIP_STD,
 )
 
 ROPE_SCALING = Llama3Scaling(
@@ -70,7 +83,7 @@ def model(
         changes = {"compressor": "none", "prefusion_layers": 0} | changes
     changes = {"prefusion_layers": 2, "grid": 2 if dialect == "paper" else 1} | changes
     base = "paper" if dialect == "llava-1.5" else dialect
-    return C.build(llm, vision, base, compute_dtype="float32", **changes)
+    return configs.build(llm, vision, base, compute_dtype="float32", **changes)
 
 
 def release_model() -> LlavaMiniConfig:
@@ -82,10 +95,10 @@ def release_model() -> LlavaMiniConfig:
 @functools.cache
 def weights(cfg: LlavaMiniConfig, seed: int = 0) -> LlavaMini:
     """Random parameters as numpy arrays: norm scales about 1, kernels about 1.2 / sqrt(fan-in)."""
-    return P.map_paths(functools.partial(_draw, seed), llava_mini.spec(cfg))
+    return param_tree.map_paths(functools.partial(_draw, seed), llava_mini.spec(cfg))
 
 
-def _draw(seed: int, path: str, spec: P.ParamSpec) -> np.ndarray:
+def _draw(seed: int, path: str, spec: param_tree.ParamSpec) -> np.ndarray:
     noise = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(spec.shape)
     shape = spec.shape[1:] if spec.axes[:1] == ("layers",) else spec.shape
     name = path.rsplit("/", 1)[-1]
@@ -145,5 +158,23 @@ def logits(params: LlavaMini, inputs: llava_mini.Inputs, cfg: LlavaMiniConfig) -
     return llama.logits(params.llm, llava_mini.apply(params, inputs, cfg))
 
 
-def on_device(tree: P.Tree) -> P.Tree:
+def on_device(tree: param_tree.Tree) -> param_tree.Tree:
     return jax.tree.map(jnp.asarray, tree)
+
+
+def training_batch(cfg: LlavaMiniConfig) -> TrainBatch:
+    """Eight rows of different lengths with answers: pictures, two pictures, a video, text alone."""
+    kinds = [{2: 1}, {0: 1, 5: 1}, {1: 2}, {}]
+    return batch(
+        [example(i, 8 + i % 5, kinds[i % 4], cfg, answer=2 + i % 2) for i in range(8)],
+        cfg,
+        buckets=Buckets(lengths=(16, 64), images=(2,)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def loss_and_grads(
+    params: LlavaMini, batch: TrainBatch, cfg: LlavaMiniConfig
+) -> tuple[jax.Array, LlavaMini]:
+    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, cfg)
+    return value, grads

@@ -1,92 +1,89 @@
 """A complete model folder with tiny random weights, for tests that go through files."""
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
 
-import jax
+import av
+import numpy as np
+from PIL import Image
 
-from llava_mini_jax import config as C
-from llava_mini_jax import params as P
+from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.data.images import ImageConfig
-from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.clip import ClipConfig
-from llava_mini_jax.models.llama import LlamaConfig
-from llava_mini_jax.ops.rope import RopeConfig
+from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights.export_hf import export_model
-
-VISION = ClipConfig(
-    image_size=28,
-    patch_size=7,
-    width=32,
-    mlp_width=64,
-    layers=3,
-    heads=2,
-    norm_eps=1e-5,
-    activation="quick_gelu",
-    select_layer=-2,
-    select_feature="patch",
-    mean=C.CLIP_MEAN,
-    std=C.CLIP_STD,
-)
+from tests import tiny
 
 
-def llm(positions: int = 256) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(build_tokenizer()),
-        width=48,
-        mlp_width=64,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_width=12,
-        norm_eps=1e-5,
-        rope=RopeConfig(theta=10000.0, scaling=None),
-        max_positions=positions,
-        tied_head=False,
-        # Not small: with 0.02 every prompt would get nearly the same answer.
-        init_stddev=0.5,
+def bundle(dialect: str, positions: int = 256) -> configs.Bundle:
+    """ "paper", "release" or "llava-1.5"; one layer of everything, so that it compiles quickly."""
+    tokenizer = build_tokenizer()
+    llm = dataclasses.replace(
+        tiny.LLM, vocab_size=len(tokenizer), layers=1, max_positions=positions
     )
-
-
-def bundle(dialect: str, *, compressed: bool = True, positions: int = 256) -> C.Bundle:
-    model = C.build(
-        llm(positions),
-        VISION,
-        dialect,
-        compressor=None if compressed else "none",
-        grid=1,
-        prefusion_layers=2 if compressed else 0,
-        compute_dtype="float32",
-    )
-    return C.Bundle(
+    depth = {} if dialect == "llava-1.5" else {"prefusion_layers": 1}
+    model = tiny.model(dialect, llm, dataclasses.replace(tiny.VISION, layers=2), grid=1, **depth)
+    release = dialect == "release"
+    return configs.Bundle(
         model=model,
         images=ImageConfig(
-            size=VISION.image_size,
+            size=model.vision.image_size,
             aspect="pad",
             grid=1,
-            split="pad_then_split" if dialect == "paper" else "split_then_pad",
+            split="split_then_pad" if release else "pad_then_split",
             repeat_whole=False,
-            mean=VISION.mean,
-            std=VISION.std,
+            mean=model.vision.mean,
+            std=model.vision.std,
         ),
-        prompt=C.prompt_config(dialect, "vicuna_v1", positions),
-        eos_ids=(build_tokenizer().eos_token_id,),
-        pad_id=build_tokenizer().pad_token_id,
+        prompt=configs.prompt_config("release" if release else "paper", "vicuna_v1", positions),
+        eos_ids=(tokenizer.eos_token_id,),
+        pad_id=tokenizer.pad_token_id,
     )
+
+
+def weights(config: configs.Bundle) -> LlavaMini:
+    """Weights that never say a special token, so that answers are as long as they may be."""
+    params = tiny.weights(config.model)
+    assert params.llm.lm_head is not None
+    lm_head = np.array(params.llm.lm_head)
+    lm_head[build_tokenizer().all_special_ids] = 0
+    return dataclasses.replace(params, llm=dataclasses.replace(params.llm, lm_head=lm_head))
 
 
 @functools.cache
-def folder(dialect: str = "paper", *, compressed: bool = True, positions: int = 256) -> Path:
+def folder(dialect: str, positions: int = 256) -> Path:
     """The folder of a model, written once in a test run; tests that change one copy it first."""
-    path = Path(_home().name) / f"{dialect}-{compressed}-{positions}"
-    config = bundle(dialect, compressed=compressed, positions=positions)
-    params = P.init(jax.random.key(1), llava_mini.spec(config.model))
-    export_model(params, config, path, tokenizer=build_tokenizer())
+    path = Path(_home().name) / f"{dialect}-{positions}"
+    config = bundle(dialect, positions)
+    export_model(weights(config), config, path, tokenizer=build_tokenizer())
     return path
 
 
 @functools.cache
 def _home() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="tiny-model-")
+
+
+def picture(seed: int, height: int = 30, width: int = 40) -> np.ndarray:
+    """uint8 [H, W, 3]: coarse random squares, so that pictures differ after resizing."""
+    squares = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    return np.kron(squares, np.ones((height // 3, width // 4, 1), np.uint8))
+
+
+def write_picture(path: Path, seed: int) -> Path:
+    Image.fromarray(picture(seed)).save(path)
+    return path
+
+
+def write_video(path: Path, seconds: int, rate: int = 4) -> Path:
+    """A clip whose picture changes every second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 40, 30, "yuv420p"
+        for number in range(seconds * rate):
+            frame = av.VideoFrame.from_ndarray(picture(number // rate), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

@@ -103,11 +103,13 @@ def collate(
     padding_side: str,
     max_length: int,
     truncate: bool,
+    patches_per_image: int = 0,
     with_pixels: bool = True,
 ) -> TrainBatch:
     """One batch of examples, padded to buckets.
 
-    Without pixels (generation feeds frames in chunks) the batch has no images (I = 0).
+    `patches_per_image` adds the slots that compression inside the language model needs. Without
+    pixels (generation feeds frames in chunks) the batch has no images (I = 0).
 
     Sequences beyond `max_length` positions are refused with the arithmetic, or cut there if
     `truncate` (the release cuts silently, release_facts section 6).
@@ -116,8 +118,12 @@ def collate(
         for e in examples:
             check_fits(e, tokens_per_image, max_length)
     text = buckets.length(max(len(e.ids) for e in examples))
-    rows = [_slots(e, tokens_per_image, text)[:max_length] for e in examples]
-    slots_BS = pad_slots(rows, buckets.length(max(map(len, rows))), padding_side)
+
+    def slots(per_image: int) -> np.ndarray:
+        rows = [_slots(e, per_image, text)[:max_length] for e in examples]
+        return pad_slots(rows, buckets.length(max(map(len, rows))), padding_side)
+
+    slots_BS = slots(tokens_per_image)
     most = max(len(e.pixels) for e in examples)
     images = buckets.image_count(most) if with_pixels else 0
 
@@ -136,6 +142,7 @@ def collate(
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
+        wide_slots_BU=slots(patches_per_image) if patches_per_image else None,
     )
     return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
 

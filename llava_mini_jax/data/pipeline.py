@@ -73,6 +73,7 @@ def make_batches(
     *,
     batch_size: int,
     tokens_per_image: int,
+    patches_per_image: int = 0,
     buckets: Buckets,
     max_length: int,
     padding_side: str,
@@ -91,6 +92,7 @@ def make_batches(
         return collate(
             examples,
             tokens_per_image=tokens_per_image,
+            patches_per_image=patches_per_image,
             buckets=buckets,
             padding_side=padding_side,
             max_length=max_length,

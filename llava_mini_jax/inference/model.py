@@ -192,9 +192,7 @@ class Run:
 
     def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):
         stop_ids = model.stop_ids
-        self._texts = rows.empty_texts(
-            examples, model.bundle, model.tokenizer, stop_ids, settings
-        )
+        self._texts = rows.empty_texts(examples, model.bundle, model.tokenizer, stop_ids, settings)
         self._calls = rows.decode(
             model.params,
             model.bundle,

@@ -106,7 +106,8 @@ def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
     Text is one turn of the user. Where no turn has an "<image>", one for each picture or video is
     put in front of the first, each on a line of its own.
     """
-    turns = [Turn("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    given = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+    turns = list(given) if isinstance(given, Sequence) else []
     if not turns or not all(isinstance(turn, Turn) for turn in turns):
         raise InputError(f"{where} is {prompt!r:.80}; give text, or a list of Turns")
     if turns[-1].role == "user":

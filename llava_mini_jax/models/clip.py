@@ -73,7 +73,7 @@ class Clip:
     position: Leaf
     pre_norm: LayerNorm
     layers: ClipLayer
-    unread_layers: ClipLayer
+    unread_layers: ClipLayer | None  # None where every layer is read
     unread_norm: LayerNorm
 
 

@@ -46,10 +46,6 @@ class CompressorConfig:
         if self.kind == "multi_head" and self.width % self.heads:
             raise ValueError(f"compressor width {self.width} is not divided by {self.heads} heads")
 
-    def tokens(self, patches: int) -> int:
-        """Q, the number of tokens that `patches` patches become."""
-        return patches if self.kind == "none" else self.grid**2
-
 
 @struct.dataclass
 class SimilarityCompressor:

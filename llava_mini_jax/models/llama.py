@@ -113,11 +113,18 @@ def apply(
     params: Llama, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: bool = False
 ) -> Array:
     """Hidden states [B, T, D] after the final norm for whole sequences of embeddings."""
+    x_BTD = run_whole(params.layers, x_BTD, valid_BT, cfg, remat=remat)
+    return rms_norm(x_BTD, params.final_norm, cfg.norm_eps)
+
+
+def run_whole(
+    layers: Block | tuple, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: bool = False
+) -> Array:
+    """Layers over whole sequences whose positions are their places, without the final norm."""
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
     mask_BTS = masks.causal(positions_BT[0], valid_BT)
     with jax.named_scope("llm"):
-        x_BTD = run_layers(params.layers, x_BTD, positions_BT, mask_BTS, cfg, remat=remat)
-        return rms_norm(x_BTD, params.final_norm, cfg.norm_eps)
+        return run_layers(layers, x_BTD, positions_BT, mask_BTS, cfg, remat=remat)
 
 
 def run_layers(
@@ -147,11 +154,24 @@ def apply_cached(
     cache: kv.Cache,
     cfg: LlamaConfig,
 ) -> tuple[Array, kv.Cache]:
-    """(hidden states, cache) for T more positions behind those in the cache.
+    """(hidden states after the final norm, cache) for T positions behind those in the cache.
 
     Prefill, one decoding step and a follow-up turn are this function with other T. The cache needs
     T free slots; the caller counts `positions_BT` per row.
     """
+    x_BTD, cache = run_cached(params.layers, x_BTD, positions_BT, valid_BT, cache, cfg)
+    return rms_norm(x_BTD, params.final_norm, cfg.norm_eps), cache
+
+
+def run_cached(
+    layers: Block | tuple,
+    x_BTD: Array,
+    positions_BT: Array,
+    valid_BT: Array,
+    cache: kv.Cache,
+    cfg: LlamaConfig,
+) -> tuple[Array, kv.Cache]:
+    """`apply_cached` for a stack of layers and its cache, without the final norm."""
     slots_T = cache.used + jnp.arange(x_BTD.shape[1])
     cache = dataclasses.replace(cache, valid_BS=kv.extend_valid(cache, valid_BT))
     mask_BTS = masks.causal(slots_T, cache.valid_BS)
@@ -169,9 +189,8 @@ def apply_cached(
 
     with jax.named_scope("llm"):
         layer_indices = np.arange(cache.keys_LBSKH.shape[0])
-        (x_BTD, cache), _ = fold_layers(body, params.layers, (x_BTD, cache), layer_indices)
-        cache = dataclasses.replace(cache, used=cache.used + x_BTD.shape[1])
-        return rms_norm(x_BTD, params.final_norm, cfg.norm_eps), cache
+        (x_BTD, cache), _ = fold_layers(body, layers, (x_BTD, cache), layer_indices)
+        return x_BTD, dataclasses.replace(cache, used=cache.used + x_BTD.shape[1])
 
 
 def logits(params: Llama, x_BTD: Array) -> Array:

@@ -2,8 +2,8 @@
 
     pixels_BIJYXC --vision--> features --projector--> patches_ISD ------.
                                  |                                      |
-                                 '--compressor--> compressed_IQD -------|  (paper: after the projector,
-    ids_BT ------embed--> text_BTD -------------------------------------|   release: before it)
+                                 '--compressor--> compressed_IQD -------|  (paper: behind projector,
+    ids_BT ------embed--> text_BTD -------------------------------------|   release: before)
                                                                         v
                   prefusion over [ patches | compressed | text ], per image or frame
                         |                                 |
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llava_mini_jax.models import clip, compressor, llama, prefusion, projector
+from llava_mini_jax.models import clip, compressor, inside, llama, prefusion, projector
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array, Leaf, unstack
 
@@ -43,6 +43,7 @@ class LlavaMiniConfig:
         bool  # compressed tokens pass through pre-fusion (release) or around it (paper)
     )
     detach_text: bool  # no gradient from the inputs into the embedding table (release)
+    inside_layers: int  # > 0: compression after that many LLM layers (paper E.3), no pre-fusion
     llm: llama.LlamaConfig
     compute_dtype: str
     remat: bool  # recompute each layer in the backward pass
@@ -50,6 +51,12 @@ class LlavaMiniConfig:
     def __post_init__(self):
         if self.compress not in ("projected", "features"):
             raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
+        if self.inside_layers and (self.prefusion_layers or self.compressor.kind == "none"):
+            raise ValueError(
+                "compression inside the LLM needs a compressor and no pre-fusion layers"
+            )
+        if not 0 <= self.inside_layers < self.llm.layers:
+            raise ValueError(f"inside_layers {self.inside_layers} of {self.llm.layers} LLM layers")
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -57,10 +64,21 @@ class LlavaMiniConfig:
 
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model."""
-        patches = self.vision.grid**2
         if self.compressor.kind == "none":
-            return patches * parts
-        return self.compressor.tokens(patches)
+            return self.patches_per_image(parts)
+        return self.compressor.grid**2
+
+    def patches_per_image(self, parts: int) -> int:
+        return self.vision.grid**2 * parts
+
+    def detail_per_image(self, parts: int) -> int:
+        """Patches of an image that are compressed: not those of a whole picture beside its parts."""
+        return self.patches_per_image(max(parts - 1, 1))
+
+    def seen_per_image(self, parts: int) -> int:
+        """Visual tokens of an image in front of the language model's first layer."""
+        inside = self.inside_layers > 0
+        return self.patches_per_image(parts) if inside else self.tokens_per_image(parts)
 
 
 @struct.dataclass
@@ -81,6 +99,7 @@ class Inputs:
     pixels_BIJYXC: Leaf  # uint8, or floating-point already normalised; I may be 0
     frames_BI: Leaf  # bool: a real image or frame, not padding
     slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
+    wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
 
 
 def spec(cfg: LlavaMiniConfig) -> LlavaMini:
@@ -95,17 +114,28 @@ def spec(cfg: LlavaMiniConfig) -> LlavaMini:
 
 def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """Hidden states [B, S, D] of the language model, after its final norm."""
-    x_BSD = embed_inputs(params, inputs, cfg)
-    return llama.apply(params.llm, x_BSD, inputs.slots_BS >= 0, cfg.llm, remat=cfg.remat)
+    x_BSD, llm = embed_inputs(params, inputs, cfg), params.llm
+    if cfg.inside_layers:
+        first, llm = inside.split_llm(params.llm, cfg.inside_layers)
+        x_BSD = llama.run_whole(
+            first.layers, x_BSD, inputs.wide_slots_BU >= 0, cfg.llm, remat=cfg.remat
+        )
+        I, J = inputs.pixels_BIJYXC.shape[1:3]
+        sizes = (inputs.ids_BT.shape[1], I, cfg.patches_per_image(J), cfg.detail_per_image(J))
+        x_BSD = inside.squeeze(
+            params.compressor, x_BSD, inputs.wide_slots_BU, inputs.slots_BS, sizes, cfg.compressor
+        )
+    return llama.apply(llm, x_BSD, inputs.slots_BS >= 0, cfg.llm, remat=cfg.remat)
 
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
+    slots_BS = inputs.wide_slots_BU if cfg.inside_layers else inputs.slots_BS
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
     B, I, *part_shape = inputs.pixels_BIJYXC.shape
     T, D = text_BTD.shape[1:]
     if I == 0:
-        return splice(text_BTD, text_BTD[:, :0], inputs.slots_BS)
+        return splice(text_BTD, text_BTD[:, :0], slots_BS)
 
     def per_image(x: Array) -> Array:
         """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
@@ -123,7 +153,7 @@ def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Arr
         fused_ITD.astype(jnp.float32).reshape(B, I, T, D), inputs.frames_BI, text_BTD
     )
     visual_BVD = tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:]).reshape(B, -1, D)
-    return splice(fused_BTD, visual_BVD, inputs.slots_BS)
+    return splice(fused_BTD, visual_BVD, slots_BS)
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
@@ -157,7 +187,9 @@ def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[A
     )
     detail, whole = detail_and_whole(jax.lax.stop_gradient(features), I, J)
     detail_ISD = projector.apply(params.projector, detail)
-    if cfg.compressor.kind == "none" or cfg.compress == "projected":
+    if cfg.inside_layers:
+        compressed_IQD = detail_ISD  # left as they are until the language model's layer is reached
+    elif cfg.compressor.kind == "none" or cfg.compress == "projected":
         compressed_IQD, _ = compressor.apply(params.compressor, detail_ISD, cfg.compressor)
     else:
         tokens_IQE, _ = compressor.apply(params.compressor, detail, cfg.compressor)
@@ -166,7 +198,8 @@ def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[A
     if whole is not None:
         whole_IPD = projector.apply(params.projector, whole)
         patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
-    return patches_ISD, patches_ISD if cfg.compressor.kind == "none" else compressed_IQD
+    uncompressed = cfg.compressor.kind == "none" or cfg.inside_layers
+    return patches_ISD, patches_ISD if uncompressed else compressed_IQD
 
 
 def read_images(

@@ -106,6 +106,9 @@ def _batches(stage: TrainConfig, tokenizer: Any, first_step: int) -> Any:
         Encoder(tokenizer, stage.prompt, stage.images),
         batch_size=stage.batch_size,
         tokens_per_image=stage.model.tokens_per_image(stage.images.parts),
+        patches_per_image=stage.model.patches_per_image(stage.images.parts)
+        if stage.model.inside_layers
+        else 0,
         buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
         max_length=stage.prompt.max_length,
         padding_side=stage.prompt.padding_side,

@@ -130,7 +130,8 @@ def _copy_llm_layers(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini
     """
     if params.prefusion is None or not any(path.startswith("prefusion/") for path in made):
         return params
-    layers, new = params.llm.layers, params.prefusion.layers
+    layers: Any = params.llm.layers
+    new = params.prefusion.layers
     if isinstance(new, tuple):
         copied: Any = jax.tree.map(lambda a: a.copy(), layers[: len(new)])
     else:

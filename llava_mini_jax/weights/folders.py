@@ -61,13 +61,30 @@ def open_model(
 
     `vision_tower` overrides where the tower is looked for; otherwise it is the embedded copy, or
     the folder that `mm_vision_tower` names (as it stands, or beside the model folder).
+    Raises InputError for what is missing, damaged, or not a model of this code.
     """
     values = configs.read_json(folder / "config.json")
     where = str(folder / "config.json")
     tensors = open_tensors(folder)
-    if "text_config" in values:
-        return _open_llava_hf(folder, values, where, tensors, compute_dtype)
+    try:
+        if "text_config" in values:
+            return _open_llava_hf(folder, values, where, tensors, compute_dtype)
+        return _open_llava(folder, values, where, tensors, vision_tower, compute_dtype, dialect)
+    except InputError:
+        raise
+    except (ValueError, ZeroDivisionError) as error:  # from a part's own configuration
+        raise InputError(f"{where} does not describe a model: {error}") from error
 
+
+def _open_llava(
+    folder: Path,
+    values: dict[str, Any],
+    where: str,
+    tensors: Mapping,
+    vision_tower: Path | None,
+    compute_dtype: str,
+    dialect: str,
+) -> tuple[Bundle, list[Published]]:
     f = Fields(values, where)
     llm = configs.llama_from_hf(values, where)
     tower = _tower(folder, values, where, tensors, vision_tower)
@@ -266,8 +283,8 @@ def _apply_section(bundle: Bundle, section: Any, where: str) -> Bundle:
         for field, value in changes.items():
             _check_field(parts[part], field, value, f"{where}: {SECTION}.{part}")
         if "compressor" in changes:
-            inner = changes["compressor"]
-            changes = {**changes, "compressor": configs.CompressorConfig(**inner)}
+            compressor = dataclasses.replace(bundle.model.compressor, **changes["compressor"])
+            changes = {**changes, "compressor": compressor}
         parts[part] = dataclasses.replace(parts[part], **changes)
     return dataclasses.replace(bundle, **parts)
 
@@ -297,6 +314,7 @@ def section_of(bundle: Bundle) -> dict[str, Any]:
             "fuse_compressed": model.fuse_compressed,
             "detach_text": model.detach_text,
             "prefusion_layers": model.prefusion_layers,
+            "inside_layers": model.inside_layers,
         },
         "prompt": dataclasses.asdict(bundle.prompt),
         "images": {

@@ -23,7 +23,7 @@ from llava_mini_jax.weights.lazy_tensor import short
 # A pickle takes about 300 bytes and 45 opcodes for each tensor. These limits, far above every
 # model, keep a made-up file from filling the memory (one byte can make a dict) or the day.
 MAX_PICKLE_BYTES = 16 * 2**20
-MAX_OPCODES = 500_000
+MAX_OPCODES = 300_000
 
 PUSH_ARGUMENT = {
     "BININT",

@@ -24,8 +24,6 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.weights.inert_pickle import MAX_PICKLE_BYTES, BadPickleError
 from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
@@ -104,7 +102,8 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, LazyTensor]:
             raise BadPickleError(f"holds storage {short(key)}, which nothing mentions")
         file.seek(position)
         count = int.from_bytes(file.read(8), "little")
-        itemsize = np.dtype(storages[key].dtype or np.uint8).itemsize
+        dtype = storages[key].dtype
+        itemsize = 1 if dtype is None else dtype.itemsize
         places[key] = (position + 8, count * itemsize)
         position += 8 + count * itemsize
         if position > path.stat().st_size:

@@ -110,7 +110,7 @@ def _storage(identity: object) -> TorchStorage:
             kind in STORAGES and count >= 0 and view in ([], [None]) and key.isprintable()
         ):
             dtype = STORAGES[kind]
-            return TorchStorage(key, dtype, count * (dtype.itemsize if dtype else 1))
+            return TorchStorage(key, dtype, count * (1 if dtype is None else dtype.itemsize))
     raise BadPickleError(f"describes a storage as {short(identity)}, unlike torch.save")
 
 
@@ -118,7 +118,8 @@ def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype | None = None
 ) -> TorchTensor:
     """torch._utils._rebuild_tensor, and the core of its siblings."""
-    dtype = dtype or (storage.dtype if isinstance(storage, TorchStorage) else None)
+    if dtype is None and isinstance(storage, TorchStorage):
+        dtype = storage.dtype
     if dtype is None or not isinstance(storage, TorchStorage):
         raise BadPickleError(
             f"builds a tensor on {short(storage)}, not on a storage of known dtype"
@@ -210,9 +211,8 @@ NAMES: dict[str, Name] = {
 def _state_dict(value: object) -> dict[str, TorchTensor]:
     """The dict of tensors that a file holds, at its top or under one of the usual keys."""
     if not isinstance(value, dict):
-        kind = _kind(value)
         raise BadPickleError(
-            f"holds a {kind} where a dict of tensors was expected", STATE_DICT_ONLY
+            f"holds a {_kind(value)} where a dict of tensors was expected", STATE_DICT_ONLY
         )
     nested = [value[key] for key in NESTED_UNDER if _only_tensors(value.get(key))]
     found = value if _only_tensors(value) else nested[0] if len(nested) == 1 else None

@@ -1,11 +1,11 @@
-"""fold_layers: scanned, unrolled and rematerialised give the same; norms and linear against float64."""
+"""fold_layers scanned, unrolled and with remat gives the same; norms and products in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax import params as P
+from llava_mini_jax import params as param_tree
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
 from llava_mini_jax.ops.layers import fold_layers
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, rms_norm
@@ -30,7 +30,7 @@ def stack():
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_layers_run_in_order_and_their_outputs_are_stacked(stack, unrolled, remat) -> None:
     layers, x, shifts = stack
-    given = P.unstack(layers) if unrolled else layers
+    given = param_tree.unstack(layers) if unrolled else layers
     found, outputs = fold_layers(block, given, x, shifts, remat=remat)
     expected = x.astype(np.float64)
     for i in range(3):

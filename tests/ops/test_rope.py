@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies against transformers' numbers and formula, rotation against complex numbers."""
+"""Rotary positions: frequencies against transformers' numbers, rotation against complex ones."""
 
 import math
 

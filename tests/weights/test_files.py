@@ -185,8 +185,11 @@ def test_an_index_that_does_not_fit_its_shards_reports_everything(tmp_path: Path
         ("[]", "weight_map"),
         ('{"weight_map": {}}', "weight_map"),
         ('{"weight_map": {"w": 3}}', "3"),
-        ('{"weight_map": {"w": "../model.safetensors"}}', "../model.safetensors"),
-        ('{"weight_map": {"w": "/etc/passwd"}}', "/etc/passwd"),
+        (
+            '{"weight_map": {"w": "../model.safetensors"}}',
+            "'../model.safetensors', where the plain",
+        ),
+        ('{"weight_map": {"w": "/other/model.bin"}}', "'/other/model.bin', where the plain name"),
         ('{"weight_map": {"w": "model.safetensors.index.json"}}', "index.json"),
         ('{"weight_map": {"w": "a.bin", "w": "b.bin"}}', "'w' stands in it 2 times"),
         ('{"weight_map": {"w": "a.bin"}, "\\ud800": 1}', "a.bin"),

@@ -4,22 +4,16 @@ The files in tests/golden/torch_bin were written by torch itself (see make_fixtu
 bad ones are put together here. What must never run is in test_malicious_pickles.py.
 """
 
-import struct
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.weights.files import open_tensors
 from tests.weights.bad_files import (
-    MAX_TEST_BYTES,
-    MAX_TEST_SECONDS,
     Call,
     Name,
     Stored,
@@ -78,6 +72,12 @@ def test_the_assembler_writes_what_torch_reads_as_a_tensor(tmp_path: Path) -> No
     assert found["b"].read().tolist() == [1, 2, 3, 4, 5]
 
 
+def test_the_stride_of_an_axis_of_one_element_means_nothing(tmp_path: Path) -> None:
+    wide = tensor(None, 1, (1, 3), (2**100, 1))
+    found = open_tensors(write_zip(tmp_path / "model.bin", program({"w": wide})))
+    assert found["w"].read().tolist() == [[1, 2, 3]]
+
+
 # Tensors that do not fit.
 
 
@@ -103,6 +103,8 @@ ODD_TENSORS = {
     "size overflow": (tensor(None, 0, (2**40, 2**40), (0, 0)), str(2**40)),
     "empty overflow": (tensor(None, 0, (0, 2**63), (0, 0)), str(2**63)),
     "expanded bomb": (tensor(None, 0, (2**40,), (0,)), str(2**40)),
+    "float stride": (tensor(None, 0, (2, 3), (3.0, 1)), "3.0"),
+    "float offset": (tensor(None, 0.0), "0.0"),
     "float size": (tensor(None, 0, (2.0, 3)), "2.0"),
     "bool size": (tensor(None, 0, (True, 3)), "True"),
     "text shape": (tensor(None, 0, "ab", (1, 1)), "shape"),
@@ -184,6 +186,25 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
         assert said in message and "again" in message
 
 
+def test_a_record_that_seems_to_begin_elsewhere_is_refused(tmp_path: Path) -> None:
+    """The lengths of its name and extra field say where the numbers begin."""
+    good = bytearray((FIXTURES / "state_dict.bin").read_bytes())
+    header = good.index(b"state_dict/data/3") - 30
+    for place in (header + 26, header + 28, header + 30):  # length, other length, name
+        for change in (4, 8, 64, -4):
+            data = good.copy()
+            data[place] = (data[place] + change) % 256
+            (tmp_path / "model.bin").write_bytes(data)
+            assert "damaged record 'state_dict/data/3'" in refusal(tmp_path / "model.bin")
+
+
+def test_a_stream_of_a_big_endian_machine_is_refused(tmp_path: Path) -> None:
+    good = (FIXTURES / "state_dict_legacy.bin").read_bytes()
+    at = good.index(b"\x88", good.index(b"little_endian"))
+    (tmp_path / "model.bin").write_bytes(good[:at] + b"\x89" + good[at + 1 :])
+    assert "'little_endian': False" in refusal(tmp_path / "model.bin")
+
+
 def test_records_that_torch_never_writes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a zip bomb
@@ -209,91 +230,3 @@ def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"no longer holds tensor 'w'.*open it again"):
         found["w"].read()
-
-
-# Fuzz: the right values or an InputError, whatever the damage.
-
-
-def read_all(path: Path) -> dict[str, tuple[Any, ...]] | None:
-    """Names to (shape, dtype, bytes); None for a refusal. Any other exception fails the test."""
-    start = time.perf_counter()
-    try:
-        found = {name: lazy.read() for name, lazy in open_tensors(path).items()}
-    except InputError:
-        return None
-    finally:
-        assert time.perf_counter() - start < MAX_TEST_SECONDS
-    assert sum(array.nbytes for array in found.values()) < MAX_TEST_BYTES
-    return {name: (array.shape, array.dtype, array.tobytes()) for name, array in found.items()}
-
-
-FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-DAMAGE = st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 255)), min_size=1, max_size=4)
-
-
-def damaged(data: bytes, damage: list[tuple[int, int]]) -> bytes:
-    changed = bytearray(data)
-    for position, bits in damage:
-        changed[position % len(changed)] ^= bits
-    return bytes(changed)
-
-
-@FUZZ
-@given(st.integers(0, 20_000), st.sampled_from(ZIP_AND_LEGACY))
-def test_truncated_files_are_refused(tmp_path: Path, length: int, file: str) -> None:
-    good = (FIXTURES / file).read_bytes()
-    path = tmp_path / "model.bin"
-    path.write_bytes(good[: length % len(good)])
-    assert read_all(path) is None
-
-
-@FUZZ
-@given(DAMAGE)
-@example([(0, 1)])
-def test_a_damaged_archive_never_gives_wrong_values_silently(
-    tmp_path: Path, damage: list[tuple[int, int]]
-) -> None:
-    """Bytes of the weights themselves aside: nothing in a zip file read in parts protects those."""
-    good = (FIXTURES / "state_dict.bin").read_bytes()
-    weights = weight_positions(FIXTURES / "state_dict.bin")
-    damage = [(position, bits) for position, bits in damage if position % len(good) not in weights]
-    path = tmp_path / "model.bin"
-    path.write_bytes(damaged(good, damage))
-    found = read_all(path)
-    assert found is None or found == read_all(FIXTURES / "state_dict.bin")
-
-
-def weight_positions(path: Path) -> set[int]:
-    data, positions = path.read_bytes(), set()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if "/data/" in info.filename:
-                lengths = struct.unpack_from("<HH", data, info.header_offset + 26)
-                start = info.header_offset + 30 + sum(lengths)
-                positions |= set(range(start, start + info.file_size))
-    return positions
-
-
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
-@FUZZ
-@given(DAMAGE)
-def test_a_damaged_stream_is_read_or_refused(tmp_path: Path, damage: list[tuple[int, int]]) -> None:
-    path = tmp_path / "model.bin"
-    path.write_bytes(damaged((FIXTURES / "state_dict_legacy.bin").read_bytes(), damage))
-    read_all(path)
-
-
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # by pickletools, on the way
-@FUZZ
-@given(DAMAGE, st.binary(max_size=8), st.integers(0, 20_000))
-def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(
-    tmp_path: Path, damage: list[tuple[int, int]], inserted: bytes, at: int
-) -> None:
-    with zipfile.ZipFile(FIXTURES / "nested.bin") as archive:
-        records = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
-    code = damaged(records["data.pkl"], damage)
-    at %= len(code)
-    data = {name[5:]: data for name, data in records.items() if name.startswith("data/")}
-    read_all(write_zip(tmp_path / "model.bin", code[:at] + inserted + code[at:], data))

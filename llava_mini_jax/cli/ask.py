@@ -1,0 +1,119 @@
+"""`llava-mini ask`: one question, or a conversation, about images, videos, or text alone.
+
+pictures read once --> Chat --question--> pieces of the answer to stdout, as they arrive
+                         ^                                |
+                         '---- -i: the next question -----'
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llava_mini_jax.cli.terminal import note, waiting
+from llava_mini_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from llava_mini_jax.inference.model import Chat
+
+SUMMARY = "answer a question about images, videos, or text alone"
+EXAMPLE = """examples:
+  llava-mini ask MODEL --image cat.jpg "What is this?"
+  llava-mini ask MODEL --image a.png --image b.png "What differs between <image> and <image>?"
+  llava-mini ask MODEL --video clip.mp4 -i"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
+    add("question", nargs="?", help='"<image>" in it says where a picture goes (default: in front)')
+    add("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    add(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, or a folder of its frames, one frame a second; repeatable, after the images",
+    )
+    add("-i", "--interactive", action="store_true", help="go on asking, until an empty line")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
+    add("--top-p", type=float, default=1.0, metavar="P", help="default: 1, all tokens")
+    add("--top-k", type=int, default=0, metavar="K", help="default: 0, all tokens")
+    add("--seed", type=int, default=0, metavar="S", help="for temperatures above 0; default: 0")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
+    add("--dtype", metavar="TYPE", help="float32 or bfloat16 (default: float32 on CPU)")
+    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.question is None and not args.interactive:
+        raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
+    with waiting("starting"):
+        from llava_mini_jax.inference.model import Chat, Settings, load
+
+    settings = Settings(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        stop=args.stop,
+        seed=args.seed,
+    )
+    _check_files(args.image, args.video)
+    with waiting(f"loading {args.model}"):
+        model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+    with waiting("reading pictures"):
+        pictures = model.read_pictures(args.image, args.video)
+    chat = Chat(model, pictures, settings)
+    for question in _questions(args):
+        _answer(chat, question)
+    return 0
+
+
+def _check_files(images: list[str], videos: list[str]) -> None:
+    """Bad files are found before the weights are loaded, which may take a minute."""
+    from llava_mini_jax.data.images import load_image
+    from llava_mini_jax.data.video import read_video
+    from llava_mini_jax.inference.request import ONE_A_SECOND
+
+    for image in images:
+        load_image(image)
+    for video in videos:
+        next(iter(read_video(video, ONE_A_SECOND)))
+
+
+def _questions(args: argparse.Namespace) -> Iterator[str]:
+    if args.question is not None:
+        yield args.question
+    if not args.interactive:
+        return
+    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
+    if by_hand:
+        import readline
+
+        del readline  # importing it is what gives `input` its editing
+    while True:
+        try:
+            line = input("> ") if by_hand else sys.stdin.readline()
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def _answer(chat: "Chat", question: str) -> None:
+    began, first = time.perf_counter(), 0.0
+    for piece in chat.ask(question):
+        first = first or time.perf_counter() - began
+        print(piece, end="", flush=True)
+    print(flush=True)
+    seconds = time.perf_counter() - began
+    answer = chat.answer
+    assert answer is not None
+    if answer.finish == "context":
+        print(f"llava-mini: {chat.model.full_context('this question')}", file=sys.stderr)
+    reason = ", cut there (--max-new-tokens)" if answer.finish == "length" else ""
+    note(f"[{answer.tokens} tokens in {seconds:.1f} s, the first after {first:.1f} s{reason}]")

@@ -1,0 +1,108 @@
+"""`llava-mini convert`: a model folder in another format, or a training run's starting point.
+
+SRC (release, LLaVA-1.5, llava-hf) --------------------.
+--clip FOLDER --llm FOLDER + fresh parts --lazy leaves--+--one tensor at a time--> DST
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.cli.terminal import human_bytes, note, tensor_progress, waiting
+from llava_mini_jax.errors import InputError
+
+SUMMARY = "write a model folder in another format, or make the start of a training run"
+EXAMPLE = """examples:
+  llava-mini convert llava-v1.5-7b llava-hf-7b --format llava-hf
+  llava-mini convert --clip clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --dialect paper"""
+
+PARTS_OPTIONS = ("dialect", "grid", "prefusion_layers", "prefusion_init", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="+",
+        metavar="SRC DST",
+        help="the model folder (or hub name) and the new one; with --clip and --llm DST alone",
+    )
+    add("--format", default="release", help="release (default), llava-1.5 or llava-hf")
+    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as it is)")
+    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    parts = parser.add_argument_group("the start of a training run")
+    add = parts.add_argument
+    add("--clip", metavar="FOLDER", help="CLIP's folder")
+    add("--llm", metavar="FOLDER", help="LLaMA's or Vicuna's folder")
+    add("--dialect", help="paper or release (default: paper)")
+    add("--grid", type=int, metavar="C", help="C*C tokens an image (default: 1)")
+    add("--prefusion-layers", type=int, metavar="N", help="default: 4")
+    add("--prefusion-init", metavar="HOW", help="fresh (default), or copy: the LLM's first layers")
+    add("--seed", type=int, metavar="S", help="of what is fresh (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from_parts = args.clip is not None or args.llm is not None
+    _check(args, from_parts)
+    target = Path(args.folders[-1])
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not empty: choose another output folder")
+    with waiting("starting"):
+        import jax
+
+        from llava_mini_jax.inference.model import DTYPES
+        from llava_mini_jax.weights.export_hf import export_model
+        from llava_mini_jax.weights.folders import resolve_folder
+
+    if args.dtype is not None and args.dtype not in DTYPES:
+        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    source = resolve_folder(args.llm if from_parts else args.folders[0])
+    seen: list[Any] = []
+    bundle, params = _open(args, source, lambda nbytes: seen[-1](nbytes))
+    leaves = jax.tree.leaves(params)
+    total = sum(leaf.nbytes for leaf in leaves)
+    with tensor_progress(len(leaves), total) as step:
+        seen.append(step)
+        export_model(params, bundle, target, format=args.format, copy_from=source)
+    note(f"{target}: {len(leaves)} parameters, {human_bytes(total)}")
+    return 0
+
+
+def _check(args: argparse.Namespace, from_parts: bool) -> None:
+    if from_parts and (args.clip is None or args.llm is None):
+        raise InputError("--clip and --llm belong together: give both folders")
+    wanted = 1 if from_parts else 2
+    if len(args.folders) != wanted:
+        raise InputError(
+            f"{len(args.folders)} folders are given ({', '.join(args.folders)}), expected"
+            f" {'DST alone beside --clip and --llm' if from_parts else 'SRC and DST'}"
+        )
+    given = [
+        f"--{name.replace('_', '-')}" for name in PARTS_OPTIONS if getattr(args, name) is not None
+    ]
+    if given and not from_parts:
+        raise InputError(f"{', '.join(given)} only goes with --clip and --llm; leave it out")
+    if from_parts and args.vision_tower is not None:
+        raise InputError("--vision-tower does not go with --clip, which names the tower")
+
+
+def _open(args: argparse.Namespace, source: Path, watch: Any) -> tuple[Any, Any]:
+    from llava_mini_jax.weights import lazy_params
+    from llava_mini_jax.weights.folders import resolve_folder
+
+    if args.clip is None:
+        tower = None if args.vision_tower is None else Path(args.vision_tower)
+        return lazy_params.open_for_export(
+            source, vision_tower=tower, dtype=args.dtype, watch=watch
+        )
+    return lazy_params.start_from_parts(
+        resolve_folder(args.clip),
+        source,
+        dialect=args.dialect or "paper",
+        grid=1 if args.grid is None else args.grid,
+        prefusion_layers=4 if args.prefusion_layers is None else args.prefusion_layers,
+        prefusion_init=args.prefusion_init or "fresh",
+        seed=args.seed or 0,
+        dtype=args.dtype,
+        watch=watch,
+    )

@@ -1,0 +1,226 @@
+"""`llava-mini inspect`: what a model consists of, from headers and configuration alone.
+
+MODEL folder: config.json + headers of weight files --.
+--abstract NAME: a configuration --------------------- +--> one line a parameter: shape, dtype,
+                                                            sharding, which stages train it
+                                                       --> totals of each component
+                                                       --> the configuration, field by field
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.cli.terminal import human_bytes, waiting
+from llava_mini_jax.errors import InputError
+
+SUMMARY = "list a model's parameters, sizes, sharding and configuration without loading it"
+EXAMPLE = """examples:
+  llava-mini inspect MODEL
+  llava-mini inspect --abstract vicuna-7b --mesh data=1,fsdp=4,tensor=2"""
+
+ABSTRACT = ("vicuna-7b", "vicuna-13b", "llama-3.1-8b")
+ABSTRACT_OPTIONS = ("dialect", "grid", "prefusion_layers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
+    add("--mesh", metavar="AXES", help="show shardings for such a mesh: data=1,fsdp=4,tensor=2")
+    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    shapes = parser.add_argument_group("shapes without a folder")
+    add = shapes.add_argument
+    add("--abstract", metavar="NAME", help=f"one of {', '.join(ABSTRACT)}")
+    add("--dialect", help="paper or release (default: paper)")
+    add("--grid", type=int, metavar="C", help="C*C tokens an image (default: 1)")
+    add("--prefusion-layers", type=int, metavar="N", help="default: 4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    sharding: str  # empty without a mesh
+    ways: int  # on how many devices the parameter is split
+    stages: tuple[bool, ...]  # trained in stage 1, in stage 2
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.itemsize
+
+
+def run(args: argparse.Namespace) -> int:
+    mesh = _mesh(args.mesh)
+    if (args.model is None) == (args.abstract is None):
+        raise InputError("give a model folder, or --abstract NAME (one of the two)")
+    with waiting("reading headers"):
+        model, shown, dtypes = _abstract(args) if args.model is None else _folder(args)
+        rows = list(_rows(model, dtypes, mesh))
+    from llava_mini_jax.config import dialect_of
+
+    print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
+    print(f"dialect: {dialect_of(model)}")
+    for name, value in _fields(shown):
+        print(f"{name}: {value}")
+    return 0
+
+
+def _mesh(text: str | None) -> dict[str, int]:
+    """{"data": 1, "fsdp": 4, "tensor": 2} of "data=1,fsdp=4,tensor=2"; axes left out are 1."""
+    if text is None:
+        return {}
+    mesh = dict.fromkeys(("data", "fsdp", "tensor"), 1)
+    for item in text.split(","):
+        axis, _, size = item.partition("=")
+        if axis not in mesh or not size.isdecimal() or int(size) < 1:
+            raise InputError(
+                f'--mesh has "{item}"; give axes of {", ".join(mesh)} with sizes of 1 or more, such'
+                " as data=1,fsdp=4,tensor=2"
+            )
+        mesh[axis] = int(size)
+    return mesh
+
+
+def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
+    from llava_mini_jax import config as configs
+
+    named = (configs.VICUNA_7B, configs.VICUNA_13B, configs.LLAMA_3_1_8B)
+    if args.abstract not in ABSTRACT:
+        raise InputError(f'--abstract "{args.abstract}" is unknown; use {", ".join(ABSTRACT)}')
+    try:
+        model = configs.build(
+            named[ABSTRACT.index(args.abstract)],
+            configs.CLIP_L_336,
+            args.dialect or "paper",
+            grid=1 if args.grid is None else args.grid,
+            prefusion_layers=4 if args.prefusion_layers is None else args.prefusion_layers,
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"no such model: {error}") from error
+    return model, model, {}
+
+
+def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
+    """The folder's configuration, and the dtype of each of its parameters."""
+    from llava_mini_jax.weights import lazy_params
+    from llava_mini_jax.weights.folders import resolve_folder
+
+    given = [f"--{n.replace('_', '-')}" for n in ABSTRACT_OPTIONS if getattr(args, n) is not None]
+    if given:
+        raise InputError(f"{', '.join(given)} only goes with --abstract; leave it out")
+    tower = None if args.vision_tower is None else Path(args.vision_tower)
+    bundle, params = lazy_params.open_for_export(
+        resolve_folder(args.model), vision_tower=tower, dtype=None
+    )
+    from llava_mini_jax import params as param_tree
+
+    leaves = param_tree.paths(params, is_leaf=None)
+    return bundle.model, bundle, {path: leaf.dtype.name for path, leaf in leaves.items()}
+
+
+def _rows(model: Any, dtypes: dict[str, str], mesh: dict[str, int]) -> Iterator[Row]:
+    """Stacked parameters in the order of the model; a stack of mixed dtypes names the first."""
+    import jax
+    import jax.numpy as jnp
+
+    from llava_mini_jax import params as param_tree
+    from llava_mini_jax.models import llava_mini
+    from llava_mini_jax.training.stages import STAGE_1, STAGE_2
+
+    axis_types = (jax.sharding.AxisType.Explicit,) * 3
+    names = ("data", "fsdp", "tensor")
+    sizes = tuple(mesh.get(name, 1) for name in names)
+    abstract_mesh = jax.sharding.AbstractMesh(sizes, names, axis_types=axis_types)
+    with jax.sharding.use_abstract_mesh(abstract_mesh):
+        for path, spec in param_tree.paths(llava_mini.spec(model)).items():
+            stored = dtypes.get(path) or dtypes.get(_first_layer(path)) or "bfloat16"
+            dtype = jnp.dtype(stored)
+            ways, text = _sharding(spec, mesh)
+            stages = tuple(param_tree.matches(path, stage) for stage in (STAGE_1, STAGE_2))
+            yield Row(path, spec.shape, dtype.name, dtype.itemsize, text, ways, stages)
+
+
+def _first_layer(path: str) -> str:
+    """The path in the unrolled tree of a parameter's first layer."""
+    return path.replace("layers/", "layers/0/", 1)
+
+
+def _sharding(spec: Any, mesh: dict[str, int]) -> tuple[int, str]:
+    """(ways that a parameter is split, one word for each of its axes)."""
+    from llava_mini_jax import sharding
+
+    if not mesh:
+        return 1, ""
+    partition = sharding.partition(spec.shape, spec.axes)
+    assert partition is not None
+    words = [axis if isinstance(axis, str) else "+".join(axis or ("-",)) for axis in partition]
+    used = [mesh[axis] for word in words for axis in word.split("+") if axis in mesh]
+    return math.prod(used), ",".join(words)
+
+
+def _parameter_table(rows: list[Row]) -> list[str]:
+    sharded = any(row.sharding for row in rows)
+    head = ["parameter", "shape", "dtype", *["sharding"] * sharded, "stage 1", "stage 2"]
+    lines = [head]
+    for row in rows:
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        marks = ["trained" if trained else "frozen" for trained in row.stages]
+        lines.append([row.path, shape, row.dtype, *[row.sharding] * sharded, *marks])
+    return _aligned(lines)
+
+
+def _component_table(rows: list[Row], mesh: dict[str, int]) -> list[str]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.path.split("/")[0], []).append(row)
+    groups["total"] = rows
+    head = ["component", "parameters", "bytes", ""]
+    lines = [[*head, *["a device"] * bool(mesh), "trained in stage 1", "trained in stage 2"]]
+    for name, members in groups.items():
+        nbytes = sum(row.nbytes for row in members)
+        device = sum(row.nbytes // row.ways for row in members)
+        trained = [sum(row.count for row in members if row.stages[s]) for s in (0, 1)]
+        lines.append(
+            [
+                name,
+                f"{sum(row.count for row in members):,}",
+                f"{nbytes:,}",
+                human_bytes(nbytes),
+                *[human_bytes(device)] * bool(mesh),
+                *(f"{count:,}" for count in trained),
+            ]
+        )
+    return _aligned(lines, right=True)
+
+
+def _aligned(lines: list[list[str]], right: bool = False) -> list[str]:
+    """Lines with columns of equal width; the first column always stands at the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            word.rjust(width) if right and number else word.ljust(width)
+            for number, (word, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("llm.width", 4096) and so on, for a configuration and those inside it."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value

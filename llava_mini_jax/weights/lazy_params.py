@@ -1,0 +1,220 @@
+"""Parameters that still lie on disk: what conversions read leaf by leaf.
+
+Published tensors --plan, checked--> a tree of leaves, none of them read yet
+                                         |  numpy.asarray(leaf), one after another
+                        export_hf.export_model writes them: one shard in memory, not the model
+
+open_model(folder)                              --> the tree of a whole model
+start_from_parts(CLIP folder, LLaMA folder)     --> the tree that a training run begins with:
+                                                    what is new is made when it is asked for
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import config as configs
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.images import ImageConfig
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.params import ParamSpec
+from llava_mini_jax.weights import folders
+from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
+
+PREFUSION_STARTS = ("fresh", "copy")
+FRESH = ("projector/*", "compressor/*", "prefusion/*")
+
+Watch = Callable[[int], None]
+
+
+def _unwatched(nbytes: int) -> None:
+    del nbytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyLeaf:
+    """One parameter as numpy gets it: read, or made, each time that it is asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: tuple[Callable[[], np.ndarray], ...]  # of a stack its layers, else one
+    stacked: bool
+    watch: Watch  # is told the bytes of each reading
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, layer: int) -> "LazyLeaf":
+        part = self.parts[layer]
+        return dataclasses.replace(self, shape=self.shape[1:], parts=(part,), stacked=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy
+        arrays = [part().astype(dtype or self.dtype, copy=False) for part in self.parts]
+        array = np.stack(arrays) if self.stacked else arrays[0]
+        self.watch(array.nbytes)
+        return array
+
+
+def plan_of(bundle: Bundle, published: Iterable[Published], fresh: Iterable[str] = ()) -> Plan:
+    """Where every parameter of the unrolled model lies; InputError with all that does not fit."""
+    return make_plan(
+        llava_mini.unrolled(llava_mini.spec(bundle.model)),
+        list(published),
+        bundle.model.vision.read_layers,
+        bundle.model.projector.kind == "linear",
+        tuple(fresh),
+    )
+
+
+def lazy_params(
+    bundle: Bundle,
+    plan: Plan,
+    *,
+    dtype: str | None,
+    made: Mapping[str, Callable[[], np.ndarray]] | None = None,
+    watch: Watch = _unwatched,
+) -> LlavaMini:
+    """The unrolled parameters of a plan; `dtype` None keeps the dtype of each tensor.
+
+    `made` has the leaves (by path) that the plan lacks.
+    """
+    made = made or {}
+
+    def leaf(path: str, spec: ParamSpec) -> LazyLeaf:
+        stacked = spec.axes[:1] == ("layers",)
+        own, parts = jnp.dtype(bundle.model.compute_dtype), (made[path],) if path in made else ()
+        if path in plan:
+            shape = spec.shape[1:] if stacked else spec.shape
+            parts = tuple(partial(_read_piece, piece, shape) for piece in plan[path])
+            own = plan[path][0].tensor.dtype if parts else own
+        return LazyLeaf(spec.shape, jnp.dtype(dtype) if dtype else own, parts, stacked, watch)
+
+    return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(bundle.model)))
+
+
+def _read_piece(piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+    return piece.read(shape, tuple(slice(0, size) for size in shape))
+
+
+def stored_dtype(published: Iterable[Published]) -> str:
+    """The dtype of the largest tensor: what people call a model's dtype."""
+    tensors = [t for folder in published for t in folder.tensors.values()]
+    return max(tensors, key=lambda t: t.nbytes).dtype.name
+
+
+def open_for_export(
+    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = _unwatched
+) -> tuple[Bundle, LlavaMini]:
+    """A model folder as `export_model` takes it, nothing read yet."""
+    bundle, published = folders.open_model(
+        folder, vision_tower=vision_tower, compute_dtype=dtype or "float32"
+    )
+    bundle = _with_dtype(bundle, dtype or stored_dtype(published))
+    return bundle, lazy_params(bundle, plan_of(bundle, published), dtype=dtype, watch=watch)
+
+
+def _with_dtype(bundle: Bundle, dtype: str) -> Bundle:
+    return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, compute_dtype=dtype))
+
+
+def start_from_parts(
+    vision_tower: Path,
+    llm: Path,
+    *,
+    dialect: str,
+    grid: int,
+    prefusion_layers: int,
+    prefusion_init: str,
+    seed: int,
+    dtype: str | None,
+    watch: Watch = _unwatched,
+) -> tuple[Bundle, LlavaMini]:
+    """A training run's starting point: a public CLIP and a public LLaMA, everything else new.
+
+    `prefusion_init` "copy" begins pre-fusion with the language model's first layers, "fresh" with
+    random ones (the release's; the paper does not say). With `dtype` None, tensors that exist keep
+    theirs and new ones get the language model's.
+    """
+    if prefusion_init not in PREFUSION_STARTS:
+        raise InputError(
+            f'prefusion init "{prefusion_init}" is unknown; use {" or ".join(PREFUSION_STARTS)}'
+        )
+    vision, language, published = folders.open_parts(vision_tower, llm)
+    if not 1 <= grid <= vision.grid:
+        raise InputError(f"grid is {grid}; give 1 to {vision.grid}, the patches along one side")
+    if not 0 <= prefusion_layers <= language.layers:
+        raise InputError(
+            f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {language.layers}, the"
+            " layers of the language model"
+        )
+    stored = dtype or stored_dtype(published[1:])
+    try:
+        model = configs.build(
+            language,
+            vision,
+            dialect,
+            grid=grid,
+            prefusion_layers=prefusion_layers,
+            compute_dtype=stored,
+        )
+    except ValueError as error:
+        raise InputError(f"these parts do not make a {dialect} model: {error}") from error
+    values = configs.read_json(llm / "config.json")
+    bundle = Bundle(
+        model=model,
+        images=ImageConfig(
+            size=vision.image_size,
+            aspect="pad",
+            grid=1,
+            split="pad_then_split" if dialect == "paper" else "split_then_pad",
+            repeat_whole=False,
+            mean=vision.mean,
+            std=vision.std,
+        ),
+        prompt=configs.prompt_config(
+            dialect, folders.template_of(language), language.max_positions
+        ),
+        eos_ids=folders.eos_ids(llm, values),
+        pad_id=values.get("pad_token_id") or 0,
+    )
+    plan = plan_of(bundle, published, FRESH)
+    if prefusion_init == "copy":
+        own = [path for path in plan if path.startswith("llm/layers/")]
+        copies = {path.replace("llm/", "prefusion/", 1): plan[path] for path in own}
+        wanted = param_tree.paths(llava_mini.unrolled(llava_mini.spec(model)))
+        plan |= {path: pieces for path, pieces in copies.items() if path in wanted}
+    new = NewLeaves(bundle, set(plan), seed, stored)
+    return bundle, lazy_params(bundle, plan, dtype=dtype, made=new.readers(), watch=watch)
+
+
+class NewLeaves:
+    """The parameters that no file has: made together, when the first of them is asked for."""
+
+    def __init__(self, bundle: Bundle, existing: set[str], seed: int, dtype: str):
+        spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
+        self._spec = param_tree.split(spec, lambda path: path not in existing)[0]
+        self._seed, self._dtype = seed, dtype
+
+    @cached_property
+    def _made(self) -> Mapping[str, jax.Array]:
+        key = jax.random.key(self._seed)
+        return param_tree.paths(
+            param_tree.init(key, self._spec, jnp.dtype(self._dtype)), is_leaf=None
+        )
+
+    def readers(self) -> dict[str, Callable[[], np.ndarray]]:
+        return {
+            path: lambda p=path: np.asarray(self._made[p]) for path in param_tree.paths(self._spec)
+        }

@@ -1,0 +1,167 @@
+"""LLaMA: the cache, unrolled layers, recomputation and repeated key heads change nothing."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.ops import masks
+from tests import tiny
+
+# The same float32 sums of values of order 1 in another order, through two layers.
+ATOL = 1e-5
+# Gradients, relative to the largest of their tensor: the same, through the backward pass.
+GRADIENT_RTOL = 1e-5
+
+CFG = tiny.release_model()
+LLM = CFG.llm
+B, T = 3, 9
+
+
+@pytest.fixture(scope="module")
+def params() -> llama.Llama:
+    return tiny.on_device(tiny.weights(CFG).llm)
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal((B, T, LLM.width)), jnp.float32)
+
+
+apply = jax.jit(llama.apply, static_argnames="cfg")
+apply_cached = jax.jit(llama.apply_cached, static_argnames="cfg")
+
+VALID = np.arange(T) < np.array([[9], [4], [7]])  # right padding
+
+
+def in_blocks(params, x_BTD, valid_BT, sizes) -> np.ndarray:
+    """The sequence through `apply_cached` in blocks of `sizes`."""
+    cache = kv.empty(LLM.layers, B, T + 3, LLM.kv_heads, LLM.head_width, jnp.float32)
+    positions_BT = masks.running_positions(jnp.asarray(valid_BT))
+    outputs, start = [], 0
+    for size in sizes:
+        part = slice(start, start + size)
+        y, cache = apply_cached(
+            params, x_BTD[:, part], positions_BT[:, part], valid_BT[:, part], cache, LLM
+        )
+        outputs.append(y)
+        start += size
+    assert int(cache.used) == T
+    return np.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("sizes", [(9,), (5, 4), (6, 1, 1, 1)], ids=str)
+def test_blocks_behind_a_cache_equal_the_whole_sequence(params, embeddings, sizes) -> None:
+    whole = np.asarray(apply(params, embeddings, VALID, LLM))
+    found = in_blocks(params, embeddings, VALID, sizes)
+    np.testing.assert_allclose(found[VALID], whole[VALID], atol=ATOL)
+
+
+def test_left_padding_and_padding_inside_equal_the_row_alone(params, embeddings) -> None:
+    valid = np.ones((B, T), bool)
+    valid[1, :5] = False
+    valid[2, 3:5] = False
+    found = in_blocks(params, embeddings, valid, (4, 5))
+    for row in range(B):
+        alone = embeddings[row][valid[row]][None]
+        expected = apply(params, alone, np.ones(alone.shape[:2], bool), LLM)[0]
+        np.testing.assert_allclose(found[row][valid[row]], expected, atol=ATOL)
+
+
+def test_what_is_not_valid_is_not_read(params, embeddings) -> None:
+    before = np.asarray(apply(params, embeddings, VALID, LLM))
+    noise = jnp.where(VALID[..., None], embeddings, 100.0)
+    after = np.asarray(apply(params, noise, VALID, LLM))
+    np.testing.assert_array_equal(before[VALID], after[VALID])
+
+
+def test_later_positions_do_not_change_earlier_ones(params, embeddings) -> None:
+    valid = np.ones((B, T), bool)
+    before = apply(params, embeddings, valid, LLM)
+    after = apply(params, embeddings.at[:, 6].add(1.0), valid, LLM)
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert np.abs(before[:, 6:] - after[:, 6:]).max(axis=(0, 2)).min() > 1e-3
+
+
+def test_scanned_equals_unrolled(params, embeddings) -> None:
+    tree = llava_mini.unrolled(tiny.weights(CFG)).llm
+    assert len(tree.layers) == LLM.layers and isinstance(tree.layers, tuple)
+    scanned = apply(params, embeddings, VALID, LLM)
+    np.testing.assert_allclose(apply(tree, embeddings, VALID, LLM), scanned, atol=ATOL)
+    np.testing.assert_allclose(
+        in_blocks(tree, embeddings, VALID, (5, 4)),
+        in_blocks(params, embeddings, VALID, (5, 4)),
+        atol=ATOL,
+    )
+
+
+def test_grouped_heads_equal_repeated_ones(params, embeddings) -> None:
+    groups = LLM.heads // LLM.kv_heads
+    assert groups == 2
+    layers = params.layers.replace(
+        k_proj=jnp.repeat(params.layers.k_proj, groups, axis=1),
+        v_proj=jnp.repeat(params.layers.v_proj, groups, axis=1),
+    )
+    full = dataclasses.replace(LLM, kv_heads=LLM.heads)
+    np.testing.assert_allclose(
+        apply(params.replace(layers=layers), embeddings, VALID, full),
+        apply(params, embeddings, VALID, LLM),
+        atol=ATOL,
+    )
+
+
+def test_a_tied_head_is_the_embedding_table(params, embeddings) -> None:
+    tied = dataclasses.replace(LLM, tied_head=True)
+    assert llama.spec(tied).lm_head is None
+    assert (
+        param_tree.count(llama.spec(LLM)) - param_tree.count(llama.spec(tied))
+        == LLM.vocab_size * LLM.width
+    )
+    found = llama.logits(params.replace(lm_head=None), embeddings)
+    expected = np.asarray(embeddings) @ np.asarray(params.embed_tokens).T
+    np.testing.assert_allclose(found, expected, atol=ATOL)
+    untied = np.asarray(embeddings) @ np.asarray(params.lm_head).T
+    np.testing.assert_allclose(llama.logits(params, embeddings), untied, atol=ATOL)
+
+
+def test_marks_are_embedded_as_id_zero(params) -> None:
+    found = llama.embed(params, jnp.array([[5, -200, 0]]), jnp.dtype("bfloat16"))
+    assert found.dtype == jnp.bfloat16
+    table = params.embed_tokens.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(found[0], table[jnp.array([5, 0, 0])])
+
+
+def test_logits_are_float32(params, embeddings) -> None:
+    assert llama.logits(params, embeddings.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_remat_gives_the_same_loss_and_gradients() -> None:
+    params, batch = tiny.weights(CFG), tiny.training_batch(CFG)
+    plain = tiny.loss_and_grads(params, batch, CFG)
+    again = tiny.loss_and_grads(params, batch, dataclasses.replace(CFG, remat=True))
+    assert float(plain[0]) == pytest.approx(float(again[0]), abs=ATOL)
+    expected = param_tree.paths(plain[1], is_leaf=None)
+    for path, found in param_tree.paths(again[1], is_leaf=None).items():
+        largest = float(jnp.abs(expected[path]).max())
+        np.testing.assert_allclose(
+            found, expected[path], atol=GRADIENT_RTOL * largest, err_msg=path
+        )
+
+
+def test_remat_reaches_every_stack_of_layers() -> None:
+    params, batch = tiny.weights(CFG), tiny.training_batch(CFG)
+
+    def recomputed(cfg) -> int:
+        program = jax.make_jaxpr(functools.partial(tiny.loss_and_grads, cfg=cfg))(params, batch)
+        return len(re.findall(r"= (?:remat|checkpoint)\w*\[", str(program)))
+
+    # The scanned LLM, and both pre-fusion layers once for images and once for text.
+    assert recomputed(CFG) == 0
+    assert recomputed(dataclasses.replace(CFG, remat=True)) == 1 + 2 + 2

@@ -1,0 +1,261 @@
+"""The composition: high resolution, variants that must run, gradients, sizes of named models."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_mini_jax import config as configs
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.models import clip, llama, llava_mini, prefusion
+from tests import tiny
+
+# float32 in another order of the same sums, through two layers of values of order 1.
+ATOL = 1e-5
+
+apply_whole = jax.jit(prefusion.apply_whole, static_argnames="cfg")
+read_image = jax.jit(prefusion.read_image, static_argnames=("outputs", "cfg", "remat"))
+fuse_text = jax.jit(prefusion.fuse_text, static_argnames=("cfg", "remat"))
+encode_images = jax.jit(llava_mini.encode_images, static_argnames="cfg")
+tower = jax.jit(clip.apply, static_argnames=("cfg", "dtype"))
+
+
+@pytest.mark.parametrize(("k", "side"), [(1, 4), (2, 3), (3, 2)])
+def test_sub_images_become_one_row_major_map(k: int, side: int) -> None:
+    images, parts, width = 2, k * k + 1, 5
+    features = np.random.default_rng(0).standard_normal((images * parts, side * side, width))
+    detail, whole = llava_mini.detail_and_whole(jnp.asarray(features), images, parts)
+    assert detail.shape == (images, (k * side) ** 2, width)
+    for i in range(images):
+        for y in range(k * side):
+            for x in range(k * side):
+                part = i * parts + (y // side) * k + x // side
+                patch = (y % side) * side + x % side
+                np.testing.assert_array_equal(
+                    detail[i, y * k * side + x], jnp.asarray(features)[part, patch]
+                )
+        np.testing.assert_array_equal(whole[i], jnp.asarray(features)[i * parts + parts - 1])
+
+
+def test_a_single_part_is_both() -> None:
+    features = jnp.ones((3, 16, 5))
+    detail, whole = llava_mini.detail_and_whole(features, 3, 1)
+    assert detail is features and whole is None
+
+
+def test_parts_that_are_no_square_and_a_whole() -> None:
+    with pytest.raises(ValueError, match="4 parts are not"):
+        llava_mini.detail_and_whole(jnp.ones((4, 16, 5)), 1, 4)
+
+
+VARIANTS = {
+    "C=3": dict(dialect="paper", grid=3),
+    "release, C=2": dict(dialect="release", grid=2),
+    "one pre-fusion layer": dict(dialect="paper", prefusion_layers=1),
+    "three pre-fusion layers": dict(dialect="release", prefusion_layers=3),
+    "no pre-fusion": dict(dialect="release", prefusion_layers=0),
+    "linear projector": dict(dialect="release", projector="linear"),
+    "average pooling": dict(dialect="paper", compressor="average_pool"),
+    "no compression, fused patches": dict(dialect="release", compressor="none", prefusion_layers=1),
+    "no compression, patches around pre-fusion": dict(
+        dialect="paper", compressor="none", prefusion_layers=1
+    ),
+    "LLaVA-1.5": dict(dialect="llava-1.5"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+@pytest.mark.parametrize("parts", [1, 5])
+def test_every_variant_has_its_sequence_length(variant: dict, parts: int) -> None:
+    """Traced, not run: shapes show that the parts fit together; the run of each is below."""
+    cfg = tiny.model(**variant)
+    examples = [tiny.example(0, 9, {1: 2}, cfg, parts=parts), tiny.example(1, 5, {}, cfg)]
+    patches = 16 * parts if cfg.compressor.kind == "none" else cfg.compressor.grid**2
+    assert cfg.tokens_per_image(parts) == patches
+    buckets = tiny.Buckets(lengths=(9, 8 + 2 * patches), images=(2,))
+    batch = tiny.batch(examples, cfg, buckets=buckets)
+    assert (batch.inputs.slots_BS >= 0).sum(axis=1).tolist() == [8 + 2 * patches, 5]
+    params = param_tree.abstract(llava_mini.spec(cfg))
+    out = jax.eval_shape(lambda p, i: tiny.logits(p, i, cfg), params, batch.inputs)
+    assert out.shape == (2, 8 + 2 * patches, cfg.llm.vocab_size)
+
+
+RUN = ["no pre-fusion", "linear projector", "no compression, fused patches"]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_variants_see_the_picture(name: str) -> None:
+    cfg = tiny.model(**VARIANTS[name])
+    batch = tiny.batch([tiny.example(0, 9, {1: 1}, cfg)], cfg, buckets=tiny.Buckets((16, 32), (1,)))
+    params, inputs = tiny.weights(cfg), batch.inputs
+    before = tiny.logits(params, inputs, cfg)
+    after = tiny.logits(params, inputs.replace(pixels_BIJYXC=inputs.pixels_BIJYXC + 0.1), cfg)
+    assert bool(jnp.isfinite(before).all())
+    real = np.asarray(inputs.slots_BS) >= 0
+    assert np.abs(np.asarray(before - after)[real]).max() > 0.01
+
+
+def test_fused_patches_are_what_comes_out_of_pre_fusion() -> None:
+    """`fuse_compressed` with compressor "none": each patch is a token, read after pre-fusion."""
+    cfg = tiny.model(**VARIANTS["no compression, fused patches"])
+    params = tiny.on_device(tiny.weights(cfg))
+    e = tiny.example(0, 6, {1: 1}, cfg)
+    text = llava_mini.embed_text(params, jnp.asarray(e.ids)[None], cfg)
+    fuse = jnp.asarray(e.fuse)[None]
+    tokens, fused = encode_images(params, jnp.asarray(e.pixels), text, fuse, cfg)
+    patches, _ = llava_mini.see(params, jnp.asarray(e.pixels), cfg)
+    whole, _, _ = apply_whole(params.prefusion, patches, text, fuse, cfg.llm)
+    np.testing.assert_allclose(tokens, whole[:, :16], atol=ATOL)
+    np.testing.assert_allclose(fused[fuse], whole[:, 16:][fuse], atol=ATOL)
+
+
+@pytest.fixture(scope="module")
+def split_at_the_image():
+    cfg = tiny.release_model()
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.standard_normal((2, 18, cfg.llm.width)), jnp.float32)
+    text = jnp.asarray(rng.standard_normal((2, 7, cfg.llm.width)), jnp.float32)
+    fuse = jnp.asarray(rng.random((2, 7)) < 0.6)
+    return cfg, tiny.on_device(tiny.weights(cfg)).prefusion, image, text, fuse
+
+
+@pytest.mark.parametrize("outputs", [0, 1, 4])
+def test_reading_the_image_first_equals_pre_fusion_in_one_piece(
+    split_at_the_image, outputs: int
+) -> None:
+    cfg, params, image, text, fuse = split_at_the_image
+    whole, _, _ = apply_whole(params, image, text, fuse, cfg.llm)
+    tokens, memory = read_image(params, image, outputs, cfg.llm, remat=False)
+    fused = fuse_text(params, memory, text, fuse, cfg.llm, remat=False)
+    assert tokens.shape[1] == outputs
+    np.testing.assert_allclose(tokens, whole[:, 18 - outputs : 18], atol=ATOL)
+    np.testing.assert_allclose(fused[fuse], whole[:, 18:][fuse], atol=ATOL)
+    np.testing.assert_array_equal(fused[~fuse], text[~fuse])
+
+
+def test_text_that_is_not_fused_is_seen_by_none(split_at_the_image) -> None:
+    cfg, params, image, text, fuse = split_at_the_image
+    _, memory = read_image(params, image, 0, cfg.llm, remat=False)
+    before = fuse_text(params, memory, text, fuse, cfg.llm, remat=False)
+    noise = jnp.where(fuse[..., None], text, 50.0)
+    after = fuse_text(params, memory, noise, fuse, cfg.llm, remat=False)
+    np.testing.assert_array_equal(before[fuse], after[fuse])
+    # Positions skip what is left out, so that its number does not matter either.
+    kept = np.flatnonzero(fuse[0])
+    alone = fuse_text(
+        params,
+        jax.tree.map(lambda a: a[:, :1], memory),
+        text[:1, kept],
+        jnp.ones((1, len(kept)), bool),
+        cfg.llm,
+        remat=False,
+    )
+    np.testing.assert_allclose(alone[0], before[0, kept], atol=ATOL)
+
+
+def test_the_release_gives_the_embedding_table_no_gradient_and_the_paper_does() -> None:
+    for cfg, learns in ((tiny.release_model(), False), (tiny.model("paper"), True)):
+        ids = jnp.array([[3, 4, 5]])
+
+        def total(table, cfg=cfg, ids=ids):
+            params = tiny.on_device(tiny.weights(cfg))
+            params = params.replace(llm=params.llm.replace(embed_tokens=table))
+            return llava_mini.embed_text(params, ids, cfg).sum()
+
+        gradient = jax.grad(total)(jnp.asarray(tiny.weights(cfg).llm.embed_tokens))
+        assert bool((gradient[3:6] == 1).all()) == learns
+        assert bool((gradient == 0).all()) != learns
+
+
+def test_the_tower_gets_no_gradient_and_all_others_do() -> None:
+    cfg = tiny.release_model()
+    _, grads = tiny.loss_and_grads(tiny.weights(cfg), tiny.training_batch(cfg), cfg)
+    for path, gradient in param_tree.paths(grads, is_leaf=None).items():
+        still = path.startswith("vision/") or path == "llm/embed_tokens"
+        assert bool((gradient == 0).all()) == still, path
+
+
+def test_unrolled_trees_have_the_same_leaves() -> None:
+    cfg = tiny.release_model()
+    params = tiny.weights(cfg)
+    loose = llava_mini.unrolled(params)
+    np.testing.assert_array_equal(loose.llm.layers[1].q_proj, params.llm.layers.q_proj[1])
+    np.testing.assert_array_equal(
+        loose.prefusion.layers[0].down_proj, params.prefusion.layers.down_proj[0]
+    )
+    np.testing.assert_array_equal(
+        loose.vision.layers[1].fc1.kernel, params.vision.layers.fc1.kernel[1]
+    )
+    assert (
+        param_tree.count(loose)
+        == param_tree.count(params)
+        == param_tree.count(llava_mini.unrolled(llava_mini.spec(cfg)))
+    )
+    specs = param_tree.paths(llava_mini.unrolled(llava_mini.spec(cfg)))
+    arrays = param_tree.paths(loose, is_leaf=None)
+    assert {p: s.shape for p, s in specs.items()} == {p: a.shape for p, a in arrays.items()}
+
+
+def test_the_tower_runs_only_what_is_read() -> None:
+    cfg = tiny.VISION
+    assert cfg.read_layers == 2
+    for select, layers in ((-1, 3), (-2, 2), (-4, 0), (0, 0), (3, 3)):
+        assert dataclasses.replace(cfg, select_layer=select).read_layers == layers
+    for select in (-5, 4):
+        with pytest.raises(ValueError, match=f"select_layer {select} of a tower of 3 layers"):
+            _ = dataclasses.replace(cfg, select_layer=select).read_layers
+    spec = clip.spec(cfg)
+    assert spec.layers.fc1.kernel.shape[0] == 2 and spec.unread_layers.fc1.kernel.shape[0] == 1
+
+
+def test_uint8_pixels_are_normalised_on_the_device_and_the_class_token_can_stay() -> None:
+    cfg = dataclasses.replace(tiny.VISION, select_feature="cls_patch")
+    params = tiny.on_device(tiny.weights(tiny.release_model()).vision)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    normal = ((pixels / 255.0 - configs.CLIP_MEAN) / configs.CLIP_STD).astype(np.float32)
+    found = tower(params, jnp.asarray(pixels), cfg, jnp.dtype("float32"))
+    assert found.shape == (2, 17, 32)
+    np.testing.assert_allclose(
+        found, tower(params, jnp.asarray(normal), cfg, jnp.dtype("float32")), atol=10 * ATOL
+    )
+    patches = tower(params, jnp.asarray(pixels), tiny.VISION, jnp.dtype("float32"))
+    np.testing.assert_allclose(patches, found[:, 1:], atol=ATOL)
+
+
+# LLaMA's and CLIP's own papers and model cards: 6.738e9, 8.030e9, 13.016e9 and 0.3035e9.
+@pytest.mark.parametrize(
+    ("llm", "size"),
+    [(configs.VICUNA_7B, 6.738e9), (configs.LLAMA_3_1_8B, 8.030e9), (configs.VICUNA_13B, 13.016e9)],
+    ids=["vicuna-7b", "llama-3.1-8b", "vicuna-13b"],
+)
+@pytest.mark.parametrize("dialect", ["paper", "release"])
+def test_sizes_of_the_named_models(llm: llama.LlamaConfig, size: float, dialect: str) -> None:
+    cfg = configs.build(llm, configs.CLIP_L_336, dialect)
+    abstract = param_tree.abstract(llava_mini.spec(cfg))
+    assert param_tree.count(abstract.llm) == pytest.approx(size, rel=1e-4)
+    assert param_tree.count(abstract.vision) == pytest.approx(0.3035e9, rel=1e-4)
+    assert (
+        param_tree.count(abstract.prefusion)
+        == 4 * param_tree.count(abstract.llm.layers) // llm.layers
+    )
+    D, E = llm.width, 1024
+    assert param_tree.count(abstract.projector) == E * D + D + D * D + D
+    expected = D if dialect == "paper" else 4 * E * E + 4 * E + 2 * E + 4 * E
+    assert param_tree.count(abstract.compressor) == expected
+
+
+def test_abstract_is_what_init_makes() -> None:
+    cfg = tiny.LLM
+    spec = llama.spec(cfg)
+    made = param_tree.init(jax.random.key(0), spec, jnp.bfloat16)
+    expected = param_tree.paths(param_tree.abstract(spec, jnp.bfloat16), is_leaf=None)
+    for path, array in param_tree.paths(made, is_leaf=None).items():
+        assert (array.shape, array.dtype) == (expected[path].shape, expected[path].dtype), path
+    assert isinstance(expected["lm_head"], jax.ShapeDtypeStruct)
+    table = np.asarray(made.layers.q_proj, np.float32)
+    assert table.std() == pytest.approx(0.02, rel=0.05)
+    assert np.abs(table[0] - table[1]).max() > 0.01, "layers must differ"
+    assert np.abs(np.asarray(made.lm_head - made.embed_tokens)).max() > 0.01
+    np.testing.assert_array_equal(made.final_norm, np.ones(cfg.width))

@@ -1,0 +1,3 @@
+from tests.tiny import fast_compilation
+
+__all__ = ["fast_compilation"]

@@ -1,0 +1,540 @@
+"""The `llava-mini` command from its arguments to what it prints, writes and returns."""
+
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import llava_mini_jax
+from llava_mini_jax import Model, cli
+from llava_mini_jax.cli import verify as verify_command
+from llava_mini_jax.data.conversation import Turn
+from llava_mini_jax.weights import verify as verify_module
+from tests import tiny_model
+from tests.weights.bad_files import Call, Name, program, write_zip
+
+QUESTION = "which digit is in row 1 column 2?"
+SHORT = ["--max-new-tokens", "12"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model_folder() -> Path:
+    return tiny_model.folder("paper")
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> Model:
+    return llava_mini_jax.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    tiny_model.write_video(folder / "clip.mp4", seconds=3)
+    for number, name in enumerate(("a.png", "b.png")):
+        tiny_model.write_picture(folder / name, number)
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit status, stdout, stderr) of one command."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def copied(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+# --- ask ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "videos"),
+    [([], []), (["a.png"], []), (["a.png", "b.png"], []), ([], ["clip.mp4"])],
+    ids=["text", "image", "two images", "video"],
+)
+def test_ask(
+    run: Run, model: Model, model_folder: Path, files: Path, images: list, videos: list
+) -> None:
+    options = [word for image in images for word in ("--image", files / image)]
+    options += [word for video in videos for word in ("--video", files / video)]
+    status, out, err = run("ask", model_folder, *options, QUESTION, *SHORT)
+    expected = model.generate(
+        QUESTION, [files / i for i in images], [files / v for v in videos], max_new_tokens=12
+    )
+    assert (status, out, err) == (0, f"{expected}\n", "")
+
+
+def test_ask_passes_its_settings_on(run: Run, model: Model, model_folder: Path) -> None:
+    options = ["--temperature", 0.9, "--top-p", 0.9, "--top-k", 40, "--seed", 7]
+    status, out, _ = run("ask", model_folder, QUESTION, *SHORT, *options, "--stop", "is")
+    expected = model.generate(
+        QUESTION, max_new_tokens=12, temperature=0.9, top_p=0.9, top_k=40, seed=7, stop=["is"]
+    )
+    assert (status, out) == (0, f"{expected}\n")
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["question given", "all piped"])
+def test_ask_interactively(
+    run: Run,
+    model: Model,
+    model_folder: Path,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool,
+) -> None:
+    questions = ["what is this?", "and the last digit?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*questions[given:], "", "unread"])))
+    first = questions[:1] if given else []
+    status, out, err = run("ask", model_folder, *first, "-i", "--image", files / "a.png", *SHORT)
+    answer = model.generate(questions[0], files / "a.png", max_new_tokens=12)
+    turns = [
+        Turn("user", f"<image>\n{questions[0]}"),
+        Turn("assistant", answer),
+        Turn("user", questions[1]),
+    ]
+    follow_up = model.generate(turns, files / "a.png", max_new_tokens=12)
+    assert (status, out, err) == (0, f"{answer}\n{follow_up}\n", "")
+
+
+def test_people_at_a_terminal_see_more(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, out, err = run("ask", model_folder, QUESTION, *SHORT)
+    assert status == 0 and "[12 tokens in" in err and "--max-new-tokens" in err
+    assert "12 tokens" not in out
+    status, out, err = run("convert", model_folder, tmp_path / "out")
+    assert status == 0 and out == "" and re.search(r"parameters, \d+\.\d kB", err)
+
+
+def test_ask_says_when_the_context_is_full(run: Run) -> None:
+    status, out, err = run("ask", tiny_model.folder("paper", positions=64), QUESTION)
+    assert status == 0 and out.strip()
+    assert err.count("\n") == 1 and "fill all 64 positions" in err
+
+
+def test_as_a_program(model_folder: Path, files: Path) -> None:
+    """A real process: nothing but the answer is printed, and a closed pipe is no fault."""
+    program_code = "import sys; from llava_mini_jax.cli import main; sys.exit(main())"
+    start = [sys.executable, "-c", program_code]
+    picture = str(files / "a.png")
+    ask = [*start, "ask", str(model_folder), "--image", picture, QUESTION, *SHORT]
+    done = subprocess.run(ask, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    closed, pipe = os.pipe()
+    os.close(closed)
+    done = subprocess.run(
+        [*start, "inspect", str(model_folder)], stdout=pipe, stderr=subprocess.PIPE, text=True
+    )
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_ctrl_c_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify_command, "run", interrupted)
+    assert run("verify", "case") == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_and_version(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "example" in out and len(out.splitlines()) < 50
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llava-mini {llava_mini_jax.__version__}\n"
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("dialect", "formats"),
+    [
+        ("paper", ["release", "release"]),
+        ("release", ["release"]),
+        ("llava-1.5", ["llava-1.5", "llava-hf", "release"]),
+    ],
+)
+def test_conversions_there_and_back_are_bit_identical(
+    run: Run, tmp_path: Path, dialect: str, formats: list[str]
+) -> None:
+    source = here = tiny_model.folder(dialect)
+    for number, name in enumerate(formats):
+        there = tmp_path / f"{number}"
+        assert run("convert", here, there, "--format", name) == (0, "", "")
+        opened = llava_mini_jax.load(there)
+        assert opened.bundle.model == llava_mini_jax.load(source).bundle.model
+        here = there
+    assert_same(tensors(source), tensors(here))
+    assert {path.name for path in source.iterdir()} == {path.name for path in here.iterdir()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(n) for n in range(len(formats))]
+
+
+def test_convert_to_another_dtype(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    assert run("convert", model_folder, tmp_path / "half", "--dtype", "bfloat16")[0] == 0
+    whole, half = tensors(model_folder), tensors(tmp_path / "half")
+    assert all(half[name].tobytes() == a.astype("bfloat16").tobytes() for name, a in whole.items())
+    assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def write_parts(folder: Path) -> tuple[Path, Path]:
+    """(CLIP folder, LLaMA folder), cut out of a LLaVA-1.5 folder."""
+    source, found = tiny_model.folder("llava-1.5"), {}
+    prefix = "model.vision_tower.vision_tower."
+    for name, array in tensors(source).items():
+        if name.startswith(prefix):
+            found.setdefault("clip", {})[name.removeprefix(prefix)] = array
+        elif "projector" not in name:
+            found.setdefault("llm", {})[name] = array
+    for name, arrays in found.items():
+        shutil.copytree(source, folder / name)
+        save_file(arrays, folder / name / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (folder / "clip" / "config.json").write_text(json.dumps(config["vision_config"]))
+    config = {name: config[name] for name in config if not name.startswith("mm_")}
+    (folder / "llm" / "config.json").write_text(json.dumps(config))
+    return folder / "clip", folder / "llm"
+
+
+def test_the_start_of_a_training_run(run: Run, tmp_path: Path) -> None:
+    clip, llm = write_parts(tmp_path)
+
+    def start(name: str, *options: object) -> dict[str, np.ndarray]:
+        parts = ("--clip", clip, "--llm", llm, "--prefusion-layers", 1)
+        status, _, err = run("convert", *parts, tmp_path / name, *options)
+        assert (status, err) == (0, "")
+        return tensors(tmp_path / name)
+
+    paper = start("paper", "--grid", 2)
+    source = tensors(tiny_model.folder("llava-1.5"))
+    new = {name for name in paper if name not in source or "projector" in name}
+    assert_same(
+        {n: paper[n] for n in paper.keys() - new}, {n: source[n] for n in source.keys() - new}
+    )
+    assert all("projector" in n or "compressor" in n or "prefusion" in n for n in new)
+    other, again = start("other", "--grid", 2, "--seed", 1), start("again", "--grid", 2)
+    assert_same(paper, again)
+    assert not np.array_equal(paper["model.compressor.query"], other["model.compressor.query"])
+    copy = start("copy", "--dialect", "release", "--prefusion-init", "copy")
+    fresh, own = "model.prefusion_layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    assert np.array_equal(copy[fresh], copy[own]) and not np.array_equal(paper[fresh], paper[own])
+    opened = llava_mini_jax.load(tmp_path / "copy")
+    assert opened.bundle.prompt.template == "vicuna_v1" and opened.bundle.eos_ids == (2,)
+    assert llava_mini_jax.load(tmp_path / "paper").bundle.model.compressor.grid == 2
+    names = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= names
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def component(out: str, name: str) -> list[int]:
+    """The numbers with separators of a component's line: parameters, bytes, trained, trained."""
+    (line,) = [line for line in out.splitlines() if re.match(rf"{name} +[\d,]+ ", line)]
+    return [int(word.replace(",", "")) for word in re.findall(r"(?<= )[\d,]+(?= |$)", line)]
+
+
+@pytest.mark.parametrize("dialect", ["paper", "release", "llava-1.5"])
+def test_inspect_counts_what_the_file_holds(run: Run, dialect: str) -> None:
+    folder = tiny_model.folder(dialect)
+    status, out, err = run("inspect", folder)
+    arrays = tensors(folder)
+    total = sum(array.size for array in arrays.values())
+    vision = sum(array.size for name, array in arrays.items() if "vision_tower" in name)
+    projector = sum(array.size for name, array in arrays.items() if "projector" in name)
+    assert (status, err) == (0, "")
+    assert component(out, "total") == [total, 4 * total, projector, total - vision]
+    assert component(out, "vision") == [vision, 4 * vision, 0, 0]
+    assert f"dialect: {dialect}" in out and "model.llm.vocab_size: 85" in out
+    assert re.search(r"^llm/layers/q_proj +1x4x8x32 +float32 +frozen +trained$", out, re.MULTILINE)
+
+
+def test_inspect_names_stored_dtypes(run: Run, copied: Path) -> None:
+    arrays = tensors(copied)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(arrays | {name: arrays[name].astype(np.float16)}, copied / "model.safetensors")
+    out = run("inspect", copied)[1]
+    assert re.search(r"^llm/layers/up_proj +1x48x32 +float16 ", out, re.MULTILINE)
+    assert re.search(r"^llm/layers/gate_proj +1x48x32 +float32 ", out, re.MULTILINE)
+
+
+# Published sizes: LLaMA-7B, -13B and 3.1-8B; CLIP ViT-L/14-336's vision half.
+@pytest.mark.parametrize(
+    ("name", "width", "llm"),
+    [
+        ("vicuna-7b", 4096, 6_738_415_616),
+        ("vicuna-13b", 5120, 13_015_864_320),
+        ("llama-3.1-8b", 4096, 8_030_261_248),
+    ],
+)
+def test_inspect_named_shapes(run: Run, name: str, width: int, llm: int) -> None:
+    status, out, _ = run("inspect", "--abstract", name, "--mesh", "fsdp=4,tensor=2")
+    projector = 1024 * width + width + width * width + width
+    assert status == 0
+    assert component(out, "llm") == [llm, 2 * llm, 0, llm]
+    assert component(out, "vision")[0] == 303_507_456
+    assert component(out, "projector") == [projector, 2 * projector, projector, projector]
+    assert re.search(
+        rf"^llm/layers/down_proj +\d+x{width}x\d+ +bfloat16 +-,fsdp,tensor ", out, re.M
+    )
+    assert re.search(r"^total .* [\d.]+ GB +[\d.]+ GB ", out, re.MULTILINE)
+
+
+def test_inspect_variants_of_named_shapes(run: Run) -> None:
+    options = ("--dialect", "release", "--grid", 2, "--prefusion-layers", 0)
+    _, out, _ = run("inspect", "--abstract", "llama-3.1-8b", *options)
+    assert "prefusion/" not in out and re.search(r"^compressor/query +4x1024 ", out, re.MULTILINE)
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def test_verify_finds_the_one_wrong_array(run: Run, shared_golden: Path, tmp_path: Path) -> None:
+    case = Path(shutil.copytree(shared_golden / "model" / "image_c1", tmp_path / "case"))
+    for path in (case, *case.rglob("*")):
+        path.chmod(0o755)
+    outputs = dict(np.load(case / "outputs.npz"))
+    outputs["projected_global"] = outputs["projected_global"] + 1
+    np.savez(case / "outputs.npz", **outputs)
+    status, out, err = run("verify", case)
+    lines = [line for line in out.splitlines() if "largest error" in line]
+    assert (status, err, len(lines)) == (1, "", len(outputs))
+    assert [line.split()[0] for line in lines if not line.endswith(" ok")] == ["projected_global"]
+    assert out.splitlines()[-2:] == [
+        f"1 cases, {len(lines)} arrays, 1 failed",
+        f"  {case}: projected_global",
+    ]
+
+
+def test_verify_goes_on_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(case: Path):
+        if case.name == "crash":
+            raise KeyError("logits")
+        yield verify_module.Check("logits", (2, 3), 1e-5, 1e-4)
+
+    monkeypatch.setattr(verify_module, "verify", fake)
+    status, out, err = run("verify", "crash", "good")
+    assert (status, err) == (1, "") and "FAILED with KeyError: 'logits'" in out
+    assert "== good" in out and "2 cases, 2 arrays, 1 failed" in out
+    assert run("verify", "good")[0] == 0
+
+
+# --- What cannot be used --------------------------------------------------------------------------
+
+
+def bomb(path: Path) -> Path:
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e")
+    return path
+
+
+def truncated(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
+
+
+def changed_config(model: Path, *keys: str, value: object) -> Path:
+    path = model / "config.json"
+    config = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(config))
+    return model
+
+
+def lying_header(model: Path) -> Path:
+    path = model / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["lm_head.weight"]["data_offsets"][1] += 4
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    return model
+
+
+def malicious(model: Path) -> Path:
+    (model / "model.safetensors").unlink()
+    command = Call(Name("os", "system"), (f"touch {model / 'canary'}",))
+    write_zip(model / "pytorch_model.bin", program({"w": command}))
+    return model
+
+
+def corrupt_video(model: Path) -> Path:
+    return truncated(tiny_model.write_video(model / "v.mp4", 2), 2000)
+
+
+# What is wrong -> (the command's words, from a model folder that may be changed; what is said)
+BAD: dict[str, tuple[Callable[[Path], list], str]] = {
+    "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
+    "file as folder": (lambda m: ["ask", m / "config.json", "a"], "is a file"),
+    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is no local folder"),
+    "hub name, convert": (lambda m: ["convert", "nobody/nothing", m / "o"], "is no local folder"),
+    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is no local folder"),
+    "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
+    "corrupt picture": (
+        lambda m: [
+            "ask",
+            m,
+            "a",
+            "--image",
+            truncated(tiny_model.write_picture(m / "a.png", 1), 90),
+        ],
+        "Cannot read the picture",
+    ),
+    "text as picture": (lambda m: ["ask", m, "a", "--image", m / "config.json"], "not a picture"),
+    "bomb": (lambda m: ["ask", m, "a", "--image", bomb(m / "bomb.png")], "make it smaller"),
+    "missing video": (lambda m: ["ask", m, "a", "--video", m / "x.mp4"], "there is no such file"),
+    "corrupt video": (lambda m: ["ask", m, "a", "--video", corrupt_video(m)], "v.mp4"),
+    "truncated weights": (
+        lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
+        "model.safetensors",
+    ),
+    "lying header": (lambda m: ["ask", lying_header(m), "a"], "lm_head.weight"),
+    "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
+    "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
+    "more marks": (
+        lambda m: [
+            "ask",
+            m,
+            "<image> <image>",
+            "--image",
+            tiny_model.write_picture(m / "a.png", 1),
+        ],
+        "2 times for 1 pictures",
+    ),
+    "fewer marks": (
+        lambda m: ["ask", m, "<image>", *["--image", tiny_model.write_picture(m / "a.png", 1)] * 2],
+        "1 times for 2 pictures",
+    ),
+    "too long": (lambda m: ["ask", m, "digits " * 300], "of text, 0 for pictures"),
+    "unknown format": (lambda m: ["convert", m, m / "o", "--format", "onnx"], '"onnx" is unknown'),
+    "format without place": (
+        lambda m: ["convert", m, m / "o", "--format", "llava-hf"],
+        "no place for compressor",
+    ),
+    "target not empty": (lambda m: ["convert", m, m], "is not empty"),
+    "target is a file": (lambda m: ["convert", m, m / "config.json"], "is not empty"),
+    "unknown field": (
+        lambda m: ["ask", changed_config(m, "llava_mini_jax", "prompt", "tempo", value=1), "a"],
+        '"tempo"',
+    ),
+    "unknown part": (
+        lambda m: ["inspect", changed_config(m, "llava_mini_jax", "colours", value={})],
+        '"colours"',
+    ),
+    "wrong type": (
+        lambda m: [
+            "ask",
+            changed_config(m, "llava_mini_jax", "prompt", "max_length", value="9"),
+            "a",
+        ],
+        "expected int",
+    ),
+    "unknown template": (
+        lambda m: [
+            "ask",
+            changed_config(m, "llava_mini_jax", "prompt", "template", value="x"),
+            "a",
+        ],
+        'template "x"',
+    ),
+    "unknown projector": (
+        lambda m: ["inspect", changed_config(m, "mm_projector_type", value="mlp9x_relu")],
+        "mlp9x_relu",
+    ),
+    "unknown compressor": (
+        lambda m: [
+            "inspect",
+            changed_config(m, "llava_mini_jax", "model", "compressor", "kind", value="zip"),
+        ],
+        '"zip"',
+    ),
+    "no json": (lambda m: ["ask", truncated(m / "config.json", 50).parent, "a"], "not valid json"),
+    "no tokenizer": (
+        lambda m: ["ask", [(m / n).unlink() for n in ("tokenizer.json",)] and m, "a"],
+        "tokenizer",
+    ),
+    "no question": (lambda m: ["ask", m], "no question is given"),
+    "no tokens": (lambda m: ["ask", m, "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+    "no number": (lambda m: ["ask", m, "a", "--top-k", "many"], "--top-k"),
+    "unknown dtype": (lambda m: ["ask", m, "a", "--dtype", "int3"], '"int3"'),
+    "unknown option": (lambda m: ["ask", m, "a", "--imgae", "a.png"], "--imgae"),
+    "unknown command": (lambda m: ["aks"], "aks"),
+    "no command": (lambda m: [], "a command is missing"),
+    "one folder": (lambda m: ["convert", m], "expected SRC and DST"),
+    "clip alone": (lambda m: ["convert", "--clip", m, m / "o"], "belong together"),
+    "option without parts": (lambda m: ["convert", m, m / "o", "--grid", "2"], "--grid only goes"),
+    "unknown mesh": (lambda m: ["inspect", m, "--mesh", "pipe=2"], '"pipe=2"'),
+    "unknown shape": (lambda m: ["inspect", "--abstract", "gpt-2"], '"gpt-2" is unknown'),
+    "folder and shape": (lambda m: ["inspect", m, "--abstract", "vicuna-7b"], "one of the two"),
+    "unknown dialect": (
+        lambda m: ["inspect", "--abstract", "vicuna-7b", "--dialect", "welsh"],
+        '"welsh" is unknown',
+    ),
+    "no case": (lambda m: ["verify", m], "is no golden case"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(
+    name: str, run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words, said = BAD[name]
+    status, out, err = run(*words(copied))
+    assert status == 2
+    assert err.startswith("llava-mini: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert said in err and " at 0x" not in err
+    assert out == "" or name == "no case"
+    assert not (copied / "canary").exists() and not (copied / "o").exists()
+
+
+def test_tensors_that_do_not_fit_are_all_listed(run: Run, copied: Path) -> None:
+    arrays = tensors(copied)
+    del arrays["model.norm.weight"]
+    arrays["model.extra.weight"] = np.zeros(3, np.float32)
+    arrays["lm_head.weight"] = arrays["lm_head.weight"][:-1]
+    save_file(arrays, copied / "model.safetensors")
+    for command in (["ask", copied, "a"], ["inspect", copied], ["convert", copied, copied / "o"]):
+        status, _, err = run(*command)
+        assert status == 2 and "Traceback" not in err and not (copied / "o").exists()
+        for said in ("missing for llm/final_norm", "unexpected in", "wrong shape: lm_head.weight"):
+            assert said in err
