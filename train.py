@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     try:
-        from llava_mini_jax.training import loop, stages
+        from llava_mini_jax.training import describe, loop, stages
 
         config, workdir, dry_run = parse(load_config(argv[0]), argv)
         chosen = stages.stages_of(config)
         if dry_run:
-            loop.describe(chosen)
+            describe.describe(chosen)
         else:
             loop.run(chosen, workdir)
     except InputError as error:

@@ -20,12 +20,13 @@ from llava_mini_jax.ops.rope import RopeConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
 from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2, MeshConfig, TrainConfig
 
-PAGE = 32
+KINDS = ("position", "largest", "read")
+PAGE = 20  # pixels: a cell of 10 holds a scan of 8 and leaves 2 to move in
 WIDTH = 96
 
 VISION = ClipConfig(
     image_size=PAGE,
-    patch_size=8,
+    patch_size=5,
     width=WIDTH,
     mlp_width=3 * WIDTH,
     layers=3,
@@ -58,7 +59,7 @@ MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=2, compute_dtype="fl
 
 PAGES = DigitsConfig(page_size=PAGE, split="train", augment=True)
 CAPTIONS = dataclasses.replace(PAGES, kinds=("caption",), seed=1)
-QUESTIONS = dataclasses.replace(PAGES, turns=3, seed=2)
+QUESTIONS = dataclasses.replace(PAGES, kinds=KINDS, turns=3, seed=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def config() -> Digits:
             beta2=0.98,
             eps=1e-8,
         ),
-        steps=400,
+        steps=800,
         batch_size=128,
         lengths=tuple(range(8, LLM.max_positions + 1, 8)),
         scan_layers=False,
@@ -117,7 +118,7 @@ def config() -> Digits:
         prompt=chat,
         data=QUESTIONS,
         start="previous",
-        steps=900,
+        steps=600,
         batch_size=64,
     )
     stage1 = dataclasses.replace(
@@ -127,7 +128,7 @@ def config() -> Digits:
         fresh=STAGE_1,
         trainable=STAGE_1,
         optimizer=dataclasses.replace(captions.optimizer, learning_rate=5e-3),
-        steps=200,
+        steps=100,
     )
     # Table 9 gives the projector a tenth of the language model's rate.
     stage2 = dataclasses.replace(
@@ -139,6 +140,6 @@ def config() -> Digits:
             captions.optimizer,
             groups=(Group(patterns=STAGE_1, learning_rate=1e-3),),
         ),
-        steps=700,
+        steps=600,
     )
     return Digits(captions=captions, baseline=baseline, stage1=stage1, stage2=stage2)

@@ -11,11 +11,14 @@ Explicit and JAX checks every annotation while tracing.
 - tensor: heads, MLP width and vocabulary are split over it (Megatron-style).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from llava_mini_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -41,7 +44,7 @@ def make_mesh(
     needed = data * fsdp * tensor
     devices = list(devices if devices is not None else jax.devices())
     if len(devices) < needed:
-        raise ValueError(
+        raise InputError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {needed} devices, "
             f"but {len(devices)} are visible: lower an axis or start more devices"
         )
@@ -67,11 +70,12 @@ def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
     spec = []
     for size, axis in zip(shape, axes, strict=True):
         mesh_axes = RULES[axis] if axis is not None else None
-        names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
-        ways = 1
-        for name in names:
-            ways *= mesh.shape[name]
-        spec.append(mesh_axes if ways > 1 and size % ways == 0 else None)
+        given = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
+        # Axes of one device are left out: when an array's axis is split in two by a reshape, JAX
+        # would lay its second part on them, and the arrays of one operation would disagree.
+        names = [name for name in given if mesh.shape[name] > 1]
+        divides = size % math.prod(mesh.shape[name] for name in names) == 0
+        spec.append(tuple(names) if names and divides else None)
     return PartitionSpec(*spec)
 
 
@@ -87,6 +91,14 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` laid out by its logical axes (moves data if it lies otherwise)."""
     spec = partition(x.shape, axes)
     return x if spec is None else jax.reshard(x, spec)
+
+
+def place(x: jax.Array, axes: Axes) -> jax.Array:
+    """`x`, which may lie on any other mesh or on none, laid out by its logical axes."""
+    spec = partition(x.shape, axes)
+    if spec is not None:
+        return jax.device_put(x, spec)
+    return x if len(x.devices()) == 1 else jax.device_put(jax.device_get(x))
 
 
 def put_batch(tree: Any) -> Any:

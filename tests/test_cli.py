@@ -5,13 +5,12 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -22,7 +21,6 @@ from llava_mini_jax.cli import verify as verify_command
 from llava_mini_jax.data.conversation import Turn
 from llava_mini_jax.weights import verify as verify_module
 from tests import tiny_model
-from tests.weights.bad_files import Call, Name, program, write_zip
 
 QUESTION = "which digit is in row 1 column 2?"
 SHORT = ["--max-new-tokens", "12"]
@@ -139,7 +137,11 @@ def test_as_a_program(model_folder: Path, files: Path) -> None:
     start = [sys.executable, "-c", program_code]
     picture = str(files / "a.png")
     ask = [*start, "ask", str(model_folder), "--image", picture, QUESTION, *SHORT]
-    done = subprocess.run(ask, capture_output=True, text=True)
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    done = subprocess.run(ask, capture_output=True, text=True, env=os.environ | cache)
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     closed, pipe = os.pipe()
     os.close(closed)
@@ -158,7 +160,7 @@ def test_ctrl_c_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("verify", "case") == (130, "", "")
 
 
-@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS], ids=lambda name: name or "none")
 def test_help_and_version(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*command.split(), "--help"])
@@ -246,10 +248,10 @@ def test_the_start_of_a_training_run(run: Run, tmp_path: Path) -> None:
         {n: paper[n] for n in paper.keys() - new}, {n: source[n] for n in source.keys() - new}
     )
     assert all("projector" in n or "compressor" in n or "prefusion" in n for n in new)
-    other, again = start("other", "--grid", 2, "--seed", 1), start("again", "--grid", 2)
-    assert_same(paper, again)
-    assert not np.array_equal(paper["model.compressor.query"], other["model.compressor.query"])
-    copy = start("copy", "--dialect", "release", "--prefusion-init", "copy")
+    options = ("--dialect", "release", "--prefusion-init", "copy", "--seed", 1)
+    copy = start("copy", *options)
+    projector = "model.mm_projector.0.weight"
+    assert not np.array_equal(paper[projector], copy[projector]), "another seed"
     fresh, own = "model.prefusion_layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"
     assert np.array_equal(copy[fresh], copy[own]) and not np.array_equal(paper[fresh], paper[own])
     opened = llava_mini_jax.load(tmp_path / "copy")
@@ -324,19 +326,19 @@ def test_inspect_variants_of_named_shapes(run: Run) -> None:
 
 
 def test_verify_finds_the_one_wrong_array(run: Run, shared_golden: Path, tmp_path: Path) -> None:
-    case = Path(shutil.copytree(shared_golden / "model" / "image_c1", tmp_path / "case"))
+    case = Path(shutil.copytree(shared_golden / "model" / "llava15_baseline", tmp_path / "case"))
     for path in (case, *case.rglob("*")):
         path.chmod(0o755)
     outputs = dict(np.load(case / "outputs.npz"))
-    outputs["projected_global"] = outputs["projected_global"] + 1
+    outputs["projected_features"] = outputs["projected_features"] + 1
     np.savez(case / "outputs.npz", **outputs)
     status, out, err = run("verify", case)
     lines = [line for line in out.splitlines() if "largest error" in line]
     assert (status, err, len(lines)) == (1, "", len(outputs))
-    assert [line.split()[0] for line in lines if not line.endswith(" ok")] == ["projected_global"]
+    assert [line.split()[0] for line in lines if not line.endswith(" ok")] == ["projected_features"]
     assert out.splitlines()[-2:] == [
         f"1 cases, {len(lines)} arrays, 1 failed",
-        f"  {case}: projected_global",
+        f"  {case}: projected_features",
     ]
 
 
@@ -351,190 +353,3 @@ def test_verify_goes_on_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatc
     assert (status, err) == (1, "") and "FAILED with KeyError: 'logits'" in out
     assert "== good" in out and "2 cases, 2 arrays, 1 failed" in out
     assert run("verify", "good")[0] == 0
-
-
-# --- What cannot be used --------------------------------------------------------------------------
-
-
-def bomb(path: Path) -> Path:
-    """A PNG that says it has 30,000 x 30,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e")
-    return path
-
-
-def truncated(path: Path, size: int) -> Path:
-    path.write_bytes(path.read_bytes()[:size])
-    return path
-
-
-def changed_config(model: Path, *keys: str, value: object) -> Path:
-    path = model / "config.json"
-    config = inner = json.loads(path.read_text())
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    path.write_text(json.dumps(config))
-    return model
-
-
-def lying_header(model: Path) -> Path:
-    path = model / "model.safetensors"
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["lm_head.weight"]["data_offsets"][1] += 4
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
-    return model
-
-
-def malicious(model: Path) -> Path:
-    (model / "model.safetensors").unlink()
-    command = Call(Name("os", "system"), (f"touch {model / 'canary'}",))
-    write_zip(model / "pytorch_model.bin", program({"w": command}))
-    return model
-
-
-def corrupt_video(model: Path) -> Path:
-    return truncated(tiny_model.write_video(model / "v.mp4", 2), 2000)
-
-
-# What is wrong -> (the command's words, from a model folder that may be changed; what is said)
-BAD: dict[str, tuple[Callable[[Path], list], str]] = {
-    "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
-    "file as folder": (lambda m: ["ask", m / "config.json", "a"], "is a file"),
-    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is no local folder"),
-    "hub name, convert": (lambda m: ["convert", "nobody/nothing", m / "o"], "is no local folder"),
-    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is no local folder"),
-    "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
-    "corrupt picture": (
-        lambda m: [
-            "ask",
-            m,
-            "a",
-            "--image",
-            truncated(tiny_model.write_picture(m / "a.png", 1), 90),
-        ],
-        "Cannot read the picture",
-    ),
-    "text as picture": (lambda m: ["ask", m, "a", "--image", m / "config.json"], "not a picture"),
-    "bomb": (lambda m: ["ask", m, "a", "--image", bomb(m / "bomb.png")], "make it smaller"),
-    "missing video": (lambda m: ["ask", m, "a", "--video", m / "x.mp4"], "there is no such file"),
-    "corrupt video": (lambda m: ["ask", m, "a", "--video", corrupt_video(m)], "v.mp4"),
-    "truncated weights": (
-        lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
-        "model.safetensors",
-    ),
-    "lying header": (lambda m: ["ask", lying_header(m), "a"], "lm_head.weight"),
-    "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
-    "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
-    "more marks": (
-        lambda m: [
-            "ask",
-            m,
-            "<image> <image>",
-            "--image",
-            tiny_model.write_picture(m / "a.png", 1),
-        ],
-        "2 times for 1 pictures",
-    ),
-    "fewer marks": (
-        lambda m: ["ask", m, "<image>", *["--image", tiny_model.write_picture(m / "a.png", 1)] * 2],
-        "1 times for 2 pictures",
-    ),
-    "too long": (lambda m: ["ask", m, "digits " * 300], "of text, 0 for pictures"),
-    "unknown format": (lambda m: ["convert", m, m / "o", "--format", "onnx"], '"onnx" is unknown'),
-    "format without place": (
-        lambda m: ["convert", m, m / "o", "--format", "llava-hf"],
-        "no place for compressor",
-    ),
-    "target not empty": (lambda m: ["convert", m, m], "is not empty"),
-    "target is a file": (lambda m: ["convert", m, m / "config.json"], "is not empty"),
-    "unknown field": (
-        lambda m: ["ask", changed_config(m, "llava_mini_jax", "prompt", "tempo", value=1), "a"],
-        '"tempo"',
-    ),
-    "unknown part": (
-        lambda m: ["inspect", changed_config(m, "llava_mini_jax", "colours", value={})],
-        '"colours"',
-    ),
-    "wrong type": (
-        lambda m: [
-            "ask",
-            changed_config(m, "llava_mini_jax", "prompt", "max_length", value="9"),
-            "a",
-        ],
-        "expected int",
-    ),
-    "unknown template": (
-        lambda m: [
-            "ask",
-            changed_config(m, "llava_mini_jax", "prompt", "template", value="x"),
-            "a",
-        ],
-        'template "x"',
-    ),
-    "unknown projector": (
-        lambda m: ["inspect", changed_config(m, "mm_projector_type", value="mlp9x_relu")],
-        "mlp9x_relu",
-    ),
-    "unknown compressor": (
-        lambda m: [
-            "inspect",
-            changed_config(m, "llava_mini_jax", "model", "compressor", "kind", value="zip"),
-        ],
-        '"zip"',
-    ),
-    "no json": (lambda m: ["ask", truncated(m / "config.json", 50).parent, "a"], "not valid json"),
-    "no tokenizer": (
-        lambda m: ["ask", [(m / n).unlink() for n in ("tokenizer.json",)] and m, "a"],
-        "tokenizer",
-    ),
-    "no question": (lambda m: ["ask", m], "no question is given"),
-    "no tokens": (lambda m: ["ask", m, "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-    "no number": (lambda m: ["ask", m, "a", "--top-k", "many"], "--top-k"),
-    "unknown dtype": (lambda m: ["ask", m, "a", "--dtype", "int3"], '"int3"'),
-    "unknown option": (lambda m: ["ask", m, "a", "--imgae", "a.png"], "--imgae"),
-    "unknown command": (lambda m: ["aks"], "aks"),
-    "no command": (lambda m: [], "a command is missing"),
-    "one folder": (lambda m: ["convert", m], "expected SRC and DST"),
-    "clip alone": (lambda m: ["convert", "--clip", m, m / "o"], "belong together"),
-    "option without parts": (lambda m: ["convert", m, m / "o", "--grid", "2"], "--grid only goes"),
-    "unknown mesh": (lambda m: ["inspect", m, "--mesh", "pipe=2"], '"pipe=2"'),
-    "unknown shape": (lambda m: ["inspect", "--abstract", "gpt-2"], '"gpt-2" is unknown'),
-    "folder and shape": (lambda m: ["inspect", m, "--abstract", "vicuna-7b"], "one of the two"),
-    "unknown dialect": (
-        lambda m: ["inspect", "--abstract", "vicuna-7b", "--dialect", "welsh"],
-        '"welsh" is unknown',
-    ),
-    "no case": (lambda m: ["verify", m], "is no golden case"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(
-    name: str, run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    words, said = BAD[name]
-    status, out, err = run(*words(copied))
-    assert status == 2
-    assert err.startswith("llava-mini: ") and err.count("\n") == 1 and "Traceback" not in err
-    assert said in err and " at 0x" not in err
-    assert out == "" or name == "no case"
-    assert not (copied / "canary").exists() and not (copied / "o").exists()
-
-
-def test_tensors_that_do_not_fit_are_all_listed(run: Run, copied: Path) -> None:
-    arrays = tensors(copied)
-    del arrays["model.norm.weight"]
-    arrays["model.extra.weight"] = np.zeros(3, np.float32)
-    arrays["lm_head.weight"] = arrays["lm_head.weight"][:-1]
-    save_file(arrays, copied / "model.safetensors")
-    for command in (["ask", copied, "a"], ["inspect", copied], ["convert", copied, copied / "o"]):
-        status, _, err = run(*command)
-        assert status == 2 and "Traceback" not in err and not (copied / "o").exists()
-        for said in ("missing for llm/final_norm", "unexpected in", "wrong shape: lm_head.weight"):
-            assert said in err

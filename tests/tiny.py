@@ -31,7 +31,10 @@ MARK = -200
 
 @pytest.fixture(autouse=True, scope="module")
 def fast_compilation() -> Iterator[None]:
-    """For tests whose time is compilation: half of it, for programs that run a little slower."""
+    """Halves the compilation time of a test file, for programs that run a little slower.
+
+    A file that says `fast_compilation = tiny.fast_compilation` has it.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -145,6 +148,7 @@ def batch(
     return collate(
         examples,
         tokens_per_image=cfg.tokens_per_image(parts),
+        patches_per_image=cfg.seen_per_image(parts) if cfg.inside_layers else 0,
         buckets=buckets,
         padding_side=padding_side,
         max_length=cfg.llm.max_positions,

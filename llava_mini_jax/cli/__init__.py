@@ -1,8 +1,8 @@
 """The `llava-mini` command.
 
-    arguments --parser--> ask | convert | inspect | verify, one file each --> exit status
+    first word --> ask | convert | inspect | verify, one file each --arguments--> exit status
                                      |
-               InputError --> one line on stderr, status 2;  Ctrl-C --> 130;  closed pipe --> 141
+       InputError --> one line on stderr, status 2;  Ctrl-C --> 130;  closed pipe --> 141
 
 Answers and tables go to stdout; progress and timing go to stderr, and only if it is a terminal.
 The files of the commands import JAX inside of their functions, so that --help is instant.
@@ -27,23 +27,34 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see: {self.prog} --help")
 
 
-def make_parser() -> Parser:
+def top_parser() -> Parser:
+    """What `llava-mini` without a command understands; the commands parse their own words."""
+    width = max(map(len, COMMANDS))
+    listed = [f"  {name:<{width}}  {module.SUMMARY}" for name, module in COMMANDS.items()]
     parser = Parser(
         prog="llava-mini",
-        description="Images and videos as one token each in front of a language model, in JAX.",
-        epilog="example: llava-mini ask MODEL --image cat.jpg 'What is this?'",
+        usage="llava-mini COMMAND ...",
+        description="Images and videos as one token each in front of a language model, in JAX.\n\n"
+        + "\n".join(["commands:", *listed]),
+        epilog='example: llava-mini ask MODEL --image cat.jpg "What is this?"\n'
+        "Each command has its own --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=module.SUMMARY,
-            description=f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
-            epilog=module.EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def command_parser(name: str) -> Parser:
+    module = COMMANDS[name]
+    parser = Parser(
+        prog=f"llava-mini {name}",
+        usage=module.USAGE,
+        description=f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
+        epilog=module.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
     return parser
 
 
@@ -62,16 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at its end; there must be something to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"llava-mini: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.version:
-        import llava_mini_jax
+    if argv and argv[0] in COMMANDS:
+        # Intermixed: the question may stand behind the options that follow the model.
+        args = command_parser(argv[0]).parse_intermixed_args(argv[1:])
+        return COMMANDS[argv[0]].run(args)
+    args, _ = top_parser().parse_known_args(argv)
+    if not args.version:
+        given = "no command is given" if not args.command else f'"{args.command}" is no command'
+        raise InputError(f"{given}; the commands are {', '.join(COMMANDS)}")
+    import llava_mini_jax
 
-        print(f"llava-mini {llava_mini_jax.__version__}")
-        return 0
-    if args.command is None:
-        parser.error("a command is missing")
-    return COMMANDS[args.command].run(args)
+    print(f"llava-mini {llava_mini_jax.__version__}")
+    return 0

@@ -8,6 +8,7 @@ pictures read once --> Chat --question--> pieces of the answer to stdout, as the
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from llava_mini_jax.inference.model import Chat
 
 SUMMARY = "answer a question about images, videos, or text alone"
+USAGE = "llava-mini ask MODEL [--image FILE]... [--video FILE]... [options] [QUESTION]"
 EXAMPLE = """examples:
   llava-mini ask MODEL --image cat.jpg "What is this?"
   llava-mini ask MODEL --image a.png --image b.png "What differs between <image> and <image>?"
@@ -27,7 +29,12 @@ EXAMPLE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    add("question", nargs="?", help='"<image>" in it says where a picture goes (default: in front)')
+    add(
+        "question",
+        nargs="?",
+        metavar="QUESTION",
+        help='"<image>" in it says where a picture goes (default: in front)',
+    )
     add("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
     add(
         "--video",
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         stop=args.stop,
         seed=args.seed,
     )
+    # Pillow warns of pictures that are merely large; load_image has a limit of its own.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     _check_files(args.image, args.video)
     with waiting(f"loading {args.model}"):
         model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)

@@ -12,6 +12,8 @@ from llava_mini_jax.cli.terminal import human_bytes, note, tensor_progress, wait
 from llava_mini_jax.errors import InputError
 
 SUMMARY = "write a model folder in another format, or make the start of a training run"
+USAGE = """llava-mini convert SRC DST [options]
+       llava-mini convert --clip FOLDER --llm FOLDER DST [options]"""
 EXAMPLE = """examples:
   llava-mini convert llava-v1.5-7b llava-hf-7b --format llava-hf
   llava-mini convert --clip clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --dialect paper"""
@@ -24,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "folders",
         nargs="+",
-        metavar="SRC DST",
-        help="the model folder (or hub name) and the new one; with --clip and --llm DST alone",
+        metavar="FOLDER",
+        help="a model folder (or hub name) and the new one",
     )
     add("--format", default="release", help="release (default), llava-1.5 or llava-hf")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as it is)")
@@ -42,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from_parts = args.clip is not None or args.llm is not None
-    _check(args, from_parts)
+    _check(args)
     target = Path(args.folders[-1])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not empty: choose another output folder")
     with waiting("starting"):
         import jax
+        from safetensors import SafetensorError
 
         from llava_mini_jax.inference.model import DTYPES
         from llava_mini_jax.weights.export_hf import export_model
@@ -56,19 +58,21 @@ def run(args: argparse.Namespace) -> int:
 
     if args.dtype is not None and args.dtype not in DTYPES:
         raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(DTYPES)}')
-    source = resolve_folder(args.llm if from_parts else args.folders[0])
-    seen: list[Any] = []
-    bundle, params = _open(args, source, lambda nbytes: seen[-1](nbytes))
-    leaves = jax.tree.leaves(params)
-    total = sum(leaf.nbytes for leaf in leaves)
-    with tensor_progress(len(leaves), total) as step:
-        seen.append(step)
-        export_model(params, bundle, target, format=args.format, copy_from=source)
-    note(f"{target}: {len(leaves)} parameters, {human_bytes(total)}")
+    source = resolve_folder(args.llm or args.folders[0])
+    with tensor_progress() as bar:
+        bundle, params = _open(args, source, bar.step)
+        leaves = jax.tree.leaves(params)
+        bar.expect(len(leaves), sum(leaf.nbytes for leaf in leaves))
+        try:
+            export_model(params, bundle, target, format=args.format, copy_from=source)
+        except SafetensorError as error:  # how that library reports a full disk
+            raise InputError(f"{target} cannot be written ({error}): free some space") from error
+    note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 
 
-def _check(args: argparse.Namespace, from_parts: bool) -> None:
+def _check(args: argparse.Namespace) -> None:
+    from_parts = args.clip is not None or args.llm is not None
     if from_parts and (args.clip is None or args.llm is None):
         raise InputError("--clip and --llm belong together: give both folders")
     wanted = 1 if from_parts else 2

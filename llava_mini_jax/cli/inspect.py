@@ -18,6 +18,8 @@ from llava_mini_jax.cli.terminal import human_bytes, waiting
 from llava_mini_jax.errors import InputError
 
 SUMMARY = "list a model's parameters, sizes, sharding and configuration without loading it"
+USAGE = """llava-mini inspect MODEL [options]
+       llava-mini inspect --abstract NAME [options]"""
 EXAMPLE = """examples:
   llava-mini inspect MODEL
   llava-mini inspect --abstract vicuna-7b --mesh data=1,fsdp=4,tensor=2"""
@@ -78,7 +80,7 @@ def _mesh(text: str | None) -> dict[str, int]:
     """{"data": 1, "fsdp": 4, "tensor": 2} of "data=1,fsdp=4,tensor=2"; axes left out are 1."""
     if text is None:
         return {}
-    mesh = dict.fromkeys(("data", "fsdp", "tensor"), 1)
+    mesh: dict[str, int] = {"data": 1, "fsdp": 1, "tensor": 1}
     for item in text.split(","):
         axis, _, size = item.partition("=")
         if axis not in mesh or not size.isdecimal() or int(size) < 1:

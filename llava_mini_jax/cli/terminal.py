@@ -2,7 +2,11 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def note(text: str) -> None:
@@ -32,34 +36,36 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
+class TensorBar:
+    """A bar over tensors and bytes; it appears with `expect`."""
+
+    def __init__(self, progress: "Progress"):
+        self._progress = progress
+        self.tensors = self.nbytes = self._done = 0
+
+    def expect(self, tensors: int, nbytes: int) -> None:
+        self.tensors, self.nbytes = tensors, nbytes
+        self._task = self._progress.add_task("", total=nbytes, done=0, tensors=tensors)
+
+    def step(self, nbytes: int) -> None:
+        """One more tensor is through."""
+        self._done += 1
+        self._progress.update(self._task, advance=nbytes, done=self._done)
+
+
 @contextlib.contextmanager
-def tensor_progress(tensors: int, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar over tensors and bytes; what it gives is called with the bytes of each tensor."""
+def tensor_progress() -> Iterator[TensorBar]:
+    """A TensorBar on stderr if it is a terminal, else one that nobody sees."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
     columns = (
-        TextColumn("{task.fields[done]}/{task.fields[tensors]} tensors"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[done]}/{task.fields[tensors]} tensors"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total_bytes, done=0, tensors=tensors)
-        done = 0
-
-        def step(nbytes: int) -> None:
-            nonlocal done
-            done += 1
-            progress.update(task, advance=nbytes, done=done)
-
-        yield step
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield TensorBar(progress)

@@ -8,6 +8,7 @@ from llava_mini_jax.cli.terminal import waiting
 from llava_mini_jax.errors import InputError
 
 SUMMARY = "compare this code with recorded outputs, array by array"
+USAGE = "llava-mini verify CASE [CASE...]"
 EXAMPLE = """example:
   llava-mini verify golden/image_c1 golden/video_f5
 

@@ -158,6 +158,13 @@ def positions(example: Example, tokens_per_image: int) -> int:
     return len(example.ids) - marks + tokens_per_image * sum(example.frames[:marks])
 
 
+def learns(example: Example, tokens_per_image: int, max_length: int) -> bool:
+    """Whether anything supervised stands in the first `max_length` positions of an example."""
+    slots_S = _slots(example, tokens_per_image, len(example.ids))[:max_length]
+    text_T = slots_S[slots_S < len(example.ids)]
+    return bool((example.labels[text_T] != IGNORE).any())
+
+
 def check_fits(
     example: Example, tokens_per_image: int, max_length: int, where: str = "the input"
 ) -> None:

@@ -18,7 +18,14 @@ from PIL import Image
 from llava_mini_jax.config import PromptConfig
 from llava_mini_jax.data import conversation
 from llava_mini_jax.data.conversation import TEMPLATES
-from llava_mini_jax.data.examples import Buckets, Example, TrainBatch, collate, make_example
+from llava_mini_jax.data.examples import (
+    Buckets,
+    Example,
+    TrainBatch,
+    collate,
+    learns,
+    make_example,
+)
 from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
 from llava_mini_jax.data.video import preprocess_frames
 from llava_mini_jax.errors import InputError
@@ -43,10 +50,11 @@ class Encoder:
         where = f"sample {sample['id']}"
         turns = conversation.from_llava(sample["conversations"], where)
         pixels, frames = self._pixels(sample)
-        turns = conversation.place_image_mark(turns, len(frames))
+        given = int("frames" in sample or "image" in sample)
+        turns = conversation.place_image_mark(turns, given)
         template = TEMPLATES[self.prompt.template]
         encoded = conversation.encode(template, turns, self.tokenizer, double_bos=False)
-        conversation.check_images(encoded, len(frames), where)
+        conversation.check_images(encoded, given, where)
         conversation.check_supervised(encoded, sample["id"])
         return make_example(encoded, pixels, frames, self.prompt, training=True)
 
@@ -82,11 +90,24 @@ def make_batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[TrainBatch]:
-    """This process's part of every batch from `first_step` on, without end."""
+    """This process's part of every batch from `first_step` on, without end.
+
+    Samples are cut after `max_length` positions; one whose answers are all cut off is an
+    InputError, as is one that has none.
+    """
     import grain
 
     if batch_size % processes:
         raise InputError(f"batch_size {batch_size} is not divided by {processes} processes")
+
+    def learnable(sample: dict[str, Any]) -> Example:
+        example = encode(sample)
+        if not learns(example, tokens_per_image, max_length):
+            raise InputError(
+                f"sample id {sample['id']}: none of its first {max_length} positions is part of an "
+                "answer, so there is nothing to learn; raise max_length or remove the sample"
+            )
+        return example
 
     def batch(examples: Sequence[Example]) -> TrainBatch:
         return collate(
@@ -101,9 +122,10 @@ def make_batches(
 
     share = batch_size // processes
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()  # pyright: ignore
-    mine = samples[process + first_step * batch_size :: processes].map(encode)
+    mine = samples[process + first_step * batch_size :: processes].map(learnable)
     return iter(
-        mine.batch(share, batch_fn=batch).to_iter_dataset(
+        # The samples never end; without drop_remainder their number overflows for a share of 1.
+        mine.batch(share, drop_remainder=True, batch_fn=batch).to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         )
     )

@@ -12,7 +12,7 @@ from typing import Any
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
 from llava_mini_jax.inference.model import Model
 
-KINDS = ("position", "count", "largest", "read")
+KINDS = ("position", "largest", "read")
 SEED = 2501_03895
 
 

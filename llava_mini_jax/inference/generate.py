@@ -70,13 +70,27 @@ def encode_frames(
     `row_I` says whose image it is (out of range: padding of the chunk), `place_I` where its first
     visual token goes in the row.
     """
+
+    def of_images(x_BT: Array) -> Array:
+        return _by_batch(_everywhere(x_BT).at[row_I].get(mode="clip"))
+
     tokens_IQD, fused_ITD = llava_mini.encode_images(
-        params, pixels_IJYXC, text_BTD.at[row_I].get(mode="clip"), fuse_BT[row_I], cfg
+        params, _by_batch(pixels_IJYXC), of_images(text_BTD), of_images(fuse_BT), cfg
     )
+    # Images and rows are not split alike over a mesh, so they meet where all are on every device.
+    tokens_IQD, fused_ITD = _everywhere(tokens_IQD), _everywhere(fused_ITD)
     places_IQ = place_I[:, None] + jnp.arange(tokens_IQD.shape[1])
     visual_BVD = seen.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
     fused_BTD = seen.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
     return Seen(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
+
+
+def _everywhere(x: Array) -> Array:
+    return sharding.constrain(x, (None,) * x.ndim)
+
+
+def _by_batch(x: Array) -> Array:
+    return sharding.constrain(x, ("batch", *(None,) * (x.ndim - 1)))
 
 
 @partial(jax.jit, static_argnames=("cfg", "parts", "room"))
@@ -91,28 +105,29 @@ def prefill(
     room: int,
 ) -> Decoding:
     """The state before the first token, with a cache for the prompt and `room` tokens more."""
-    fused_BTD = llava_mini.finish_mean(seen.fused_BTD, images_B, text_BTD)
+    images_B, visual_BVD = _by_batch(images_B), _by_batch(seen.visual_BVD)
+    fused_BTD = llava_mini.finish_mean(_by_batch(seen.fused_BTD), images_B, text_BTD)
     slots_BS, wide_slots_BU = inputs.slots_BS, inputs.wide_slots_BU
     B, S = slots_BS.shape
     first, llm = None, params.llm
     first_position_B = jnp.zeros(B, jnp.int32)
     if cfg.inside_layers:
         head, llm = inside.split_llm(params.llm, cfg.inside_layers)
-        x_BUD = splice(fused_BTD, seen.visual_BVD, wide_slots_BU)
+        x_BUD = splice(fused_BTD, visual_BVD, wide_slots_BU)
         valid_BU = wide_slots_BU >= 0
         first = _empty_cache(cfg, cfg.inside_layers, B, valid_BU.shape[1] + room)
         x_BUD, first = llama.run_cached(
             head.layers, x_BUD, masks.running_positions(valid_BU), valid_BU, first, cfg.llm
         )
         patches = cfg.patches_per_image(parts)
-        images = seen.visual_BVD.shape[1] // patches
+        images = visual_BVD.shape[1] // patches
         sizes = (text_BTD.shape[1], images, patches, cfg.detail_per_image(parts))
         x_BSD = inside.squeeze(
             params.compressor, x_BUD, wide_slots_BU, slots_BS, sizes, cfg.compressor
         )
         first_position_B = valid_BU.sum(axis=1, dtype=jnp.int32)
     else:
-        x_BSD = splice(fused_BTD, seen.visual_BVD, slots_BS)
+        x_BSD = splice(fused_BTD, visual_BVD, slots_BS)
     valid_BS = slots_BS >= 0
     cache = _empty_cache(cfg, cfg.llm.layers - cfg.inside_layers, B, S + room)
     x_BSD, cache = llama.apply_cached(

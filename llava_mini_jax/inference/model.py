@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, overload
 
@@ -243,6 +244,8 @@ def load(
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
     given. `vision_tower` is the folder of the CLIP tower, where the model's own does not name it.
+    Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
+    n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -260,7 +263,7 @@ def load(
 def compiled_programs() -> int:
     """How many programs of generation exist: constant while requests stay within known sizes."""
     functions = (generate.embed_text, generate.encode_frames, generate.prefill, generate.decode)
-    return sum(function._cache_size() for function in functions)  # pyright: ignore
+    return sum(map(methodcaller("_cache_size"), functions))
 
 
 def _place(number: int, count: int) -> str:

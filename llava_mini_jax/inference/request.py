@@ -29,7 +29,7 @@ from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_vid
 from llava_mini_jax.errors import InputError
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
-Video = Path | str | np.ndarray | Sequence[np.ndarray]
+Video = Path | str | np.ndarray
 Prompt = str | Sequence[Turn]
 
 ONE_A_SECOND = FrameSampling(fps=1.0)

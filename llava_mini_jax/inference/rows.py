@@ -10,9 +10,11 @@ The number of rows is rounded up to a power of two with rows that are done befor
 the room for answers likewise: both are shapes that a program is compiled for.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax import sharding
@@ -112,9 +114,9 @@ def decode(
     read = 0
     while not all(text.finish for text in texts):
         done_B = np.array([bool(text.finish) for text in texts] + [True] * len(padding))
-        state = state.replace(done_B=sharding.put_batch(done_B))
-        limit = np.int32(min(read + steps, room))
-        state = generate.decode(params, state, sampling, limit, cfg)  # pyright: ignore
+        state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
+        limit = jnp.int32(min(read + steps, room))
+        state = generate.decode(params, state, sampling, limit, cfg)
         new_BN = np.asarray(state.tokens_BN)[:, read : int(state.step)]
         read = int(state.step)
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.params import Array, Leaf
 
 MAX_STOP_IDS = 8
@@ -40,6 +41,7 @@ def make_sampling(
 
 def next_token(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
     """Token ids [B] drawn from float32 logits; `step` counts the tokens of the answer."""
+    logits_BV = sharding.constrain(logits_BV, ("batch", None))  # a sort needs the whole vocabulary
     greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
 
     def draw() -> Array:

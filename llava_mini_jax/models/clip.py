@@ -22,6 +22,11 @@ from llava_mini_jax.ops.layers import fold_layers
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, stack, zeros
 
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
@@ -40,6 +45,13 @@ class ClipConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f'activation "{self.activation}" is unknown; use one of {known}')
+        if not 0 <= self.read_layers <= self.layers:
+            raise ValueError(f"select_layer {self.select_layer} of a tower of {self.layers} layers")
+
     @property
     def grid(self) -> int:
         """Patches along one side."""
@@ -48,10 +60,7 @@ class ClipConfig:
     @property
     def read_layers(self) -> int:
         """How many blocks run before the features are taken."""
-        index = self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
-        if not 0 <= index <= self.layers:
-            raise ValueError(f"select_layer {self.select_layer} of a tower of {self.layers} layers")
-        return index
+        return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
 
 @struct.dataclass
@@ -163,13 +172,7 @@ def _block(layer: ClipLayer, x_ISE: Array, _: None, *, cfg: ClipConfig) -> tuple
     x_ISE = x_ISE + linear("ISNH,ENH->ISE", mixed_ISNH, layer.o_proj, ("batch", None, None))
     y_ISE = layer_norm(x_ISE, layer.mlp_norm, cfg.norm_eps)
     y_ISM = linear("ISE,ME->ISM", y_ISE, layer.fc1, ("batch", None, "mlp"))
-    y_ISE = linear("ISM,EM->ISE", activate(y_ISM, cfg.activation), layer.fc2, ("batch", None, None))
+    y_ISE = linear(
+        "ISM,EM->ISE", ACTIVATIONS[cfg.activation](y_ISM), layer.fc2, ("batch", None, None)
+    )
     return x_ISE + y_ISE, None
-
-
-def activate(x: Array, name: str) -> Array:
-    if name == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    if name == "gelu":
-        return jax.nn.gelu(x, approximate=False)
-    raise ValueError(f'activation "{name}" is unknown; use "quick_gelu" or "gelu"')

@@ -44,6 +44,9 @@ def run(stages: Sequence[TrainConfig], workdir: str) -> None:
     """Trains all stages; a workdir that holds checkpoints is continued where it stopped."""
     for stage in stages:
         check(stage)
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, stages)
@@ -57,6 +60,11 @@ def run_stage(stage: TrainConfig, workdir: epath.Path, previous: LlavaMini | Non
     """One stage from its start or its newest checkpoint to its end; returns the parameters."""
     key = jax.random.fold_in(jax.random.key(stage.seed), len(stage.name))
     tokenizer = make_tokenizer(stage.tokenizer)
+    if len(tokenizer) > stage.model.llm.vocab_size:
+        raise InputError(
+            f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
+            f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
+        )
     params = starting_params(stage, _start(stage, previous), key)
     trainable, _ = param_tree.split(params, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
@@ -127,12 +135,27 @@ def _mesh(stage: TrainConfig) -> contextlib.AbstractContextManager:
 
 
 def _write_config(folder: epath.Path, stages: Sequence[TrainConfig]) -> None:
-    """The resolved config, once; a workdir that was begun with another one is refused."""
+    """The resolved config; a workdir with checkpoints of another one is refused."""
     text = json.dumps([dataclasses.asdict(stage) for stage in stages], indent=2) + "\n"
     path = folder / "config.json"
-    if path.exists() and path.read_text() != text:
-        raise InputError(
-            f"{path} was written by a run with another configuration: give another --workdir, or "
-            "use the same configuration to continue that run"
-        )
+    if path.exists() and any((folder / "checkpoints").glob("*/*")):
+        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            raise InputError(
+                f"{path} was written by a run with another configuration (it differs in "
+                f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
+                "or use the same configuration to continue that run"
+            )
     path.write_text(text)
+
+
+def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """{"stage1.seed": 0, ...}, without what a run may be continued with differently."""
+    free = ("mesh", "log_every", "checkpoint_every")
+    return {
+        f"{stage['name']}.{field}": value
+        for stage in stages
+        for field, value in stage.items()
+        if field not in free
+    }

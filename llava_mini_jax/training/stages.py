@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle, PromptConfig
+from llava_mini_jax.data.conversation import TEMPLATES
 from llava_mini_jax.data.digits import DigitsConfig
 from llava_mini_jax.data.images import ImageConfig
 from llava_mini_jax.errors import InputError
@@ -21,6 +23,7 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig
 
+DTYPES = ("float32", "bfloat16", "float16")
 STAGE_1 = ("projector/*",)
 STAGE_2 = ("projector/*", "compressor/*", "prefusion/*", "llm/*")
 EVERYTHING = ("*",)
@@ -73,7 +76,8 @@ def stages_of(config: Any) -> list[TrainConfig]:
 def check(stage: TrainConfig) -> None:
     """InputError for a stage that cannot be run as it is written."""
     spec = llava_mini.spec(stage.model)
-    for pattern in (*stage.trainable, *(p for g in stage.optimizer.groups for p in g.patterns)):
+    grouped = (pattern for group in stage.optimizer.groups for pattern in group.patterns)
+    for pattern in (*stage.trainable, *stage.fresh, *grouped):
         if not any(param_tree.matches(path, (pattern,)) for path in param_tree.paths(spec)):
             raise InputError(
                 f'{stage.name}: the pattern "{pattern}" matches no parameter of this model; '
@@ -82,10 +86,16 @@ def check(stage: TrainConfig) -> None:
     for name, value, known in (
         ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
+        ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
+        ("param_dtype", stage.param_dtype, DTYPES),
+        ("model.compute_dtype", stage.model.compute_dtype, DTYPES),
     ):
         if value not in known:
             expected = " or ".join(map(str, known))
             raise InputError(f"{stage.name}: {name} is {value!r}; expected {expected}")
+    for name in ("samples", "steps", "batch_size", "log_every", "checkpoint_every"):
+        if (number := getattr(stage, name)) < 1:
+            raise InputError(f"{stage.name}: {name} is {number}; it must be 1 or more")
 
 
 def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Array) -> LlavaMini:
@@ -113,7 +123,7 @@ def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Arr
                 f"{stage.name}: {path} has shape {found.shape} after the stage before, but "
                 f"{leaf.shape} here: name it in `fresh`, or give both stages the same model"
             )
-        return found
+        return sharding.place(found, leaf.axes)  # the stage before may have had another mesh
 
     params = param_tree.map_paths(choose, spec)
     return _copy_llm_layers(params, made) if stage.prefusion_init == "copy" else params
@@ -135,7 +145,7 @@ def _copy_llm_layers(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini
     if isinstance(new, tuple):
         copied: Any = jax.tree.map(lambda a: a.copy(), layers[: len(new)])
     else:
-        copied = jax.tree.map(lambda a, b: a[: len(b)], layers, new)
+        copied = jax.tree.map(lambda a, b: a[: len(b)].copy(), layers, new)
     prefusion = dataclasses.replace(params.prefusion, layers=copied)
     return dataclasses.replace(params, prefusion=prefusion)
 

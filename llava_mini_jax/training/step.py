@@ -52,7 +52,7 @@ def train_step(
 
     (value, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **sums}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **sums}
     trainable = optax.apply_updates(state.trainable, updates)
     return (
         dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state),

@@ -171,6 +171,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             "mm_use_im_patch_token": False,
             "use_mm_proj": True,
             "image_aspect_ratio": "pad" if bundle.images.aspect == "pad" else "square",
+            "resolution_ratio": bundle.images.grid,
             "tokenizer_model_max_length": bundle.prompt.max_length,
             "tokenizer_padding_side": bundle.prompt.padding_side,
             "torch_dtype": dtype,
@@ -181,7 +182,6 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             config |= {
                 "compressor_size": model.compressor.grid,
                 "prefusion_layer_num": model.prefusion_layers,
-                "resolution_ratio": bundle.images.grid,
             }
     return {
         "config.json": config,

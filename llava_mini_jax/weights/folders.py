@@ -89,7 +89,8 @@ def _open_llava(
     llm = configs.llama_from_hf(values, where)
     tower = _tower(folder, values, where, tensors, vision_tower)
     select_layer = f.get("mm_vision_select_layer", int, -2)
-    vision = _vision_config(values, where, tower, select_layer)
+    preprocessor = _preprocessor(folder, tower)
+    vision = _vision_config(values, where, tower, select_layer, preprocessor)
     compressed = values.get("compressor_size") is not None
     model = configs.build(
         llm,
@@ -102,7 +103,6 @@ def _open_llava(
         compute_dtype=compute_dtype,
     )
     model = dataclasses.replace(model, detach_text=compressed)
-    preprocessor = _preprocessor(folder, tower)
     prompt = configs.prompt_config(
         "release" if compressed else "paper",
         template_of(llm),
@@ -228,7 +228,11 @@ def _tower(
 
 
 def _vision_config(
-    values: dict[str, Any], where: str, tower: Path | None, select_layer: int
+    values: dict[str, Any],
+    where: str,
+    tower: Path | None,
+    select_layer: int,
+    preprocessor: dict[str, Any] | None,
 ) -> configs.ClipConfig:
     feature = values.get("mm_vision_select_feature", "patch")
     name = values.get("mm_vision_tower", "")
@@ -246,7 +250,7 @@ def _vision_config(
         source,
         select_layer=select_layer,
         select_feature=feature,
-        preprocessor=_preprocessor(tower, None) if tower else None,
+        preprocessor=preprocessor,
     )
 
 

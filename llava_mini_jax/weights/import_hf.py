@@ -11,7 +11,7 @@ filled layer by layer.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.lazy_tensor import LazyTensor
+
+XLA_ALIGNMENT = 64  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +51,16 @@ class Piece:
         rows, *rest = self.tensor.shape or (1,)
         return (rows // self.parts, *rest) if self.tensor.shape else ()
 
-    def read(self, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The slice `index` of this piece seen in our `shape`."""
+    def read(
+        self, shape: tuple[int, ...], index: tuple[slice, ...], empty: Callable = np.empty
+    ) -> np.ndarray:
+        """The slice `index` of this piece seen in our `shape`; `empty` as in LazyTensor.read."""
         theirs = _regroup(shape, index, self.shape)
         offset = self.part * self.shape[0] if self.parts > 1 else 0
         if offset:
             theirs = (slice(theirs[0].start + offset, theirs[0].stop + offset), *theirs[1:])
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-        return self.tensor.read(theirs).reshape(sizes)
+        return self.tensor.read(theirs, empty).reshape(sizes)
 
 
 Plan = dict[str, list[Piece]]
@@ -114,10 +118,10 @@ def make_plan(
             needed = names.sources(path, leaf, table, read_vision_layers)
             if needed is None:
                 continue
+            used.update((number, s.name) for s in needed)  # of an incomplete set too
             expected += [s.name for s in needed if s.name not in folder.tensors]
             if any(s.name not in folder.tensors for s in needed):
                 continue
-            used.update((number, s.name) for s in needed)
             if found is None:
                 found = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
         if found is not None:
@@ -125,7 +129,8 @@ def make_plan(
             problems += _shape_problems(path, shape, found)
         elif not param_tree.matches(path, fresh):
             missing = sorted(set(expected)) or ["(no published name)"]
-            problems.append(f"missing for {path}: {', '.join(missing[:3])}")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            problems.append(f"missing for {path}: {', '.join(missing[:3])}{more}")
     for number, folder in enumerate(folders):
         for name in folder.tensors:
             if (number, name) not in used and not _ignored(name, spec):
@@ -211,9 +216,17 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
 
     def read(index: Any) -> np.ndarray:
         index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
-        return piece.read(shape, index).astype(dtype, copy=False)
+        return piece.read(shape, index, lambda part, _: _aligned_empty(part, dtype))
 
     if spec is None:
         return jax.device_put(read(tuple(slice(None) for _ in shape)))
     mesh = jax.sharding.get_mesh()
     return jax.make_array_from_callback(shape, jax.NamedSharding(mesh, spec), read)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array whose memory a CPU device takes over; others it copies, and keeps for a while."""
+    nbytes = math.prod(shape) * jnp.dtype(dtype).itemsize
+    raw = np.empty(nbytes + XLA_ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % XLA_ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)

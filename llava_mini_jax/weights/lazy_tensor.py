@@ -12,6 +12,7 @@ have checked that every element lies inside the file. Nothing is read before `re
 
 import math
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +39,26 @@ class LazyTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+    def read(
+        self,
+        index: tuple[slice, ...] = (),
+        empty: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
+    ) -> np.ndarray:
         """The tensor, or the part that `index` cuts out of it, as a C-contiguous array.
 
         `index` has at most one slice for each axis, as `jax.make_array_from_callback` gives them;
         the axes that it leaves out are taken whole. Only the pages of the file that hold the part
         are read, and the array keeps neither the file nor a map of it open.
 
+        `empty` makes the array that is filled; one of another dtype gets the numbers converted, on
+        the way from the file.
+
         Raises InputError where the file has gone or shrunk since it was opened.
         """
         if len(index) > len(self.shape) or not all(isinstance(part, slice) for part in index):
             raise TypeError(f"{self.name} has shape {self.shape}, it cannot be cut by {index}.")
         if 0 in self.shape:  # an empty file part cannot be mapped
-            return np.empty(self.shape, self.dtype)[(*index, ...)].copy()
+            return empty(np.empty(self.shape)[(*index, ...)].shape, self.dtype)
         try:
             file_bytes = np.memmap(self.file, np.uint8, mode="r")
             view = np.ndarray(self.shape, self.dtype, file_bytes, self.offset, self.strides)
@@ -60,7 +68,10 @@ class LazyTensor:
                 f"{self.offset:,} on ({error}); the file was changed or removed after it was "
                 "opened, so open it again once it is complete."
             ) from error
-        return np.array(view[(*index, ...)], order="C", copy=True)
+        part = view[(*index, ...)]
+        array = empty(part.shape, self.dtype)
+        array[...] = part
+        return array
 
 
 def shape_problem(shape: object, itemsize: int) -> str | None:

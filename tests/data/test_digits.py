@@ -29,6 +29,9 @@ CONFIGS = {
 }
 
 
+GIVE_ALL = {"read", "caption"}  # their answers hold every digit, so nothing is asked beside them
+
+
 def turns_of(item):
     """(question, answer) of an item's conversation, without the picture's token."""
     values = [turn["value"].removeprefix("<image>").strip() for turn in item["conversations"]]
@@ -76,8 +79,9 @@ def test_answers_follow_from_the_digits_of_the_page(config):
     source = DigitsPages(config, 150)
     for index in range(150):
         item, pages = source[index], source.page_digits(index)
-        turns = turns_of(item)
-        assert len(turns) == config.turns == len(item["kind"].split("+"))
+        turns, kinds = turns_of(item), item["kind"].split("+")
+        assert len(turns) == len(kinds) == (1 if kinds[0] in GIVE_ALL else config.turns)
+        assert GIVE_ALL.isdisjoint(kinds[1:])
         for question, given in turns:
             assert given == answer(question, pages), (index, question)
 
@@ -117,7 +121,8 @@ def test_shapes_and_fields(config):
     assert picture.dtype == np.uint8
     assert picture.max() > 210 and picture.min() < 130  # ink on paper
     values = [turn["value"] for turn in item["conversations"]]
-    assert [turn["from"] for turn in item["conversations"]] == ["human", "gpt"] * config.turns
+    speakers = [turn["from"] for turn in item["conversations"]]
+    assert speakers == ["human", "gpt"] * len(turns_of(item))
     assert values[0].startswith("<image>") and "<image>" not in "".join(values[1:])
     assert config.kinds != ("caption",) or values[0] == "<image>"
 
@@ -149,8 +154,18 @@ def test_kinds_and_answers_are_balanced():
         # 1,000 answers: four standard deviations around an even share
         share = kinds[kind] / options
         assert all(abs(n - share) < 4 * share**0.5 for n in answers[kind].values()), kind
-    together = DigitsPages(DigitsConfig(turns=4), 5)
-    assert all(set(together[i]["kind"].split("+")) == set(kinds) for i in range(5))
+
+
+@pytest.mark.parametrize("turns", [3, 5])
+def test_a_conversation_asks_for_the_whole_page_alone_or_for_every_other_kind(turns):
+    source = DigitsPages(DigitsConfig(turns=turns), 60)
+    conversations = [source._plan(index).kinds for index in range(60)]
+    assert ["read"] in conversations
+    for kinds in (k for k in conversations if k != ["read"]):
+        counts = collections.Counter(kinds)
+        assert set(counts) == {"position", "count", "largest"} and counts.total() == turns
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert len({tuple(kinds) for kinds in conversations}) > 6  # in every order
 
 
 def test_source_feeds_grain():

@@ -10,6 +10,9 @@ import pytest
 
 from llava_mini_jax.models import compressor
 from llava_mini_jax.models.compressor import CompressorConfig
+from tests import tiny
+
+fast_compilation = tiny.fast_compilation
 
 # Sums of at most 16 products of values of order 5 in float32; torch rounds its weights as well.
 RESIZE_ATOL = 5e-6

@@ -15,6 +15,8 @@ from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.ops import masks
 from tests import tiny
 
+fast_compilation = tiny.fast_compilation
+
 # The same float32 sums of values of order 1 in another order, through two layers.
 ATOL = 1e-5
 # Gradients, relative to the largest of their tensor: the same, through the backward pass.

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Example
+from llava_mini_jax.data.examples import Buckets, Example
 from llava_mini_jax.models import clip
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from tests import tiny
+
+fast_compilation = tiny.fast_compilation
 
 # float32 through two pre-fusion and two LLM layers with logits of order 5; the worst seen is 1e-5.
 LOGITS_ATOL = 1e-4
@@ -56,6 +58,38 @@ def oracle(params: LlavaMini, example: Example, cfg: LlavaMiniConfig) -> np.ndar
         else:
             row.extend(next(images) for _ in range(next(frames)))
     hidden = blocks(params.llm.layers, np.concatenate(row), cfg.llm)
+    return rms_norm(hidden, params.llm.final_norm, cfg.llm) @ params.llm.lm_head.T
+
+
+def oracle_inside(params: LlavaMini, example: Example, cfg: LlavaMiniConfig) -> np.ndarray:
+    """Appendix E.3: all patches go through the first LLM layers and are compressed behind them."""
+    tower = tiny.on_device(params.vision)
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    row, is_patch = [], []
+    images = iter(example.pixels)
+    frames = iter(example.frames)
+    for token in example.ids:
+        vectors = params.llm.embed_tokens[max(token, 0)][None]
+        if token < 0:
+            pictures = np.concatenate([next(images) for _ in range(next(frames))])
+            features = clip.apply(tower, jnp.asarray(pictures), cfg.vision, jnp.float32)
+            vectors = project(params.projector, np.concatenate(np.asarray(features, np.float64)))
+        row.append(vectors)
+        is_patch.append(np.full(len(vectors), token < 0))
+    first, rest = (
+        jax.tree.map(lambda a, part=part: a[part], params.llm.layers)
+        for part in (slice(0, cfg.inside_layers), slice(cfg.inside_layers, None))
+    )
+    hidden, is_patch = blocks(first, np.concatenate(row), cfg.llm), np.concatenate(is_patch)
+    short, position, patches = [], 0, cfg.vision.grid**2
+    while position < len(hidden):
+        size = patches if is_patch[position] else 1
+        part = hidden[position : position + size]
+        short.append(
+            compress(params.compressor.query, part, cfg.compressor.grid) if size > 1 else part
+        )
+        position += size
+    hidden = blocks(rest, np.concatenate(short), cfg.llm)
     return rms_norm(hidden, params.llm.final_norm, cfg.llm) @ params.llm.lm_head.T
 
 
@@ -155,6 +189,18 @@ def test_logits(cfg: LlavaMiniConfig, rows: list, padding_side: str) -> None:
     found = np.asarray(tiny.logits(params, batch.inputs, cfg))
     for example, row, slots in zip(examples, found, batch.inputs.slots_BS, strict=True):
         expected = oracle(params, example, cfg)
+        np.testing.assert_allclose(row[slots >= 0], expected, atol=LOGITS_ATOL)
+
+
+def test_compression_inside_the_language_model() -> None:
+    cfg = tiny.model("paper", inside_layers=1)
+    examples = [make(cfg) for make in CASES["images and text alone"] + CASES["video"]]
+    params = tiny.weights(cfg)
+    buckets = Buckets(lengths=(16, 32, 80), images=(4,))
+    batch = tiny.batch(examples, cfg, buckets=buckets)
+    found = np.asarray(tiny.logits(params, batch.inputs, cfg))
+    for example, row, slots in zip(examples, found, batch.inputs.slots_BS, strict=True):
+        expected = oracle_inside(params, example, cfg)
         np.testing.assert_allclose(row[slots >= 0], expected, atol=LOGITS_ATOL)
 
 

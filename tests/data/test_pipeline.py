@@ -1,0 +1,174 @@
+"""The pipeline: one global order from the seed, exact starts, and every kind of sample."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from llava_mini_jax.config import prompt_config
+from llava_mini_jax.data.conversation import IGNORE
+from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.examples import Buckets, Example
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.pipeline import Encoder, make_batches
+from llava_mini_jax.errors import InputError
+
+PROMPT = prompt_config("paper", "brief", 128)
+IMAGES = ImageConfig(
+    size=32,
+    aspect="pad",
+    grid=1,
+    split="pad_then_split",
+    repeat_whole=False,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+)
+TOKENIZER = build_tokenizer()
+PAGE = np.full((32, 32, 3), 200, np.uint8)
+
+
+def batches(source, encode, count, **changes):
+    """The first `count` batches of a stream."""
+    options = dict(
+        batch_size=8,
+        tokens_per_image=2,
+        buckets=Buckets(lengths=(16, 32, 64, 128), images=(1, 2, 4)),
+        max_length=128,
+        padding_side="right",
+        seed=3,
+        first_step=0,
+    )
+    return list(itertools.islice(make_batches(source, encode, **(options | changes)), count))
+
+
+def numbered(number):
+    """A text of one token, which says which sample it is."""
+    ids = np.array([number], np.int32)
+    return Example(ids, np.array([True]), ids, np.zeros((0, 1, 1, 1, 3), np.uint8), ())
+
+
+def numbers(stream):
+    """[step, row]: the samples of `numbered` batches."""
+    return np.array([batch.inputs.ids_BT[:, 0] for batch in stream])
+
+
+def test_an_epoch_has_every_sample_once_and_the_next_one_another_order():
+    order = numbers(batches(range(40), numbered, 10)).reshape(2, 40)
+    assert [sorted(epoch) for epoch in order.tolist()] == [list(range(40))] * 2
+    assert order[0].tolist() not in (order[1].tolist(), list(range(40)))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_every_batch(processes):
+    whole = numbers(batches(range(40), numbered, 7))
+    parts = [
+        numbers(batches(range(40), numbered, 7, process=p, processes=processes))
+        for p in range(processes)
+    ]
+    assert parts[0].shape == (7, 8 // processes)
+    assert (np.sort(np.concatenate(parts, axis=1)) == np.sort(whole)).all()
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused():
+    with pytest.raises(InputError, match="batch_size 8 is not divided by 3 processes"):
+        batches(range(40), numbered, 1, processes=3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("first_step", [1, 6])  # in the first epoch, and beyond its end
+def test_a_stream_that_starts_later_is_the_end_of_the_whole_one(first_step, processes):
+    share = dict(process=processes - 1, processes=processes)
+    whole = numbers(batches(range(40), numbered, 9, **share))
+    later = numbers(batches(range(40), numbered, 9 - first_step, first_step=first_step, **share))
+    assert (later == whole[first_step:]).all()
+
+
+def test_the_seed_decides_the_order_and_nothing_else_does():
+    first, again, other = (numbers(batches(range(40), numbered, 4, seed=s)) for s in (3, 3, 4))
+    assert (first == again).all() and (first != other).any()
+
+
+def test_whole_batches_of_the_digits_world_repeat_bit_for_bit():
+    encode = Encoder(TOKENIZER, PROMPT, IMAGES)
+    source = DigitsPages(DigitsConfig(page_size=32, turns=2, augment=True), 50)
+    whole = batches(source, encode, 4)
+    for ours, theirs in zip(batches(source, encode, 2, first_step=2), whole[2:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert (whole[0].labels_BS != IGNORE).any(axis=1).all()
+
+
+def sample(kind, text, **media):
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "7"}]
+    return {"id": kind, "conversations": turns, **media}
+
+
+MIXED = [
+    sample("picture", "<image>\nwhich digit?", image=PAGE),
+    sample("video", "<image>\nhow many pages?", frames=np.stack([PAGE] * 3)),
+    sample("text", "which is the largest digit?"),
+]
+
+
+def test_pictures_videos_and_text_stand_in_one_batch():
+    (batch,) = batches(MIXED, Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=3)
+    inputs = batch.inputs
+    assert inputs.pixels_BIJYXC.shape == (3, 4, 1, 32, 32, 3)
+    assert inputs.pixels_BIJYXC.dtype == np.uint8
+    frames = inputs.frames_BI.sum(axis=1)
+    assert sorted(frames.tolist()) == [0, 1, 3]
+    T = inputs.ids_BT.shape[1]
+    assert ((inputs.slots_BS >= T).sum(axis=1) == 2 * frames).all()
+    for row, slots in enumerate(inputs.slots_BS):
+        learnt = batch.labels_BS[row] != IGNORE
+        assert TOKENIZER.convert_ids_to_tokens(batch.labels_BS[row][learnt]) == ["7", "</s>"]
+        assert (slots[learnt] < T).all()
+        assert (inputs.ids_BT[row][slots[learnt]] == batch.labels_BS[row][learnt]).all()
+        assert not inputs.fuse_BT[row][slots[learnt]].any()  # no answer takes part in pre-fusion
+
+
+@pytest.mark.parametrize("blank_image", [False, True])
+def test_text_alone_has_no_picture_or_a_blank_one(blank_image):
+    prompt = dataclasses.replace(PROMPT, blank_image=blank_image)
+    (batch,) = batches(MIXED[2:], Encoder(TOKENIZER, prompt, IMAGES), 1, batch_size=2)
+    inputs = batch.inputs
+    assert inputs.pixels_BIJYXC.shape == (2, int(blank_image), 1, 32, 32, 3)
+    assert (inputs.pixels_BIJYXC == 127).all() and inputs.frames_BI.all()
+    # The blank one is fused with the text, but no token of it stands in the sequence.
+    assert (inputs.slots_BS < inputs.ids_BT.shape[1]).all()
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_a_high_resolution_picture_has_its_parts(grid):
+    encode = Encoder(TOKENIZER, PROMPT, dataclasses.replace(IMAGES, grid=grid))
+    (batch,) = batches(MIXED, encode, 1, batch_size=3)
+    assert batch.inputs.pixels_BIJYXC.shape[2] == (5 if grid == 2 else 1)
+
+
+LONG = sample("much-too-long", "which digit? " * 10 + "<image>", image=PAGE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (sample("no-answer", "hello") | {"conversations": MIXED[2]["conversations"][:1]}, "none"),
+        (LONG, "none of its first 32 positions"),
+        (sample("no-mark", "which digit?", image=PAGE), "0 times for 1"),
+        (sample("no-picture", "<image> which digit?"), "1 times for 0"),
+        (sample("empty", "hello") | {"conversations": []}, "list of turns"),
+    ],
+    ids=lambda value: value["id"] if isinstance(value, dict) else "",
+)
+def test_a_sample_that_cannot_be_learnt_from_is_named(wrong, message):
+    with pytest.raises(InputError, match=f"{wrong['id']}.*{message}"):
+        batches([wrong], Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=1, max_length=32)
+
+
+def test_an_answer_whose_beginning_fits_is_cut_and_learnt():
+    encode = Encoder(TOKENIZER, PROMPT, IMAGES)
+    (whole,) = batches([LONG], encode, 1, batch_size=1)
+    needed = int((whole.inputs.slots_BS >= 0).sum())
+    (cut,) = batches([LONG], encode, 1, batch_size=1, max_length=needed - 1)
+    assert (whole.labels_BS != IGNORE).sum() == 2
+    assert (cut.labels_BS != IGNORE).sum() == 1

@@ -1,3 +1,0 @@
-from tests.tiny import fast_compilation
-
-__all__ = ["fast_compilation"]

@@ -1,0 +1,219 @@
+"""One device and eight give the same: forward, loss, gradients, a training step, generation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.data.examples import Buckets
+from llava_mini_jax.inference import generate
+from llava_mini_jax.inference.sampling import Sampling
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.training import step
+from llava_mini_jax.training.optimizer import Group, OptimizerConfig, make_optimizer
+from tests import tiny
+
+fast_compilation = tiny.fast_compilation
+
+# Sums split over devices and added in another order, in float32, with logits of order 5.
+LOGITS_ATOL = 5e-5
+LOSS_ATOL = 1e-5
+# Relative to the largest gradient of the tensor; the floor is for gradients that are zero but for
+# rounding, as that of the key bias under a softmax.
+GRADIENT_RTOL = 5e-5
+GRADIENT_ATOL = 1e-7
+# One AdamW step of size 1e-3 from gradients that agree to GRADIENT_RTOL.
+PARAMETER_ATOL = 1e-6
+
+MODELS = {
+    "paper": tiny.model("paper"),
+    "release": tiny.release_model(),
+    "llava-1.5": tiny.model("llava-1.5"),
+    # The tensor axis does not divide one key/value head: every device has it.
+    "one key head": tiny.model("paper", dataclasses.replace(tiny.LLM, kv_heads=1)),
+}
+MESHES = [(2, 2, 2), (1, 4, 2), (8, 1, 1)]
+
+
+def place(params: LlavaMini, cfg: LlavaMiniConfig) -> LlavaMini:
+    """Host parameters in the shards of the current mesh."""
+    return jax.tree.map(
+        lambda array, spec: jax.device_put(array, spec.sharding.spec),
+        params,
+        param_tree.abstract(llava_mini.spec(cfg)),
+    )
+
+
+@functools.cache
+def on_one_device(name: str):
+    cfg = MODELS[name]
+    params, batch = tiny.weights(cfg), tiny.training_batch(cfg)
+    logits = np.asarray(tiny.logits(params, batch.inputs, cfg))
+    loss, grads = tiny.loss_and_grads(params, batch, cfg)
+    return logits, float(loss), jax.tree.map(np.asarray, grads)
+
+
+# Every model on the mesh that splits everything, one model on every mesh; the rest is slow.
+COMBINATIONS = [
+    pytest.param(
+        name,
+        mesh,
+        marks=[] if mesh == (2, 2, 2) or name == "llava-1.5" else pytest.mark.slow,
+        id=f"{name}, {'x'.join(map(str, mesh))}",
+    )
+    for name in MODELS
+    for mesh in MESHES
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), COMBINATIONS)
+def test_forward_loss_and_gradients(name: str, mesh: tuple[int, int, int]) -> None:
+    cfg = MODELS[name]
+    logits, loss, grads = on_one_device(name)
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        params = place(tiny.weights(cfg), cfg)
+        batch = sharding.put_batch(tiny.training_batch(cfg))
+        found = tiny.logits(params, batch.inputs, cfg)
+        rows, _, vocabulary = found.sharding.shard_shape(found.shape)
+        assert rows == 8 // (mesh[0] * mesh[1]) and vocabulary == cfg.llm.vocab_size // mesh[2]
+        found_loss, found_grads = tiny.loss_and_grads(params, batch, cfg)
+    np.testing.assert_allclose(found, logits, atol=LOGITS_ATOL)
+    assert float(found_loss) == pytest.approx(loss, abs=LOSS_ATOL)
+    expected = param_tree.paths(grads, is_leaf=None)
+    placed = param_tree.paths(params, is_leaf=None)
+    for path, gradient in param_tree.paths(found_grads, is_leaf=None).items():
+        atol = GRADIENT_ATOL + GRADIENT_RTOL * np.abs(expected[path]).max()
+        np.testing.assert_allclose(gradient, expected[path], atol=atol, err_msg=path)
+        if not path.startswith("vision/"):  # all zero there, of any layout
+            assert gradient.sharding.is_equivalent_to(placed[path].sharding, gradient.ndim), path
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (8, 1, 1)], ids=str)
+def test_high_resolution(mesh: tuple[int, int, int]) -> None:
+    cfg = MODELS["release"]
+    examples = [tiny.example(i, 6 + i % 3, {1: 1}, cfg, parts=5) for i in range(8)]
+    batch = tiny.batch(examples, cfg, buckets=Buckets(lengths=(16,), images=(1,)))
+    expected = tiny.logits(tiny.weights(cfg), batch.inputs, cfg)
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        inputs = sharding.put_batch(batch.inputs)
+        found = tiny.logits(place(tiny.weights(cfg), cfg), inputs, cfg)
+    np.testing.assert_allclose(found, expected, atol=LOGITS_ATOL)
+
+
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3,
+    groups=(Group(patterns=("projector/*",), learning_rate=1e-2),),
+    warmup_ratio=0.0,
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+    beta1=0.9,
+    beta2=0.999,
+    # Large, so that a step is smooth in the gradient: with 1e-8 the rounding error of a gradient
+    # that is zero would decide where its parameter goes.
+    eps=1e-3,
+)
+TRAINABLE = ("projector/*", "compressor/*", "prefusion/*", "llm/*")
+
+
+def two_steps(cfg: LlavaMiniConfig, params: LlavaMini, batch, optimizer):
+    state = step.init_state(params, TRAINABLE, optimizer)
+    losses = []
+    for _ in range(2):  # the first one's learning rate is the warm-up's zero
+        state, metrics = step.train_step(state, batch, cfg=cfg, optimizer=optimizer)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("release", "paper")]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", *SLOW])
+def test_training_steps(name: str) -> None:
+    cfg = MODELS[name]
+    start, batch = tiny.weights(cfg), tiny.training_batch(cfg)
+    chosen, _ = param_tree.split(start, lambda path: param_tree.matches(path, TRAINABLE))
+    optimizer = make_optimizer(OPTIMIZER, 10, chosen)
+    state, losses = two_steps(cfg, tiny.on_device(start), batch, optimizer)
+    expected = param_tree.paths(state.trainable, is_leaf=None)
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        params = place(start, cfg)
+        layout = {p: a.sharding for p, a in param_tree.paths(params, is_leaf=None).items()}
+        state, found_losses = two_steps(cfg, params, sharding.put_batch(batch), optimizer)
+    assert found_losses == pytest.approx(losses, abs=LOSS_ATOL)
+    before = param_tree.paths(start, is_leaf=None)
+    for path, found in param_tree.paths(state.trainable, is_leaf=None).items():
+        np.testing.assert_allclose(found, expected[path], atol=PARAMETER_ATOL, err_msg=path)
+        assert found.sharding.is_equivalent_to(layout[path], found.ndim), path
+        if path != "compressor/k_proj/bias":  # its gradient is zero: a softmax ignores it
+            assert np.abs(found - before[path]).max() > 10 * PARAMETER_ATOL, path
+    for path, found in param_tree.paths(state.frozen, is_leaf=None).items():
+        np.testing.assert_array_equal(found, before[path], err_msg=path)
+    moments = [
+        leaf.sharding.spec
+        for path, leaf in param_tree.paths(state.opt_state, is_leaf=None).items()
+        if path.endswith("llm/layers/q_proj")
+    ]
+    assert moments == [PartitionSpec(None, "tensor", None, "fsdp")] * 2
+
+
+def test_fresh_parameters_are_the_same_and_lie_in_shards() -> None:
+    spec = llama.spec(tiny.LLM)
+    alone = param_tree.paths(param_tree.init(jax.random.key(3), spec), is_leaf=None)
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        params = param_tree.paths(param_tree.init(jax.random.key(3), spec), is_leaf=None)
+        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+    for path, array in params.items():
+        # The same random bits; the normal distribution's inverse is compiled differently.
+        np.testing.assert_allclose(array, alone[path], rtol=1e-5, err_msg=path)
+        assert array.sharding.spec == abstract[path].sharding.spec, path
+    piece = params["layers/gate_proj"].addressable_shards[0].data
+    assert piece.shape == (2, 48 // 2, 32 // 2)
+
+
+def test_where_parameters_lie() -> None:
+    spec = llava_mini.spec(MODELS["release"])
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+    specs = {path: leaf.sharding.spec for path, leaf in abstract.items()}
+    assert specs["llm/embed_tokens"] == PartitionSpec("tensor", "fsdp")
+    assert specs["llm/layers/q_proj"] == PartitionSpec(None, "tensor", None, "fsdp")
+    assert specs["llm/layers/k_proj"] == PartitionSpec(None, "tensor", None, "fsdp")
+    assert specs["prefusion/layers/o_proj"] == PartitionSpec(None, "fsdp", "tensor", None)
+    assert specs["llm/layers/down_proj"] == PartitionSpec(None, "fsdp", "tensor")
+    assert specs["vision/layers/fc1/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["llm/final_norm"] == PartitionSpec(None)
+    with jax.set_mesh(sharding.make_mesh(8, 1, 1)):
+        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+    assert all(set(leaf.sharding.spec) <= {None} for leaf in abstract.values()), "replicas"
+
+
+def test_a_key_head_that_is_not_divided_stays_whole() -> None:
+    cfg = MODELS["one key head"]
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        specs = param_tree.abstract(llava_mini.spec(cfg))
+    assert specs.llm.layers.k_proj.sharding.spec == PartitionSpec(None, None, None, "fsdp")
+    assert specs.llm.layers.q_proj.sharding.spec == PartitionSpec(None, "tensor", None, "fsdp")
+
+
+def test_generation_with_split_weights() -> None:
+    cfg = MODELS["release"]
+    kinds = [{1: 1}, {0: 1, 3: 1}, {}, {2: 3}]
+    examples = [tiny.example(i, 6 + i, kinds[i], cfg) for i in range(4)]
+    buckets = Buckets(lengths=(16,), images=(4,))
+
+    def answer(params: LlavaMini) -> np.ndarray:
+        state = generate.see_and_prefill(params, cfg, examples, buckets, 64, "right", 6)
+        sampling = Sampling.greedy(4, ())
+        return np.asarray(generate.decode(params, state, sampling, jnp.int32(6), cfg).tokens_BN)
+
+    expected = answer(tiny.on_device(tiny.weights(cfg, seed=9)))
+    with jax.set_mesh(sharding.make_mesh(tensor=2)):
+        found = answer(place(tiny.weights(cfg, seed=9), cfg))
+    assert found.tolist() == expected.tolist()

@@ -1,0 +1,214 @@
+"""Whatever cannot be used: one line on stderr that says what and why, exit status 2."""
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llava_mini_jax import cli
+from tests import tiny_model
+from tests.weights.bad_files import Call, Name, program, write_zip
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A model folder that may be changed."""
+    return Path(shutil.copytree(tiny_model.folder("paper"), tmp_path / "model"))
+
+
+def bomb(path: Path) -> Path:
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e")
+    return path
+
+
+def truncated(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
+
+
+def changed_config(model: Path, *keys: str, value: object) -> Path:
+    path = model / "config.json"
+    config = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(config))
+    return model
+
+
+def lying_header(model: Path) -> Path:
+    path = model / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["lm_head.weight"]["data_offsets"][1] += 4
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    return model
+
+
+def malicious(model: Path) -> Path:
+    (model / "model.safetensors").unlink()
+    command = Call(Name("os", "system"), (f"touch {model / 'canary'}",))
+    write_zip(model / "pytorch_model.bin", program({"w": command}))
+    return model
+
+
+def corrupt_video(model: Path) -> Path:
+    path = tiny_model.write_video(model / "v.mp4", 2)
+    return truncated(path, path.stat().st_size // 2)
+
+
+# What is wrong -> (the command's words, from a model folder that may be changed; what is said)
+BAD: dict[str, tuple[Callable[[Path], list], str]] = {
+    "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
+    "file as folder": (lambda m: ["ask", m / "config.json", "a"], "is a file"),
+    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is no local folder"),
+    "hub name, convert": (lambda m: ["convert", "nobody/nothing", m / "o"], "is no local folder"),
+    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is no local folder"),
+    "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
+    "corrupt picture": (
+        lambda m: [
+            "ask",
+            m,
+            "a",
+            "--image",
+            truncated(tiny_model.write_picture(m / "a.png", 1), 90),
+        ],
+        "Cannot read the picture",
+    ),
+    "text as picture": (lambda m: ["ask", m, "a", "--image", m / "config.json"], "not a picture"),
+    "bomb": (lambda m: ["ask", m, "a", "--image", bomb(m / "bomb.png")], "make it smaller"),
+    "missing video": (lambda m: ["ask", m, "a", "--video", m / "x.mp4"], "there is no such file"),
+    "corrupt video": (lambda m: ["ask", m, "a", "--video", corrupt_video(m)], "v.mp4"),
+    "truncated weights": (
+        lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
+        "model.safetensors",
+    ),
+    "lying header": (lambda m: ["ask", lying_header(m), "a"], "lm_head.weight"),
+    "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
+    "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
+    "more marks": (
+        lambda m: [
+            "ask",
+            m,
+            "<image> <image>",
+            "--image",
+            tiny_model.write_picture(m / "a.png", 1),
+        ],
+        "2 times for 1 pictures",
+    ),
+    "fewer marks": (
+        lambda m: ["ask", m, "<image>", *["--image", tiny_model.write_picture(m / "a.png", 1)] * 2],
+        "1 times for 2 pictures",
+    ),
+    "too long": (lambda m: ["ask", m, "digits " * 300], "of text, 0 for pictures"),
+    "unknown format": (lambda m: ["convert", m, m / "o", "--format", "onnx"], '"onnx" is unknown'),
+    "format without place": (
+        lambda m: ["convert", m, m / "o", "--format", "llava-hf"],
+        "no place for compressor",
+    ),
+    "target not empty": (lambda m: ["convert", m, m], "is not empty"),
+    "target is a file": (lambda m: ["convert", m, m / "config.json"], "is not empty"),
+    "unknown field": (
+        lambda m: ["ask", changed_config(m, "llava_mini_jax", "prompt", "tempo", value=1), "a"],
+        '"tempo"',
+    ),
+    "unknown part": (
+        lambda m: ["inspect", changed_config(m, "llava_mini_jax", "colours", value={})],
+        '"colours"',
+    ),
+    "wrong type": (
+        lambda m: [
+            "ask",
+            changed_config(m, "llava_mini_jax", "prompt", "max_length", value="9"),
+            "a",
+        ],
+        "expected int",
+    ),
+    "unknown template": (
+        lambda m: [
+            "ask",
+            changed_config(m, "llava_mini_jax", "prompt", "template", value="x"),
+            "a",
+        ],
+        'template "x"',
+    ),
+    "unknown projector": (
+        lambda m: ["inspect", changed_config(m, "mm_projector_type", value="mlp9x_relu")],
+        "mlp9x_relu",
+    ),
+    "unknown compressor": (
+        lambda m: [
+            "inspect",
+            changed_config(m, "llava_mini_jax", "model", "compressor", "kind", value="zip"),
+        ],
+        '"zip"',
+    ),
+    "no json": (lambda m: ["ask", truncated(m / "config.json", 50).parent, "a"], "not valid json"),
+    "no tokenizer": (
+        lambda m: ["ask", [(m / n).unlink() for n in ("tokenizer.json",)] and m, "a"],
+        "tokenizer",
+    ),
+    "no question": (lambda m: ["ask", m], "no question is given"),
+    "no tokens": (lambda m: ["ask", m, "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+    "no number": (lambda m: ["ask", m, "a", "--top-k", "many"], "--top-k"),
+    "unknown dtype": (lambda m: ["ask", m, "a", "--dtype", "int3"], '"int3"'),
+    "unknown option": (lambda m: ["ask", m, "a", "--imgae", "a.png"], "--imgae"),
+    "unknown command": (lambda m: ["aks", m, "a"], "aks"),
+    "no command": (lambda m: [], "no command is given"),
+    "one folder": (lambda m: ["convert", m], "expected SRC and DST"),
+    "clip alone": (lambda m: ["convert", "--clip", m, m / "o"], "belong together"),
+    "option without parts": (lambda m: ["convert", m, m / "o", "--grid", "2"], "--grid only goes"),
+    "unknown mesh": (lambda m: ["inspect", m, "--mesh", "pipe=2"], '"pipe=2"'),
+    "unknown shape": (lambda m: ["inspect", "--abstract", "gpt-2"], '"gpt-2" is unknown'),
+    "folder and shape": (lambda m: ["inspect", m, "--abstract", "vicuna-7b"], "one of the two"),
+    "unknown dialect": (
+        lambda m: ["inspect", "--abstract", "vicuna-7b", "--dialect", "welsh"],
+        '"welsh" is unknown',
+    ),
+    "no case": (lambda m: ["verify", m], "is no golden case"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(
+    name: str,
+    copied: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words, said = BAD[name]
+    status = cli.main([str(word) for word in words(copied)])
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert err.startswith("llava-mini: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert said in err and " at 0x" not in err
+    assert out == "" or name == "no case"
+    assert not (copied / "canary").exists() and not (copied / "o").exists()
+
+
+def test_tensors_that_do_not_fit_are_all_listed(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = load_file(copied / "model.safetensors")
+    del arrays["model.norm.weight"]
+    arrays["model.extra.weight"] = np.zeros(3, np.float32)
+    arrays["lm_head.weight"] = arrays["lm_head.weight"][:-1]
+    save_file(arrays, copied / "model.safetensors")
+    for command in (["ask", copied, "a"], ["inspect", copied], ["convert", copied, copied / "o"]):
+        status = cli.main([str(word) for word in command])
+        err = capsys.readouterr().err
+        assert status == 2 and "Traceback" not in err and not (copied / "o").exists()
+        for said in ("missing for llm/final_norm", "unexpected in", "wrong shape: lm_head.weight"):
+            assert said in err
