@@ -7,9 +7,12 @@ STAMP  := $(VENV)/.installed
 UV     := $(shell command -v uv 2>/dev/null)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# The demo and its shortened form, which the checks run.
-DEMO       = $(BIN)/python train.py configs/digits.py --workdir out/demo
-DEMO_SHORT = $(BIN)/python train.py configs/digits.py --workdir out/demo-short --dry-run
+# The demo trains all stages, then compares the baseline with LLaVA-Mini; short: a few steps of each.
+# Big temporaries stay in the heap from step to step (glibc's settings; a third of the time else).
+KEEP_HEAP = MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592
+TRAIN = $(KEEP_HEAP) $(BIN)/python train.py configs/digits.py --workdir
+EVAL  = $(BIN)/python eval.py --benchmarks digits
+SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo demo-short lint types snippets clean
@@ -35,10 +38,15 @@ test: $(STAMP) ## the fast tests, on CPU (the slow ones too: make test ARGS="-m 
 	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(ARGS)
 
 demo: $(STAMP) ## train, evaluate and use a small model of the built-in digits world, on CPU
-	JAX_PLATFORMS=cpu $(DEMO)
+	@JAX_PLATFORMS=cpu $(TRAIN) out/demo
+	@JAX_PLATFORMS=cpu $(EVAL) --model out/demo/baseline/model --model out/demo/stage2/model \
+	    --out out/demo/report
 
 demo-short: $(STAMP) ## the same with a few steps only
-	JAX_PLATFORMS=cpu $(DEMO_SHORT)
+	@rm -rf out/demo-short
+	@JAX_PLATFORMS=cpu $(TRAIN) out/demo-short $(SHORT)
+	@JAX_PLATFORMS=cpu $(EVAL) --model out/demo-short/baseline/model \
+	    --model out/demo-short/stage2/model --out out/demo-short/report --limit 8
 
 lint: $(STAMP) ## style and format
 	@$(BIN)/ruff check .

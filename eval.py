@@ -65,7 +65,10 @@ def run_digits(arguments: argparse.Namespace) -> None:
     Console().print(table)
     (arguments.out / "digits.json").write_text(json.dumps(report, indent=2) + "\n")
     digits.draw_examples(asked, answers, arguments.out / "digits.png")
+    page = arguments.out / "page.png"
+    digits.save_page(asked[0], page)
     print(f"scores: {arguments.out / 'digits.json'}   examples: {arguments.out / 'digits.png'}")
+    print(f'try: llava-mini ask {arguments.model[-1]} --image {page} "{asked[0].text}"')
 
 
 if __name__ == "__main__":

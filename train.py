@@ -55,7 +55,9 @@ def main(argv: list[str]) -> int:
     try:
         from llava_mini_jax.training import describe, loop, stages
 
-        config, workdir, dry_run = parse(load_config(argv[0]), argv)
+        default = load_config(argv[0])
+        stages.stages_of(default)
+        config, workdir, dry_run = parse(default, argv)
         chosen = stages.stages_of(config)
         if dry_run:
             describe.describe(chosen)

@@ -1,4 +1,4 @@
-"""The built-in world: a LLaVA-1.5-style baseline from nothing, then LLaVA-Mini in the paper's stages.
+"""The built-in world: a LLaVA-1.5-style baseline from nothing, then LLaVA-Mini in two stages.
 
     captions   tower, projector and language model learn to read pages aloud     all trainable
     baseline   the same model learns to answer questions: all 16 patch tokens     all trainable

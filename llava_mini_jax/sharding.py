@@ -96,9 +96,17 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 def place(x: jax.Array, axes: Axes) -> jax.Array:
     """`x`, which may lie on any other mesh or on none, laid out by its logical axes."""
     spec = partition(x.shape, axes)
-    if spec is not None:
-        return jax.device_put(x, spec)
-    return x if len(x.devices()) == 1 else jax.device_put(jax.device_get(x))
+    return jax.device_put(x, jax.local_devices()[0] if spec is None else spec)
+
+
+def settle(tree: Any) -> Any:
+    """Without a mesh, arrays bound to the device that they lie on, as restored ones are.
+
+    Unbound ones are another type to jit: a step that got both kinds would be compiled twice.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.device_put(tree, jax.local_devices()[0])
 
 
 def put_batch(tree: Any) -> Any:

@@ -10,16 +10,14 @@ belongs to an answer. Nothing is tokenised a second time to be counted, which is
 code loses samples ("tokenization mismatch").
 """
 
-import logging
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from llava_mini_jax.data.tokenizer import first_line
 from llava_mini_jax.errors import InputError
 
 IMAGE_TOKEN = -200  # stands for a picture among the ids, until its tokens are put there
@@ -256,7 +254,7 @@ def _chat_pieces(system: str, turns: Sequence[Turn], tokenizer: Any) -> list[_Pi
             )
         except Exception as error:  # a template is the tokenizer author's program; jinja2 may miss
             raise InputError(
-                f"The tokenizer's chat template fails: {_first_line(error)}."
+                f"The tokenizer's chat template fails: {first_line(error)}."
             ) from error
 
     # The spaces around a place-holder disappear if the template strips its messages.
@@ -311,7 +309,7 @@ def encode(
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"The tokenizer ({type(tokenizer).__name__}) gives no character offsets, which labels"
-            " are made from; load a fast one with llava_mini_jax.data.conversation.load_tokenizer."
+            " are made from; load a fast one with llava_mini_jax.data.tokenizer.load_tokenizer."
         )
     pieces = _pieces(template, turns, tokenizer)
     text = "".join(piece.text for piece in pieces)
@@ -371,66 +369,3 @@ def _tokenize(
         safe_ids += letters
         safe_spans += [(start, end)] * len(letters)
     return safe_ids, safe_spans
-
-
-# --- Tokenizers -----------------------------------------------------------------------------------
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    known = ("PyTorch was not found", "You are using a model of type")
-    return not record.getMessage().startswith(known)
-
-
-def load_tokenizer(source: Path | str) -> Any:
-    """The fast tokenizer of a model folder, or of a name on the Hugging Face hub.
-
-    A folder is read without any connection. Raises InputError for what is neither, for a folder
-    without tokenizer files, and for a hub name that is not in the local cache while offline.
-    """
-    for name in ("transformers", "transformers.configuration_utils"):
-        logging.getLogger(name).addFilter(_is_news)
-    # It reads config.json too, and comments on a field that is written for older versions.
-    warnings.filterwarnings("ignore", ".*rope_scaling.*deprecated", FutureWarning)
-    from transformers import AutoTokenizer
-
-    is_folder = Path(source).is_dir()
-    if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise InputError(
-            f"There is no folder {source} to load a tokenizer from; give a model folder, or a"
-            " name on the Hugging Face hub such as lmsys/vicuna-7b-v1.5."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        if is_folder:
-            raise InputError(
-                f"The folder {source} has no tokenizer that can be loaded ({_first_line(error)});"
-                " put tokenizer.json (or tokenizer.model) and tokenizer_config.json there."
-            ) from error
-        tokenizer = _download_tokenizer(str(source))
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"The tokenizer of {source} ({type(tokenizer).__name__}) gives no character offsets;"
-            " put a tokenizer.json into the folder."
-        )
-    return tokenizer
-
-
-def _download_tokenizer(name: str) -> Any:
-    from huggingface_hub import constants, get_session
-    from transformers import AutoTokenizer
-
-    try:
-        # One short try first: without it, five retries of each file take most of a minute.
-        get_session().head(constants.ENDPOINT, timeout=10)
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the connection's, the hub's and the files' own errors
-        raise InputError(
-            f"Cannot load the tokenizer {name}: it is neither a folder nor in the local cache, and"
-            f" the Hugging Face hub does not give it ({_first_line(error)}). Check the name and"
-            " the connection, or download it elsewhere and give the folder."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -8,9 +8,9 @@
                                           '--question kinds--> conversations: human, gpt, human, ..
 
 The scans are the UCI "Optical Recognition of Handwritten Digits" test set, which scikit-learn
-carries. They stand in the order of their writers, so the first 360 are by hands that training hardly
-meets. Items are drawn when they are asked for: any length costs nothing, and an item depends on its
-config and index only, whatever the order and the number of workers.
+carries. They stand in the order of their writers, so the first 360 are by hands that training
+hardly meets. Items are drawn when they are asked for: any length costs nothing, and an item
+depends on its config and index only, whatever the order and the number of workers.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ def _glyph_bank(split: str, size: int, augment: bool, seed: int) -> np.ndarray:
     """All scans of a split enlarged to `size` pixels: uint8 [N, variants, size, size], 255 = ink.
 
     With `augment` the variants of a scan differ in tilt, slant, width, scale, sub-pixel shift,
-    thickness of the stroke and strength of ink: what writers differ in. Without it a small network
-    reads 96 % of the held-out writers' digits, with it 98 %. Drawn once, because enlarging costs more than all the rest of a page.
+    thickness of the stroke and strength of ink: what writers differ in. Drawn once, because
+    enlarging costs more than all the rest of a page.
     """
     scans_NHW, _ = _load_scans(split)
     count, variants = len(scans_NHW), _VARIANTS if augment else 1

@@ -45,7 +45,8 @@ def questions(page_size: int, each: int) -> list[Question]:
         config = DigitsConfig(page_size=page_size, split="heldout", kinds=(kind,), seed=SEED)
         for item in DigitsPages(config, each):
             human, gpt = (turn["value"] for turn in item["conversations"])
-            found.append(Question(kind, item["image"], human, gpt))
+            text = human.removeprefix("<image>").strip()
+            found.append(Question(kind, item["image"], text, gpt))
     return found
 
 
@@ -94,11 +95,17 @@ def draw_examples(
         axis.set_axis_off()
         right = answer.split() == question.truth.split()
         axis.set_title(
-            f"{question.text.removeprefix('<image>').strip()}\n"
-            f"answer: {answer}    truth: {question.truth}",
+            f"{question.text}\nanswer: {answer}    truth: {question.truth}",
             fontsize=9,
             color="black" if right else "firebrick",
         )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def save_page(question: Question, path: Path, *, zoom: int = 16) -> None:
+    """The page of a question as a PNG large enough for people."""
+    from PIL import Image
+
+    Image.fromarray(question.image.repeat(zoom, 0).repeat(zoom, 1)).save(path)

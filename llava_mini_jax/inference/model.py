@@ -21,8 +21,9 @@ from typing import Any, overload
 import jax
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.conversation import IMAGE_MARK, Turn, load_tokenizer
+from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.data.examples import Buckets, Example, check_fits
+from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate, request, rows

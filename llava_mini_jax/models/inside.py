@@ -45,8 +45,8 @@ def squeeze(
     """The short sequence [B, S, D] from the long one's hidden states.
 
     `sizes` are T, I, P and how many of an image's patches are compressed (with high resolution not
-    those of the whole picture, which stand last); what stood where in the long sequence is said by `wide_slots_BU`
-    (models/splice.py), what stands where in the short one by `slots_BS`.
+    those of the whole picture, which stand last). `wide_slots_BU` says what stood where in the long
+    sequence (models/splice.py), `slots_BS` what stands where in the short one.
     """
     T, I, P, detail = sizes
     B, U, D = hidden_BUD.shape

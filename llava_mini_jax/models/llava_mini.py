@@ -72,7 +72,7 @@ class LlavaMiniConfig:
         return self.vision.grid**2 * parts
 
     def detail_per_image(self, parts: int) -> int:
-        """Patches of an image that are compressed: not those of a whole picture beside its parts."""
+        """Patches of an image that are compressed: not those of the whole beside its parts."""
         return self.patches_per_image(max(parts - 1, 1))
 
     def seen_per_image(self, parts: int) -> int:

@@ -19,6 +19,7 @@ def describe(stages: Sequence[TrainConfig]) -> None:
 
     for stage in stages:
         check(stage)
+    for stage in stages:
         console = Console()
         console.print(_table(stage))
         for line in _lines(stage):

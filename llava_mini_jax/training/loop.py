@@ -18,10 +18,10 @@ from etils import epath
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.conversation import load_tokenizer
 from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
 from llava_mini_jax.data.examples import Buckets, powers_of_two
 from llava_mini_jax.data.pipeline import Encoder, make_batches
+from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.training.metrics import Metrics
@@ -48,7 +48,10 @@ def run(stages: Sequence[TrainConfig], workdir: str) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
     folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be made ({error}): give another") from error
     _write_config(folder, stages)
     params = None
     for stage in stages:

@@ -67,10 +67,13 @@ def stages_of(config: Any) -> list[TrainConfig]:
     """The stages that a config file's value holds, in order."""
     if isinstance(config, TrainConfig):
         return [config]
-    if not dataclasses.is_dataclass(config):
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise InputError(f"a config file must return a TrainConfig, not {type(config).__name__}")
-    stages = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    return [stage for stage in stages if isinstance(stage, TrainConfig)]
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    stages = [value for value in values if isinstance(value, TrainConfig)]
+    if not stages:
+        raise InputError(f"{type(config).__name__} has no TrainConfig among its fields")
+    return stages
 
 
 def check(stage: TrainConfig) -> None:

@@ -10,6 +10,7 @@ import optax
 from flax import struct
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.data.examples import TrainBatch
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
@@ -29,12 +30,13 @@ def init_state(
 ) -> TrainState:
     """A fresh state that trains the parameters whose path matches `trainable`."""
     selected, frozen = param_tree.split(params, lambda path: param_tree.matches(path, trainable))
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=selected,
         frozen=frozen,
         opt_state=jax.jit(optimizer.init)(selected),
     )
+    return sharding.settle(state)
 
 
 @partial(jax.jit, static_argnames=("cfg", "optimizer"), donate_argnames="state")

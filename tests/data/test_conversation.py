@@ -22,10 +22,10 @@ from llava_mini_jax.data.conversation import (
     check_supervised,
     encode,
     from_llava,
-    load_tokenizer,
     place_image_mark,
     render,
 )
+from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,12 +159,19 @@ def tokenizers():
 # --- The release's strings, ids and labels --------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "brief"])
 def test_prompts_equal_the_release(name):
     golden = PROMPTS["prompts"][GOLDEN_NAMES.get(name, name)]
     assert len(golden) == (1 if name == "plain" else 5)
     for conversation, expected in golden.items():
         assert render(TEMPLATES[name], CONVERSATIONS[conversation]) == expected
+
+
+def test_brief_is_vicuna_without_its_system_sentence():
+    system = TEMPLATES["vicuna_v1"].system
+    for turns in CONVERSATIONS.values():
+        long, brief = (render(TEMPLATES[name], turns) for name in ("vicuna_v1", "brief"))
+        assert long == system + brief
 
 
 @pytest.mark.parametrize("row", LABELS["rows"], ids=lambda row: row["name"])
@@ -382,10 +389,10 @@ def test_load_tokenizer_from_a_folder_quietly(tmp_path, toy):
     # As the release's checkpoints are: a model type that transformers does not know.
     (tmp_path / "config.json").write_text('{"model_type": "llava_mini_llama"}')
     script = (
-        "import sys, llava_mini_jax.data.conversation as c, llava_mini_jax.data.images,"
-        " llava_mini_jax.data.video\n"
+        "import sys, llava_mini_jax.data.tokenizer as t, llava_mini_jax.data.images,"
+        " llava_mini_jax.data.conversation, llava_mini_jax.data.video\n"
         "assert 'transformers' not in sys.modules\n"
-        "print(c.load_tokenizer(sys.argv[1])('ab').input_ids)"
+        "print(t.load_tokenizer(sys.argv[1])('ab').input_ids)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True

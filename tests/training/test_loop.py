@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import loop
 from llava_mini_jax.training.stages import MeshConfig
+from llava_mini_jax.training.step import train_step
 from llava_mini_jax.weights import folders
 from tests import tiny
 from tests.conftest import ROOT
@@ -29,13 +30,23 @@ fast_compilation = tiny.fast_compilation
 OTHER_MESH = 2e-5
 
 
+class Final(NamedTuple):
+    """What a stage leaves."""
+
+    params: dict[str, np.ndarray]
+    devices: set[int]  # how many devices a parameter lies on
+    compiled: int  # programs of the training step
+
+
 def run(stages, folder):
-    """{stage: {path: array}} as the stages leave their parameters."""
+    """{stage: Final} of a run."""
     finals = {}
 
     def recorded(stage, *rest):
+        before = train_step._cache_size()
         params = run_stage(stage, *rest)
-        finals[stage.name] = arrays(params)
+        devices = {len(leaf.devices()) for leaf in jax.tree.leaves(params)}
+        finals[stage.name] = Final(arrays(params), devices, train_step._cache_size() - before)
         return params
 
     run_stage = loop.run_stage
@@ -92,9 +103,15 @@ def test_a_run_leaves_config_metrics_checkpoints_and_models(finished):
         *(("stage2", step) for step in (2, 4, 6, 8)),
     ]
     for name, steps in STEPS.items():
-        assert saved_steps(folder, name) == ([2, 3] if steps == 3 else [6, 8] if steps == 8 else [2])
+        assert saved_steps(folder, name) == (
+            [2, 3] if steps == 3 else [6, 8] if steps == 8 else [2]
+        )
     for line in metrics_of(folder).values():
         assert np.isfinite(line).all()
+
+
+def test_a_stage_compiles_its_step_once(finished):
+    assert {name: final.compiled for name, final in finished[1].items()} == dict.fromkeys(STEPS, 1)
 
 
 def test_models_of_the_stages_have_the_final_parameters(finished):
@@ -105,13 +122,13 @@ def test_models_of_the_stages_have_the_final_parameters(finished):
         assert bundle.model == stage.model
         assert bundle.prompt == stage.prompt
         params = folders.load_params(bundle, published, dtype="float32", unrolled=True)
-        assert_same(arrays(params), finals[stage.name])
+        assert_same(arrays(params), finals[stage.name].params)
         assert (path / "tokenizer.json").is_file()
 
 
 def test_each_stage_begins_where_the_one_before_ended(finished):
     _, finals = finished
-    before, stage1, stage2 = (finals[name] for name in ("baseline", "stage1", "stage2"))
+    before, stage1, stage2 = (finals[name].params for name in ("baseline", "stage1", "stage2"))
     for path in before:
         assert np.array_equal(before[path], stage1[path]) != path.startswith("projector/"), path
         kept = path.startswith("vision/")
@@ -126,7 +143,8 @@ def test_a_finished_workdir_is_left_as_it_is(finished):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = run(tiny_stages.stages(), folder)
     for name in STEPS:
-        assert_same(again[name], finals[name])
+        assert_same(again[name].params, finals[name].params)
+        assert again[name].compiled == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -172,8 +190,9 @@ def test_a_killed_run_continues_to_the_same_bits(finished, tmp_path):
     (half / "state").write_text("half of a file")
     assert not (folder / "stage2").exists()
     finals = run(tiny_stages.stages(), folder)
+    assert finals["stage2"].compiled == 1
     assert metrics_of(folder) == metrics_of(finished[0])
-    assert_same(finals["stage2"], finished[1]["stage2"])
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
     assert saved_steps(folder, "stage2") == [6, 8]
 
 
@@ -182,20 +201,12 @@ def test_a_run_continues_on_another_mesh(finished, tmp_path):
     mesh = MeshConfig(fsdp=2, tensor=2)
     *stages, stage2 = tiny_stages.stages()
     stages.append(dataclasses.replace(stage2, mesh=mesh))
-    run_stage, places = loop.run_stage, {}
-
-    def watched(stage, *rest):
-        params = run_stage(stage, *rest)
-        places[stage.name] = {len(leaf.devices()) for leaf in jax.tree.leaves(params)}
-        return params
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "run_stage", watched)
-        ours = run(stages, folder)
-    assert (places["stage1"], places["stage2"]) == ({1}, {4})
-    for path, leaf in finished[1]["stage2"].items():
+    finals = run(stages, folder)
+    assert (finals["stage1"].devices, finals["stage2"].devices) == ({1}, {4})
+    assert finals["stage2"].compiled == 1
+    for path, leaf in finished[1]["stage2"].params.items():
         np.testing.assert_allclose(
-            ours["stage2"][path], leaf, rtol=0, atol=OTHER_MESH, err_msg=path
+            finals["stage2"].params[path], leaf, rtol=0, atol=OTHER_MESH, err_msg=path
         )
     np.testing.assert_allclose(
         metrics_of(folder)["stage2", 8], metrics_of(finished[0])["stage2", 8], rtol=1e-5
@@ -224,7 +235,7 @@ def test_a_workdir_without_checkpoints_takes_a_corrected_configuration(tmp_path)
 
 
 def test_configurations_that_cannot_run_are_refused(tmp_path):
-    captions, baseline, *_ = tiny_stages.stages()
+    captions = tiny_stages.stages()[0]
     small = dataclasses.replace(captions.model.llm, vocab_size=50)
     wrong = {
         "stages are named captions, captions": [captions, captions],
@@ -242,11 +253,13 @@ def test_configurations_that_cannot_run_are_refused(tmp_path):
             loop.run(stages, str(tmp_path))
 
 
-def test_a_stage_begins_from_a_model_folder(finished, tmp_path):
-    captions, baseline, stage1, _ = tiny_stages.stages()
-    begun = loop._start(dataclasses.replace(stage1, start=str(finished[0] / "baseline/model")), None)
+def test_a_stage_begins_from_a_model_folder(finished):
+    stage1 = dataclasses.replace(
+        tiny_stages.stages()[2], start=str(finished[0] / "baseline" / "model")
+    )
+    begun = loop._start(stage1, None)
     assert begun is not None
-    assert_same(arrays(begun), finished[1]["baseline"])
+    assert_same(arrays(begun), finished[1]["baseline"].params)
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):

@@ -36,7 +36,7 @@ def test_cross_entropy_counts_supervised_targets_only(spread):
     targets[0, :3] = IGNORE
     targets[1] = IGNORE
     targets[2, :4] = logits[2, :4].argmax(-1)  # said right
-    value, sums = next_token_loss(jnp.asarray(logits), jnp.asarray(targets))
+    value, sums = jax.jit(next_token_loss)(logits, targets)
     mean, tokens, right = expected(logits, targets)
     assert tokens == 11 and right >= 4
     np.testing.assert_allclose(value, mean, rtol=RELATIVE)
@@ -46,7 +46,8 @@ def test_cross_entropy_counts_supervised_targets_only(spread):
 def test_without_a_supervised_token_loss_and_gradient_are_zero():
     targets = jnp.full((2, 5), IGNORE)
     logits = jnp.ones((2, 5, 11))
-    (value, sums), gradient = jax.value_and_grad(next_token_loss, has_aux=True)(logits, targets)
+    loss_and_gradient = jax.jit(jax.value_and_grad(next_token_loss, has_aux=True))
+    (value, sums), gradient = loss_and_gradient(logits, targets)
     assert (float(value), int(sums["tokens"]), int(sums["right_tokens"])) == (0.0, 0, 0)
     assert (gradient == 0).all()  # and not NaN
 
@@ -55,8 +56,12 @@ def test_the_model_is_asked_for_the_token_that_comes_next():
     cfg = tiny.model("paper")
     batch = tiny.training_batch(cfg)
     params = tiny.on_device(tiny.weights(cfg))
-    value, sums = jax.jit(loss, static_argnames="cfg")(params, batch, cfg)
-    logits = np.asarray(tiny.logits(params, batch.inputs, cfg))
+
+    @jax.jit
+    def both(params, batch):
+        return loss(params, batch, cfg), tiny.logits(params, batch.inputs, cfg)
+
+    (value, sums), logits = jax.device_get(both(params, batch))
     mean, tokens, right = expected(logits[:, :-1], batch.labels_BS[:, 1:])
     assert tokens == (batch.labels_BS != IGNORE).sum() > 10
     np.testing.assert_allclose(value, mean, rtol=RELATIVE)

@@ -28,8 +28,9 @@ from tests import tiny
 
 fast_compilation = tiny.fast_compilation
 
-BASELINE = tiny.model("llava-1.5")
-MINI = tiny.model("paper")
+VISION = dataclasses.replace(tiny.VISION, layers=2)
+BASELINE = tiny.model("llava-1.5", vision=VISION)
+MINI = tiny.model("paper", vision=VISION, prefusion_layers=1)
 KEY = jax.random.key(0)
 
 
@@ -150,7 +151,7 @@ def test_fresh_parameters_are_made_anew_and_no_others():
     [(1, True), (2, True), (1, False)],  # fewer layers than the language model has, or as many
 )
 def test_new_prefusion_layers_are_copies_of_the_first_ones(layers, scan_layers):
-    model = tiny.model("paper", prefusion_layers=layers, compressor="average_pool")
+    model = tiny.model("paper", vision=VISION, prefusion_layers=layers, compressor="average_pool")
     one = stage(model, scan_layers=scan_layers, prefusion_init="copy")
     params = starting_params(one, previous(unrolled=not scan_layers), KEY)
     where = [array.unsafe_buffer_pointer() for array in jax.tree.leaves(params)]
@@ -167,7 +168,7 @@ def test_prefusion_that_exists_is_not_overwritten():
 
 
 def test_a_parameter_that_changed_its_shape_is_refused():
-    wider = tiny.model("llava-1.5", dataclasses.replace(tiny.LLM, mlp_width=64))
+    wider = tiny.model("llava-1.5", dataclasses.replace(tiny.LLM, mlp_width=64), VISION)
     with pytest.raises(InputError, match=r"stage2: llm/layers/\w+ has shape .*name it in `fresh`"):
         starting_params(stage(wider), previous(), KEY)
     fresh = ("*/gate_proj", "*/up_proj", "*/down_proj")
@@ -176,7 +177,7 @@ def test_a_parameter_that_changed_its_shape_is_refused():
 
 
 def test_a_stage_may_have_another_mesh_than_the_one_before():
-    model = tiny.model("paper", compressor="average_pool")
+    model = tiny.model("paper", vision=VISION, prefusion_layers=1, compressor="average_pool")
     one = stage(model, prefusion_init="copy")
     with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=2)):
         split = starting_params(one, previous(), KEY)

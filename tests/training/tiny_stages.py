@@ -29,7 +29,7 @@ def stages() -> list[TrainConfig]:
 def _smaller(model: LlavaMiniConfig) -> LlavaMiniConfig:
     vision = dataclasses.replace(model.vision, width=32, mlp_width=48, layers=1, heads=4)
     llm = dataclasses.replace(
-        model.llm, width=32, mlp_width=48, layers=2, heads=4, kv_heads=2, head_width=8
+        model.llm, width=32, mlp_width=48, layers=1, heads=4, kv_heads=2, head_width=8
     )
     return build(
         llm,
