@@ -47,7 +47,10 @@ def run_digits(arguments: argparse.Namespace) -> None:
     table.add_column("question kind")
     columns: list[dict[str, digits.Score]] = []
     report = []
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {arguments.out} cannot be made ({error}): give another") from error
     for folder in arguments.model:
         model = llava_mini_jax.load(folder, dtype=arguments.dtype)
         tokens = model.bundle.model.tokens_per_image(model.bundle.images.parts)

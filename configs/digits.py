@@ -118,7 +118,7 @@ def config() -> Digits:
         prompt=chat,
         data=QUESTIONS,
         start="previous",
-        steps=600,
+        steps=900,
         batch_size=64,
     )
     stage1 = dataclasses.replace(
@@ -128,7 +128,7 @@ def config() -> Digits:
         fresh=STAGE_1,
         trainable=STAGE_1,
         optimizer=dataclasses.replace(captions.optimizer, learning_rate=5e-3),
-        steps=100,
+        steps=150,
     )
     # Table 9 gives the projector a tenth of the language model's rate.
     stage2 = dataclasses.replace(
@@ -140,6 +140,6 @@ def config() -> Digits:
             captions.optimizer,
             groups=(Group(patterns=STAGE_1, learning_rate=1e-3),),
         ),
-        steps=600,
+        steps=700,
     )
     return Digits(captions=captions, baseline=baseline, stage1=stage1, stage2=stage2)

@@ -46,7 +46,7 @@ def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
 
 def test_fields_are_replaced_on_the_command_line(started, tmp_path):
     options = ["--stage2.optimizer.learning-rate", "5e-5", "--stage2.trainable", "llm/*", "*/bias"]
-    options += ["--captions.mesh.fsdp", "2", "--no-baseline.scan-layers"]
+    options += ["--captions.mesh.fsdp", "2", "--baseline.scan-layers"]
     assert status_of([DIGITS, "--workdir", tmp_path, *options]) == 0
     captions, baseline, stage1, stage2 = started[0][0]
     known = digits.config()
@@ -55,7 +55,7 @@ def test_fields_are_replaced_on_the_command_line(started, tmp_path):
     assert stage2 == dataclasses.replace(known.stage2, optimizer=optimizer, trainable=trainable)
     mesh = dataclasses.replace(known.captions.mesh, fsdp=2)
     assert captions == dataclasses.replace(known.captions, mesh=mesh)
-    assert (stage1, baseline.scan_layers) == (known.stage1, False)
+    assert (stage1, baseline.scan_layers) == (known.stage1, True)
 
 
 def test_a_config_of_one_stage(started, tmp_path):

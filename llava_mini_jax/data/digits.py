@@ -33,7 +33,6 @@ KINDS = ("position", "count", "read", "largest", "caption")
 SPLITS = ("train", "heldout")
 
 _GIVE_ALL = ("read", "caption")  # their answers contain all others, so they are asked alone
-_NEED_A_PAGE = ("count", "largest")  # on a random page nearly every answer would be the same
 _SCAN_SIZE = 8
 _SMALLEST_CELL = 10  # pixels; below that, people no longer read the digits
 _LARGEST_GLYPH = 32  # pixels; bigger pages are drawn small and enlarged, so the glyphs stay few MB
@@ -162,17 +161,13 @@ class DigitsPages:
             kinds.append(rare[below(len(rare))])
         asked_pages = [below(pages) for _ in kinds]
         digits = [[below(10) for _ in range(cells)] for _ in range(pages)]
-        # The first turn that needs a page of its own gets it; the others take what is there.
-        special = next((i for i, kind in enumerate(kinds) if kind in _NEED_A_PAGE), 0)
-        page_digits, counted = _digits_for(kinds[special], cells, below)
-        digits[asked_pages[special]] = page_digits
+        digits[asked_pages[0]], counted = _digits_for(kinds[0], cells, below)
         turns = []
         for turn, (kind, page) in enumerate(zip(kinds, asked_pages, strict=True)):
-            asked = counted
-            if turn != special:  # every fourth digit may be absent
-                asked = digits[page][below(cells)] if below(4) else below(10)
+            if turn:  # later turns take the page as it is; every fourth digit may be absent
+                counted = digits[page][below(cells)] if below(4) else below(10)
             name = f"page {page + 1}" if config.frames else ""
-            turns.append(_ask(kind, digits[page], config.columns, asked, name, below))
+            turns.append(_ask(kind, digits[page], config.columns, counted, name, below))
         return _Plan(kinds, digits, turns, below)
 
     def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:

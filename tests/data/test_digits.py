@@ -91,7 +91,7 @@ def test_pictures_show_the_digits_and_scans_of_their_split(split):
     from sklearn.datasets import load_digits
 
     targets = load_digits().target
-    labels = targets[:1437] if split == "train" else targets[1437:]
+    labels = targets[:360] if split == "heldout" else targets[360:]
     source = DigitsPages(DigitsConfig(split=split), 12)
     for index in range(12):
         scans = read_page(source, source[index]["image"])

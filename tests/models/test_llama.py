@@ -144,6 +144,7 @@ def test_logits_are_float32(params, embeddings) -> None:
     assert llama.logits(params, embeddings.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
+@pytest.mark.slow  # one layer's loss and gradients: tests/ops/test_layers.py
 def test_remat_gives_the_same_loss_and_gradients() -> None:
     params, batch = tiny.weights(CFG), tiny.training_batch(CFG)
     plain = tiny.loss_and_grads(params, batch, CFG)

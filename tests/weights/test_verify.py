@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import llava_mini
-from llava_mini_jax.weights import verify as verify_module
+from llava_mini_jax.models import clip, compressor, llama, prefusion, projector
 from llava_mini_jax.weights.verify import verify
 from tests import tiny
 
@@ -35,15 +34,23 @@ ALL = [
 ]
 
 
+# Parts to compile, with their static arguments: operation after operation takes twice the time.
+PARTS = {
+    (clip, "apply"): ("cfg", "dtype"),
+    (compressor, "apply"): ("cfg",),
+    (projector, "apply"): (),
+    (prefusion, "read_image"): ("outputs", "cfg", "remat"),
+    (prefusion, "fuse_text"): ("cfg", "remat"),
+    (prefusion, "apply_whole"): ("cfg",),
+    (llama, "apply"): ("cfg", "remat"),
+}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled():
-    """Whole functions compiled instead of one operation after another: a third of the time."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(
-        verify_module, "_call_arrays", jax.jit(verify_module._call_arrays, static_argnums=1)
-    )
-    for name in ("embed_inputs", "apply"):
-        patch.setattr(llava_mini, name, jax.jit(getattr(llava_mini, name), static_argnames="cfg"))
+    for (module, name), static in PARTS.items():
+        patch.setattr(module, name, jax.jit(getattr(module, name), static_argnames=static))
     yield
     patch.undo()
 
@@ -52,7 +59,12 @@ def failed(folder: Path) -> list[str]:
     return [check.line() for check in verify(folder) if not check.passed]
 
 
-@pytest.mark.parametrize("case", HERE)
+QUICK = ["generate_greedy", "hd_c2", "stage2_loss_grads"]
+
+
+@pytest.mark.parametrize(
+    "case", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in HERE if c not in QUICK)]
+)
 def test_every_array_of_the_committed_cases(case: str) -> None:
     checks = list(verify(HERE[case]))
     with np.load(HERE[case] / "outputs.npz") as outputs:
