@@ -1,12 +1,12 @@
 """The built-in world: a LLaVA-1.5-style baseline from nothing, then LLaVA-Mini in two stages.
 
-    captions   tower, projector and language model learn to read pages aloud     all trainable
-    baseline   the same model learns to answer questions: all 16 patch tokens     all trainable
+    captions   projector and language model learn to read pages aloud             all but the tower
+    baseline   the same model learns to answer questions: all 16 patch tokens      all but the tower
     stage1     a fresh projector is aligned on captions, tokens as they are       projector only
     stage2     compressor (one token) and pre-fusion are added                    all but the tower
 
-The first two stand for what a 7B run downloads: a trained tower and a language model. Sizes are
-for two CPU cores and a few minutes.
+The first two stand for what a 7B run downloads. The tower keeps the random filters that it was
+initialised with: no gradient ever enters it (`llava_mini.see`). Sizes are for two CPU cores.
 """
 
 import dataclasses

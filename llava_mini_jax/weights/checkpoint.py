@@ -51,7 +51,7 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """(state, about) of a step. `like` gives shapes, dtypes and shardings, of any mesh.
 
-        Raises InputError where the state on disk is of another model or optimiser.
+        Raises InputError where the state on disk is damaged, or of another model or optimiser.
         """
         args = self._ocp.args
         abstract = jax.tree.map(
@@ -62,10 +62,11 @@ class Checkpoints:
                 step,
                 args=args.Composite(state=args.StandardRestore(abstract), about=args.JsonRestore()),
             )
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # of many types; for damaged array data a plain Exception
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"checkpoint {self._manager.directory / str(step)} does not fit the configuration "
-                f"({str(error).splitlines()[0]}): use the config it was made with, or another "
-                "workdir"
+                f"checkpoint {self._manager.directory / str(step)} cannot be restored ({reason}): "
+                "use the config it was made with; if it is damaged, remove its folder to continue "
+                "from the one before"
             ) from error
         return found["state"], found["about"]

@@ -29,8 +29,8 @@ LOSS_ATOL = 1e-5
 # rounding, as that of the key bias under a softmax.
 GRADIENT_RTOL = 5e-5
 GRADIENT_ATOL = 1e-7
-# One AdamW step of size 1e-3 from gradients that agree to GRADIENT_RTOL.
-PARAMETER_ATOL = 1e-6
+# AdamW multiplies a gradient's error by up to learning rate / eps = 10; steps are 1e-4 to 1e-2.
+PARAMETER_ATOL = 5e-6
 
 ONE_KEY_HEAD = dataclasses.replace(tiny.LLM, kv_heads=1)
 MODELS = {

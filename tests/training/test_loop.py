@@ -265,5 +265,17 @@ def test_a_stage_begins_from_a_model_folder(finished):
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     folder = copied(finished, tmp_path, "checkpoints/captions")
     shutil.copytree(folder / "checkpoints/stage2", folder / "checkpoints/captions")
-    with pytest.raises(InputError, match="does not fit the configuration"):
+    with pytest.raises(InputError, match=r"checkpoints/captions/8 cannot be restored"):
         loop.run(tiny_stages.stages(), str(folder))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_continues_without_it(finished, tmp_path):
+    folder = copied(finished, tmp_path, "stage2")
+    newest = folder / "checkpoints" / "stage2" / "8"
+    for file in (newest / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"stage2/8 cannot be restored .* remove its folder"):
+        loop.run(tiny_stages.stages(), str(folder))
+    shutil.rmtree(newest)
+    finals = run(tiny_stages.stages(), folder)
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
