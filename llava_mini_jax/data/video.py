@@ -151,7 +151,7 @@ def _read_folder(folder: Path, sampling: FrameSampling) -> Iterator[np.ndarray]:
 
 def _open(path: Path) -> Any:
     # PyAV 19 dropped the argument: it never fails on metadata that is not UTF-8.
-    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    lenient: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     container = av.open(f"file:{path.resolve()}", options=_OPTIONS, **lenient)
     covers = Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & covers]
