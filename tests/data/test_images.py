@@ -262,7 +262,8 @@ except InputError as error:
     command = [sys.executable, "-c", script, tmp_path / "bomb.png", tmp_path / "missing.png"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["seconds"] < 0.05 and found["kilobytes"] < 200_000
+    # Decoding would take seconds and gigabytes; the bar of 50 ms holds on an idle machine only.
+    assert found["seconds"] < 1.0 and found["kilobytes"] < 200_000
     assert "178956970" in found["message"].replace(",", "")
 
 
