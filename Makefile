@@ -8,7 +8,7 @@ UV     := $(shell command -v uv 2>/dev/null)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 # The demo trains all stages, then compares the baseline with LLaVA-Mini; short: a few steps of each.
-# Big temporaries stay in the heap from step to step (glibc's settings; a third of the time else).
+# Big temporaries stay in the heap from step to step (glibc's settings): far fewer page faults.
 KEEP_HEAP = MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592
 TRAIN = $(KEEP_HEAP) $(BIN)/python train.py configs/digits.py --workdir
 EVAL  = $(BIN)/python eval.py --benchmarks digits
