@@ -10,6 +10,7 @@ belongs to an answer. Nothing is tokenised a second time to be counted, which is
 code loses samples ("tokenization mismatch").
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -330,7 +331,7 @@ def encode(
             spans.append((end, end + len(IMAGE_MARK)))
         start = end + len(IMAGE_MARK)
 
-    bos = tokenizer("").input_ids[:1]
+    bos = _first_id(tokenizer)
     if bos == [tokenizer.bos_token_id] and (double_bos or ids[:1] != bos):
         ids, spans = bos + ids, [(0, 0), *spans]
     ids_T = np.array(ids, np.int32)
@@ -347,15 +348,29 @@ def _overlap(spans: list[tuple[int, int]], marked: np.ndarray) -> np.ndarray:
     return count[ends_T] > count[np.minimum(starts_T, len(marked))]
 
 
+@functools.lru_cache(maxsize=8)
+def _first_id(tokenizer: Any) -> list[int]:
+    """The token that this tokenizer puts in front of every text; none for some."""
+    return tokenizer("").input_ids[:1]
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    return {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
 def _tokenize(
     text: str, is_typed: np.ndarray, tokenizer: Any
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and character spans of a text without image marks, and without an added bos."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, spans = list(encoding.input_ids), list(encoding.offset_mapping)
-    if not is_typed.any():
+    if not text:
+        return [], []
+    # The Rust tokenizer itself: its Python shell costs as much again, for options unused here.
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids, spans = encoding.ids, encoding.offsets
+    special = _special_tokens(tokenizer)
+    if not is_typed.any() or special.keys().isdisjoint(ids):
         return ids, spans
-    special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     safe_ids: list[int] = []
     safe_spans: list[tuple[int, int]] = []
     for token, (start, end) in zip(ids, spans, strict=True):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 HELD_OUT_SCANS = 360  # the first ones in file order; the other 1,437 are for training
-KINDS = ("position", "count", "read", "largest", "caption")
+KINDS = ("position", "row", "column", "count", "largest", "read", "caption")
 SPLITS = ("train", "heldout")
 
 _GIVE_ALL = ("read", "caption")  # their answers contain all others, so they are asked alone
@@ -47,12 +47,13 @@ class DigitsConfig:
     Raises InputError for values that make no readable page or no question.
     """
 
-    rows: int = 2
-    columns: int = 2
-    page_size: int = 48  # height and width in pixels
+    rows: int = 3
+    columns: int = 3
+    page_size: int = 30  # height and width in pixels
     frames: int = 0  # pages of a video; 0 gives single pictures
     split: str = "train"  # or "heldout": scans that train never shows
-    kinds: tuple[str, ...] = ("position", "count", "read", "largest")  # or ("caption",)
+    kinds: tuple[str, ...] = ("position", "row", "column", "count", "largest", "read")
+    # or ("caption",)
     turns: int = 1  # questions in a conversation; one that asks for the whole page is alone
     augment: bool = False  # tilt, scale and fade the digits; for train only
     seed: int = 0
@@ -107,7 +108,7 @@ class DigitsPages:
         self._scans_of = [[i for i, label in enumerate(labels) if label == d] for d in range(10)]
         cell = config.page_size // max(config.rows, config.columns)
         self._zoom = -(-cell * 5 // 6 // _LARGEST_GLYPH)
-        # The glyph leaves a sixth of the cell's smaller side to move in.
+        # The glyph leaves a sixth of the cell's smaller side free, and moves over half of that.
         self._glyph_size = cell // self._zoom * 5 // 6
         self._glyphs = _glyph_bank(config.split, self._glyph_size, config.augment, config.seed)
 
@@ -148,7 +149,7 @@ class DigitsPages:
         # must not share their digits, questions and colours. One call draws all the numbers of an
         # item, because a call costs more than a hundred numbers.
         rng = np.random.default_rng((config.seed, SPLITS.index(config.split), number))
-        draw = iter(rng.random(pages * (7 * cells + 16) + 8 * config.turns).tolist())
+        draw = iter(rng.random(pages * (7 * cells + 16) + 8 * config.turns + cells).tolist())
 
         def below(limit: int) -> int:
             return int(next(draw) * limit)
@@ -175,7 +176,7 @@ class DigitsPages:
         config, glyph_size = self.config, self._glyph_size
         side = config.page_size // self._zoom
         height, width = side // config.rows, side // config.columns
-        room = min(height, width) - glyph_size
+        room = (min(height, width) - glyph_size) // 2
         top, left = (height - glyph_size - room) // 2, (width - glyph_size - room) // 2
         ink_HW = np.zeros((side, side), np.uint8)
         for cell, digit in enumerate(digits):
@@ -223,17 +224,42 @@ def _ask(
 ) -> tuple[str, str]:
     """A question and its answer; `page` names the page of a video ("page 3") or is empty."""
     on_page = f" on {page}" if page else ""
+    rows = [digits[start : start + columns] for start in range(0, len(digits), columns)]
     if kind == "position":
-        cell = below(len(digits))
-        row, column = divmod(cell, columns)
+        row, column = divmod(below(len(digits)), columns)
         place = f"row {row + 1} column {column + 1}"
-        return f"which digit is in {place}{on_page}?", str(digits[cell])
+        return f"which digit is in {place}{on_page}?", str(rows[row][column])
+    if kind in ("row", "column"):
+        lines = rows if kind == "row" else _turned(rows)
+        number = below(len(lines))
+        return f"read {kind} {number + 1}{on_page}.", _say(lines[number])
     if kind == "count":
         return f"how many {counted}s are there{on_page}?", str(digits.count(counted))
     if kind == "largest":
         return f"which is the largest digit{on_page}?", str(max(digits))
-    question = "" if kind == "caption" else f"read {page or 'the page'}."
-    return question, " ".join(map(str, digits))
+    if kind == "read":
+        return f"read {page or 'the page'}.", _say(digits)
+    return "", _caption(rows, below)
+
+
+def _caption(rows: list[list[int]], below: Callable[[int], int]) -> str:
+    """All rows or all columns in any order: "row 2 is 7 1, row 1 is 4 0".
+
+    Read in one fixed order, a page could be copied token by token, and neither the tower nor the
+    language model would have to learn what "row 2" is.
+    """
+    kind, lines = ("column", _turned(rows)) if below(2) else ("row", rows)
+    left = list(range(len(lines)))
+    order = [left.pop(below(len(left))) for _ in lines]
+    return ", ".join(f"{kind} {number + 1} is {_say(lines[number])}" for number in order)
+
+
+def _turned(rows: list[list[int]]) -> list[list[int]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _say(digits: list[int]) -> str:
+    return " ".join(map(str, digits))
 
 
 @functools.cache

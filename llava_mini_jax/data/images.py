@@ -280,6 +280,8 @@ def _resize_window(
     The first pass goes band by band, which changes no pixel: the padded square of a long panorama
     is never whole in memory.
     """
+    if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
+        return image  # bicubic at the same size changes nothing
     fill = (int(cfg.mean[0] * 255), int(cfg.mean[1] * 255), int(cfg.mean[2] * 255))
     band_height = max(1, _BAND_PIXELS // side)
     rows = Image.new("RGB", (cfg.size, side))

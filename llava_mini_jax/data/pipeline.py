@@ -9,6 +9,7 @@ Batch k depends on the seed and on k alone. So a resumed run needs no iterator s
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -126,6 +127,9 @@ def make_batches(
     return iter(
         # The samples never end; without drop_remainder their number overflows for a share of 1.
         mine.batch(share, drop_remainder=True, batch_fn=batch).to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+            # Half of the cores: the device's own threads need the others where it is the CPU.
+            grain.ReadOptions(
+                num_threads=max(1, (os.cpu_count() or 1) // 2), prefetch_buffer_size=4
+            )
         )
     )

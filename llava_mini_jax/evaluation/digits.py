@@ -12,7 +12,7 @@ from typing import Any
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
 from llava_mini_jax.inference.model import Model
 
-KINDS = ("position", "largest", "read")
+KINDS = ("position", "row", "column", "largest")
 SEED = 2501_03895
 
 

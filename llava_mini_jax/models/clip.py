@@ -116,8 +116,8 @@ def spec(cfg: ClipConfig) -> Clip:
     side, unread = cfg.patch_size, cfg.layers - cfg.read_layers
     return Clip(
         patch_embed=ParamSpec((E, 3, side, side), ("embed", None, None, None), init),
-        class_token=ParamSpec((E,), ("norm",), init),
-        position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), init),
+        class_token=ParamSpec((E,), ("norm",), normal(E**-0.5)),
+        position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), normal(E**-0.5)),
         pre_norm=layer_norm_spec(E),
         layers=stack(cfg.read_layers, layer),
         unread_layers=stack(unread, layer) if unread else None,

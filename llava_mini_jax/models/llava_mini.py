@@ -185,7 +185,7 @@ def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[A
     features = clip.apply(
         params.vision, pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:]), cfg.vision, cfg.dtype
     )
-    detail, whole = detail_and_whole(jax.lax.stop_gradient(features), I, J)
+    detail, whole = detail_and_whole(features, I, J)
     detail_ISD = projector.apply(params.projector, detail)
     if cfg.inside_layers:
         compressed_IQD = detail_ISD  # left as they are until the language model's layer is reached

@@ -9,6 +9,7 @@ workdir/  config.json                    the resolved configuration
 import contextlib
 import dataclasses
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def run(stages: Sequence[TrainConfig], workdir: str) -> None:
 
 def run_stage(stage: TrainConfig, workdir: epath.Path, previous: LlavaMini | None) -> LlavaMini:
     """One stage from its start or its newest checkpoint to its end; returns the parameters."""
-    key = jax.random.fold_in(jax.random.key(stage.seed), len(stage.name))
+    key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
     tokenizer = make_tokenizer(stage.tokenizer)
     if len(tokenizer) > stage.model.llm.vocab_size:
         raise InputError(

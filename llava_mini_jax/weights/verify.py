@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +211,21 @@ def _forward(case: Case, params: LlavaMini) -> Iterator[tuple[str, np.ndarray]]:
             yield name, np.stack(each)
     cfg = case.bundle.model
     batch = plan.batch
-    yield "inputs_embeds", np.asarray(llava_mini.embed_inputs(params, batch.inputs, cfg))
+
+    @jax.jit
+    def whole(params: LlavaMini, inputs: llava_mini.Inputs) -> tuple[jax.Array, jax.Array]:
+        x_BSD = llava_mini.apply(params, inputs, cfg)
+        return llava_mini.embed_inputs(params, inputs, cfg), llama.logits(params.llm, x_BSD)
+
+    embeds_BSD, logits_BSV = whole(params, batch.inputs)
+    yield "inputs_embeds", np.asarray(embeds_BSD)
     yield "llm_attention_mask", np.asarray(batch.inputs.slots_BS) >= 0
     yield "llm_labels", np.asarray(batch.labels_BS)
-    x_BSD = llava_mini.apply(params, batch.inputs, cfg)
-    logits_BSV = llama.logits(params.llm, x_BSD)
     yield "logits", np.asarray(logits_BSV)
     yield "loss", np.asarray(next_token_loss(logits_BSV[:, :-1], batch.labels_BS[:, 1:])[0])
 
 
+@partial(jax.jit, static_argnames="bundle")
 def _call_arrays(
     params: LlavaMini, bundle: Bundle, pixels_RJYXC: jax.Array, ids: jax.Array, fuse: jax.Array
 ) -> dict[str, jax.Array | None]:

@@ -23,7 +23,8 @@ CONFIGS = {
     "heldout": DigitsConfig(split="heldout", columns=3),
     "multi-turn": DigitsConfig(turns=3, seed=5),
     "caption": DigitsConfig(kinds=("caption",)),
-    "video": DigitsConfig(frames=4, turns=2),
+    "oblong": DigitsConfig(kinds=("caption", "row", "column"), rows=2),
+    "video": DigitsConfig(frames=4, turns=2, rows=2, columns=2),
     "one digit": DigitsConfig(rows=1, columns=1, page_size=10, turns=5),
     "large page": DigitsConfig(page_size=224, rows=3, columns=2),
 }
@@ -48,8 +49,28 @@ def answer(question, pages):
         return str(np.sum(grid == int(counted[1])))
     if "largest" in question:
         return str(np.max(grid))
-    assert question == "" or question.startswith("read ")
-    return " ".join(str(digit) for row in grid for digit in row)
+    if line := re.search(r"read (row|column) (\d+)", question):
+        return say(LINES[line[1]](grid)[int(line[2]) - 1])
+    assert re.fullmatch(r"read (the page|page \d+)\.", question)
+    return say(grid.ravel())
+
+
+LINES = {"row": np.asarray, "column": np.transpose}
+
+
+def say(digits_N):
+    return " ".join(map(str, digits_N))
+
+
+def check_caption(caption, grid):
+    """Every row, or every column, once."""
+    parts = [re.fullmatch(r"(row|column) (\d+) is ([\d ]+)", part) for part in caption.split(", ")]
+    kind = parts[0][1]
+    numbers = [int(part[2]) for part in parts]
+    assert {part[1] for part in parts} == {kind}
+    assert sorted(numbers) == list(range(1, 1 + len(LINES[kind](grid))))
+    for part, number in zip(parts, numbers, strict=True):
+        assert part[3] == say(LINES[kind](grid)[number - 1])
 
 
 def read_page(source, image_HWC):
@@ -83,7 +104,17 @@ def test_answers_follow_from_the_digits_of_the_page(config):
         assert len(turns) == len(kinds) == (1 if kinds[0] in GIVE_ALL else config.turns)
         assert GIVE_ALL.isdisjoint(kinds[1:])
         for question, given in turns:
-            assert given == answer(question, pages), (index, question)
+            if question:
+                assert given == answer(question, pages), (index, question)
+            else:
+                check_caption(given, pages[0])
+
+
+def test_captions_go_by_row_or_by_column_in_every_order():
+    source = DigitsPages(DigitsConfig(kinds=("caption",)), 300)
+    captions = [turns_of(source[index])[0][1] for index in range(300)]
+    orders = {tuple(re.findall(r"(row|column) (\d)", caption)) for caption in captions}
+    assert len(orders) == 2 * 6  # 3! orders of each
 
 
 @pytest.mark.parametrize("split", digits.SPLITS)
@@ -147,11 +178,11 @@ def test_kinds_and_answers_are_balanced():
         plan = source._plan(index)
         kinds[plan.kinds[0]] += 1
         answers[plan.kinds[0]][plan.turns[0][1]] += 1
-    assert set(kinds) == {"position", "count", "read", "largest"}
+    assert set(kinds) == set(digits.KINDS) - {"caption"}
     assert max(kinds.values()) < 1.2 * min(kinds.values())
     for kind, options in {"position": 10, "count": 5, "largest": 10}.items():
         assert len(answers[kind]) == options
-        # 1,000 answers: four standard deviations around an even share
+        # some 670 answers: four standard deviations around an even share
         share = kinds[kind] / options
         assert all(abs(n - share) < 4 * share**0.5 for n in answers[kind].values()), kind
 
@@ -163,7 +194,8 @@ def test_a_conversation_asks_for_the_whole_page_alone_or_for_every_other_kind(tu
     assert ["read"] in conversations
     for kinds in (k for k in conversations if k != ["read"]):
         counts = collections.Counter(kinds)
-        assert set(counts) == {"position", "count", "largest"} and counts.total() == turns
+        assert set(counts) <= {"position", "row", "column", "count", "largest"}
+        assert counts.total() == turns
         assert max(counts.values()) - min(counts.values()) <= 1
     assert len({tuple(kinds) for kinds in conversations}) > 6  # in every order
 
@@ -230,10 +262,10 @@ def test_saved_tokenizer_opens_as_any_other(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"page_size": 19}, "page_size 19"),
+        ({"page_size": 29}, "page_size 29"),
         ({"rows": 0}, "rows"),
         ({"split": "test"}, "train, heldout"),
-        ({"kinds": ("sum",)}, "position, count"),
+        ({"kinds": ("sum",)}, "position, row"),
         ({"kinds": ()}, "choose from"),
         ({"kinds": ("caption", "read"), "turns": 2}, "one turn"),
         ({"split": "heldout", "augment": True}, "train split"),

@@ -171,11 +171,12 @@ def test_the_release_gives_the_embedding_table_no_gradient_and_the_paper_does() 
         assert bool((gradient == 0).all()) != learns
 
 
-def test_the_tower_gets_no_gradient_and_all_others_do() -> None:
+def test_every_parameter_that_takes_part_gets_a_gradient() -> None:
     cfg = tiny.release_model()
     _, grads = tiny.loss_and_grads(tiny.weights(cfg), tiny.training_batch(cfg), cfg)
     for path, gradient in param_tree.paths(grads, is_leaf=None).items():
-        still = path.startswith("vision/") or path == "llm/embed_tokens"
+        # The release detaches the text's embeddings and reads patches before the tower's end.
+        still = path == "llm/embed_tokens" or path.startswith("vision/unread")
         assert bool((gradient == 0).all()) == still, path
 
 
