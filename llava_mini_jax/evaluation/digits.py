@@ -87,7 +87,9 @@ def draw_examples(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    chosen = [next(i for i, q in enumerate(asked) if q.kind == kind) for kind in KINDS[:count]]
+    # The n-th question of the n-th kind: the first ones of all kinds may be about one page.
+    of_kind = [[i for i, q in enumerate(asked) if q.kind == kind] for kind in KINDS[:count]]
+    chosen = [found[min(n, len(found) - 1)] for n, found in enumerate(of_kind)]
     figure, axes = plt.subplots(1, count, figsize=(3.2 * count, 3.9))
     for axis, index in zip(axes, chosen, strict=True):
         question, answer = asked[index], answers[index]
