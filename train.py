@@ -62,7 +62,10 @@ def main(argv: list[str]) -> int:
         if dry_run:
             describe.describe(chosen)
         else:
-            loop.run(chosen, workdir)
+            try:
+                loop.run(chosen, workdir)
+            except loop.Stopped as stopped:
+                print(f"train.py: {stopped}; the same command continues there")
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from llava_mini_jax.config import Bundle, PromptConfig
 from llava_mini_jax.data.conversation import TEMPLATES
 from llava_mini_jax.data.digits import DigitsConfig
 from llava_mini_jax.data.images import ImageConfig
+from llava_mini_jax.data.sources import SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -45,15 +46,19 @@ class TrainConfig:
     images: ImageConfig
     prompt: PromptConfig
     tokenizer: str  # "digits", or a folder or hub name with tokenizer files
-    data: DigitsConfig
-    samples: int  # how many samples the source has before they repeat
+    data: DigitsConfig | SourcesConfig
+    samples: int  # of the digits world before they repeat; data sets have as many as they have
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew
     prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
     trainable: tuple[str, ...]  # path patterns; everything else is frozen
     optimizer: OptimizerConfig
     steps: int
-    batch_size: int
+    batch_size: int  # rows of a step, on all devices and in all micro-batches together
+    accumulate: int  # micro-batches of a step, one after the other: memory of batch_size / this
+    loss_chunk: int  # positions whose logits exist at a time (training/loss.py); 0: all
+    z_loss: float  # weight of the mean squared log-normaliser of the logits; 0: none
+    max_skipped: int  # steps in a row without a finite loss and gradient that end the run
     lengths: tuple[int, ...]  # buckets of text and sequence lengths
     scan_layers: bool  # scan over stacked layers (fast compilation), or unrolled (fast on CPU)
     param_dtype: str
@@ -96,9 +101,25 @@ def check(stage: TrainConfig) -> None:
         if value not in known:
             expected = " or ".join(map(str, known))
             raise InputError(f"{stage.name}: {name} is {value!r}; expected {expected}")
-    for name in ("samples", "steps", "batch_size", "log_every", "checkpoint_every"):
+    counts = ("samples", "steps", "batch_size", "accumulate", "max_skipped", "log_every")
+    for name in (*counts, "checkpoint_every"):
         if (number := getattr(stage, name)) < 1:
             raise InputError(f"{stage.name}: {name} is {number}; it must be 1 or more")
+    for name in ("loss_chunk", "z_loss"):
+        if (number := getattr(stage, name)) < 0:
+            raise InputError(f"{stage.name}: {name} is {number}; it must be 0 (off) or more")
+    _check_micro_batches(stage)
+
+
+def _check_micro_batches(stage: TrainConfig) -> None:
+    """Every device must have as many rows of each micro-batch."""
+    shards = stage.mesh.data * stage.mesh.fsdp
+    if stage.accumulate > 1 and stage.batch_size % (stage.accumulate * shards):
+        raise InputError(
+            f"{stage.name}: batch_size {stage.batch_size} cannot be divided into accumulate = "
+            f"{stage.accumulate} micro-batches over mesh.data x mesh.fsdp = {shards} devices: make "
+            f"it a multiple of {stage.accumulate * shards}, or change accumulate"
+        )
 
 
 def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Array) -> LlavaMini:

@@ -1,4 +1,8 @@
-"""One training step: loss, gradients of the trainable part, update."""
+"""One training step: loss, gradients of the trainable part, update.
+
+batch --> micro-batches --> loss, gradients: float32 sums --> finite? --> AdamW --> next state
+                                                                 '--no--> the state as it was
+"""
 
 import dataclasses
 from functools import partial
@@ -14,12 +18,13 @@ from llava_mini_jax import sharding
 from llava_mini_jax.data.examples import TrainBatch
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
-from llava_mini_jax.training.loss import loss
+from llava_mini_jax.training.loss import Sums, loss, mean, supervised_tokens
 
 
 @struct.dataclass
 class TrainState:
-    step: Array  # int32 scalar: optimiser steps taken
+    step: Array  # int32 scalar: steps taken, those that were skipped included
+    skipped_in_a_row: Array  # int32 scalar: steps skipped since the last one that was not
     trainable: Any  # a LlavaMini, None where frozen: no gradient and no optimiser state there
     frozen: Any  # a LlavaMini, None where trainable
     opt_state: Any
@@ -32,6 +37,7 @@ def init_state(
     selected, frozen = param_tree.split(params, lambda path: param_tree.matches(path, trainable))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         trainable=selected,
         frozen=frozen,
         opt_state=jax.jit(optimizer.init)(selected),
@@ -39,24 +45,97 @@ def init_state(
     return sharding.settle(state)
 
 
-@partial(jax.jit, static_argnames=("cfg", "optimizer"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("cfg", "optimizer", "accumulate", "loss_chunk", "z_loss"),
+    donate_argnames="state",
+)
 def train_step(
     state: TrainState,
     batch: TrainBatch,
     *,
     cfg: LlavaMiniConfig,
     optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    loss_chunk: int = 0,
+    z_loss: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """(next state, metrics as scalars on the device)."""
+    """(next state, metrics as scalars on the device) of a step over B rows.
 
-    def objective(trainable: LlavaMini):
-        return loss(param_tree.merge(trainable, state.frozen), batch, cfg)
+    `accumulate` micro-batches of B / accumulate rows run one after the other and make one update,
+    that of the whole batch. `loss_chunk` and `z_loss` are explained in loss.py.
 
-    (value, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+    A step whose loss or gradient is not finite changes no parameter and no optimiser state, its
+    learning rate schedule included; `skipped_in_a_row` counts such steps up to the present one.
+
+    Metrics: loss (mean cross-entropy in nats, without the z-loss), z_loss (mean, unweighted; only
+    where it is trained), grad_norm (before clipping), tokens, right_tokens, skipped (0 or 1),
+    skipped_in_a_row.
+    """
+    tokens = supervised_tokens(batch)
+
+    def objective(trainable: LlavaMini, micro: TrainBatch) -> tuple[Array, Sums]:
+        params = param_tree.merge(trainable, state.frozen)
+        return loss(params, micro, cfg, chunk=loss_chunk, z_loss=z_loss, tokens=tokens)
+
+    gradients = jax.grad(objective, has_aux=True)
+    if accumulate == 1:
+        grads, sums = gradients(state.trainable, batch)
+    else:
+        grads, sums = _accumulated(gradients, state.trainable, _micro_batches(batch, accumulate))
+    metrics = {
+        "loss": mean(sums["cross_entropy"], tokens),
+        "grad_norm": optax.tree.norm(grads),
+        "tokens": tokens,
+        "right_tokens": sums["right_tokens"],
+    }
+    if z_loss:
+        metrics["z_loss"] = mean(sums["z_loss"], tokens)
+
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **sums}
-    trainable = optax.apply_updates(state.trainable, updates)
-    return (
-        dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state),
-        metrics,
+    updated = optax.apply_updates(state.trainable, updates), opt_state
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    trainable, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), updated, (state.trainable, state.opt_state)
     )
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        trainable=trainable,
+        opt_state=opt_state,
+    )
+    skipped = {"skipped": 1 - finite, "skipped_in_a_row": state.skipped_in_a_row}
+    return state, metrics | skipped
+
+
+def _micro_batches(batch: TrainBatch, count: int) -> TrainBatch:
+    """The batch with a leading axis of micro-batches: [B, ...] -> [count, B / count, ...].
+
+    Row b goes to micro-batch b mod count. A device has neighbouring rows of the batch; dealt out
+    like this, it has as many rows of every micro-batch, and no row moves to another device. (If
+    micro-batches were neighbouring rows, the first would lie on the first devices alone.)
+    """
+
+    def deal(array: Array) -> Array:
+        B, *rest = array.shape
+        if B % count:
+            raise ValueError(f"{B} rows cannot be dealt to {count} micro-batches")
+        shape = (B // count, count, *rest)
+        spec = sharding.partition(shape, ("batch", *(None,) * (len(shape) - 1)))
+        return jnp.moveaxis(jnp.reshape(array, shape, out_sharding=spec), 1, 0)
+
+    return jax.tree.map(deal, batch)
+
+
+def _accumulated(gradients: Any, trainable: LlavaMini, micros: TrainBatch) -> tuple[Any, Sums]:
+    """Sums of `gradients(trainable, micro-batch)` over micro-batches, added in float32."""
+
+    def add(total: Any, micro: TrainBatch) -> tuple[Any, Sums]:
+        grads, sums = gradients(trainable, micro)
+        return jax.tree.map(jnp.add, total, grads), sums  # float32 whatever the gradients are
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trainable)
+    total, sums = jax.lax.scan(add, zeros, micros)
+    grads = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), total, trainable)
+    return grads, jax.tree.map(lambda each: each.sum(0), sums)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.training.loss import loss, next_token_loss
+from llava_mini_jax.models import llama
+from llava_mini_jax.training.loss import hidden_sums, logit_sums, loss, next_token_loss
 from tests import tiny
 
 fast_compilation = tiny.fast_compilation
@@ -68,3 +69,69 @@ def test_the_model_is_asked_for_the_token_that_comes_next():
     assert (int(sums["tokens"]), int(sums["right_tokens"])) == (tokens, right)
     unshifted, _, _ = expected(logits, batch.labels_BS)
     assert abs(mean - unshifted) > 0.01 * mean
+
+
+# --- A chunk of positions at a time ---------------------------------------------------------------
+
+
+def head_and_hidden(vocabulary, width, rows, positions):
+    """(a language model that is its head alone, hidden states, targets): half are supervised."""
+    rng = np.random.default_rng(0)
+    head = rng.standard_normal((vocabulary, width)).astype(np.float32) / np.sqrt(width)
+    x_BSD = rng.standard_normal((rows, positions, width)).astype(np.float32)
+    targets = rng.integers(0, vocabulary, (rows, positions)).astype(np.int32)
+    targets[rng.random(targets.shape) < 0.5] = IGNORE
+    return (
+        llama.Llama(embed_tokens=None, layers=None, final_norm=None, lm_head=head),
+        x_BSD,
+        targets,
+    )
+
+
+def total_and_gradients(chunk):
+    def total(llm, x_BSD, targets_BS):
+        sums = hidden_sums(llm, x_BSD, targets_BS, chunk)
+        return sums["cross_entropy"] + 0.1 * sums["z_loss"], sums
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 9, 11, 12])  # dividing 10 or not, and beyond it
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied head"])
+def test_chunks_give_the_same_sums_and_gradients(chunk, tied):
+    llm, *arrays = head_and_hidden(40, 8, 3, 10)
+    if tied:
+        llm = llama.Llama(embed_tokens=llm.lm_head, layers=None, final_norm=None, lm_head=None)
+    (_, sums), gradients = total_and_gradients(0)(llm, *arrays)
+    (_, found_sums), found = total_and_gradients(chunk)(llm, *arrays)
+    assert 5 < sums["tokens"] < 30
+    for name, value in sums.items():
+        np.testing.assert_allclose(found_sums[name], value, rtol=RELATIVE, err_msg=name)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True)
+    for ours, theirs in pairs:
+        # Up to 30 float32 terms in another order.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_chunks_need_a_fraction_of_the_memory():
+    """What XLA sets aside besides arguments and results, for float32 logits of 64 MiB."""
+    arguments = head_and_hidden(2**15, 8, 4, 128)
+
+    def temporary(chunk):
+        compiled = total_and_gradients(chunk).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole, chunked = temporary(0), temporary(8)
+    assert whole >= 2**26  # they are all there
+    assert chunked < whole / 8
+
+
+def test_the_z_loss_is_the_mean_square_of_the_normaliser():
+    rng = np.random.default_rng(1)
+    logits = (3 * rng.standard_normal((2, 5, 11))).astype(np.float32)
+    targets = rng.integers(0, 11, (2, 5)).astype(np.int32)
+    targets[0, 2:] = IGNORE
+    normalisers = np.log(np.exp(logits.astype(np.float64)).sum(-1))[targets != IGNORE]
+    sums = jax.jit(logit_sums)(logits, targets)
+    assert int(sums["tokens"]) == 7
+    np.testing.assert_allclose(sums["z_loss"] / 7, (normalisers**2).mean(), rtol=RELATIVE)

@@ -1,0 +1,438 @@
+"""Data sets on disk: every format gives LLaVA's samples, and every fault is one clear sentence."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from llava_mini_jax.config import prompt_config
+from llava_mini_jax.data.digits import build_tokenizer
+from llava_mini_jax.data.examples import Buckets
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.pipeline import Encoder, make_batches
+from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig, read_list
+from llava_mini_jax.errors import InputError
+from tests import tiny_model
+
+IMAGES = ImageConfig(
+    size=32,
+    aspect="pad",
+    grid=1,
+    split="pad_then_split",
+    repeat_whole=False,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+)
+ANSWER = "the digit is 3"
+
+
+def turns(question="<image>\nwhich digit is in row 1?", answer=ANSWER):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def rows(count):
+    return [{"id": f"s{i}", "conversations": turns("hello", str(i))} for i in range(count)]
+
+
+def write(path: Path, content) -> str:
+    if path.suffix == ".jsonl":
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def config_of(*datasets, **changes):
+    made = tuple(d if isinstance(d, Dataset) else Dataset(path=str(d)) for d in datasets)
+    return SourcesConfig(**(dict(datasets=made, fps=1.0, max_frames=4) | changes))
+
+
+def ids(*datasets, **changes):
+    samples = Samples(config_of(*datasets, **changes))
+    return [samples[i]["id"] for i in range(len(samples))]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(folder / "red.png")
+    tiny_model.write_video(folder / "v_clip.mp4", seconds=3)
+    return folder
+
+
+MIXED = [
+    {"id": "text", "conversations": turns("hello")},
+    {"id": 7, "image": "red.png", "conversations": turns()},
+    {"id": "film", "video": "v_clip.mp4", "conversations": turns()},
+    {"id": "old film", "video": "v_clip.mp4", "conversations": turns("what is it?\n<video>")},
+    {"q": "what is it?", "a": ANSWER, "video_id": "v_clip"},
+    {"image": None, "conversations": turns("no id")},
+    {"id": "listed", "images": ["red.png"], "conversations": turns()},
+]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_llava_and_video_chatgpt_rows_reach_the_model(tmp_path, pictures, suffix):
+    path = write(tmp_path / f"mixed{suffix}", MIXED)
+    samples = Samples(config_of(Dataset(path=path, images=str(pictures))))
+    found = [samples[i] for i in range(len(samples))]
+    names = ["text", 7, "film", "old film", "mixed-4", "mixed-5", "listed"]
+    assert [s["id"] for s in found] == names
+    assert {s["kind"] for s in found} == {"mixed"}
+    media = ["frames" if "frames" in s else "image" if "image" in s else "" for s in found]
+    assert media == ["", "image", "frames", "frames", "frames", "", "image"]
+    assert found[4]["conversations"][0]["value"] == "<image>\nwhat is it?"
+    assert found[3]["conversations"][0]["value"] == "what is it?\n<image>"
+    encode = Encoder(build_tokenizer(), prompt_config("paper", "brief", 128), IMAGES)
+    examples = [encode(sample) for sample in found]
+    # 3 seconds at one frame a second; red in the middle of the padded square.
+    assert [example.frames for example in examples] == [(), (1,), (3,), (3,), (3,), (), (1,)]
+    assert examples[1].pixels[0, 0, 16, 16].tolist() == [255, 0, 0]
+
+
+def test_videos_are_sampled_as_the_config_says_and_again_when_asked_again(tmp_path, pictures):
+    path = write(tmp_path / "films.json", [MIXED[2]])
+    for fps, most, count in ((1.0, 4, 3), (2.0, 99, 6), (2.0, 4, 4)):
+        dataset = Dataset(path=path, images=str(pictures))
+        frames = Samples(config_of(dataset, fps=fps, max_frames=most))[0]["frames"]
+        first, second = np.stack(list(frames)), np.stack(list(frames))
+        assert len(first) == count and first.dtype == np.uint8
+        np.testing.assert_array_equal(first, second)
+
+
+def test_paths_are_relative_to_the_data_file_without_a_folder(tmp_path, pictures):
+    path = write(pictures / "here.json", [MIXED[1]])
+    assert Samples(config_of(path))[0]["image"] == str(pictures / "red.png")
+
+
+# --- JSON Lines -----------------------------------------------------------------------------------
+
+
+def test_lines_are_found_across_the_pieces_of_a_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_mini_jax.data.sources._SCAN_BYTES", 37)
+    lines = [json.dumps({"id": i, "conversations": turns("é" * i)}) for i in range(20)]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n  \n" + lines[0] + "\r\n\n" + "\n".join(lines[1:]), "utf-8")  # no last end
+    assert ids(path) == list(range(20))
+    samples = Samples(config_of(path))
+    assert samples[9]["conversations"][0]["value"] == "é" * 9
+    assert [samples.parts[0].rows.place(row) for row in (0, 1, 19)] == [
+        f"{path}, line {number}" for number in (3, 5, 23)
+    ]
+
+
+def test_a_line_is_parsed_when_it_is_read_and_a_bad_one_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(json.dumps(rows(1)[0]) + '\n{"id": "b", \n' + json.dumps(rows(2)[1]) + "\n[]\n")
+    samples = Samples(config_of(path))
+    assert (samples[0]["id"], samples[2]["id"]) == ("s0", "s1")
+    with pytest.raises(
+        InputError, match=r"lines\.jsonl, line 2: no JSON \(.*; expected one sample"
+    ):
+        samples[1]
+    with pytest.raises(InputError, match=r"lines\.jsonl, line 4 is \[\]; expected a sample"):
+        samples[3]
+    assert samples.id_of(1) == "lines-1"
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def write_parquet(path: Path, content, group: int) -> str:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.Table.from_pylist(content), path, row_group_size=group)
+    return str(path)
+
+
+def hub_rows(picture: bytes):
+    """Pictures as bytes, as paths, and absent, as the hub's "image" column has them."""
+    images = [{"bytes": picture, "path": "a.png"}, {"bytes": None, "path": "red.png"}, None]
+    marks = ["<image>\nwhat?", "<image>\nwhat?", "what?"]
+    return [
+        {"id": f"p{i}", "image": images[i % 3], "conversations": turns(marks[i % 3]), "other": 1.0}
+        for i in range(9)
+    ]
+
+
+def test_parquet_rows_of_several_files(tmp_path, pictures):
+    content = hub_rows((pictures / "red.png").read_bytes())
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    write_parquet(folder / "train-1.parquet", content[5:], 3)
+    write_parquet(folder / "train-0.parquet", content[:5], 2)
+    (folder / "README.md").write_text("about")
+    samples = Samples(config_of(Dataset(path=str(folder), images=str(pictures))))
+    order = np.random.default_rng(0).permutation(9)
+    assert [samples[i]["id"] for i in order] == [f"p{i}" for i in order]
+    assert samples[0]["image"] == (pictures / "red.png").read_bytes()
+    assert samples[4]["image"] == str(pictures / "red.png")
+    assert "image" not in samples[8] and samples[8]["conversations"] == turns("what?")
+    places = [samples.parts[0].rows.place(row).rpartition("/")[2] for row in (0, 4, 5, 8)]
+    assert places == [
+        f"train-{file}.parquet, row {row}" for file, row in ((0, 1), (0, 5), (1, 1), (1, 4))
+    ]
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(InputError, match=r"Cannot read the Parquet file .*rows\.parquet: "):
+        Samples(config_of(path))
+
+
+# --- Sampling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("all", range(7)),
+        ("first:3", range(3)),
+        ("first:100", range(7)),
+        ("end:2", range(5, 7)),
+        ("end:50%", range(3, 7)),  # 3.5 rounded up, as LLaVA-OneVision rounds
+        ("first:1%", range(1)),
+    ],
+)
+def test_sampling(tmp_path, sampling, expected):
+    path = write(tmp_path / "rows.json", rows(7))
+    assert ids(Dataset(path=path, sampling=sampling)) == [f"s{i}" for i in expected]
+
+
+def test_random_sampling_depends_on_the_seed_alone(tmp_path):
+    path = write(tmp_path / "rows.json", rows(100))
+    half = Dataset(path=path, sampling="random:50%")
+    chosen = ids(half, seed=3)
+    assert chosen == ids(half, seed=3) and len(set(chosen)) == 50
+    assert chosen != ids(half, seed=4) and chosen != [f"s{i}" for i in range(50)]
+    other = write(tmp_path / "other.json", rows(5))
+    assert ids(other, half, seed=3)[5:] == chosen  # whatever stands beside it
+    twin = Dataset(path=write(tmp_path / "twin.json", rows(100)), sampling="random:50%")
+    assert ids(twin, seed=3) != chosen  # not the same rows of every file
+
+
+def test_weights_repeat_samples_and_draw_fractions(tmp_path):
+    path = write(tmp_path / "rows.json", rows(10))
+    everything = [f"s{i}" for i in range(10)]
+    repeated = ids(Dataset(path=path, weight=2.5))
+    assert repeated[:20] == everything * 2 and len(set(repeated[20:])) == 5
+    assert len(set(ids(Dataset(path=path, weight=0.3)))) == 3
+    with pytest.raises(InputError, match="leave none of its 10 samples"):
+        ids(Dataset(path=path, weight=0.01))
+
+
+def test_several_data_sets_follow_each_other_under_their_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    first = write(tmp_path / "train.json", rows(2))
+    second = write(tmp_path / "b" / "train.jsonl", rows(3))
+    samples = Samples(config_of(first, Dataset(path=second, sampling="end:1"), first))
+    kinds = [samples[i]["kind"] for i in range(len(samples))]
+    assert kinds == ["train", "train", "train-2", "train-3", "train-3"]
+    assert [samples[i]["id"] for i in range(5)] == ["s0", "s1", "s2", "s0", "s1"]
+    for outside in (5, -1):
+        with pytest.raises(IndexError, match=f"sample {outside} of 5"):
+            samples[outside]
+
+
+def test_batches_come_from_files(tmp_path, pictures):
+    path = write(tmp_path / "mixed.jsonl", MIXED)
+    stream = make_batches(
+        Samples(config_of(Dataset(path=path, images=str(pictures)))),
+        Encoder(build_tokenizer(), prompt_config("paper", "brief", 128), IMAGES),
+        batch_size=4,
+        tokens_per_image=1,
+        buckets=Buckets(lengths=(64, 128), images=(1, 2, 4, 8, 16)),
+        max_length=128,
+        padding_side="right",
+        seed=0,
+        first_step=0,
+    )
+    for batch in itertools.islice(stream, 3):
+        assert batch.inputs.ids_BT.shape[0] == 4
+
+
+# --- Lists ----------------------------------------------------------------------------------------
+
+
+def test_a_onevision_list(tmp_path):
+    text = """
+datasets:
+  - json_path: a/one.json
+    sampling_strategy: "first:10%"
+  - json_path: /elsewhere/two.jsonl
+    image_folder: coco
+    weight: 2
+"""
+    (tmp_path / "mix.yaml").write_text(text)
+    assert read_list(tmp_path / "mix.yaml", images="all") == (
+        Dataset(path=str(tmp_path / "a/one.json"), images="all", sampling="first:10%"),
+        Dataset(path="/elsewhere/two.jsonl", images=str(tmp_path / "coco"), weight=2.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: [", "no YAML"),
+        ("!!int ''", "no YAML"),
+        ("[]", 'no entries under "datasets"'),
+        ("datasets: []", 'no entries under "datasets"'),
+        ("datasets: [{sampling_strategy: all}]", "entry 1 is .*json_path"),
+        ("datasets: [{json_path: a.json, samplng_strategy: all}]", "entry 1 is"),
+        ("datasets: [{json_path: a.json}, a.json]", "entry 2 is 'a.json'"),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'last:3'}]", "the sampling is"),
+        ("datasets: [{json_path: a.json, weight: -1}]", "the weight is -1.0"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    path = tmp_path / "mix.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_list(path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "", "no JSON"),
+        ("a.json", '{"id": 1}\n{"id": 2}', 'name the file "[.]jsonl"'),
+        ("a.json", '{"id": 1}', "holds a dict; expected a list"),
+        ("a.json", "[]", "holds no samples"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", "", "holds no samples"),
+        ("a.jsonl", "\n \n", "holds no samples"),
+        ("a.csv", "x", 'ends in ".csv"; expected .json, .jsonl, .parquet'),
+        ("a.json", None, "there is no such file"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        Samples(config_of(path))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (3, "item 1 is 3; expected a sample"),
+        ({}, 'has no "conversations"'),
+        ({"q": "a", "a": None}, "has no \"conversations\" .* but 'q', 'a'"),
+        ({"image": 3, "conversations": turns()}, '"image" is 3; expected a path'),
+        ({"image": ["a", "b"], "conversations": turns()}, '"image" are 2'),
+        ({"image": "a", "video": "b", "conversations": turns()}, "image and video"),
+        ({"video": "nowhere", "conversations": turns()}, "there is no video"),
+        ({"video": "\0", "conversations": turns()}, "there is no video"),
+        ({"conversations": turns("\ud800")}, "half of a surrogate pair"),
+    ],
+)
+def test_bad_rows(tmp_path, row, message):
+    path = write(tmp_path / "rows.json", [row])
+    samples = Samples(config_of(path))
+    with pytest.raises(InputError, match=message) as caught:
+        samples[0]
+    assert "rows.json, item 1" in str(caught.value) and "\n" not in str(caught.value)
+    assert samples.id_of(0) == "rows-0"
+
+
+def test_bad_configs(tmp_path):
+    path = write(tmp_path / "rows.json", rows(1))
+    with pytest.raises(InputError, match=r"folder of pictures .*nowhere does not exist"):
+        Samples(config_of(Dataset(path=path, images=str(tmp_path / "nowhere"))))
+    with pytest.raises(InputError, match=r"holds no \.parquet files"):
+        Samples(config_of(tmp_path))
+    for wrong in ("some", "first", "first:-1", "random:1.5%", "first:3 "):
+        with pytest.raises(InputError, match="the sampling is"):
+            Dataset(path=path, sampling=wrong)
+    with pytest.raises(InputError, match="no datasets"):
+        config_of()
+    for change in (dict(fps=0.0), dict(max_frames=0), dict(seed=-1)):
+        with pytest.raises(InputError):
+            config_of(path, **change)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config_of(path).fps = 2.0
+
+
+# Values near to samples reach further into the reader than any bytes do.
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("gpt"),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "image", "video", "conversations", "from", "value", "q", "a"]),
+            v,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    content=st.binary(max_size=60)
+    | st.lists(_VALUES, max_size=3).map(lambda rows: json.dumps(rows).encode())
+    | st.lists(_VALUES, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    suffix=st.sampled_from([".json", ".jsonl", ".yaml"]),
+)
+def test_any_bytes_are_samples_or_an_input_error(content, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"any{suffix}"
+        path.write_bytes(content)
+        try:
+            samples = Samples(config_of(*read_list(path) if suffix == ".yaml" else [path]))
+        except InputError as error:
+            assert str(error)
+            return
+        for i in range(len(samples)):
+            try:
+                assert {"id", "conversations", "kind"} <= samples[i].keys()
+            except InputError:
+                assert isinstance(samples.id_of(i), str | int)
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(json.dumps(rows(1)).encode().replace(b"hello", b"\xff\xfe"))
+    with pytest.raises(InputError, match="no JSON"):
+        Samples(config_of(path))
+
+
+def test_json_lines_are_not_all_in_memory(tmp_path):
+    """Opening 100 MB and reading one sample takes a fraction of that."""
+    path = tmp_path / "big.jsonl"
+    line = json.dumps({"id": 1, "conversations": turns("x" * 10_000)}) + "\n"
+    with path.open("w") as file:
+        for _ in range(100):
+            file.write(line * 100)
+    code = """
+import sys, tracemalloc
+from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+config = SourcesConfig(datasets=(Dataset(path=sys.argv[1]),), fps=1.0, max_frames=1)
+tracemalloc.start()
+samples = Samples(config)
+samples[9_999]
+print(len(samples), tracemalloc.get_traced_memory()[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    count, peak = map(int, done.stdout.split())
+    assert count == 10_000 and peak < 32e6  # a piece of the scan, 16 MB, compared byte by byte
