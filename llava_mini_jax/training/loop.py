@@ -189,9 +189,13 @@ def _mesh(stage: TrainConfig) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[list[int]]:
-    """A list to which SIGTERM adds itself; Python allows that in the main thread only."""
+    """A list to which SIGTERM adds itself; Python allows that in the main thread only.
+
+    Several processes get it at different steps, and would wait for each other for ever: they end.
+    """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or jax.process_count() > 1:
         yield received
         return
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
