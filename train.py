@@ -6,25 +6,10 @@ holds checkpoints is continued.
 """
 
 import dataclasses
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-
-
-def load_config(path: str) -> Any:
-    if not Path(path).is_file():
-        raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    if not hasattr(module, "config"):
-        raise InputError(f"{path} defines no function `config()` that returns the configuration")
-    return module.config()
 
 
 def parse(default: Any, argv: list[str]) -> tuple[Any, str, bool]:
@@ -55,7 +40,7 @@ def main(argv: list[str]) -> int:
     try:
         from llava_mini_jax.training import describe, loop, stages
 
-        default = load_config(argv[0])
+        default = stages.load_config(argv[0])
         stages.stages_of(default)
         config, workdir, dry_run = parse(default, argv)
         chosen = stages.stages_of(config)

@@ -11,9 +11,9 @@ Sizes are for two CPU cores.
 
 import dataclasses
 
-from llava_mini_jax.config import build, prompt_config
+from llava_mini_jax.config import build, image_config, prompt_config
 from llava_mini_jax.data.digits import DigitsConfig
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import RopeConfig
@@ -57,15 +57,7 @@ BASELINE = build(
 )
 MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=2, compute_dtype="float32")
 
-IMAGES = ImageConfig(
-    size=PAGE,
-    aspect="pad",
-    grid=1,
-    split="pad_then_split",
-    repeat_whole=False,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-)
+IMAGES = image_config("paper", VISION)
 CAPTIONS = DigitsConfig(page_size=PAGE, augment=True, kinds=("caption", "read"), seed=1)
 QUESTIONS = dataclasses.replace(
     CAPTIONS, kinds=("position", "row", "column", "largest"), turns=2, seed=2

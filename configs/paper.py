@@ -4,8 +4,8 @@ The other files of this folder name runs: each says in what it differs from thes
 examples, relative to where train.py is started; give your own with --start, --data and --tokenizer.
 
     llava-mini convert --clip CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
-    python train.py configs/stage1_vicuna_7b.py --workdir out/7b
-    python train.py configs/stage2_vicuna_7b.py --workdir out/7b --start out/7b/stage1/model
+    python train.py configs/stage1_vicuna_7b.py --workdir out/7b-stage1
+    python train.py configs/stage2_vicuna_7b.py --workdir out/7b-stage2
 
 Not in the paper, and so ours or LLaVA's: betas and eps (torch's defaults, which the release uses),
 clipping at 1 (LLaVA-1.5's scripts; the release's at 0.5), pre-fusion that begins as a copy of the
@@ -15,8 +15,7 @@ language model's first layers (the release's begins fresh), and the data's paths
 import dataclasses
 import math
 
-from llava_mini_jax.config import CLIP_L_336, build, prompt_config
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
 from llava_mini_jax.data.sources import Dataset, SourcesConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
@@ -37,15 +36,7 @@ INSTRUCTION_SAMPLES = 665_298
 BATCH = 256
 LENGTHS = (128, 256, 512, 768, 1024, 1536, 2048)
 
-IMAGES = ImageConfig(
-    size=336,
-    aspect="pad",
-    grid=1,
-    split="pad_then_split",
-    repeat_whole=False,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-)
+IMAGES = image_config("paper", CLIP_L_336)
 
 
 def adam(learning_rate: float, projector_rate: float | None = None) -> OptimizerConfig:

@@ -26,7 +26,7 @@ def config() -> TrainConfig:
         max_frames=64,
     )
     return dataclasses.replace(
-        paper.stage_2(LLAMA_3_1_8B, "llama_3_1", "out/8b/stage1/model"),
+        paper.stage_2(LLAMA_3_1_8B, "llama_3_1", "out/8b-stage1/stage1/model"),
         data=data,
         samples=SAMPLES,
         steps=math.ceil(2 * SAMPLES / paper.BATCH),

@@ -15,7 +15,7 @@ TRAINABLE = ("projector/*", "llm/*")
 
 def config() -> TrainConfig:
     return dataclasses.replace(
-        paper.stage_2(VICUNA_7B, "vicuna_v1", "out/7b/stage1/model"),
+        paper.stage_2(VICUNA_7B, "vicuna_v1", "out/7b-stage1/stage1/model"),
         model=paper.stage_1(VICUNA_7B, "").model,
         trainable=TRAINABLE,
         optimizer=paper.adam(2e-5),

@@ -6,4 +6,4 @@ from llava_mini_jax.training.stages import TrainConfig
 
 
 def config() -> TrainConfig:
-    return paper.stage_2(VICUNA_13B, "vicuna_v1", "out/13b/stage1/model")
+    return paper.stage_2(VICUNA_13B, "vicuna_v1", "out/13b-stage1/stage1/model")

@@ -8,7 +8,7 @@ from llava_mini_jax.training.stages import TrainConfig
 
 
 def config() -> TrainConfig:
-    stage = paper.stage_2(VICUNA_7B, "vicuna_v1", "out/7b/stage1/model")
+    stage = paper.stage_2(VICUNA_7B, "vicuna_v1", "out/7b-stage1/stage1/model")
     model = build(VICUNA_7B, CLIP_L_336, "paper", grid=8, prefusion_layers=4, remat=True)
     return dataclasses.replace(
         stage, model=model, images=dataclasses.replace(paper.IMAGES, grid=2), accumulate=16

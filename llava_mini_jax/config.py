@@ -189,6 +189,19 @@ def prompt_config(
     )
 
 
+def image_config(dialect: str, vision: ClipConfig, *, grid: int = 1) -> ImageConfig:
+    """Pictures as `vision` wants them, padded and split in a dialect's order; k = `grid`."""
+    return ImageConfig(
+        size=vision.image_size,
+        aspect="pad",
+        grid=grid,
+        split="pad_then_split" if dialect == "paper" else "split_then_pad",
+        repeat_whole=False,
+        mean=vision.mean,
+        std=vision.std,
+    )
+
+
 def dialect_of(cfg: LlavaMiniConfig) -> str:
     """A word for people: which dialect a configuration is, or what it mixes."""
     if cfg.compressor.kind == "none" and cfg.prefusion_layers == 0:

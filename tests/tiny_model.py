@@ -11,7 +11,6 @@ from PIL import Image
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.images import ImageConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights.export_hf import export_model
 from tests import tiny
@@ -28,15 +27,7 @@ def bundle(dialect: str, positions: int = 256) -> configs.Bundle:
     release = dialect == "release"
     return configs.Bundle(
         model=model,
-        images=ImageConfig(
-            size=model.vision.image_size,
-            aspect="pad",
-            grid=1,
-            split="split_then_pad" if release else "pad_then_split",
-            repeat_whole=False,
-            mean=model.vision.mean,
-            std=model.vision.std,
-        ),
+        images=configs.image_config("release" if release else "paper", model.vision),
         prompt=configs.prompt_config("release" if release else "paper", "vicuna_v1", positions),
         eos_ids=(tokenizer.eos_token_id,),
         pad_id=tokenizer.pad_token_id,

@@ -7,7 +7,6 @@ data file | YAML list | training config --> SourcesConfig --audit--> manifest --
 import argparse
 import contextlib
 import os
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,14 +88,9 @@ def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
 def _of_training(path: str) -> "list[SourcesConfig]":
     """The different data of a config file's stages, as train.py reads it."""
     from llava_mini_jax.data.sources import SourcesConfig
-    from llava_mini_jax.training.stages import stages_of
+    from llava_mini_jax.training.stages import load_config, stages_of
 
-    if not Path(path).is_file():
-        raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
-    config = runpy.run_path(path).get("config")
-    if config is None:
-        raise InputError(f"{path} defines no function `config()` that returns the configuration")
-    data: list[Any] = [stage.data for stage in stages_of(config())]
+    data = [stage.data for stage in stages_of(load_config(path))]
     found = list(dict.fromkeys(d for d in data if isinstance(d, SourcesConfig)))
     if not found:
         raise InputError(f"no stage of {path} has data files; there is nothing to verify")

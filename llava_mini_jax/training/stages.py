@@ -8,6 +8,9 @@ run one after the other, each from the parameters that the one before left.
 """
 
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,6 +69,20 @@ class TrainConfig:
     seed: int
     log_every: int
     checkpoint_every: int
+
+
+def load_config(path: str) -> Any:
+    """What the function `config()` of a config file returns."""
+    if not Path(path).is_file():
+        raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not hasattr(module, "config"):
+        raise InputError(f"{path} defines no function `config()` that returns the configuration")
+    return module.config()
 
 
 def stages_of(config: Any) -> list[TrainConfig]:

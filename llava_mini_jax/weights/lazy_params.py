@@ -23,7 +23,6 @@ import numpy as np
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.images import ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -174,15 +173,7 @@ def start_from_parts(
     values = configs.read_json(llm / "config.json")
     bundle = Bundle(
         model=model,
-        images=ImageConfig(
-            size=vision.image_size,
-            aspect="pad",
-            grid=1,
-            split="pad_then_split" if dialect == "paper" else "split_then_pad",
-            repeat_whole=False,
-            mean=vision.mean,
-            std=vision.std,
-        ),
+        images=configs.image_config(dialect, vision),
         prompt=configs.prompt_config(
             dialect, folders.template_of(language), language.max_positions
         ),

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax import cli
-from llava_mini_jax.config import prompt_config
+from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data import audit
 from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.pipeline import Encoder
 from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.errors import InputError
@@ -137,15 +136,7 @@ def test_exactly_the_broken_samples_are_rejected(folder, workers):
 
 
 def test_training_takes_what_the_audit_takes_and_nothing_else(folder):
-    images = ImageConfig(
-        size=32,
-        aspect="pad",
-        grid=1,
-        split="pad_then_split",
-        repeat_whole=False,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-    )
+    images = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=32))
     encode = Encoder(build_tokenizer(), prompt_config("paper", "brief", 512), images)
     samples = Samples(config_of(folder, "good.json", "broken.jsonl"))
     for index in range(len(samples)):

@@ -7,24 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from llava_mini_jax.config import prompt_config
+from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.conversation import IGNORE
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.examples import Buckets, Example
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.pipeline import Encoder, make_batches
 from llava_mini_jax.errors import InputError
 
 PROMPT = prompt_config("paper", "brief", 128)
-IMAGES = ImageConfig(
-    size=32,
-    aspect="pad",
-    grid=1,
-    split="pad_then_split",
-    repeat_whole=False,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-)
+IMAGES = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=32))
 TOKENIZER = build_tokenizer()
 PAGE = np.full((32, 32, 3), 200, np.uint8)
 

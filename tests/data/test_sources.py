@@ -14,24 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llava_mini_jax.config import prompt_config
+from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.data.examples import Buckets
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.pipeline import Encoder, make_batches
 from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig, read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 
-IMAGES = ImageConfig(
-    size=32,
-    aspect="pad",
-    grid=1,
-    split="pad_then_split",
-    repeat_whole=False,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-)
+IMAGES = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=32))
 ANSWER = "the digit is 3"
 
 

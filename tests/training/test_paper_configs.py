@@ -2,10 +2,9 @@
 
 import pytest
 
-import train
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.training.stages import check, stages_of
+from llava_mini_jax.training.stages import check, load_config, stages_of
 from tests.conftest import ROOT
 
 STAGE_1 = dict(batch=256, rate=1e-3, rates={}, tokens=576, samples=558_128, epochs=1)
@@ -27,7 +26,7 @@ RUNS = {
 
 
 def load(name):
-    (stage,) = stages_of(train.load_config(str(ROOT / "configs" / f"{name}.py")))
+    (stage,) = stages_of(load_config(str(ROOT / "configs" / f"{name}.py")))
     return stage
 
 

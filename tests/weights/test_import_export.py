@@ -18,7 +18,6 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.images import ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -35,15 +34,7 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 
 def bundle(model: LlavaMiniConfig, **image_changes: Any) -> Bundle:
-    images = ImageConfig(
-        size=model.vision.image_size,
-        aspect="pad",
-        grid=1,
-        split="split_then_pad",
-        repeat_whole=False,
-        mean=model.vision.mean,
-        std=model.vision.std,
-    )
+    images = configs.image_config("release", model.vision)
     return Bundle(
         model=model,
         images=dataclasses.replace(images, **image_changes),
