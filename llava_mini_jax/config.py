@@ -143,13 +143,15 @@ def build(
     inside_layers: int = 0,
     projector: str = "mlp2x_gelu",
     compute_dtype: str = "bfloat16",
-    remat: bool = False,
+    remat: str = "none",
 ) -> LlavaMiniConfig:
     """A LLaVA-Mini of these parts in a dialect ("paper" or "release", design table in docs/).
 
     `compressor` replaces the dialect's form ("none" and `prefusion_layers` 0 give LLaVA-1.5);
     `grid` is C, so that an image becomes C*C tokens. `inside_layers` moves compression and
-    pre-fusion into the language model, behind that many of its layers.
+    pre-fusion into the language model, behind that many of its layers. `remat` is
+    what of each layer is kept for the backward pass: "none" of it is recomputed, or "matmuls",
+    "attention", "full" (least memory; ops/layers.py).
     """
     if dialect not in DIALECTS:
         raise InputError(f'dialect "{dialect}" is unknown; use one of {", ".join(DIALECTS)}')

@@ -13,10 +13,11 @@ Explicit and JAX checks every annotation while tracing.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from llava_mini_jax.errors import InputError
 
@@ -34,6 +35,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     # activations
     "batch": ("data", "fsdp"),
+    "lookup": "data",  # rows of a batch where fsdp lies on the width, as in a table
 }
 
 
@@ -54,6 +56,13 @@ def make_mesh(
         axis_types=(AxisType.Explicit,) * len(MESH_AXES),
         devices=devices[:needed],
     )
+
+
+def planned_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractContextManager:
+    """The context of a mesh whose devices need not be there: for plans, not for arrays."""
+    sizes = (data, fsdp, tensor)
+    explicit = (AxisType.Explicit,) * len(MESH_AXES)
+    return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, axis_types=explicit))
 
 
 def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
@@ -77,6 +86,14 @@ def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
         divides = size % math.prod(mesh.shape[name] for name in names) == 0
         spec.append(tuple(names) if names and divides else None)
     return PartitionSpec(*spec)
+
+
+def piece(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape of one device's piece of an array under the current mesh."""
+    spec = partition(shape, axes)
+    if spec is None:
+        return shape
+    return NamedSharding(jax.sharding.get_abstract_mesh(), spec).shard_shape(shape)
 
 
 def named_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: Axes) -> NamedSharding:
@@ -109,12 +126,44 @@ def settle(tree: Any) -> Any:
     return jax.device_put(tree, jax.local_devices()[0])
 
 
+def batch_share() -> tuple[int, int]:
+    """(which, of how many) equal parts of a batch's rows lie on this process's devices.
+
+    Processes whose devices differ along the tensor axis alone have the same part.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    mesh = jax.sharding.get_mesh()
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    spec = partition((rows,), ("batch",))
+    assert spec is not None
+    parts: dict[int, set[int]] = {}
+    for device, (span,) in NamedSharding(mesh, spec).devices_indices_map((rows,)).items():
+        parts.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
+    shares = sorted({tuple(sorted(part)) for part in parts.values()})
+    if sum(map(len, shares)) != rows or len({len(share) for share in shares}) > 1:
+        raise InputError(
+            f"the mesh {dict(mesh.shape)} gives {jax.process_count()} processes unequal parts of a "
+            "batch: make data x fsdp a multiple of the processes, or tensor one of the devices of "
+            "a process"
+        )
+    return shares.index(tuple(sorted(parts[jax.process_index()]))), len(shares)
+
+
 def put_batch(tree: Any) -> Any:
-    """Host arrays onto the devices, first dimension split over the batch axes."""
+    """Host arrays onto the devices, first dimension split over the batch axes.
+
+    Each process gives its own rows: those of its `batch_share`.
+    """
+    _, shares = batch_share()
 
     def put(x: Any) -> jax.Array:
-        spec = partition(x.shape, ("batch", *(None,) * (x.ndim - 1)))
-        return jax.device_put(x) if spec is None else jax.device_put(x, spec)
+        shape = (x.shape[0] * shares, *x.shape[1:])
+        spec = partition(shape, ("batch", *(None,) * (x.ndim - 1)))
+        if spec is None:
+            return jax.device_put(x)
+        placed = NamedSharding(jax.sharding.get_mesh(), spec)
+        return jax.make_array_from_process_local_data(placed, x, shape)
 
     return jax.tree.map(put, tree)
 

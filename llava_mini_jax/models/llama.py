@@ -24,7 +24,7 @@ from llava_mini_jax.inference import cache as kv
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import attention
 from llava_mini_jax.ops.einsum import einsum
-from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.layers import attention_name, fold_layers
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack
@@ -103,14 +103,17 @@ def spec(cfg: LlamaConfig) -> Llama:
 def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
     """Token embeddings [B, T, D] in `dtype`; ids below 0 (image marks) get the row of id 0."""
     with jax.named_scope("embed"):
+        # Each device looks up its piece of the width for its neighbours' rows too, and hands them
+        # over: the table, which is much larger than the rows, is not gathered over fsdp.
         shape = (*ids_BT.shape, params.embed_tokens.shape[1])
-        spec = sharding.partition(shape, ("batch", None, None))
+        spec = sharding.partition(shape, ("lookup", None, "embed"))
         rows = params.embed_tokens.at[jnp.maximum(ids_BT, 0)]
-        return rows.get(out_sharding=spec).astype(dtype)
+        found_BTD = rows.get(out_sharding=spec).astype(dtype)
+        return sharding.constrain(found_BTD, ("batch", None, None))
 
 
 def apply(
-    params: Llama, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: bool = False
+    params: Llama, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: str = "none"
 ) -> Array:
     """Hidden states [B, T, D] after the final norm for whole sequences of embeddings."""
     x_BTD = run_whole(params.layers, x_BTD, valid_BT, cfg, remat=remat)
@@ -118,7 +121,7 @@ def apply(
 
 
 def run_whole(
-    layers: Block | tuple, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: bool = False
+    layers: Block | tuple, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: str = "none"
 ) -> Array:
     """Layers over whole sequences whose positions are their places, without the final norm."""
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
@@ -134,7 +137,7 @@ def run_layers(
     mask_BTS: Array,
     cfg: LlamaConfig,
     *,
-    remat: bool = False,
+    remat: str = "none",
 ) -> Array:
     """A stack of blocks over whole sequences, without the final norm."""
     turns_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
@@ -218,9 +221,9 @@ def block(
     values [B, S, K, H] to attend to, and whatever the caller wants to keep.
     """
     y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
-    q_BTNH = rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), turns_BTH)
+    q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), turns_BTH))
     k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, turns_BTH))
-    mixed_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    mixed_BTNH = attention_name(attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS))
     x_BTD = x_BTD + einsum("BTNH,DNH->BTD", mixed_BTNH, layer.o_proj, ("batch", None, None))
     y_BTD = rms_norm(x_BTD, layer.mlp_norm, cfg.norm_eps)
     gate_BTM = einsum("BTD,MD->BTM", y_BTD, layer.gate_proj, ("batch", None, "mlp"))
@@ -238,7 +241,8 @@ def keys_values(
 
 def _keys_values(layer: Block, y_BTD: Array, turns_BTH: Array) -> tuple[Array, Array]:
     k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), turns_BTH)
-    return k_BTKH, _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
+    v_BTKH = _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
+    return attention_name(k_BTKH), attention_name(v_BTKH)
 
 
 _project = partial(einsum, axes=("batch", None, "heads", None))

@@ -29,6 +29,7 @@ from flax import struct
 
 from llava_mini_jax.models import clip, compressor, inside, llama, prefusion, projector
 from llava_mini_jax.models.splice import splice
+from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
 
 
@@ -46,9 +47,10 @@ class LlavaMiniConfig:
     inside_layers: int  # > 0: compression after that many LLM layers (paper E.3), no pre-fusion
     llm: llama.LlamaConfig
     compute_dtype: str
-    remat: bool  # recompute each layer in the backward pass
+    remat: str  # what of each layer is kept for the backward pass (ops/layers.py)
 
     def __post_init__(self):
+        check_remat(self.remat)
         if self.compress not in ("projected", "features"):
             raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
         if self.inside_layers and (self.prefusion_layers or self.compressor.kind == "none"):

@@ -48,7 +48,7 @@ def spec(layers: int, cfg: LlamaConfig) -> Prefusion | None:
 
 
 def read_image(
-    params: Prefusion, image_ISD: Array, outputs: int, cfg: LlamaConfig, *, remat: bool
+    params: Prefusion, image_ISD: Array, outputs: int, cfg: LlamaConfig, *, remat: str
 ) -> tuple[Array, ImageMemory]:
     """(outputs of the last `outputs` positions [I, outputs, D], memory) of images without text."""
     images, size = image_ISD.shape[:2]
@@ -79,15 +79,24 @@ def read_image(
         return x_IQD, (k_ISKH, v_ISKH)
 
     with jax.named_scope("prefusion_image"):
-        *earlier, last = unstack(params.layers)
+        earlier, last = _split_last(params.layers)
         x_ISD, memories = image_ISD, []
-        if earlier:
-            x_ISD, memory = fold_layers(body, tuple(earlier), x_ISD, remat=remat)
+        if earlier is not None:
+            x_ISD, memory = fold_layers(body, earlier, x_ISD, remat=remat)
             memories.append(memory)
         x_IQD, memory = fold_layers(read_last, (last,), x_ISD, remat=remat)
         memories.append(memory)
         keys, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *memories)
         return x_IQD, ImageMemory(keys_NISKH=keys, values_NISKH=values)
+
+
+def _split_last(layers: Block | tuple) -> tuple[Block | tuple | None, Block]:
+    """(all layers but the last as a stack, or None; the last one)."""
+    if isinstance(layers, tuple):
+        return layers[:-1] or None, layers[-1]
+    last = jax.tree.map(lambda a: a[-1], layers)
+    alone = jax.tree.leaves(layers)[0].shape[0] == 1
+    return None if alone else jax.tree.map(lambda a: a[:-1], layers), last
 
 
 def fuse_text(
@@ -97,7 +106,7 @@ def fuse_text(
     fuse_IT: Array,
     cfg: LlamaConfig,
     *,
-    remat: bool,
+    remat: str,
 ) -> Array:
     """Text after pre-fusion [I, T, D]: each row with its own image.
 
@@ -121,7 +130,7 @@ def fuse_text(
 
     with jax.named_scope("prefusion_text"):
         stacked = (memory.keys_NISKH, memory.values_NISKH)
-        x_ITD, _ = fold_layers(body, unstack(params.layers), text_ITD, stacked, remat=remat)
+        x_ITD, _ = fold_layers(body, params.layers, text_ITD, stacked, remat=remat)
         return jnp.where(fuse_IT[..., None], x_ITD, text_ITD)
 
 

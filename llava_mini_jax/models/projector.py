@@ -32,24 +32,22 @@ class Projector:
 
 
 def spec(cfg: ProjectorConfig) -> Projector:
-    def fresh(into: int, out: int) -> Linear:
-        init = torch_linear(into)
-        return Linear(
-            kernel=ParamSpec((out, into), (None, "embed"), init),
-            bias=ParamSpec((out,), ("norm",), init),
-        )
-
-    D = cfg.out_width
+    E, D = cfg.in_width, cfg.out_width
+    into, out = torch_linear(E), torch_linear(D)
+    if cfg.kind == "linear":
+        only = ParamSpec((D, E), ("embed", None), into)
+        return Projector(fc1=Linear(only, ParamSpec((D,), ("norm",), into)), fc2=None)
     return Projector(
-        fc1=fresh(cfg.in_width, D), fc2=fresh(D, D) if cfg.kind == "mlp2x_gelu" else None
+        fc1=Linear(ParamSpec((D, E), ("mlp", "embed"), into), ParamSpec((D,), ("mlp",), into)),
+        fc2=Linear(ParamSpec((D, D), ("embed", "mlp"), out), ParamSpec((D,), ("norm",), out)),
     )
 
 
 def apply(params: Projector, features_ISE: Array) -> Array:
     """Tokens [I, S, D] in the width of the language model; exact (erf) GELU."""
     with jax.named_scope("projector"):
-        x_ISD = linear("ISE,DE->ISD", features_ISE, params.fc1, ("batch", None, None))
         if params.fc2 is None:
-            return x_ISD
+            return linear("ISE,DE->ISD", features_ISE, params.fc1, ("batch", None, None))
+        x_ISD = linear("ISE,DE->ISD", features_ISE, params.fc1, ("batch", None, "mlp"))
         x_ISD = jax.nn.gelu(x_ISD, approximate=False)
         return linear("ISE,DE->ISD", x_ISD, params.fc2, ("batch", None, None))

@@ -5,6 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+_POLICIES = jax.checkpoint_policies
+# What the backward pass finds of a layer beside its input; everything else it computes again.
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": _POLICIES.everything_saveable,
+    "matmuls": _POLICIES.dots_with_no_batch_dims_saveable,  # products with weights
+    "attention": _POLICIES.save_only_these_names("attention"),  # what `attention_name` marks
+    "full": _POLICIES.nothing_saveable,
+}
+
+
+def check_remat(remat: str) -> None:
+    if remat not in REMAT:
+        raise ValueError(f"remat {remat!r} is unknown; use one of {', '.join(REMAT)}")
+
+
+def attention_name(x: jax.Array) -> jax.Array:
+    """`x` itself: an input or output of attention, which remat "attention" keeps."""
+    return checkpoint_name(x, "attention")
 
 
 def fold_layers(
@@ -13,16 +33,20 @@ def fold_layers(
     carry: Any,
     per_layer: Any = None,
     *,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[Any, Any]:
     """Runs `carry, output = block(layer, carry, per_layer[i])` over the stack.
 
     A stacked tree is scanned: one compiled block, fast compilation (training). A tuple of layers
     is unrolled: no copies of weight slices (decoding; 2.5 times faster on CPU). Both give the same
     numbers. `per_layer` is a tree with a leading layer axis; the outputs come back stacked.
-    `remat` recomputes each block in the backward pass instead of keeping its activations.
+    `remat` names what of a block is kept for the backward pass (REMAT); a layer's input always is.
     """
-    block = jax.checkpoint(block) if remat else block
+    check_remat(remat)
+    if remat != "none":
+        # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
+        unrolled = isinstance(layers, tuple)
+        block = jax.checkpoint(block, prevent_cse=unrolled, policy=REMAT[remat])
     if not isinstance(layers, tuple):
         return jax.lax.scan(lambda c, xs: block(xs[0], c, xs[1]), carry, (layers, per_layer))
     outputs = []

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Hashable
 
+import numpy as np
 import optax
 
 from llava_mini_jax import params as param_tree
@@ -27,6 +28,9 @@ class OptimizerConfig:
     beta1: float
     beta2: float
     eps: float
+    # Of Adam's first moment: "bfloat16" saves two bytes a parameter. The second one stays float32:
+    # its small steps would be lost.
+    first_moment_dtype: str = "float32"
 
 
 def make_optimizer(
@@ -42,7 +46,7 @@ def make_optimizer(
     }
     return optax.chain(
         optax.clip_by_global_norm(cfg.max_grad_norm),
-        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
+        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=cfg.first_moment_dtype),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
         optax.partition(rates, labels),
     )
@@ -52,6 +56,16 @@ def schedule(peak: float, warmup_ratio: float, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup_ratio` of the steps, then cosine decay to zero."""
     warmup = max(1, round(warmup_ratio * steps))
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
+
+
+def learning_rates(cfg: OptimizerConfig, steps: int, step: int) -> dict[str, float]:
+    """The rate of step `step` (from 1), and that of each group, if no step before was skipped."""
+    named = {"learning_rate": cfg.learning_rate}
+    named |= {f"learning_rate {','.join(g.patterns)}": g.learning_rate for g in cfg.groups}
+    return {
+        name: float(np.asarray(schedule(peak, cfg.warmup_ratio, steps)(step - 1)))
+        for name, peak in named.items()
+    }
 
 
 def _group_of(path: str, groups: tuple[Group, ...]) -> int:

@@ -259,7 +259,7 @@ def _call_arrays(
         "prefusion_mask4d": mask[:, None],
         "compressed_tokens": visual,
         "fused_text": prefusion.fuse_text(
-            params.prefusion, memory, text, fuse, cfg.llm, remat=False
+            params.prefusion, memory, text, fuse, cfg.llm, remat="none"
         ),
     }
 

@@ -21,6 +21,8 @@ fast_compilation = tiny.fast_compilation
 ATOL = 1e-5
 # Gradients, relative to the largest of their tensor: the same, through the backward pass.
 GRADIENT_RTOL = 1e-5
+# For gradients that are zero but for rounding, as that of a key bias under a softmax.
+GRADIENT_ATOL = 1e-7
 
 CFG = tiny.release_model()
 LLM = CFG.llm
@@ -145,17 +147,16 @@ def test_logits_are_float32(params, embeddings) -> None:
 
 
 @pytest.mark.slow  # one layer's loss and gradients: tests/ops/test_layers.py
-def test_remat_gives_the_same_loss_and_gradients() -> None:
+@pytest.mark.parametrize("remat", ["matmuls", "attention", "full"])
+def test_remat_gives_the_same_loss_and_gradients(remat) -> None:
     params, batch = tiny.weights(CFG), tiny.training_batch(CFG)
     plain = tiny.loss_and_grads(params, batch, CFG)
-    again = tiny.loss_and_grads(params, batch, dataclasses.replace(CFG, remat=True))
+    again = tiny.loss_and_grads(params, batch, dataclasses.replace(CFG, remat=remat))
     assert float(plain[0]) == pytest.approx(float(again[0]), abs=ATOL)
     expected = param_tree.paths(plain[1], is_leaf=None)
     for path, found in param_tree.paths(again[1], is_leaf=None).items():
-        largest = float(jnp.abs(expected[path]).max())
-        np.testing.assert_allclose(
-            found, expected[path], atol=GRADIENT_RTOL * largest, err_msg=path
-        )
+        atol = GRADIENT_ATOL + GRADIENT_RTOL * float(jnp.abs(expected[path]).max())
+        np.testing.assert_allclose(found, expected[path], rtol=0, atol=atol, err_msg=path)
 
 
 def test_remat_reaches_every_stack_of_layers() -> None:
@@ -165,6 +166,6 @@ def test_remat_reaches_every_stack_of_layers() -> None:
         program = jax.make_jaxpr(functools.partial(tiny.loss_and_grads, cfg=cfg))(params, batch)
         return len(re.findall(r"= (?:remat|checkpoint)\w*\[", str(program)))
 
-    # The scanned LLM, and both pre-fusion layers once for images and once for text.
+    # Scans of the LLM and of pre-fusion over text; over images the last layer is by itself.
     assert recomputed(CFG) == 0
-    assert recomputed(dataclasses.replace(CFG, remat=True)) == 1 + 2 + 2
+    assert recomputed(dataclasses.replace(CFG, remat="full")) == 1 + 1 + 2

@@ -129,8 +129,8 @@ def test_reading_the_image_first_equals_pre_fusion_in_one_piece(
 ) -> None:
     cfg, params, image, text, fuse = split_at_the_image
     whole, _, _ = apply_whole(params, image, text, fuse, cfg.llm)
-    tokens, memory = read_image(params, image, outputs, cfg.llm, remat=False)
-    fused = fuse_text(params, memory, text, fuse, cfg.llm, remat=False)
+    tokens, memory = read_image(params, image, outputs, cfg.llm, remat="none")
+    fused = fuse_text(params, memory, text, fuse, cfg.llm, remat="none")
     assert tokens.shape[1] == outputs
     np.testing.assert_allclose(tokens, whole[:, 18 - outputs : 18], atol=ATOL)
     np.testing.assert_allclose(fused[fuse], whole[:, 18:][fuse], atol=ATOL)
@@ -139,10 +139,10 @@ def test_reading_the_image_first_equals_pre_fusion_in_one_piece(
 
 def test_text_that_is_not_fused_is_seen_by_none(split_at_the_image) -> None:
     cfg, params, image, text, fuse = split_at_the_image
-    _, memory = read_image(params, image, 0, cfg.llm, remat=False)
-    before = fuse_text(params, memory, text, fuse, cfg.llm, remat=False)
+    _, memory = read_image(params, image, 0, cfg.llm, remat="none")
+    before = fuse_text(params, memory, text, fuse, cfg.llm, remat="none")
     noise = jnp.where(fuse[..., None], text, 50.0)
-    after = fuse_text(params, memory, noise, fuse, cfg.llm, remat=False)
+    after = fuse_text(params, memory, noise, fuse, cfg.llm, remat="none")
     np.testing.assert_array_equal(before[fuse], after[fuse])
     # Positions skip what is left out, so that its number does not matter either.
     kept = np.flatnonzero(fuse[0])
@@ -152,7 +152,7 @@ def test_text_that_is_not_fused_is_seen_by_none(split_at_the_image) -> None:
         text[:1, kept],
         jnp.ones((1, len(kept)), bool),
         cfg.llm,
-        remat=False,
+        remat="none",
     )
     np.testing.assert_allclose(alone[0], before[0, kept], atol=ATOL)
 

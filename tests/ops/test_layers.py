@@ -1,13 +1,16 @@
 """fold_layers scanned, unrolled and with remat gives the same; norms and products in float64."""
 
+import collections
+
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
-from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.layers import REMAT, attention_name, fold_layers
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, rms_norm
 
 # float32 against float64 on values of order 1, and the same program compiled in another way.
@@ -15,7 +18,7 @@ F32_ATOL = 2e-6
 
 
 def block(layer, x, shift):
-    y = jnp.tanh(x @ layer["kernel"] + shift)
+    y = jnp.tanh(attention_name(jnp.sin(x)) @ layer["kernel"] + shift)
     return y, {"sum": y.sum(), "row": y[0]}
 
 
@@ -26,7 +29,7 @@ def stack():
     return layers, rng.standard_normal((2, 4)).astype(np.float32), np.arange(3, dtype=np.float32)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_layers_run_in_order_and_their_outputs_are_stacked(stack, unrolled, remat) -> None:
     layers, x, shifts = stack
@@ -34,30 +37,56 @@ def test_layers_run_in_order_and_their_outputs_are_stacked(stack, unrolled, rema
     found, outputs = fold_layers(block, given, x, shifts, remat=remat)
     expected = x.astype(np.float64)
     for i in range(3):
-        expected = np.tanh(expected @ layers["kernel"][i] + i)
+        expected = np.tanh(np.sin(expected) @ layers["kernel"][i] + i)
         np.testing.assert_allclose(outputs["row"][i], expected[0], atol=F32_ATOL)
         np.testing.assert_allclose(outputs["sum"][i], expected.sum(), atol=10 * F32_ATOL)
     np.testing.assert_allclose(found, expected, atol=F32_ATOL)
 
 
-def test_remat_changes_no_gradient(stack) -> None:
-    layers, x, shifts = stack
+def total(layers, stack, remat):
+    _, x, shifts = stack
+    return fold_layers(block, layers, x, shifts, remat=remat)[0].sum()
 
-    def total(layers, remat):
-        return fold_layers(block, layers, x, shifts, remat=remat)[0].sum()
 
-    plain, again = (jax.grad(total)(layers, remat)["kernel"] for remat in (False, True))
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("remat", set(REMAT) - {"none"})
+def test_remat_changes_no_gradient(stack, unrolled, remat) -> None:
+    plain, again = (jax.grad(total)(stack[0], stack, r)["kernel"] for r in ("none", remat))
     assert np.abs(plain).max() > 0.1
     np.testing.assert_allclose(plain, again, atol=F32_ATOL)
 
 
-def test_remat_really_recomputes(stack) -> None:
-    layers, x, shifts = stack
-    for remat in (False, True):
-        program = jax.make_jaxpr(
-            jax.grad(lambda kernels: fold_layers(block, kernels, x, shifts, remat=remat)[0].sum())  # noqa: B023
-        )(layers)
-        assert ("remat" in str(program) or "checkpoint" in str(program)) == remat
+@pytest.mark.parametrize(
+    ("remat", "recomputed"),
+    # How often each operation of the three layers is computed again, in an unrolled stack.
+    [
+        ("none", dict(sin=0, dot_general=0)),
+        ("matmuls", dict(sin=3, dot_general=0)),
+        ("attention", dict(sin=0, dot_general=3)),
+        ("full", dict(sin=3, dot_general=3)),
+    ],
+)
+def test_what_is_computed_again(stack, remat, recomputed) -> None:
+    counts = []
+    for policy in (remat, "none"):
+        program = jax.make_jaxpr(jax.grad(lambda t: total(t[0], (None, *t[1:]), policy)))  # noqa: B023
+        jaxpr = program((param_tree.unstack(stack[0]), *stack[1:])).jaxpr
+        counts.append(collections.Counter(operations(jaxpr)))
+    for name, times in recomputed.items():
+        assert counts[0][name] - counts[1][name] == times, name
+
+
+def operations(jaxpr):
+    """Names of all primitives, those inside calls included."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for sub in jex.core.jaxprs_in_params(eqn.params):
+            yield from operations(sub)
+
+
+def test_an_unknown_remat_is_refused(stack) -> None:
+    with pytest.raises(ValueError, match="remat 'some' is unknown; use one of none, matmuls, att"):
+        total(stack[0], stack, "some")
 
 
 def test_norms() -> None:

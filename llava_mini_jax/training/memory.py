@@ -1,0 +1,282 @@
+"""What a training step takes of a device's memory, worked out before a device is there.
+
+    stage, mesh --shapes of one device--> parameters + optimiser state + batch    (always there)
+                                          + the largest of the step's phases:
+        loss        float32 sums | kept activations | logits, their softmax and their gradient
+        language    float32 sums | gradients        | kept activations | one layer's work
+        fusion      float32 sums | gradients        | those of pre-fusion | one layer's work
+        vision      float32 sums | one layer's work on all parts of all pictures
+        update      gradients, and new moments beside the old ones
+
+Sizes are arithmetic on shapes. What the backward pass keeps of the forward one is asked of JAX,
+which lists it while tracing: no formula of ours would follow every change of a layer or of `remat`.
+What the compiler makes of it is its own matter: tests/training/test_memory.py says how far off
+this is on CPU. Not counted: the runtime's own memory, fragmentation, and work of the compressor.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.params import Tree
+from llava_mini_jax.training.stages import TrainConfig
+
+FLOAT32 = 4
+# Arrays like the trained parameters at the end of a step: the gradients, and what of the new
+# moments is there before it may take the place of the old ones.
+UPDATE_COPIES = 2
+GROUPS = {
+    "trained parameters": "parameters",
+    "frozen parameters": "parameters",
+    "first moments": "optimiser state",
+    "second moments": "optimiser state",
+    "gradients and new moments": "gradients",
+    "gradients": "gradients",
+    "float32 sums of gradients": "gradients",
+}
+OTHERS = "activations"  # every other term
+HEAD = ("llm/lm_head", "llm/embed_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `phases` are the step's, of which one is there at a time."""
+
+    always: dict[str, int]
+    phases: dict[str, dict[str, int]]
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """What is there at the peak, by name."""
+        return self.always | self.phases[self.peak]
+
+    @property
+    def total(self) -> int:
+        return self.total_in(self.peak)
+
+    def total_in(self, phase: str) -> int:
+        return sum(self.always.values()) + sum(self.phases[phase].values())
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """The terms at the peak, added up to four."""
+        return {
+            group: sum(n for term, n in self.terms.items() if GROUPS.get(term, OTHERS) == group)
+            for group in ("parameters", "optimiser state", "gradients", OTHERS)
+        }
+
+
+def estimate(stage: TrainConfig, images: int = 1) -> Memory:
+    """Memory of a step over rows of the longest bucket, with `images` pictures or frames each."""
+    rows = _share(stage.batch_size // stage.accumulate, stage.mesh.data * stage.mesh.fsdp)
+    piece = _Piece(stage, rows, images)
+    trained, frozen = piece.parameters(True), piece.parameters(False)
+    first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
+    # A first moment of another dtype than its gradient is rounded from one of the gradient's.
+    rounded = trained.count * first if trained.count * first != trained.bytes else 0
+    always = {
+        "trained parameters": trained.bytes,
+        "frozen parameters": frozen.bytes,
+        "first moments": trained.count * first,
+        "second moments": trained.bytes,
+        "batch": stage.accumulate * _bytes(piece.batch()),
+    }
+    sums = {"float32 sums of gradients": trained.count * FLOAT32} if stage.accumulate > 1 else {}
+    head = piece.parameters(True, *HEAD).bytes
+    llm, front = piece.parameters(True, "llm/*").bytes, piece.kept_in_front()
+    kept = {"kept in front of the language model": front, "kept of its layers": piece.kept_of_llm()}
+    layer = piece.work(piece.length, piece.length, rows)
+    phases = {
+        "loss": sums | kept | {"logits": piece.logits(), "gradients": head},
+        "language model": sums | kept | {"gradients": llm, "work of a layer": layer},
+        "fusion": sums
+        | {
+            "gradients": trained.bytes,
+            "kept in front of the language model": front,
+            "work of a layer": piece.work_in_front(),
+        },
+        "vision": sums | {"work of a layer": piece.work_of_vision()},
+        "update": {"gradients and new moments": UPDATE_COPIES * trained.bytes + rounded},
+    }
+    return Memory(always, phases)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    count: int
+    bytes: int
+
+
+class _Piece:
+    """One device's piece of a stage: its rows, and the model with its share of each axis."""
+
+    def __init__(self, stage: TrainConfig, rows: int, images: int):
+        self.stage, self.rows, self.images = stage, rows, images
+        self.length = stage.lengths[-1]
+        self.cfg = _local(stage.model, stage.mesh.tensor)
+        self.spec = llava_mini.spec(self.cfg)
+
+    def parameters(self, trained: bool, *patterns: str) -> _Size:
+        """Of the device's shards: those that are trained or not, and match a pattern."""
+        stage, count = self.stage, 0
+        with sharding.planned_mesh(**dataclasses.asdict(stage.mesh)):
+            for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+                chosen = param_tree.matches(path, stage.trainable) == trained
+                if chosen and (not patterns or param_tree.matches(path, patterns)):
+                    count += math.prod(sharding.piece(leaf.shape, leaf.axes))
+        return _Size(count, count * jnp.dtype(stage.param_dtype).itemsize)
+
+    def batch(self) -> Tree:
+        """Inputs and labels of a micro-batch, as abstract arrays."""
+        rows, I, J, S = self.rows, self.images, self.stage.images.parts, self.length
+        side = self.cfg.vision.image_size
+
+        def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        inputs = Inputs(
+            ids_BT=array((rows, S), jnp.int32),
+            fuse_BT=array((rows, S), jnp.bool_),
+            pixels_BIJYXC=array((rows, I, J, side, side, 3), jnp.uint8),
+            frames_BI=array((rows, I), jnp.bool_),
+            slots_BS=array((rows, S), jnp.int32),
+            wide_slots_BU=array((rows, S), jnp.int32) if self.cfg.inside_layers else None,
+        )
+        return inputs, array((rows, S), jnp.int32)
+
+    def kept_in_front(self) -> int:
+        """Of vision, projector, compressor, pre-fusion and embedding."""
+
+        def front(params: LlavaMini, inputs: Inputs) -> jax.Array:
+            return llava_mini.embed_inputs(params, inputs, self.cfg)
+
+        return self._kept(front, self.batch()[0])
+
+    def kept_of_llm(self) -> int:
+        cfg, hidden = self.cfg, self._hidden(self.rows, self.length)
+
+        def language(params: LlavaMini, x_BSD: jax.Array) -> jax.Array:
+            valid_BS = jnp.ones(x_BSD.shape[:2], bool)
+            return llama.apply(params.llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat)
+
+        return self._kept(language, hidden, through=True)
+
+    def work(self, queries: int, keys: int, rows: int) -> int:
+        """One decoder layer's, recomputed and gone through backwards, and its gathered weights."""
+        cfg = self.cfg
+        layer = param_tree.abstract(llama.block_spec(cfg.llm), self.stage.param_dtype)
+        K, H, N, M = cfg.llm.kv_heads, cfg.llm.head_width, cfg.llm.heads, cfg.llm.mlp_width
+        earlier = jax.ShapeDtypeStruct((rows, keys - queries, K, H), cfg.dtype)
+        args = layer, self._hidden(rows, queries), earlier, earlier
+
+        def block(layer: Any, x: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            def remember(*new: jax.Array) -> Any:
+                return *(jnp.concatenate(p, axis=1) for p in zip((k, v), new, strict=True)), None
+
+            turns = jnp.zeros((rows, queries, H // 2), jnp.float32)
+            mask = jnp.ones((rows, queries, keys), bool)
+            return llama.block(layer, x, turns, mask, cfg.llm, remember)[0]
+
+        def backward(args: Any) -> Any:
+            layer, *activations = args
+            if self.parameters(True, "llm/layers/*").count:
+                return jax.vjp(block, *args)[1]
+            return jax.vjp(functools.partial(block, layer), *activations)[1]
+
+        recomputed = 0 if cfg.remat == "none" else _kept(backward, args)
+        # Gradients of the widest arrays stand beside them: of attention's scores, or in the MLP.
+        scores = rows * N * queries * keys * FLOAT32
+        mlp = 3 * rows * queries * M * cfg.dtype.itemsize
+        weights = param_tree.count(layer) * cfg.dtype.itemsize
+        gathered = weights if self.stage.mesh.fsdp > 1 else 0
+        return recomputed + max(scores, mlp) + gathered
+
+    def work_in_front(self) -> int:
+        if not self.cfg.prefusion_layers:
+            return 0
+        seen, images = self.cfg.patches_per_image(self.stage.images.parts), self.rows * self.images
+        text = self.work(self.length, seen + self.length, images)
+        return max(text, self.work(seen, seen, images))
+
+    def work_of_vision(self) -> int:
+        """One layer of the tower, forwards: two arrays of attention scores, or the MLP's."""
+        cfg = self.cfg.vision
+        pictures, S = self.rows * self.images * self.stage.images.parts, cfg.grid**2 + 1
+        heads, width = (_share(n, self.stage.mesh.tensor) for n in (cfg.heads, cfg.mlp_width))
+        return 2 * pictures * S * max(heads * S * FLOAT32, width * self.cfg.dtype.itemsize)
+
+    def logits(self) -> int:
+        """Of all positions or of a chunk; their softmax; what the head's gradient is made of."""
+        positions = min(self.stage.loss_chunk or self.length, self.length)
+        copies = 3 if self.parameters(True, *HEAD).count else 2
+        return copies * self.rows * positions * self.cfg.llm.vocab_size * FLOAT32
+
+    def _hidden(self, rows: int, positions: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, positions, self.cfg.llm.width), self.cfg.dtype)
+
+    def _kept(self, function: Callable, inputs: Any, through: bool = False) -> int:
+        """What `function(params, inputs)` keeps for gradients of the trained parameters.
+
+        With `through`, for that of its inputs too.
+        """
+        params = param_tree.abstract(self.spec, self.stage.param_dtype)
+        trained, frozen = param_tree.split(
+            params, lambda path: param_tree.matches(path, self.stage.trainable)
+        )
+
+        def call(trained: Tree, frozen: Tree, inputs: Any) -> jax.Array:
+            return function(param_tree.merge(trained, frozen), inputs)
+
+        def backward(args: tuple) -> Any:
+            trained, frozen, inputs = args
+            if through:
+                return jax.vjp(lambda t, x: call(t, frozen, x), trained, inputs)[1]
+            return jax.vjp(lambda t: call(t, frozen, inputs), trained)[1]
+
+        return _kept(backward, (trained, frozen, inputs))
+
+
+def _local(cfg: LlavaMiniConfig, tensor: int) -> LlavaMiniConfig:
+    """A model whose sizes are one device's share of the tensor axis."""
+    heads = _share(cfg.llm.heads, tensor)
+    # Key heads that are not divided are repeated for the query heads (ops/attention.py).
+    divided = cfg.llm.kv_heads % tensor == 0 or heads == cfg.llm.heads
+    llm = dataclasses.replace(
+        cfg.llm,
+        heads=heads,
+        kv_heads=_share(cfg.llm.kv_heads, tensor) if divided else heads,
+        mlp_width=_share(cfg.llm.mlp_width, tensor),
+        vocab_size=_share(cfg.llm.vocab_size, tensor),
+    )
+    return dataclasses.replace(cfg, llm=llm)
+
+
+def _share(size: int, devices: int) -> int:
+    """What a device has of a dimension; one that is not divided evenly stays whole."""
+    return size if size % devices else size // devices
+
+
+def _kept(backward: Callable, args: Any) -> int:
+    """Bytes of the arrays that `backward(args)`, a function of JAX's vjp, holds beside `args`."""
+    jaxpr = jax.make_jaxpr(backward)(args).jaxpr
+    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
+    held = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in held.values() if hasattr(a, "shape"))
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
