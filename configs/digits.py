@@ -92,6 +92,8 @@ def config() -> Digits:
         tokenizer="digits",
         data=CAPTIONS,
         samples=1_000_000,
+        bad_samples=0.0,
+        heldout=None,
         start="fresh",
         fresh=(),
         prefusion_init="copy",
@@ -110,6 +112,8 @@ def config() -> Digits:
         seed=0,
         log_every=50,
         checkpoint_every=1000,
+        keep=2,
+        keep_every=0,
     )
     baseline = dataclasses.replace(
         captions,

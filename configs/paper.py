@@ -14,9 +14,11 @@ language model's first layers (the release's begins fresh), and the data's paths
 
 import dataclasses
 import math
+from typing import Any
 
 from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
 from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
 from llava_mini_jax.training.stages import STAGE_1, STAGE_2, MeshConfig, TrainConfig
@@ -60,12 +62,14 @@ def stage_1(llm: LlamaConfig, start: str) -> TrainConfig:
     """Vision-language pretraining: patches as they are, only the projector learns; 1 epoch."""
     return TrainConfig(
         name="stage1",
-        model=build(llm, CLIP_L_336, "paper", compressor="none", prefusion_layers=0, remat=True),
+        model=build(llm, CLIP_L_336, "paper", compressor="none", prefusion_layers=0, remat="full"),
         images=IMAGES,
         prompt=prompt_config("paper", "plain", LENGTHS[-1]),
         tokenizer=start,
         data=CAPTIONS,
         samples=CAPTION_SAMPLES,
+        bad_samples=0.001,
+        heldout=None,
         start=start,
         fresh=STAGE_1,
         prefusion_init="copy",
@@ -84,6 +88,8 @@ def stage_1(llm: LlamaConfig, start: str) -> TrainConfig:
         seed=0,
         log_every=10,
         checkpoint_every=500,
+        keep=2,
+        keep_every=0,
     )
 
 
@@ -92,7 +98,7 @@ def stage_2(llm: LlamaConfig, template: str, start: str) -> TrainConfig:
     return dataclasses.replace(
         stage_1(llm, start),
         name="stage2",
-        model=build(llm, CLIP_L_336, "paper", grid=1, prefusion_layers=4, remat=True),
+        model=build(llm, CLIP_L_336, "paper", grid=1, prefusion_layers=4, remat="full"),
         prompt=prompt_config("paper", template, LENGTHS[-1]),
         data=INSTRUCTIONS,
         samples=INSTRUCTION_SAMPLES,
@@ -101,3 +107,15 @@ def stage_2(llm: LlamaConfig, template: str, start: str) -> TrainConfig:
         optimizer=adam(1e-4, projector_rate=1e-5),
         steps=math.ceil(2 * INSTRUCTION_SAMPLES / BATCH),
     )
+
+
+def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> TrainConfig:
+    """`parent` with another model: `changes` are arguments of `config.build`.
+
+    What the new model lacks (no pre-fusion, no compressor's parameters) is not trained either.
+    """
+    llm, vision = parent.model.llm, parent.model.vision
+    model = build(llm, vision, dialect, remat=parent.model.remat, **changes)
+    parts = llava_mini.spec(model)
+    has = [pattern for pattern in parent.trainable if getattr(parts, pattern[: -len("/*")])]
+    return dataclasses.replace(parent, model=model, trainable=tuple(has))

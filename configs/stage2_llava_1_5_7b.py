@@ -6,18 +6,13 @@ Its paper's Table 9: batch 128, learning rate 2e-5 for everything that learns, 1
 import dataclasses
 import math
 
-from configs import paper
-from llava_mini_jax.config import VICUNA_7B
+from configs import paper, stage2_vicuna_7b
 from llava_mini_jax.training.stages import TrainConfig
-
-TRAINABLE = ("projector/*", "llm/*")
 
 
 def config() -> TrainConfig:
     return dataclasses.replace(
-        paper.stage_2(VICUNA_7B, "vicuna_v1", "out/7b-stage1/stage1/model"),
-        model=paper.stage_1(VICUNA_7B, "").model,
-        trainable=TRAINABLE,
+        paper.rebuilt(stage2_vicuna_7b.config(), compressor="none", prefusion_layers=0),
         optimizer=paper.adam(2e-5),
         batch_size=128,
         steps=math.ceil(paper.INSTRUCTION_SAMPLES / 128),

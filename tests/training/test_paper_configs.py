@@ -1,78 +1,232 @@
-"""The paper's runs: what Table 9 and sections 4 and 5 say of them, written down a second time."""
+"""The paper's runs: what its tables say of them, written down a second time."""
 
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.data.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.training.stages import check, load_config, stages_of
+from llava_mini_jax.training.optimizer import make_optimizer
+from llava_mini_jax.training.stages import TrainConfig, check, load_config, stages_of
+from llava_mini_jax.training.step import init_state, train_step
 from tests.conftest import ROOT
 
-STAGE_1 = dict(batch=256, rate=1e-3, rates={}, tokens=576, samples=558_128, epochs=1)
-STAGE_2 = dict(batch=256, rate=1e-4, rates={"projector": 1e-5}, tokens=1, samples=665_298, epochs=2)
+ALIGN, TUNE, VIDEO = 558_128, 665_298, 3_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the paper says of a run; the defaults are its own model's stage 2 (Table 9)."""
+
+    tokens: int = 1
+    layers: int = 4  # of pre-fusion
+    compressor: str = "similarity"
+    inside: int = 0
+    parts: int = 1
+    width: int = 4096
+    template: str = "vicuna_v1"
+    length: int = 2048
+    learns: tuple[str, ...] = ("projector", "compressor", "prefusion", "llm")
+    rate: float = 1e-4
+    projector_rate: float | None = 1e-5
+    clip: float = 1.0
+    batch: int = 256
+    samples: int = TUNE
+    epochs: int = 2
+    prefusion_init: str = "copy"
+    start: str = "out/7b-stage1/stage1/model"
+
+
+def stage_1(model: str, **changes) -> Said:
+    said = dict(tokens=576, layers=0, compressor="none", template="plain", learns=("projector",))
+    said |= dict(rate=1e-3, projector_rate=None, samples=ALIGN, epochs=1)
+    return Said(**(said | dict(start=f"models/{model}-start") | changes))
+
+
+NO_PREFUSION = partial(Said, layers=0, learns=("projector", "compressor", "llm"))
+NO_COMPRESSOR = partial(Said, learns=("projector", "prefusion", "llm"))
+RELEASE = dict(compressor="multi_head", tokens=1, layers=4, prefusion_init="fresh")
+
 RUNS = {
-    "stage1_vicuna_7b": (STAGE_1, "plain", 4096),
-    "stage2_vicuna_7b": (STAGE_2, "vicuna_v1", 4096),
-    "stage1_vicuna_13b": (STAGE_1, "plain", 5120),
-    "stage2_vicuna_13b": (STAGE_2, "vicuna_v1", 5120),
-    "stage2_vicuna_7b_hd": (STAGE_2 | dict(tokens=64), "vicuna_v1", 4096),
-    "stage2_llava_1_5_7b": (
-        STAGE_1 | dict(batch=128, rate=2e-5, samples=665_298),
-        "vicuna_v1",
-        4096,
+    "stage1_vicuna_7b": stage_1("vicuna-7b"),
+    "stage2_vicuna_7b": Said(),
+    "stage1_vicuna_13b": stage_1("vicuna-13b", width=5120),
+    "stage2_vicuna_13b": Said(width=5120, start="out/13b-stage1/stage1/model"),
+    "stage2_vicuna_7b_hd": Said(tokens=64, parts=5),
+    "stage2_llava_1_5_7b": stage_1(
+        "",
+        template="vicuna_v1",
+        learns=("projector", "llm"),
+        rate=2e-5,
+        batch=128,
+        samples=TUNE,
+        start=Said.start,
     ),
-    "stage1_llama_3_1_8b": (STAGE_1, "plain", 4096),
-    "stage2_llama_3_1_8b_video": (STAGE_2 | dict(samples=3_000_000), "llama_3_1", 4096),
+    "stage1_llama_3_1_8b": stage_1("llama-3.1-8b"),
+    "stage2_llama_3_1_8b_video": Said(
+        template="llama_3_1", samples=VIDEO, start="out/8b-stage1/stage1/model"
+    ),
+    "stage1_llama_3_1_8b_release": stage_1(
+        "llama-3.1-8b", learns=("projector", "compressor", "prefusion"), **RELEASE
+    ),
+    "stage2_llama_3_1_8b_release": Said(
+        template="llama_3_1",
+        length=4096,
+        projector_rate=None,
+        clip=0.5,
+        batch=16,
+        samples=VIDEO,
+        start="out/8b-release-stage1/stage1/model",
+        **RELEASE,
+    ),
+    "ablations/table7_no_prefusion_1_token": NO_PREFUSION(tokens=1),
+    "ablations/table7_no_prefusion_16_tokens": NO_PREFUSION(tokens=16),
+    "ablations/table7_no_prefusion_64_tokens": NO_PREFUSION(tokens=64),
+    "ablations/table7_no_prefusion_144_tokens": NO_PREFUSION(tokens=144),
+    "ablations/table7_prefusion_1_layer": Said(layers=1),
+    "ablations/table7_prefusion_2_layers": Said(layers=2),
+    "ablations/table7_prefusion_3_layers": Said(layers=3),
+    "ablations/table7_4_tokens": Said(tokens=4),
+    "ablations/table7_16_tokens": Said(tokens=16),
+    "ablations/table7_64_tokens": Said(tokens=64),
+    "ablations/table7_hd_16_tokens": Said(tokens=16, parts=5),
+    "ablations/table7_hd_144_tokens": Said(tokens=144, parts=5),
+    "ablations/table7_hd_576_tokens": Said(tokens=576, parts=5),
+    "ablations/table8_average_pool_1_token": NO_COMPRESSOR(tokens=1, compressor="average_pool"),
+    "ablations/table8_average_pool_4_tokens": NO_COMPRESSOR(tokens=4, compressor="average_pool"),
+    "ablations/table11_no_compression": NO_COMPRESSOR(tokens=576, compressor="none"),
+    "ablations/table12_inside_llm": NO_PREFUSION(inside=4),
 }
 
+# One of each architecture; tracing one takes a second or two.
+ARCHITECTURES = [
+    "stage1_vicuna_7b",
+    "stage2_vicuna_7b",
+    "stage2_vicuna_7b_hd",
+    "stage2_llama_3_1_8b_release",
+    "ablations/table7_no_prefusion_16_tokens",
+    "ablations/table8_average_pool_4_tokens",
+    "ablations/table11_no_compression",
+    "ablations/table12_inside_llm",
+]
 
-def load(name):
+
+def load(name: str) -> TrainConfig:
     (stage,) = stages_of(load_config(str(ROOT / "configs" / f"{name}.py")))
     return stage
 
 
 def test_every_run_is_listed_here():
-    files = {path.stem for path in (ROOT / "configs").glob("stage*.py")}
-    assert files == set(RUNS)
+    folder = ROOT / "configs"
+    files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
+    assert files - {"digits", "paper", "release"} == set(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_as_the_paper_says(name):
-    said, template, width = RUNS[name]
-    stage = load(name)
+    said, stage = RUNS[name], load(name)
     check(stage)
-    optimizer = stage.optimizer
-    assert stage.batch_size == said["batch"]
-    assert optimizer.learning_rate == said["rate"]
+    model, optimizer = stage.model, stage.optimizer
+    assert model.tokens_per_image(stage.images.parts) == said.tokens
+    assert (model.prefusion_layers, model.compressor.kind) == (said.layers, said.compressor)
+    assert (model.inside_layers, stage.images.parts) == (said.inside, said.parts)
+    assert (stage.prompt.template, model.llm.width) == (said.template, said.width)
+    assert stage.lengths[-1] == stage.prompt.max_length == said.length
+    assert (stage.batch_size, optimizer.learning_rate) == (said.batch, said.rate)
     assert (optimizer.warmup_ratio, optimizer.weight_decay) == (0.03, 0.0)
+    assert optimizer.max_grad_norm == said.clip
+    assert (stage.prefusion_init, stage.start) == (said.prefusion_init, said.start)
     seen = stage.steps * stage.batch_size
-    assert 0 <= seen - said["epochs"] * said["samples"] < stage.batch_size
-    assert stage.model.tokens_per_image(stage.images.parts) == said["tokens"]
-    assert (stage.prompt.template, stage.model.llm.width) == (template, width)
-    assert stage.lengths[-1] == stage.prompt.max_length
-    for path in param_tree.paths(llava_mini.spec(stage.model)):
+    assert 0 <= seen - said.epochs * said.samples < stage.batch_size
+    for path in param_tree.paths(llava_mini.spec(model)):
         part = path.split("/")[0]
-        learns = part == "projector" if name.startswith("stage1") else part != "vision"
-        assert param_tree.matches(path, stage.trainable) == learns, path
+        assert param_tree.matches(path, stage.trainable) == (part in said.learns), path
         own = [g.learning_rate for g in optimizer.groups if param_tree.matches(path, g.patterns)]
-        expected = said["rates"].get(part)
+        expected = said.projector_rate if part == "projector" else None
         assert own == ([] if expected is None else [expected]), path
 
 
 def test_the_high_resolution_run_sees_four_parts_and_the_whole():
     stage = load("stage2_vicuna_7b_hd")
-    assert stage.images.parts == 5
     assert stage.model.patches_per_image(5) == 5 * 576
     assert stage.model.detail_per_image(5) == 4 * 576
 
 
+def test_the_release_differs_where_its_script_does():
+    for name in ("stage1_llama_3_1_8b_release", "stage2_llama_3_1_8b_release"):
+        stage = load(name)
+        assert (stage.model.compress, stage.model.fuse_compressed) == ("features", True)
+        assert (stage.model.detach_text, stage.prompt.blank_image) == (True, True)
+        assert (stage.images.aspect, stage.data.max_frames) == ("crop", 8)
+
+
 def test_stage_2_begins_from_what_stage_1_leaves():
-    for one, two in (("vicuna_7b", "vicuna_7b"), ("llama_3_1_8b", "llama_3_1_8b_video")):
-        first, second = load(f"stage1_{one}"), load(f"stage2_{two}")
+    """Every stage 2 has the parameters of the stage 1 that it starts from, and its own new ones."""
+    parents = {
+        f"out/{model}/stage1/model": load(name)
+        for model, name in {
+            "7b-stage1": "stage1_vicuna_7b",
+            "13b-stage1": "stage1_vicuna_13b",
+            "8b-stage1": "stage1_llama_3_1_8b",
+            "8b-release-stage1": "stage1_llama_3_1_8b_release",
+        }.items()
+    }
+    for name in RUNS.keys() - {name for name in RUNS if name.startswith("stage1")}:
+        stage = load(name)
+        first = parents[stage.start]
         shared, whole = (
             {path: leaf.shape for path, leaf in param_tree.paths(llava_mini.spec(s.model)).items()}
-            for s in (first, second)
+            for s in (first, stage)
         )
-        assert {path: whole[path] for path in shared} == shared
+        assert {path: whole[path] for path in shared} == shared, name
         new = {path.split("/")[0] for path in whole.keys() - shared.keys()}
-        assert new == {"compressor", "prefusion"}
-        assert second.start.endswith(f"{first.name}/model")
+        had = {"projector", "llm"} | set(RUNS[name].learns if "release" in name else ())
+        assert new == set(RUNS[name].learns) - had, name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_step_can_be_traced_at_full_size(name):
+    """Shapes fit from the pixels to the updated parameters; nothing is computed or allocated."""
+    stage = load(name)
+    abstract = param_tree.abstract(llava_mini.spec(stage.model), stage.param_dtype)
+    trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
+    optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
+    state = jax.eval_shape(lambda p: init_state(p, stage.trainable, optimizer), abstract)
+    batch = abstract_batch(stage, rows=2 * stage.accumulate)
+    step = partial(
+        train_step,
+        cfg=stage.model,
+        optimizer=optimizer,
+        accumulate=stage.accumulate,
+        loss_chunk=stage.loss_chunk,
+        z_loss=stage.z_loss,
+    )
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+
+
+def abstract_batch(stage: TrainConfig, rows: int) -> TrainBatch:
+    """A batch of one picture and 128 positions of text a row."""
+    parts, side, text = stage.images.parts, stage.model.vision.image_size, 128
+
+    def array(shape: tuple[int, ...], dtype: object = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    length = text + stage.model.tokens_per_image(parts)
+    wide = array((text + stage.model.patches_per_image(parts),))
+    inputs = llava_mini.Inputs(
+        ids_BT=array((text,)),
+        fuse_BT=array((text,), bool),
+        pixels_BIJYXC=array((1, parts, side, side, 3), jnp.uint8),
+        frames_BI=array((1,), bool),
+        slots_BS=array((length,)),
+        wide_slots_BU=wide if stage.model.inside_layers else None,
+    )
+    return TrainBatch(inputs, array((length,)))

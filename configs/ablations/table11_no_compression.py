@@ -1,0 +1,9 @@
+"""Table 11: pre-fusion without compression, 576 tokens."""
+
+from configs import stage2_vicuna_7b
+from configs.paper import rebuilt
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return rebuilt(stage2_vicuna_7b.config(), compressor="none")

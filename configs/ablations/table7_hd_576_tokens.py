@@ -1,0 +1,9 @@
+"""Table 7 (section 6.3): 672 pixels, 576 tokens."""
+
+from configs import stage2_vicuna_7b_hd
+from configs.paper import rebuilt
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return rebuilt(stage2_vicuna_7b_hd.config(), grid=24)

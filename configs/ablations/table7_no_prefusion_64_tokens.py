@@ -1,0 +1,9 @@
+"""Tables 7 (section 6.1) and 10: compression to 64 tokens without pre-fusion."""
+
+from configs import stage2_vicuna_7b
+from configs.paper import rebuilt
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return rebuilt(stage2_vicuna_7b.config(), grid=8, prefusion_layers=0)

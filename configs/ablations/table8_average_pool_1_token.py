@@ -1,0 +1,9 @@
+"""Table 8: average pooling to one token."""
+
+from configs import stage2_vicuna_7b
+from configs.paper import rebuilt
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return rebuilt(stage2_vicuna_7b.config(), compressor="average_pool", grid=1)

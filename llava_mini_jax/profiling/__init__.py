@@ -1,0 +1,1 @@
+"""What runs cost: FLOPs by formula, and what a device could do."""
