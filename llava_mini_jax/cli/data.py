@@ -1,11 +1,14 @@
-"""`llava-mini data verify`: every sample read once before a run depends on it.
+"""`llava-mini data verify | build | speed`: what is done with data before a run depends on it.
 
 data file | YAML list | training config --> SourcesConfig --audit--> manifest --> --report
-                                                              '--> counts and rejected samples
+                                                |            '--> counts and rejected samples
+                                                '--build--> ArrayRecord folder --out
+                            training config --> its batches --speed--> a table
 """
 
 import argparse
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,50 +19,156 @@ from llava_mini_jax.errors import InputError
 if TYPE_CHECKING:
     from llava_mini_jax.data.sources import SourcesConfig
 
-SUMMARY = "read and check every sample of a data set"
-USAGE = "llava-mini data verify SOURCE [options]"
+SUMMARY = "check a data set, pack it into few files, or measure how fast it is read"
+USAGE = "llava-mini data {verify,build,speed} SOURCE [options]"
 EXAMPLE = """examples:
   llava-mini data verify captions.json --images coco --report manifest.json
   llava-mini data verify mixture.yaml --images pictures --workers 8
+  llava-mini data build captions.json --images coco --out captions
+  llava-mini data speed configs/digits.py --threads 1 2
 
 exit status: 0 all samples are good, 1 some are rejected, 2 the source cannot be opened"""
 
 SHOWN = 20  # rejected samples on the terminal; the report has them all
 FPS, MAX_FRAMES = 1.0, 1024
+BATCHES = 20
+DATA = ("images", "workers", "fps", "max_frames")
+OPTIONS = {
+    "verify": (*DATA, "report"),
+    "build": (*DATA, "out", "shards", "skip_rejected"),
+    "speed": ("batches", "threads"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("action", choices=["verify"], metavar="verify", help="decode every sample once")
+    add(
+        "action",
+        choices=list(OPTIONS),
+        metavar="verify | build | speed",
+        help="read and check every sample; write them as ArrayRecord; measure samples a second",
+    )
     add(
         "source",
         metavar="SOURCE",
-        help="data file (.json, .jsonl, .parquet, folder of .parquet), a .yaml list of them, or a"
-        " training config (.py)",
+        help="data file (.json, .jsonl, .parquet, folder of .parquet or built), a .yaml list of"
+        " them, or a training config (.py)",
     )
     add("--images", metavar="DIR", help="folder that the paths of pictures are relative to")
-    add("--report", metavar="OUT.json", help="write the manifest there")
+    add("--report", metavar="OUT.json", help="verify: write the manifest there")
+    add("--out", metavar="DIR", help="build: the new folder")
+    add("--shards", type=int, metavar="N", help="build: files of a data set (default: 4096 a file)")
+    add(
+        "--skip-rejected",
+        action="store_true",
+        default=None,
+        help="build: leave broken samples out and list them in DIR/rejected.jsonl",
+    )
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
     add("--fps", type=float, metavar="F", help=f"frames a second of videos (default: {FPS:g})")
     add("--max-frames", type=int, metavar="N", help=f"of one video (default: {MAX_FRAMES})")
+    add("--batches", type=int, metavar="N", help=f"speed: that many are timed (default: {BATCHES})")
+    add(
+        "--threads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="speed: numbers of threads to compare (default: 1, and one for each core)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    for name in sorted(set().union(*OPTIONS.values()) - set(OPTIONS[args.action])):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is not for data {args.action}")
+    return {"verify": _verify, "build": _build, "speed": _speed}[args.action](args)
+
+
+def _verify(args: argparse.Namespace) -> int:
     from llava_mini_jax.data import audit
 
     configs = list(_configs(args))
     report = None if args.report is None else audit.check_writable(args.report, configs)
-    workers = os.cpu_count() or 1 if args.workers is None else args.workers
     manifests = []
     for config in configs:
         with _progress() as progress:
-            manifests.append(audit.audit(config, workers=workers, progress=progress))
+            manifests.append(audit.audit(config, workers=_workers(args), progress=progress))
     manifest = manifests[0] if len(manifests) == 1 else {"stages": manifests}
     if report is not None:
         audit.write_manifest(manifest, report)
     for one in manifests:
-        print(*_lines(one), sep="\n")
+        for dataset in one["datasets"]:
+            kinds = ", ".join(f"{count} {name}" for name, count in dataset["modalities"].items())
+            print(f"{dataset['name']}: {kinds}, {dataset['rejected']} rejected")
+        _print_rejected(one["rejected"], "--report OUT.json lists them all")
     return int(any(one["rejected"] for one in manifests))
+
+
+def _build(args: argparse.Namespace) -> int:
+    from llava_mini_jax.data.build import LIST, build
+
+    if args.out is None:
+        raise InputError("data build needs --out DIR, a folder that does not exist yet")
+    configs = list(_configs(args))
+    if len(configs) > 1:
+        raise InputError(
+            f"the stages of {args.source} have {len(configs)} different data: build each data set"
+            " or list by itself"
+        )
+    as_list = Path(args.source).suffix.lower() in (".yaml", ".yml", ".py")
+    with _progress() as progress:
+        built = build(
+            configs[0],
+            args.out,
+            as_list=as_list,
+            shards=args.shards,
+            workers=_workers(args),
+            skip_rejected=bool(args.skip_rejected),
+            progress=progress,
+        )
+    whole = not built.rejected or args.skip_rejected
+    for name, count in built.samples.items() if whole else ():
+        print(f"{name}: {count} samples")
+    if built.rejected:
+        _print_rejected(built.rejected, f"{args.out}/rejected.jsonl lists them" if whole else "")
+    if not whole:
+        print(
+            f"{len(built.rejected)} samples are rejected, nothing was built: correct or remove them"
+            " (llava-mini data verify --report OUT.json lists all), or give --skip-rejected"
+        )
+        return 1
+    print(f"use {args.out}{f'/{LIST}' if as_list else ''} as the data of a training config")
+    return 0
+
+
+def _speed(args: argparse.Namespace) -> int:
+    from llava_mini_jax.data.speed import measure
+    from llava_mini_jax.training import feed
+    from llava_mini_jax.training.loop import make_tokenizer
+    from llava_mini_jax.training.stages import load_config, stages_of
+
+    if Path(args.source).suffix != ".py":
+        raise InputError(f"data speed measures a training config (.py), not {args.source}")
+    print(
+        f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}"
+    )
+    for stage in stages_of(load_config(args.source)):
+        source = feed.open_data(stage.data, stage.samples)
+        tokenizer = make_tokenizer(stage.tokenizer)
+        stream = functools.partial(
+            feed.batches, stage, source, tokenizer, rows=stage.batch_size, first_step=0
+        )
+        for threads in args.threads or sorted({1, os.cpu_count() or 1}):
+            speed = measure(stream, threads, BATCHES if args.batches is None else args.batches)
+            print(
+                f"{stage.name:<12} {threads:7} {speed.samples:9.1f} {1 / speed.batches:9.4g}"
+                f" {1000 * speed.cpu:16.3g}"
+            )
+    return 0
+
+
+def _workers(args: argparse.Namespace) -> int:
+    return os.cpu_count() or 1 if args.workers is None else args.workers
 
 
 def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
@@ -115,12 +224,8 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _lines(manifest: dict[str, Any]) -> Iterator[str]:
-    for dataset in manifest["datasets"]:
-        kinds = ", ".join(f"{count} {name}" for name, count in dataset["modalities"].items())
-        yield f"{dataset['name']}: {kinds}, {dataset['rejected']} rejected"
-    rejected = manifest["rejected"]
+def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:
     for sample in rejected[:SHOWN]:
-        yield f"  {sample['id']!a:.60}: {sample['reason'].encode(errors='replace').decode()}"
+        print(f"  {sample['id']!a:.60}: {sample['reason'].encode(errors='replace').decode()}")
     if len(rejected) > SHOWN:
-        yield f"  and {len(rejected) - SHOWN} more; --report OUT.json lists them all"
+        print(f"  and {len(rejected) - SHOWN} more{where and '; '}{where}")

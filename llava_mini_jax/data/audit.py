@@ -10,7 +10,7 @@ of workers, nor on the day.
 
 import collections
 import contextlib
-import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -18,16 +18,17 @@ import tempfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from llava_mini_jax.data import conversation
 from llava_mini_jax.data.images import load_image
-from llava_mini_jax.data.sources import Part, Samples, SourcesConfig
+from llava_mini_jax.data.order import MODALITIES
+from llava_mini_jax.data.sources import Part, Samples, SourcesConfig, unweighted
 from llava_mini_jax.errors import InputError
 
-MODALITIES = ("image", "video", "text")
+T = TypeVar("T")
 _AHEAD = 4  # samples that wait for each worker
 
 
@@ -84,11 +85,11 @@ def audit(
     """
     if workers < 1:
         raise InputError(f"The number of workers is {workers}; it must be 1 or more.")
-    once = tuple(dataclasses.replace(dataset, weight=1.0) for dataset in config.datasets)
-    samples = Samples(dataclasses.replace(config, datasets=once))
+    samples = Samples(unweighted(config))
     counts = {part.name: collections.Counter[str]() for part in samples.parts}
     rejected: list[dict[str, Any]] = []
-    with contextlib.closing(_verdicts(samples, workers)) as verdicts:
+    verdicts = in_order(functools.partial(check_sample, samples), len(samples), workers)
+    with contextlib.closing(verdicts):
         for index, (sample_id, modality, reason) in enumerate(verdicts):
             part, row = samples.locate(index)
             counts[part.name][modality] += 1
@@ -106,13 +107,14 @@ def audit(
     }
 
 
-def _verdicts(samples: Samples, workers: int) -> Generator[Verdict, None, None]:
-    """In the source's order; a few samples ahead at most, so that millions need no memory."""
+def in_order(function: Callable[[int], T], total: int, workers: int) -> Generator[T, None, None]:
+    """function(0), function(1), ..., worked out in threads a few ahead at most, so that millions
+    need no memory."""
     pool = ThreadPoolExecutor(workers)
-    waiting: collections.deque[Future[Verdict]] = collections.deque()
+    waiting: collections.deque[Future[T]] = collections.deque()
     try:
-        for index in range(len(samples)):
-            waiting.append(pool.submit(check_sample, samples, index))
+        for index in range(total):
+            waiting.append(pool.submit(function, index))
             if len(waiting) > _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -118,6 +118,12 @@ class DigitsPages:
     def __len__(self) -> int:
         return self.length
 
+    def id_of(self, index: SupportsIndex) -> str:
+        return f"digits-{self.config.split}-{operator.index(index):07d}"
+
+    def dataset_of(self, index: SupportsIndex) -> str:
+        return f"digits-{self.config.split}"
+
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         number = operator.index(index)
         plan = self._plan(number)
@@ -129,7 +135,7 @@ class DigitsPages:
         start = "<image>\n" if conversations[0]["value"] else "<image>"
         conversations[0]["value"] = start + conversations[0]["value"]
         return {
-            "id": f"digits-{self.config.split}-{number:07d}",
+            "id": self.id_of(number),
             **({"frames": np.stack(pages)} if self.config.frames else {"image": pages[0]}),
             "conversations": conversations,
             "kind": "+".join(plan.kinds),

@@ -2,12 +2,14 @@
 
     EncodedPrompt (ids, answer spans) + pictures --make_example--> Example
     Examples --collate--> Inputs (+ labels), padded to declared buckets
+             --grow--> padded as far as the other processes' rows of the same batch
 
 Sizes come from `Buckets`, so that a run meets few different shapes and compiles each once.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from flax import struct
@@ -16,7 +18,7 @@ from llava_mini_jax.config import PromptConfig
 from llava_mini_jax.data.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import Inputs
-from llava_mini_jax.models.splice import pad_slots, plan_row
+from llava_mini_jax.models.splice import PADDING, pad_slots, plan_row
 from llava_mini_jax.params import Leaf
 
 
@@ -35,6 +37,15 @@ class Example:
 class TrainBatch:
     inputs: Inputs
     labels_BS: Leaf  # int32: the token that stands in each slot, IGNORE where it is not supervised
+
+
+class Sizes(NamedTuple):
+    """What the rows of a batch are padded to."""
+
+    text: int
+    positions: int  # of the language model
+    wide_positions: int  # the same with all patches, for compression inside of it; else 0
+    images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +156,44 @@ def collate(
         wide_slots_BU=slots(patches_per_image) if patches_per_image else None,
     )
     return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
+
+
+def sizes_of(batch: TrainBatch) -> Sizes:
+    inputs = batch.inputs
+    wide = 0 if inputs.wide_slots_BU is None else inputs.wide_slots_BU.shape[1]
+    text, images = inputs.ids_BT.shape[1], inputs.frames_BI.shape[1]
+    return Sizes(text, inputs.slots_BS.shape[1], wide, images)
+
+
+def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
+    """The batch as `collate` would have made it beside rows that need `sizes`, each no smaller."""
+    own, inputs = sizes_of(batch), batch.inputs
+    if own == sizes:
+        return batch
+
+    def pad(array: np.ndarray, length: int, value: int = 0, side: str = "right") -> np.ndarray:
+        missing = length - array.shape[1]
+        widths = [(0, 0)] * array.ndim
+        widths[1] = (0, missing) if side == "right" else (missing, 0)
+        return np.pad(array, widths, constant_values=value)
+
+    def slots(slots: np.ndarray, length: int) -> np.ndarray:
+        visual = slots >= own.text  # they are counted from the end of the text
+        moved = np.where(visual, slots + (sizes.text - own.text), slots).astype(slots.dtype)
+        return pad(moved, length, PADDING, padding_side)
+
+    wide = inputs.wide_slots_BU
+    return TrainBatch(
+        inputs=Inputs(
+            ids_BT=pad(inputs.ids_BT, sizes.text),
+            fuse_BT=pad(inputs.fuse_BT, sizes.text),
+            pixels_BIJYXC=pad(inputs.pixels_BIJYXC, sizes.images),
+            frames_BI=pad(inputs.frames_BI, sizes.images),
+            slots_BS=slots(inputs.slots_BS, sizes.positions),
+            wide_slots_BU=None if wide is None else slots(wide, sizes.wide_positions),
+        ),
+        labels_BS=pad(batch.labels_BS, sizes.positions, IGNORE, padding_side),
+    )
 
 
 def _slots(example: Example, tokens_per_image: int, text: int) -> np.ndarray:

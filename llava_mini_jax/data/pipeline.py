@@ -1,17 +1,19 @@
 """From a data source to batches, through Grain: one global order, a function of seed and step.
 
-    source[i] --shuffle(seed), repeat--> samples --encode--> Examples --collate--> TrainBatch
-                                                                                       |
-                        process p of n takes every n-th sample; threads read ahead ----'
+    order(seed)[k] --> source[i] --encode--> Example --collate--> Batch(arrays, rejected)
+                          |         |                     |
+                          '- InputError: an empty row ----'--> who and why stand in `rejected`
 
-Batch k depends on the seed and on k alone. So a resumed run needs no iterator state: it starts at
-`first_step`; and n processes together see the same samples in every batch as one does.
+Process p of n takes every n-th sample; threads read ahead. Batch k depends on the seed and on k
+alone. So a resumed run needs no iterator state: it starts at `first_step`; and n processes together
+see the same samples in every batch as one does. No other sample takes the place of a broken one:
+that would move the order of all that follow.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -28,15 +30,43 @@ from llava_mini_jax.data.examples import (
     make_example,
 )
 from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.order import make_order
 from llava_mini_jax.data.video import preprocess_frames
 from llava_mini_jax.errors import InputError
 
 
 class Source(Protocol):
-    """Random access to samples in LLaVA's form: {"id", "image" or "frames", "conversations"}."""
+    """Random access to samples in LLaVA's form: {"id", "image" or "frames", "conversations"}.
+
+    `id_of` and `dataset_of` name also what cannot be read.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Any) -> dict[str, Any]: ...
+    def id_of(self, index: Any) -> str | int: ...
+    def dataset_of(self, index: Any) -> str: ...
+
+
+class Encode(Protocol):
+    """What makes Examples of samples; `empty` is the row of a sample that cannot be one."""
+
+    def __call__(self, sample: Any, /) -> Example: ...
+    def empty(self) -> Example: ...
+
+
+class Rejected(NamedTuple):
+    """A sample that cannot be learnt from."""
+
+    id: str | int
+    dataset: str
+    reason: str  # one sentence
+
+
+class Batch(NamedTuple):
+    """This process's rows of a batch; those of rejected samples are empty."""
+
+    arrays: TrainBatch
+    rejected: tuple[Rejected, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +100,13 @@ class Encoder:
         blank = np.full((int(self.prompt.blank_image), *self.shape), 127, np.uint8)
         return blank, (1,) * len(blank)
 
+    def empty(self) -> Example:
+        """One token of text that is neither fused nor learnt: a row without any would attend to
+        nothing at all, and have no finite softmax."""
+        nothing = np.zeros((0, *self.shape), np.uint8)
+        labels = np.full(1, conversation.IGNORE, np.int32)
+        return Example(np.zeros(1, np.int32), np.zeros(1, bool), labels, nothing, ())
+
     @property
     def shape(self) -> tuple[int, ...]:
         """[J, Y, X, C] of one image or frame."""
@@ -78,7 +115,7 @@ class Encoder:
 
 def make_batches(
     source: Source,
-    encode: Callable[[dict[str, Any]], Example],
+    encode: Encode,
     *,
     batch_size: int,
     tokens_per_image: int,
@@ -90,29 +127,40 @@ def make_batches(
     first_step: int,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[TrainBatch]:
+    grouping: str = "none",
+    threads: int = 0,
+) -> Iterator[Batch]:
     """This process's part of every batch from `first_step` on, without end.
 
-    Samples are cut after `max_length` positions; one whose answers are all cut off is an
-    InputError, as is one that has none.
+    grouping: which samples share a batch (order.py). threads: that read and encode ahead; 0 is half
+    of the cores. Samples are cut after `max_length` positions. One that cannot be read or encoded,
+    has no answer, or has its answers cut off leaves an empty row, which adds nothing to the loss,
+    and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
     """
     import grain
 
     if batch_size % processes:
         raise InputError(f"batch_size {batch_size} is not divided by {processes} processes")
+    if threads < 0:
+        raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
 
-    def learnable(sample: dict[str, Any]) -> Example:
-        example = encode(sample)
-        if not learns(example, tokens_per_image, max_length):
-            raise InputError(
-                f"sample id {sample['id']}: none of its first {max_length} positions is part of an "
-                "answer, so there is nothing to learn; raise max_length or remove the sample"
-            )
-        return example
+    def read(index: int) -> _Row:
+        try:
+            sample = source[index]
+            example = _cut(encode(sample), buckets.lengths[-1])
+            if not learns(example, tokens_per_image, max_length):
+                raise InputError(
+                    f"sample {sample['id']}: none of its first {max_length} positions is part of "
+                    "an answer, so there is nothing to learn; raise max_length or remove the sample"
+                )
+        except InputError as error:
+            who = source.id_of(index), source.dataset_of(index)
+            return _Row(encode.empty(), Rejected(*who, str(error)))
+        return _Row(example, None)
 
-    def batch(examples: Sequence[Example]) -> TrainBatch:
-        return collate(
-            examples,
+    def batch(rows: Sequence[_Row]) -> Batch:
+        arrays = collate(
+            [row.example for row in rows],
             tokens_per_image=tokens_per_image,
             patches_per_image=patches_per_image,
             buckets=buckets,
@@ -120,16 +168,31 @@ def make_batches(
             max_length=max_length,
             truncate=True,
         )
+        return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
 
-    share = batch_size // processes
-    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()  # pyright: ignore
-    mine = samples[process + first_step * batch_size :: processes].map(learnable)
+    order = make_order(source, grouping, batch_size, seed)
+    mine = order[process + first_step * batch_size :: processes].map(read)
     return iter(
         # The samples never end; without drop_remainder their number overflows for a share of 1.
-        mine.batch(share, drop_remainder=True, batch_fn=batch).to_iter_dataset(
+        mine.batch(batch_size // processes, drop_remainder=True, batch_fn=batch).to_iter_dataset(
             # Half of the cores: the device's own threads need the others where it is the CPU.
             grain.ReadOptions(
-                num_threads=max(1, (os.cpu_count() or 1) // 2), prefetch_buffer_size=4
+                num_threads=threads or max(1, (os.cpu_count() or 1) // 2), prefetch_buffer_size=4
             )
         )
+    )
+
+
+class _Row(NamedTuple):
+    example: Example
+    rejected: Rejected | None
+
+
+def _cut(example: Example, length: int) -> Example:
+    """Without the text that is beyond every bucket; no position of it would be taken."""
+    return dataclasses.replace(
+        example,
+        ids=example.ids[:length],
+        fuse=example.fuse[:length],
+        labels=example.labels[:length],
     )

@@ -3,8 +3,8 @@
     LLaVA-OneVision's YAML list --read_list--> Datasets --SourcesConfig--> Samples[i]
                                                                               |
     table of (data set, row): sampling, weight ------- which row? ------------|
-    JSON list | JSON Lines | Parquet ----------------- the row ---------------|
-    row + folder of pictures ------------------------- sample ----------------'
+    JSON list | JSON Lines | Parquet | ArrayRecord --- the row ---------------|
+    row + folder of pictures (sample.py) ------------- sample ----------------'
         {"id", "image" | "frames" | neither, "conversations", "kind"}
 
 Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
@@ -12,38 +12,33 @@ do not change between accesses and threads, so an order of indices is an order o
 """
 
 import dataclasses
-import functools
-import json
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from llava_mini_jax.data.conversation import IMAGE_MARK
-from llava_mini_jax.data.video import FrameSampling, read_video
+from llava_mini_jax.data import sample
+from llava_mini_jax.data.arrayrecord import BuiltRows
+from llava_mini_jax.data.order import GROUPINGS, Groups
+from llava_mini_jax.data.rows import Rows, existing_file, open_rows
+from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 
-VIDEO_MARK = "<video>"  # of Video-ChatGPT's conversations, where LLaVA writes "<image>"
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".flv")
 _SAMPLING = re.compile(r"(first|end|random):(\d{1,15})(%?)")
-_COLUMNS = ("id", "image", "images", "video", "conversations", "q", "a", "video_id")
-_SCAN_BYTES = 2**24
-_SHORT_LINE = 64  # only lines up to here are looked at for being blank; no sample is as short
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One data file, or a folder of Parquet files, and what is taken of it.
+    """One data file or folder, and what is taken of it.
 
     Raises InputError for a sampling or weight that means nothing.
     """
 
-    path: str  # .json, .jsonl, .parquet, or a folder of .parquet files
+    path: str  # .json, .jsonl, .parquet, a folder of .parquet files, or one that was built
     images: str = ""  # folder that picture and video paths are relative to; "": the data file's own
     sampling: str = "all"  # or LLaVA-OneVision's "first:1000", "end:50%", "random:10%"
     weight: float = 1.0  # how many times each sample stands in an epoch; 0.5: a random half of them
@@ -66,16 +61,28 @@ class SourcesConfig:
     fps: float  # frames a second of a video
     max_frames: int  # of one video; longer ones are spread over their whole length
     seed: int = 0  # of "random" samplings and of fractions of a weight
+    grouping: str = "none"  # of batches: or "modality", or "modality_length" (order.py)
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise InputError("A SourcesConfig has no datasets; give at least one.")
         if self.seed < 0:
             raise InputError(f"The seed of a SourcesConfig is {self.seed}; it must be 0 or more.")
+        if self.grouping not in GROUPINGS:
+            raise InputError(
+                f'The grouping of a SourcesConfig is "{self.grouping}"; use one of'
+                f" {', '.join(GROUPINGS)}."
+            )
         self.frame_sampling()
 
     def frame_sampling(self) -> FrameSampling:
         return FrameSampling(fps=self.fps, max_frames=self.max_frames)
+
+
+def unweighted(config: SourcesConfig) -> SourcesConfig:
+    """The same samples, each once."""
+    once = tuple(dataclasses.replace(dataset, weight=1.0) for dataset in config.datasets)
+    return dataclasses.replace(config, datasets=once)
 
 
 def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
@@ -90,7 +97,7 @@ def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
     """
     import yaml
 
-    path = _existing(path)
+    path = existing_file(path)
     try:
         content = yaml.safe_load(path.read_bytes())
     except Exception as error:  # its constructors raise almost anything on damaged files
@@ -131,27 +138,13 @@ def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
 # --- Samples --------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Frames:
-    """The frames of a video, uint8 [H, W, 3] each, decoded one by one whenever they are iterated.
-
-    Not an array: an hour of video would be gigabytes before it is made small.
-    """
-
-    path: str
-    sampling: FrameSampling
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return read_video(self.path, self.sampling)
-
-
 class Part(NamedTuple):
     """An opened data set."""
 
     name: str  # of the file, with a number where two are alike
     dataset: Dataset
     images: Path
-    rows: "_Rows"
+    rows: Rows
     chosen: np.ndarray  # int64 [n]: the row of each of its samples
 
 
@@ -167,7 +160,8 @@ class Samples:
         self.config = config
         self.parts: list[Part] = []
         for dataset in config.datasets:
-            stem = Path(dataset.path).stem or "data"
+            path = Path(dataset.path)
+            stem = (path.name if path.is_dir() else path.stem) or "data"
             known = {part.name for part in self.parts}
             names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(known) + 2))
             self.parts.append(_open(dataset, next(n for n in names if n not in known), config.seed))
@@ -188,11 +182,11 @@ class Samples:
                 f'{place} is {fields!r:.60}; expected a sample {{"id", "conversations", ...}}.'
                 " Correct or remove it."
             )
-        media = self._media(fields, part, place)
+        media = sample.media(fields, part.images, self.config.frame_sampling(), place)
         return {
             "id": _id(fields, part, row),
             **media,
-            "conversations": _conversations(fields, "frames" in media, place),
+            "conversations": sample.conversations(fields, "frames" in media, place),
             "kind": part.name,
         }
 
@@ -208,33 +202,34 @@ class Samples:
     def id_of(self, index: SupportsIndex) -> str | int:
         """The id, also of what cannot be read: then the data set's name and the row."""
         part, row = self.locate(index)
-        try:
-            fields = part.rows[row]
-        except InputError:
-            fields = None
-        return _id(fields, part, row)
+        return _id(_fields(part, row), part, row)
 
-    def _media(self, fields: dict[str, Any], part: Part, place: str) -> dict[str, Any]:
-        keys = ("image", "images", "video", *["video_id"] * ("q" in fields))
-        given = {key: found for key in keys if (found := _single(fields, key, place)) is not None}
-        if len(given) > 1:
-            raise InputError(
-                f"{place} has {' and '.join(given)}; a sample has one picture or one video. Remove"
-                " what does not belong to it."
-            )
-        for key, value in given.items():
-            if isinstance(value, bytes) and key.startswith("image"):
-                return {"image": value}
-            if not isinstance(value, str):
-                raise InputError(
-                    f'{place}: its "{key}" is {value!r:.60}; expected a path relative to'
-                    f" {part.images}. Correct or remove the sample."
-                )
-            if key.startswith("image"):
-                return {"image": str(part.images / value)}
-            sampling = self.config.frame_sampling()
-            return {"frames": Frames(_find_video(part.images, value, place), sampling)}
-        return {}
+    def dataset_of(self, index: SupportsIndex) -> str:
+        return self.locate(index)[0].name
+
+    def groups(self) -> Groups:
+        """Modality and words of every sample, for a grouped order; reads every chosen row once.
+
+        Files of pictures and videos are not opened. What cannot be read counts as text of no words.
+        """
+        found = []
+        for part in self.parts:
+            if isinstance(part.rows, BuiltRows):  # knows, and reading its pictures would take long
+                found.append(part.rows.groups[part.chosen])
+                continue
+            rows, where = np.unique(part.chosen, return_inverse=True)
+            told = (sample.group(_fields(part, int(row))) for row in rows)
+            found.append(np.fromiter(told, np.dtype((np.int32, 2)), len(rows))[where])
+        modality, words = np.concatenate(found).T
+        return Groups(modality.astype(np.int8), words)
+
+
+def _fields(part: Part, row: int) -> Any:
+    """None where the row cannot be read."""
+    try:
+        return part.rows[row]
+    except InputError:
+        return None
 
 
 def _id(fields: Any, part: Part, row: int) -> str | int:
@@ -244,69 +239,11 @@ def _id(fields: Any, part: Part, row: int) -> str | int:
     return f"{part.name}-{row}"
 
 
-def _single(fields: dict[str, Any], key: str, place: str) -> Any:
-    """The one picture or video under `key`: a path, bytes, or None where there is none."""
-    value = fields.get(key)
-    if isinstance(value, list):
-        if len(value) > 1:
-            raise InputError(
-                f'{place}: its "{key}" are {len(value)}; training takes one picture or video a'
-                " sample. Split or remove the sample."
-            )
-        value = value[0] if value else None
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # of the Hugging Face hub
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    return None if value == "" else value
-
-
-def _find_video(folder: Path, name: str, place: str) -> str:
-    """The file; Video-ChatGPT's ids have no suffix, so then whichever the file has."""
-    path = str(folder / name)
-    for candidate in (path, *(path + suffix for suffix in VIDEO_SUFFIXES)):
-        if os.path.exists(candidate):  # unlike Path.exists, False for names that cannot be
-            return candidate
-    raise InputError(
-        f"{place}: there is no video {path!r}, with or without one of {', '.join(VIDEO_SUFFIXES)};"
-        " copy it there or remove the sample."
-    )
-
-
-def _conversations(fields: dict[str, Any], is_video: bool, place: str) -> Any:
-    """LLaVA's list of turns; what is wrong inside of it is for `from_llava` to say."""
-    if "conversations" in fields:
-        turns = fields["conversations"]
-    elif isinstance(fields.get("q"), str) and isinstance(fields.get("a"), str):
-        question = f"{IMAGE_MARK}\n{fields['q']}" if is_video else fields["q"]
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": fields["a"]}]
-    else:
-        raise InputError(
-            f'{place} has no "conversations" (nor texts "q" and "a"), but'
-            f" {', '.join(map(repr, fields))[:80] or 'nothing'}; correct or remove it."
-        )
-    if not isinstance(turns, list):
-        return turns
-    checked = []
-    for turn in turns:
-        text = turn.get("value") if isinstance(turn, dict) else None
-        if isinstance(text, str):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # JSON can write halves of letters: "\ud800"
-                raise InputError(
-                    f"{place}: a turn has half of a surrogate pair ({error.reason}), which no"
-                    " tokenizer reads; correct or remove the sample."
-                ) from error
-            if is_video:
-                turn = {**turn, "value": text.replace(VIDEO_MARK, IMAGE_MARK)}
-        checked.append(turn)
-    return checked
-
-
 # --- Which rows -----------------------------------------------------------------------------------
 
 
 def _open(dataset: Dataset, name: str, seed: int) -> Part:
-    rows = _open_rows(Path(dataset.path))
+    rows = open_rows(Path(dataset.path))
     if dataset.images and not os.path.isdir(dataset.images):
         raise InputError(
             f"{dataset.path}: its folder of pictures {dataset.images} does not exist or is no"
@@ -341,166 +278,3 @@ def _choose(dataset: Dataset, total: int, seed: list[int]) -> np.ndarray:
             f" of its {total} samples; take more, or leave the data set out."
         )
     return chosen
-
-
-# --- Formats --------------------------------------------------------------------------------------
-
-
-class _Rows(Protocol):
-    """A file's rows, parsed; `row[i]` raises InputError where it cannot be."""
-
-    files: Sequence[Path]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> Any: ...
-    def place(self, row: int) -> str:
-        """Where a row stands, as an editor counts."""
-        ...
-
-
-def _existing(path: Path | str) -> Path:
-    if not os.path.isfile(path):
-        problem = "it is not a file" if os.path.exists(path) else "there is no such file"
-        raise InputError(f"Cannot open the data file {path}: {problem}; check the path.")
-    return Path(path)
-
-
-def _open_rows(path: Path) -> _Rows:
-    kinds: dict[str, Any] = {".json": _JsonList, ".jsonl": _JsonLines, ".parquet": _Parquet}
-    if os.path.isdir(path):
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            raise InputError(
-                f"The folder {path} holds no .parquet files; give a data file"
-                f" ({', '.join(kinds)}) or a folder of Parquet files."
-            )
-        rows: _Rows = _Parquet(files)
-    else:
-        path = _existing(path)
-        kind = kinds.get(path.suffix.lower())
-        if kind is None:
-            raise InputError(
-                f'The data file {path} ends in "{path.suffix}"; expected {", ".join(kinds)}.'
-                " Rename or convert it."
-            )
-        try:
-            rows = kind([path])
-        except OSError as error:
-            raise InputError(f"Cannot read the data file {path}: {error}; check it.") from error
-    if not len(rows):
-        raise InputError(f"The data file {path} holds no samples; give one that does.")
-    return rows
-
-
-def _parse(content: bytes, place: str, expected: str) -> Any:
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise InputError(f"{place}: nested too deeply; expected {expected}.") from error
-    except ValueError as error:  # broken JSON, broken UTF-8, a number of ten thousand digits
-        raise InputError(
-            f"{place}: no JSON ({error}); expected {expected}. Correct it or copy it again."
-        ) from error
-
-
-class _JsonList:
-    """LLaVA's and Video-ChatGPT's files. All of it is held in memory, as its format demands."""
-
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
-        expected = 'a list of samples; if each line is a sample, name the file ".jsonl"'
-        self._rows = _parse(files[0].read_bytes(), f"The data file {files[0]}", expected)
-        if not isinstance(self._rows, list):
-            raise InputError(
-                f"The data file {files[0]} holds a {type(self._rows).__name__}; expected"
-                f" {expected}."
-            )
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Any:
-        return self._rows[row]
-
-    def place(self, row: int) -> str:
-        return f"{self.files[0]}, item {row + 1}"
-
-
-class _JsonLines:
-    """A sample a line. The file is mapped, 16 bytes a line are held; lines are parsed when read."""
-
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
-        size = files[0].stat().st_size
-        self._bytes = np.memmap(files[0], np.uint8, "r") if size else np.zeros(0, np.uint8)
-        pieces = range(0, size, _SCAN_BYTES)
-        newlines = [s + np.flatnonzero(self._bytes[s : s + _SCAN_BYTES] == 10) for s in pieces]
-        ends = np.concatenate([*newlines, [size]]).astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        short = np.flatnonzero(ends - starts <= _SHORT_LINE)
-        blank = [i for i in short if not self._bytes[starts[i] : ends[i]].tobytes().strip()]
-        self._lines = np.delete(np.arange(len(ends)), blank)
-        self._starts, self._ends = starts[self._lines], ends[self._lines]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, row: int) -> Any:
-        line = self._bytes[self._starts[row] : self._ends[row]].tobytes()
-        return _parse(line, self.place(row), "one sample a line")
-
-    def place(self, row: int) -> str:
-        return f"{self.files[0]}, line {self._lines[row] + 1}"
-
-
-class _Parquet:
-    """Parquet files as on the Hugging Face hub, pictures inside or beside them.
-
-    A row group is the smallest piece that can be read, so the last few are kept.
-    """
-
-    def __init__(self, files: Sequence[Path]):
-        import pyarrow.parquet as parquet
-
-        self.files = files
-        self._parquet = parquet
-        groups: list[tuple[int, int]] = []  # file, row group
-        sizes: list[int] = []
-        for number, file in enumerate(files):
-            try:
-                metadata = parquet.read_metadata(file)
-            except Exception as error:  # pyarrow has no common base for what damaged files raise
-                raise _no_parquet(file, error) from error
-            groups += [(number, group) for group in range(metadata.num_row_groups)]
-            sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-        self._groups = groups
-        self._ends = np.cumsum(np.array(sizes, np.int64))
-        self._read = functools.lru_cache(maxsize=4)(self._read_group)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, row: int) -> Any:
-        group = int(np.searchsorted(self._ends, row, side="right"))
-        table = self._read(group)
-        return table.slice(row - int(self._ends[group]) + table.num_rows, 1).to_pylist()[0]
-
-    def place(self, row: int) -> str:
-        number, _ = self._groups[int(np.searchsorted(self._ends, row, side="right"))]
-        first = next(g for g, (file, _) in enumerate(self._groups) if file == number)
-        before = int(self._ends[first - 1]) if first else 0
-        return f"{self.files[number]}, row {row - before + 1}"
-
-    def _read_group(self, group: int) -> Any:
-        number, inside = self._groups[group]
-        try:
-            file = self._parquet.ParquetFile(self.files[number], memory_map=True)
-            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            return file.read_row_group(inside, columns=columns)
-        except Exception as error:  # as above
-            raise _no_parquet(self.files[number], error) from error
-
-
-def _no_parquet(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(f"Cannot read the Parquet file {path}: {reason}; copy or download it again.")

@@ -1,5 +1,6 @@
 """Batches: buckets, padding at either side, labels around spliced pictures, what is too long."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,12 +9,15 @@ from llava_mini_jax.data.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.data.examples import (
     Buckets,
     Example,
+    Sizes,
     check_fits,
     collate,
+    grow,
     learns,
     make_example,
     positions,
     powers_of_two,
+    sizes_of,
 )
 from llava_mini_jax.errors import InputError
 
@@ -81,6 +85,18 @@ def test_padding_is_no_text_and_no_picture():
     assert (inputs.pixels_BIJYXC[~inputs.frames_BI] == 0).all()
     assert inputs.fuse_BT.sum(axis=1).tolist() == [2, 2, 1]
     assert not batch([PICTURE], with_pixels=False).inputs.pixels_BIJYXC.size
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_parts_of_a_batch_grow_to_what_they_are_in_the_whole(side):
+    rows = [TEXT, PICTURE, VIDEO]
+    whole = batch(rows, side, patches_per_image=3)
+    parts = [batch([row], side, patches_per_image=3) for row in rows]
+    sizes = Sizes(*np.max([sizes_of(part) for part in parts], axis=0).tolist())
+    assert sizes == sizes_of(whole) and len({sizes_of(part) for part in parts}) == 3
+    grown = [grow(part, sizes, side) for part in parts]
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *grown)
+    jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
 def test_what_is_too_long_is_refused_with_the_arithmetic_or_cut():

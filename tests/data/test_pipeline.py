@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -34,15 +35,40 @@ def batches(source, encode, count, **changes):
     return list(itertools.islice(make_batches(source, encode, **(options | changes)), count))
 
 
-def numbered(number):
+def arrays(source, encode, count, **changes):
+    """The same of sources without broken samples."""
+    found = batches(source, encode, count, **changes)
+    assert not any(batch.rejected for batch in found)
+    return [batch.arrays for batch in found]
+
+
+class Listed(list):
+    """Samples in memory, each of which can be named."""
+
+    def id_of(self, index):
+        return self[index]["id"]
+
+    def dataset_of(self, index):
+        return "listed"
+
+
+class Numbered:
     """A text of one token, which says which sample it is."""
-    ids = np.array([number], np.int32)
-    return Example(ids, np.array([True]), ids, np.zeros((0, 1, 1, 1, 3), np.uint8), ())
+
+    def __call__(self, number):
+        ids = np.array([number], np.int32)
+        return Example(ids, np.array([True]), ids, np.zeros((0, 1, 1, 1, 3), np.uint8), ())
+
+    def empty(self):
+        raise AssertionError("no number is broken")
+
+
+numbered = Numbered()
 
 
 def numbers(stream):
     """[step, row]: the samples of `numbered` batches."""
-    return np.array([batch.inputs.ids_BT[:, 0] for batch in stream])
+    return np.array([batch.arrays.inputs.ids_BT[:, 0] for batch in stream])
 
 
 def test_an_epoch_has_every_sample_once_and_the_next_one_another_order():
@@ -51,7 +77,7 @@ def test_an_epoch_has_every_sample_once_and_the_next_one_another_order():
     assert order[0].tolist() not in (order[1].tolist(), list(range(40)))
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_share_every_batch(processes):
     whole = numbers(batches(range(40), numbered, 7))
     parts = [
@@ -87,7 +113,7 @@ def test_whole_batches_of_the_digits_world_repeat_bit_for_bit():
     whole = batches(source, encode, 4)
     for ours, theirs in zip(batches(source, encode, 2, first_step=2), whole[2:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert (whole[0].labels_BS != IGNORE).any(axis=1).all()
+    assert (whole[0].arrays.labels_BS != IGNORE).any(axis=1).all()
 
 
 def sample(kind, text, **media):
@@ -103,7 +129,7 @@ MIXED = [
 
 
 def test_pictures_videos_and_text_stand_in_one_batch():
-    (batch,) = batches(MIXED, Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=3)
+    (batch,) = arrays(MIXED, Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=3)
     inputs = batch.inputs
     assert inputs.pixels_BIJYXC.shape == (3, 4, 1, 32, 32, 3)
     assert inputs.pixels_BIJYXC.dtype == np.uint8
@@ -122,7 +148,7 @@ def test_pictures_videos_and_text_stand_in_one_batch():
 @pytest.mark.parametrize("blank_image", [False, True])
 def test_text_alone_has_no_picture_or_a_blank_one(blank_image):
     prompt = dataclasses.replace(PROMPT, blank_image=blank_image)
-    (batch,) = batches(MIXED[2:], Encoder(TOKENIZER, prompt, IMAGES), 1, batch_size=2)
+    (batch,) = arrays(MIXED[2:], Encoder(TOKENIZER, prompt, IMAGES), 1, batch_size=2)
     inputs = batch.inputs
     assert inputs.pixels_BIJYXC.shape == (2, int(blank_image), 1, 32, 32, 3)
     assert (inputs.pixels_BIJYXC == 127).all() and inputs.frames_BI.all()
@@ -133,7 +159,7 @@ def test_text_alone_has_no_picture_or_a_blank_one(blank_image):
 @pytest.mark.parametrize("grid", [1, 2])
 def test_a_high_resolution_picture_has_its_parts(grid):
     encode = Encoder(TOKENIZER, PROMPT, dataclasses.replace(IMAGES, grid=grid))
-    (batch,) = batches(MIXED, encode, 1, batch_size=3)
+    (batch,) = arrays(MIXED, encode, 1, batch_size=3)
     assert batch.inputs.pixels_BIJYXC.shape[2] == (5 if grid == 2 else 1)
 
 
@@ -151,15 +177,48 @@ LONG = sample("much-too-long", "which digit? " * 10 + "<image>", image=PAGE)
     ],
     ids=lambda value: value["id"] if isinstance(value, dict) else "",
 )
-def test_a_sample_that_cannot_be_learnt_from_is_named(wrong, message):
-    with pytest.raises(InputError, match=f"{wrong['id']}.*{message}"):
-        batches([wrong], Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=1, max_length=32)
+def test_a_sample_that_cannot_be_learnt_from_leaves_an_empty_row_and_its_name(wrong, message):
+    source = Listed([wrong, *MIXED])
+    (batch,) = batches(source, Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=4, max_length=32)
+    ((who, dataset, reason),) = batch.rejected
+    assert (who, dataset) == (wrong["id"], "listed")
+    assert re.search(f"{wrong['id']}.*{message}", reason)
+    labels, inputs = batch.arrays.labels_BS, batch.arrays.inputs
+    (row,) = np.flatnonzero((labels == IGNORE).all(axis=1))
+    assert not inputs.frames_BI[row].any() and not inputs.fuse_BT[row].any()
+    assert (inputs.slots_BS[row] >= 0).sum() == 1
+
+
+def test_a_batch_of_broken_samples_alone_is_whole():
+    source = Listed([LONG | {"id": i} for i in range(2)])
+    (batch,) = batches(source, Encoder(TOKENIZER, PROMPT, IMAGES), 1, batch_size=2, max_length=32)
+    assert sorted(r.id for r in batch.rejected) == [0, 1]
+    assert batch.arrays.inputs.pixels_BIJYXC.shape == (2, 0, 1, 32, 32, 3)
+    assert (batch.arrays.labels_BS == IGNORE).all()
+
+
+def test_faults_of_our_own_end_the_stream():
+    class Faulty(Numbered):
+        def __call__(self, number):
+            raise KeyError(number)
+
+    with pytest.raises(KeyError):
+        batches(range(8), Faulty(), 1)
+
+
+def test_text_beyond_every_bucket_is_cut_as_what_is_beyond_max_length_is():
+    text = sample("long-answer", "<image>which digit?", image=PAGE)
+    text["conversations"][1]["value"] = "7 " * 300
+    encode = Encoder(TOKENIZER, PROMPT, IMAGES)
+    (batch,) = arrays(Listed([text]), encode, 1, batch_size=1)
+    assert batch.inputs.slots_BS.shape == (1, 128)
+    assert (batch.labels_BS[0, -60:] != IGNORE).all()
 
 
 def test_an_answer_whose_beginning_fits_is_cut_and_learnt():
     encode = Encoder(TOKENIZER, PROMPT, IMAGES)
-    (whole,) = batches([LONG], encode, 1, batch_size=1)
+    (whole,) = arrays([LONG], encode, 1, batch_size=1)
     needed = int((whole.inputs.slots_BS >= 0).sum())
-    (cut,) = batches([LONG], encode, 1, batch_size=1, max_length=needed - 1)
+    (cut,) = arrays([LONG], encode, 1, batch_size=1, max_length=needed - 1)
     assert (whole.labels_BS != IGNORE).sum() == 2
     assert (cut.labels_BS != IGNORE).sum() == 1

@@ -109,7 +109,7 @@ def test_paths_are_relative_to_the_data_file_without_a_folder(tmp_path, pictures
 
 
 def test_lines_are_found_across_the_pieces_of_a_scan(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_mini_jax.data.sources._SCAN_BYTES", 37)
+    monkeypatch.setattr("llava_mini_jax.data.rows._SCAN_BYTES", 37)
     lines = [json.dumps({"id": i, "conversations": turns("é" * i)}) for i in range(20)]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n  \n" + lines[0] + "\r\n\n" + "\n".join(lines[1:]), "utf-8")  # no last end
@@ -250,7 +250,7 @@ def test_batches_come_from_files(tmp_path, pictures):
         first_step=0,
     )
     for batch in itertools.islice(stream, 3):
-        assert batch.inputs.ids_BT.shape[0] == 4
+        assert batch.arrays.inputs.ids_BT.shape[0] == 4 and not batch.rejected
 
 
 # --- Lists ----------------------------------------------------------------------------------------
