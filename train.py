@@ -2,35 +2,56 @@
 
 A config file defines `config()`, which returns frozen dataclasses (training/stages.py). Every field
 can be replaced on the command line; `python train.py CONFIG.py --help` lists them. A workdir that
-holds checkpoints is continued.
+holds checkpoints is continued. --dry-run tells what would be trained and what memory it takes;
+--profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
+on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
+0 unless given: clusters that start a failed command again need to be told another one.
 """
 
 import dataclasses
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_mini_jax.errors import InputError
 
 
-def parse(default: Any, argv: list[str]) -> tuple[Any, str, bool]:
-    """(config, workdir, dry_run): the config's own fields stand at the top level of the options."""
+class Command(NamedTuple):
+    config: Any
+    workdir: str
+    dry_run: bool
+    distributed: bool
+    stopped_status: int
+    profile: Any
+
+
+def parse(default: Any, argv: list[str]) -> Command:
+    """The config's own fields stand at the top level of the options, beside those of a run."""
     import tyro
 
+    from llava_mini_jax.training.profile import ProfileConfig
+
+    own = [
+        ("workdir", str, ""),
+        ("dry_run", bool, False),
+        ("distributed", bool, False),
+        ("stopped_status", int, 0),
+        ("profile", ProfileConfig, ProfileConfig()),
+    ]
     fields = [
         (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
         for f in dataclasses.fields(default)
     ]
-    options = dataclasses.make_dataclass(
-        "Options", [("workdir", str), ("dry_run", bool, False), *fields], frozen=True
-    )
+    options = dataclasses.make_dataclass("Options", [*own, *fields], frozen=True)
     chosen = tyro.cli(
         options,
         args=argv[1:],
         prog=f"train.py {argv[0]}",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if not chosen.workdir and not chosen.dry_run:
+        raise InputError("a run needs --workdir DIR, where it is kept and continued")
     config = type(default)(**{name: getattr(chosen, name) for name, *_ in fields})
-    return config, chosen.workdir, chosen.dry_run
+    return Command(config, *(getattr(chosen, name) for name, *_ in own))
 
 
 def main(argv: list[str]) -> int:
@@ -38,19 +59,23 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     try:
+        from llava_mini_jax import distributed
         from llava_mini_jax.training import describe, loop, stages
 
         default = stages.load_config(argv[0])
         stages.stages_of(default)
-        config, workdir, dry_run = parse(default, argv)
-        chosen = stages.stages_of(config)
-        if dry_run:
+        command = parse(default, argv)
+        chosen = stages.stages_of(command.config)
+        if command.dry_run:
             describe.describe(chosen)
         else:
+            if command.distributed:
+                distributed.start()
             try:
-                loop.run(chosen, workdir)
+                loop.run(chosen, command.workdir, command.profile)
             except loop.Stopped as stopped:
                 print(f"train.py: {stopped}; the same command continues there")
+                return command.stopped_status
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import pytest
 import train
 from configs import digits
 from llava_mini_jax.training import loop
+from llava_mini_jax.training.profile import ProfileConfig
 from tests.conftest import ROOT
 
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -41,7 +42,7 @@ def refused(capsys, argv):
 
 def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
     assert status_of([DIGITS, "--workdir", tmp_path]) == 0
-    assert started == [(list(vars(digits.config()).values()), str(tmp_path))]
+    assert started == [(list(vars(digits.config()).values()), str(tmp_path), ProfileConfig())]
 
 
 def test_fields_are_replaced_on_the_command_line(started, tmp_path):
@@ -64,7 +65,8 @@ def test_a_config_of_one_stage(started, tmp_path):
         "from configs import digits\n\ndef config():\n    return digits.config().stage1\n"
     )
     assert status_of([path, "--workdir", tmp_path, "--steps", "7"]) == 0
-    assert started == [([dataclasses.replace(digits.config().stage1, steps=7)], str(tmp_path))]
+    stage = dataclasses.replace(digits.config().stage1, steps=7)
+    assert started == [([stage], str(tmp_path), ProfileConfig())]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,11 @@ def test_files_that_hold_no_config(capsys, started, tmp_path, content, message):
     ("argv", "message"),
     [
         (["nowhere.py", "--workdir", "run"], "train.py: config file nowhere.py does not exist"),
-        ([DIGITS], "Missing from train.py"),
+        ([DIGITS], "train.py: a run needs --workdir DIR"),
         ([DIGITS, "--workdir"], "--workdir"),
         ([DIGITS, "--workdir", "run", "--stage1.stepz", "3"], "Unrecognized options: --stage1.ste"),
+        ([DIGITS, "--workdir", "run", "--profile.steps", "5"], 'profile.steps is "5"; expected'),
+        ([DIGITS, "--workdir", "run", "--profile.steps", "9:5"], 'profile.steps is "9:5"; expect'),
         ([DIGITS, "--workdir", "run", "--stage1.steps", "many"], "--stage1.steps: invalid literal"),
         ([DIGITS, "--workdir", "run", "--stage1.data.page-size", "5"], "page_size 5 leaves less"),
         ([DIGITS, "--workdir", "run", "--stage2.model.compressor.kind", "big"], '"big" is unknown'),
@@ -153,8 +157,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, tmp_path):
 
 
 def test_a_dry_run_tells_what_would_be_trained_and_trains_nothing(capsys, started, tmp_path):
-    workdir = tmp_path / "run"
-    assert status_of([DIGITS, "--workdir", workdir, "--dry-run"]) == 0
+    assert status_of([DIGITS, "--dry-run"]) == 0
     out = capsys.readouterr().out
     for stage in vars(digits.config()).values():
         assert f"{stage.name}: " in out
@@ -165,7 +168,7 @@ def test_a_dry_run_tells_what_would_be_trained_and_trains_nothing(capsys, starte
     row = next(line for line in out.split("stage1: ")[1].splitlines() if "projector" in line)
     counts = [int(cell.replace(",", "")) for cell in row.split("│")[2:-1]]
     assert counts == [projector, projector, 16 * projector]  # 4 bytes each, four times
-    assert not started and not workdir.exists()
+    assert not started
 
 
 def test_a_dry_run_checks_the_stages(capsys, tmp_path):

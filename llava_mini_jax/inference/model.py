@@ -102,8 +102,6 @@ class Model:
         batch_size: int = 8,
     ) -> list[Answer]:
         """`generate` for a list of prompts, with the answers' token counts and why they end."""
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give 1 or more")
         examples = []
         for number, prompt in enumerate(prompts):
             pictures = self.read_pictures(
@@ -112,6 +110,14 @@ class Model:
                 sampling,
             )
             examples.append(self.request(prompt, pictures, _place(number, len(prompts))))
+        return self.answer_requests(examples, settings, batch_size=batch_size)
+
+    def answer_requests(
+        self, examples: Sequence[Example], settings: Settings, *, batch_size: int
+    ) -> list[Answer]:
+        """Answers of `request`s, in their order; ones of the same size are answered together."""
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more")
         steps = rows.STEPS_WITH_STOP if settings.stop else rows.STEPS
         answers: dict[int, Answer] = {}
         for numbers in rows.batches(examples, self.bundle, batch_size):

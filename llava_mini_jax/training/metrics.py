@@ -1,18 +1,39 @@
-"""Metrics of a run: one JSON object a line in workdir/metrics.jsonl, and a progress bar.
+"""Metrics of a run: workdir/metrics.jsonl, TensorBoard, and a progress bar.
+
+    a step's values on the device, what the host counted --add--> ... --log, every few steps--> lines
+    {"stage": "stage2", "step": 10, "loss": 1.3, ...}    workdir/metrics.jsonl
+    training/loss, heldout/loss, ...                     workdir/tensorboard/STAGE/
 
 Values stay on the device until they are logged, a few steps later, so that the loop never waits
-for them.
+for them. Every process computes them, the first one writes.
 """
 
-import json
 import math
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 from etils import epath
+
+from llava_mini_jax import distributed
+from llava_mini_jax.journal import Journal
+from llava_mini_jax.profiling.flops import peak_flops
+
+
+class Counted(NamedTuple):
+    """What the host knows about a step, of all processes together."""
+
+    examples: int
+    positions: int  # of the language model: text and vision tokens, no padding
+    images: int  # or frames
+    flops: float  # of the model (profiling/flops.py)
+    waited: float  # seconds for data, of this process
 
 
 class Metrics:
+    """Use as a context manager: it holds a file open and shows a progress bar."""
+
     def __init__(self, workdir: epath.Path, stage: str, steps: int, first_step: int):
         from rich.console import Console
         from rich.progress import (
@@ -23,12 +44,17 @@ class Metrics:
             TimeRemainingColumn,
         )
 
-        path = workdir / "metrics.jsonl"
-        _forget_later_steps(path, stage, first_step)
-        self._file = path.open("a")
+        def is_before(line: dict[str, Any]) -> bool:
+            return line["stage"] != stage or line["step"] <= first_step
+
+        first = distributed.is_first()
+        self._journal = Journal(workdir / "metrics.jsonl", is_before, write=first)
+        self._board = _board(workdir / "tensorboard" / stage, first_step) if first else None
         self._stage = stage
-        self._waiting: list[dict[str, Any]] = []
-        self._examples = 0
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = None if peak is None else peak * jax.device_count()
+        self._values: list[Mapping[str, Any]] = []
+        self._counted: list[Counted] = []
         self._since = time.perf_counter()
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
@@ -37,6 +63,7 @@ class Metrics:
             TimeRemainingColumn(),
             TextColumn("{task.fields[about]}"),
             console=Console(stderr=True),
+            disable=not first,
         )
         self._task = self._progress.add_task(stage, total=steps, completed=first_step, about="")
 
@@ -46,62 +73,84 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._file.close()
+        if self._board is not None:
+            self._board.close()
 
-    def add(self, metrics: dict[str, Any], examples: int) -> None:
+    def add(self, values: Mapping[str, Any], counted: Counted) -> None:
         """Takes note of a step; its values are not read yet."""
-        self._waiting.append(metrics)
-        self._examples += examples
+        self._values.append(values)
+        self._counted.append(counted)
         self._progress.advance(self._task)
 
-    def log(self, step: int) -> dict[str, float]:
-        """Means since the last call, written down as of `step`.
+    def log(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:
+        """What the steps since the last call came to, written down as of `step`.
 
-        Skipped steps (step.py) have no loss: they are counted, and the means are those of the
-        others (where there is none NaN, in the file null). `skipped_in_a_row` is the longest run
-        of them that the steps since the last call belong to.
+        `rates` are the learning rates, by name. Skipped steps (step.py) have no loss: they are
+        counted, and the means are those of the others (where there is none NaN, in the file null).
+        `skipped_in_a_row` is the longest run of them that the steps since the last call belong to.
         """
-        taken = [m for m in self._waiting if not m["skipped"]]
-        tokens = sum(float(m["tokens"]) for m in taken)
-
-        def by_token(name: str) -> float:
-            return _ratio(sum(float(m[name]) * float(m["tokens"]) for m in taken), tokens)
-
-        values = {
-            "loss": by_token("loss"),
-            "token_accuracy": _ratio(sum(float(m["right_tokens"]) for m in taken), tokens),
-            "grad_norm": _ratio(sum(float(m["grad_norm"]) for m in taken), len(taken)),
-            "skipped": len(self._waiting) - len(taken),
-            "skipped_in_a_row": max(int(m["skipped_in_a_row"]) for m in self._waiting),
-        }
-        if "z_loss" in self._waiting[0]:
-            values["z_loss"] = by_token("z_loss")
         seconds = time.perf_counter() - self._since
-        values["step_seconds"] = seconds / len(self._waiting)
-        values["examples_per_second"] = self._examples / seconds
-        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = {"stage": self._stage, "step": step, **written}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        values = {**_learnt(self._values), **rates, **_speed(self._counted, seconds, self._peak)}
+        self._write(step, "training", values)
         about = f"loss {values['loss']:.3f}  {values['examples_per_second']:.0f} examples/s"
         self._progress.update(self._task, about=about)
-        self._waiting, self._examples, self._since = [], 0, time.perf_counter()
+        self._values, self._counted, self._since = [], [], time.perf_counter()
         return values
 
+    def log_heldout(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes what an evaluation after `step` came to; its time counts for no step."""
+        self._write(step, "heldout", {f"heldout_{name}": v for name, v in values.items()})
+        self._since = time.perf_counter()
 
-def _forget_later_steps(path: epath.Path, stage: str, first_step: int) -> None:
-    """Removes what an interrupted run wrote after the checkpoint that it is continued from."""
-    if not path.exists():
-        return
-    kept = []
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # the process ended in the middle of this line
-            continue
-        if line["stage"] != stage or line["step"] <= first_step:
-            kept.append(text + "\n")
-    path.write_text("".join(kept))
+    def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._journal.append({"stage": self._stage, "step": step, **finite})
+        if self._board is None:
+            return
+        for name, value in finite.items():
+            if value is not None:
+                self._board.add_scalar(f"{group}/{name.removeprefix('heldout_')}", value, step)
+        self._board.flush()
+
+
+def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    taken = [m for m in steps if not m["skipped"]]
+    tokens = sum(float(m["tokens"]) for m in taken)
+
+    def by_token(name: str) -> float:
+        return _ratio(sum(float(m[name]) * float(m["tokens"]) for m in taken), tokens)
+
+    values = {
+        "loss": by_token("loss"),
+        "token_accuracy": _ratio(sum(float(m["right_tokens"]) for m in taken), tokens),
+        "grad_norm": _ratio(sum(float(m["grad_norm"]) for m in taken), len(taken)),
+        "skipped": len(steps) - len(taken),
+        "skipped_in_a_row": max(int(m["skipped_in_a_row"]) for m in steps),
+    }
+    if "z_loss" in steps[0]:
+        values["z_loss"] = by_token("z_loss")
+    return values
+
+
+def _speed(steps: Sequence[Counted], seconds: float, peak: float | None) -> dict[str, float]:
+    values = {
+        "step_seconds": seconds / len(steps),
+        "data_wait_seconds": sum(s.waited for s in steps) / len(steps),
+        "examples_per_second": sum(s.examples for s in steps) / seconds,
+        "tokens_per_second": sum(s.positions for s in steps) / seconds,
+        "images_per_second": sum(s.images for s in steps) / seconds,
+        "model_tflops_per_second": sum(s.flops for s in steps) / seconds / 1e12,
+    }
+    if peak is not None:
+        values["model_flop_utilisation"] = sum(s.flops for s in steps) / seconds / peak
+    return values
+
+
+def _board(folder: epath.Path, first_step: int) -> Any:
+    """TensorBoard's event file; points after `first_step` of an interrupted run are forgotten."""
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def _ratio(total: float, count: float) -> float:

@@ -9,6 +9,7 @@ run one after the other, each from the parameters that the one before left.
 
 import dataclasses
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Data that nothing is learnt from; its loss is measured while a stage runs."""
+
+    data: DigitsConfig | SourcesConfig
+    samples: int  # as TrainConfig's
+    batches: int  # of the stage's batch size, the same ones each time
+    every: int  # steps; the last step is always followed by it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     name: str  # of the stage: its folder in the workdir
     model: LlavaMiniConfig
@@ -51,6 +62,8 @@ class TrainConfig:
     tokenizer: str  # "digits", or a folder or hub name with tokenizer files
     data: DigitsConfig | SourcesConfig
     samples: int  # of the digits world before they repeat; data sets have as many as they have
+    bad_samples: float  # share of the data set's samples that may be broken (data/quarantine.py)
+    heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew
     prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
@@ -69,6 +82,8 @@ class TrainConfig:
     seed: int
     log_every: int
     checkpoint_every: int
+    keep: int  # newest checkpoints of a stage that are kept
+    keep_every: int  # steps whose checkpoints are kept for ever; 0: none
 
 
 def load_config(path: str) -> Any:
@@ -114,17 +129,27 @@ def check(stage: TrainConfig) -> None:
         ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
         ("param_dtype", stage.param_dtype, DTYPES),
         ("model.compute_dtype", stage.model.compute_dtype, DTYPES),
+        ("optimizer.first_moment_dtype", stage.optimizer.first_moment_dtype, DTYPES),
     ):
         if value not in known:
             expected = " or ".join(map(str, known))
             raise InputError(f"{stage.name}: {name} is {value!r}; expected {expected}")
     counts = ("samples", "steps", "batch_size", "accumulate", "max_skipped", "log_every")
-    for name in (*counts, "checkpoint_every"):
+    for name in (*counts, "checkpoint_every", "keep"):
         if (number := getattr(stage, name)) < 1:
             raise InputError(f"{stage.name}: {name} is {number}; it must be 1 or more")
-    for name in ("loss_chunk", "z_loss"):
+    if stage.heldout is not None and min(stage.heldout.batches, stage.heldout.every) < 1:
+        raise InputError(f"{stage.name}: heldout.batches and heldout.every must be 1 or more")
+    for name in ("loss_chunk", "z_loss", "keep_every"):
         if (number := getattr(stage, name)) < 0:
             raise InputError(f"{stage.name}: {name} is {number}; it must be 0 (off) or more")
+    for rate in (stage.optimizer.learning_rate, *(g.learning_rate for g in stage.optimizer.groups)):
+        if not 0 <= rate < math.inf:
+            raise InputError(f"{stage.name}: a learning rate is {rate}; it must be 0 or more")
+    if not 0 <= stage.bad_samples <= 1:
+        raise InputError(
+            f"{stage.name}: bad_samples is {stage.bad_samples}; it is a share, from 0 to 1"
+        )
     _check_micro_batches(stage)
 
 

@@ -94,6 +94,7 @@ def train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     updated = optax.apply_updates(state.trainable, updates), opt_state
+    # Known before the update, so that this can be written over the old state as it is computed.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     trainable, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), updated, (state.trainable, state.opt_state)
@@ -107,6 +108,15 @@ def train_step(
     )
     skipped = {"skipped": 1 - finite, "skipped_in_a_row": state.skipped_in_a_row}
     return state, metrics | skipped
+
+
+@partial(jax.jit, static_argnames=("cfg", "loss_chunk"))
+def heldout_sums(
+    state: TrainState, batch: TrainBatch, *, cfg: LlavaMiniConfig, loss_chunk: int = 0
+) -> Sums:
+    """What `loss.logit_sums` says of a batch that nothing is learnt from."""
+    params = param_tree.merge(state.trainable, state.frozen)
+    return loss(params, batch, cfg, chunk=loss_chunk)[1]
 
 
 def _micro_batches(batch: TrainBatch, count: int) -> TrainBatch:

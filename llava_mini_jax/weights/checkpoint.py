@@ -26,14 +26,18 @@ _ODD = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x9E3779B9)
 class Checkpoints:
     """The checkpoints of one stage of a run; use as a context manager, which waits for saves."""
 
-    def __init__(self, folder: str | epath.Path, *, keep: int = 2):
+    def __init__(self, folder: str | epath.Path, *, keep: int = 2, keep_every: int = 0):
+        """Holds the newest `keep`, and for ever those of every `keep_every`th step (0: of none)."""
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._manager = ocp.CheckpointManager(
             epath.Path(folder).absolute() if "://" not in str(folder) else epath.Path(folder),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, create=True
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                enable_async_checkpointing=True,
+                create=True,
             ),
         )
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from llava_mini_jax import distributed
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
@@ -53,7 +53,7 @@ def published_tensors(
         stacked = specs[path].axes[:1] == ("layers",)
         shape = _published_shape(specs[path])
         for i, source in enumerate(sources):
-            array = np.asarray(jax.device_get(leaf[i] if stacked else leaf)).reshape(shape)
+            array = distributed.fetch(leaf[i] if stacked else leaf).reshape(shape)
             if source.parts == 1:
                 yield source.name, array
                 continue
@@ -113,6 +113,12 @@ def export_model(
                 if path.name.startswith(("tokenizer", "special_tokens_map", "chat_template")):
                     shutil.copy2(path, work)
         save_tensors(work, published_tensors(params, bundle.model, layout))
+
+
+def gather_model(params: LlavaMini, bundle: Bundle) -> None:
+    """The part of the other processes while the first one writes a release folder."""
+    for _ in published_tensors(params, bundle.model, names.LAYOUTS["release"]):
+        pass
 
 
 @contextlib.contextmanager

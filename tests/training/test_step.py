@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import json
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
 from configs import digits
 from llava_mini_jax import params as param_tree
@@ -19,7 +17,6 @@ from llava_mini_jax.data.examples import TrainBatch
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import MeshConfig, check
 from llava_mini_jax.training.step import (
@@ -251,7 +248,7 @@ def test_gradients_of_bfloat16_parameters_are_added_in_float32():
     assert float(total["w"]) == float(jnp.bfloat16(1 + 63 * 2.0**-9))
 
 
-# --- Configuration and metrics --------------------------------------------------------------------
+# --- Configuration --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,31 +271,3 @@ def test_settings_that_cannot_be_run_are_refused(change, message):
     with pytest.raises(InputError, match=f"stage2: .*{message}"):
         check(dataclasses.replace(stage, **change))
     check(dataclasses.replace(stage, accumulate=16, mesh=MeshConfig(data=2, fsdp=2)))
-
-
-def logged(tmp_path, steps):
-    """(what `log` returns, what it writes) of steps (loss, tokens, skipped_in_a_row)."""
-    with Metrics(epath.Path(tmp_path), "stage", len(steps), 0) as metrics:
-        for loss, tokens, streak in steps:
-            values = dict(loss=loss, tokens=tokens, right_tokens=1, grad_norm=loss, z_loss=2 * loss)
-            values |= dict(skipped=int(streak > 0), skipped_in_a_row=streak)
-            metrics.add(values, 4)
-        returned = metrics.log(len(steps))
-    return returned, json.loads((tmp_path / "metrics.jsonl").read_text())
-
-
-def test_skipped_steps_are_counted_and_kept_out_of_the_means(tmp_path):
-    nan = float("nan")
-    steps = [(nan, 9, 3), (1.0, 2, 0), (nan, 9, 1), (nan, 9, 2), (4.0, 1, 0)]
-    returned, written = logged(tmp_path, steps)
-    expected = dict(loss=2.0, token_accuracy=2 / 3, grad_norm=2.5, z_loss=4.0)
-    expected |= dict(skipped=3, skipped_in_a_row=3)
-    for values in (returned, written):
-        assert {name: values[name] for name in expected} == pytest.approx(expected)
-
-
-def test_a_log_of_skipped_steps_alone_is_still_json(tmp_path):
-    returned, written = logged(tmp_path, [(float("nan"), 9, 10), (float("inf"), 9, 11)])
-    assert np.isnan(returned["loss"])
-    assert written["loss"] is None and written["grad_norm"] is None
-    assert (written["skipped"], returned["skipped_in_a_row"]) == (2, 11)

@@ -1,0 +1,136 @@
+"""From a stage's data to batches on the devices, as all processes agree about them.
+
+    data set --make_batches--> this process's rows --grow, put--> the batch on all devices
+                                   |        ^
+                                   '-gather-'   what every process says: sizes, broken samples,
+                                                whether it is asked to stop
+
+Broken samples of all processes go to workdir/quarantine.jsonl (data/quarantine.py).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from llava_mini_jax import distributed, sharding
+from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
+from llava_mini_jax.data.examples import (
+    Buckets,
+    Sizes,
+    TrainBatch,
+    grow,
+    powers_of_two,
+    sizes_of,
+)
+from llava_mini_jax.data.pipeline import Batch, Encoder, Rejected, Source, make_batches
+from llava_mini_jax.data.quarantine import Quarantine
+from llava_mini_jax.data.sources import Samples, SourcesConfig
+from llava_mini_jax.profiling.flops import shape_of, step_flops
+from llava_mini_jax.training.metrics import Counted
+from llava_mini_jax.training.stages import TrainConfig
+
+MAX_FRAMES = 1024  # images or frames of one training sample
+
+
+class Arrival(NamedTuple):
+    """A batch of all processes."""
+
+    batch: TrainBatch  # on the devices
+    rejected: list[Rejected]
+    positions: int  # of the language model that are no padding
+    images: int  # or frames
+    stop: bool  # a process was asked to
+    waited: float  # seconds that this process waited for its rows
+
+
+def arrivals(
+    stage: TrainConfig, tokenizer: Any, workdir: epath.Path, first_step: int, stop: Sequence[int]
+) -> Iterator[tuple[int, Arrival]]:
+    """(step, its batch) from the step after `first_step` to the stage's last one."""
+    source = open_data(stage.data, stage.samples)
+    path = workdir / "quarantine.jsonl"
+    quarantine = open_quarantine(stage, path, len(source), first_step)
+    rows = batches(stage, source, tokenizer, rows=stage.batch_size, first_step=first_step)
+    for step in range(first_step + 1, stage.steps + 1):
+        arrival = receive(rows, stage.prompt.padding_side, stop)
+        quarantine.add(step, arrival.rejected)
+        yield step, arrival
+
+
+def open_quarantine(
+    stage: TrainConfig, path: epath.Path, total: int, first_step: int
+) -> Quarantine:
+    first = distributed.is_first()
+    return Quarantine(path, stage.name, total, stage.bad_samples, first_step, write=first)
+
+
+def counted(stage: TrainConfig, arrival: Arrival) -> Counted:
+    """What metrics.py wants to know about a batch."""
+    flops = step_flops(stage.model, stage.trainable, shape_of(arrival.batch))
+    return Counted(stage.batch_size, arrival.positions, arrival.images, flops, arrival.waited)
+
+
+def open_data(data: DigitsConfig | SourcesConfig, samples: int) -> Source:
+    """`samples` is how many the digits world has before they repeat."""
+    return DigitsPages(data, samples) if isinstance(data, DigitsConfig) else Samples(data)
+
+
+def batches(
+    stage: TrainConfig,
+    source: Source,
+    tokenizer: Any,
+    *,
+    rows: int,
+    first_step: int,
+    threads: int = 0,
+) -> Iterator[Batch]:
+    """This process's part of the batches of `rows` rows from `first_step` on.
+
+    `threads` read and encode ahead; 0 is half of the cores.
+    """
+    share, shares = sharding.batch_share()
+    model, parts = stage.model, stage.images.parts
+    return make_batches(
+        source,
+        Encoder(tokenizer, stage.prompt, stage.images),
+        batch_size=rows,
+        tokens_per_image=model.tokens_per_image(parts),
+        patches_per_image=model.patches_per_image(parts) if model.inside_layers else 0,
+        buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
+        max_length=stage.prompt.max_length,
+        padding_side=stage.prompt.padding_side,
+        seed=stage.seed,
+        first_step=first_step,
+        process=share,
+        processes=shares,
+        grouping=stage.data.grouping if isinstance(stage.data, SourcesConfig) else "none",
+        threads=threads,
+    )
+
+
+def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()) -> Arrival:
+    """The next batch; every process calls it at the same step."""
+    began = time.perf_counter()
+    own, rejected = next(source)
+    waited = time.perf_counter() - began
+    inputs = own.inputs
+    counts = (inputs.slots_BS >= 0).sum(), inputs.frames_BI.sum(), len(rejected), bool(stop)
+    told = distributed.gather(np.array([*sizes_of(own), *counts], np.int32))
+    sizes = Sizes(*told[:, : len(Sizes._fields)].max(0).tolist())
+    positions, images, broken, stopping = told[:, len(Sizes._fields) :].sum(0).tolist()
+    everyone = distributed.gather_json(list(rejected)) if broken else []
+    # Processes along the tensor axis have the same rows: each is counted once.
+    _, shares = sharding.batch_share()
+    copies = jax.process_count() // shares
+    return Arrival(
+        batch=sharding.put_batch(grow(own, sizes, padding_side)),
+        rejected=[Rejected(*each) for each in everyone],
+        positions=positions // copies,
+        images=images // copies,
+        stop=stopping > 0,
+        waited=waited,
+    )

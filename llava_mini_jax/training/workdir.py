@@ -1,0 +1,84 @@
+"""The folder of a run: its configuration, and the models that its stages leave."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from llava_mini_jax import distributed
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.weights.export_hf import export_model, gather_model
+
+# What a run may be continued with differently: nothing of it changes an update.
+FREE = (
+    *("mesh", "accumulate", "loss_chunk", "max_skipped", "bad_samples", "heldout"),
+    *("log_every", "checkpoint_every", "keep", "keep_every"),
+)
+
+
+def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
+    """The folder, with config.json; one with checkpoints of another configuration is refused."""
+    folder = epath.Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except ImportError as error:
+        raise InputError(
+            f"workdir {workdir} is in a bucket, which needs one more package ({error}): for gs:// "
+            "pip install 'llava-mini-jax[gcs]', or give a local folder"
+        ) from error
+    except Exception as error:  # OSError, or what a bucket's library makes of one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"workdir {workdir} cannot be made ({reason}): give another") from error
+    text = json.dumps([dataclasses.asdict(stage) for stage in stages], indent=2) + "\n"
+    path = folder / "config.json"
+    if path.exists() and any((folder / "checkpoints").glob("*/*")):
+        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            raise InputError(
+                f"{path} was written by a run with another configuration (it differs in "
+                f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
+                "or use the same configuration to continue that run"
+            )
+    distributed.wait_for_all()  # all have read the one before
+    if distributed.is_first():
+        path.write_text(text)
+    return folder
+
+
+def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """{"stage1.seed": 0, ...}, without what is FREE and the model's `remat`."""
+    found = {}
+    for stage in stages:
+        stage = {**stage, "model": {**stage["model"], "remat": None}}
+        found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
+    return found
+
+
+def leave_model(params: LlavaMini, bundle: Bundle, target: epath.Path, tokenizer: Any) -> None:
+    """The parameters as a Hugging Face folder, if it is not there yet; all processes take part."""
+    exists = target.exists()
+    distributed.wait_for_all()  # all have looked
+    if exists:
+        return
+    if not distributed.is_first():
+        gather_model(params, bundle)
+    elif "://" not in str(target):
+        export_model(params, bundle, Path(target), tokenizer=tokenizer)
+    else:  # a bucket
+        with tempfile.TemporaryDirectory() as work:
+            export_model(params, bundle, Path(work) / "model", tokenizer=tokenizer)
+            files = sorted((Path(work) / "model").iterdir())
+            # config.json is last: a folder without it is no model, so no half of one passes.
+            for file in sorted(files, key=lambda file: file.name == "config.json"):
+                with file.open("rb") as source, (target / file.name).open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+    distributed.wait_for_all()  # it is whole before anyone reads it

@@ -1,0 +1,163 @@
+"""Runs that are killed, stopped, or short of disk: they end as if nothing had happened."""
+
+import random
+import signal
+import subprocess
+
+import pytest
+
+from tests import tiny
+from tests.training import tiny_stages
+from tests.training.runs import assert_same, copied, metrics_of, output, program, run, saved_steps
+
+fast_compilation = tiny.fast_compilation
+
+# Dies in the last stage, while its fourth step is being saved.
+KILLED_RUN = """
+import os, signal, sys
+from llava_mini_jax.training import loop
+from llava_mini_jax.weights.checkpoint import Checkpoints
+from tests.training import tiny_stages
+
+def save_and_die(self, step, state, about):
+    save(self, step, state, about)
+    if (about["stage"], step) == ("stage2", 4):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+save, Checkpoints.save = Checkpoints.save, save_and_die
+loop.run(tiny_stages.stages(), sys.argv[1])
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(finished, tmp_path):
+    folder = copied(finished, tmp_path, "checkpoints/stage2", "stage2")
+    status, _, err = output(program(KILLED_RUN, folder))
+    assert status == -signal.SIGKILL, err
+    # Step 4 was perhaps not written yet. Either way, no half of it may be taken for a whole.
+    assert saved_steps(folder, "stage2") in ([2], [2, 4])
+    half = folder / "checkpoints" / "stage2" / "6.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "state").write_text("half of a file")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "stage2", "step": 6, "loss": 9.0}\n{"stage": "sta')
+    assert not (folder / "stage2").exists()
+    finals = run(tiny_stages.stages(), folder)
+    assert finals["stage2"].compiled == 1
+    assert metrics_of(folder) == metrics_of(finished[0])
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+    assert saved_steps(folder, "stage2") == [6, 8]
+
+
+def test_a_damaged_run_continues_from_the_step_before_to_the_same_bits(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path, "stage2")
+    newest = folder / "checkpoints" / "stage2" / "8"
+    for file in (newest / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    finals = run(tiny_stages.stages(), folder)
+    assert "continuing from step 6" in capsys.readouterr().err
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_and_the_status_asked_for(finished, tmp_path):
+    folder = copied(finished, tmp_path, "checkpoints/stage2", "stage2")
+    status, out, err = output(program(STOPPED_RUN, folder))
+    assert status == 5, err
+    assert "stage2 stopped at step 3 of 8" in out
+    assert saved_steps(folder, "stage2") == [2, 3]
+    finals = run(tiny_stages.stages(), folder)
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+
+
+# Asks itself to stop at the second step of the last stage: the third one hears of it.
+STOPPED_RUN = """
+import os, signal, sys
+import train
+from llava_mini_jax.training import loop, stages
+from llava_mini_jax.training.profile import ProfileConfig
+from tests.training import tiny_stages
+
+put_batch, batches = loop.sharding.put_batch, 0
+
+def put_and_ask(batch):
+    global batches
+    batches += 1
+    if batches == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return put_batch(batch)
+
+loop.sharding.put_batch = put_and_ask
+stages.load_config = lambda path: None
+stages.stages_of = lambda config: tiny_stages.stages()
+train.parse = lambda default, argv: train.Command(None, argv[1], False, False, 5, ProfileConfig())
+sys.exit(train.main(["config.py", sys.argv[1]]))
+"""
+
+
+def test_a_full_disk_ends_a_run_with_a_sentence_and_whole_checkpoints(finished, tmp_path):
+    folder = copied(finished, tmp_path, "checkpoints/stage2", "stage2")
+    _, _, err = output(program(FULL_DISK, folder))
+    # Threads of the checkpoint's writer may say their own last words after it.
+    said = [line for line in err.splitlines() if "errors.InputError: " in line]
+    assert said and "cannot be written" in said[-1] and "make room" in said[-1], err
+    assert saved_steps(folder, "stage2") == [2]
+    finals = run(tiny_stages.stages(), folder)
+    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+
+
+# No file may grow beyond a few bytes once the first checkpoint of the last stage is written.
+FULL_DISK = """
+import resource, signal, sys
+from llava_mini_jax.training import loop
+from llava_mini_jax.weights.checkpoint import Checkpoints
+from tests.training import tiny_stages
+
+def save(self, step, state, about):
+    if (about["stage"], step) == ("stage2", 4):
+        self._manager.wait_until_finished()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    write(self, step, state, about)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+write, Checkpoints.save = Checkpoints.save, save
+loop.run(tiny_stages.stages(), sys.argv[1])
+"""
+
+
+# One stage of 600 steps, saved every tenth, in a process of its own.
+LONG_RUN = """
+import dataclasses, sys
+from llava_mini_jax.training import loop
+from tests.training import tiny_stages
+
+first = tiny_stages.stages()[0]
+loop.run([dataclasses.replace(first, steps=600, checkpoint_every=10, log_every=10)], sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
+    def start(folder):
+        return program(LONG_RUN, folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    moments = random.Random(0)
+    kills, reached = 0, set()
+    for _ in range(20):
+        running = start(tmp_path / "killed")
+        try:
+            running.wait(moments.uniform(1, 12))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+        saved = tmp_path / "killed" / "checkpoints" / "captions"
+        if saved.is_dir():
+            reached |= {int(path.name) for path in saved.iterdir() if path.name.isdigit()}
+    assert start(tmp_path / "killed").wait() == 0
+    assert kills >= 10 and len(reached) > 4  # the moments lay in start-up, in steps and in saves
+    whole, killed = (tmp_path / name / "captions" / "model" for name in ("whole", "killed"))
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in killed.iterdir())
+    for name in names:
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")

@@ -1,0 +1,96 @@
+"""Metrics: means over steps that were taken, speeds, and a journal that survives kills."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from llava_mini_jax.journal import Journal
+from llava_mini_jax.profiling import flops
+from llava_mini_jax.training import metrics as metrics_file
+from llava_mini_jax.training.metrics import Counted, Metrics
+
+
+def logged(tmp_path, steps):
+    """(what `log` returns, what it writes) of steps (loss, tokens, skipped_in_a_row)."""
+    with Metrics(epath.Path(tmp_path), "stage", len(steps), 0) as metrics:
+        for loss, tokens, streak in steps:
+            values = dict(loss=loss, tokens=tokens, right_tokens=1, grad_norm=loss, z_loss=2 * loss)
+            values |= dict(skipped=int(streak > 0), skipped_in_a_row=streak)
+            metrics.add(values, Counted(4, positions=40, images=8, flops=2e12, waited=0.5))
+        returned = metrics.log(len(steps), {"learning_rate": 0.1})
+    return returned, json.loads((tmp_path / "metrics.jsonl").read_text())
+
+
+def test_skipped_steps_are_counted_and_kept_out_of_the_means(tmp_path):
+    nan = float("nan")
+    steps = [(nan, 9, 3), (1.0, 2, 0), (nan, 9, 1), (nan, 9, 2), (4.0, 1, 0)]
+    returned, written = logged(tmp_path, steps)
+    expected = dict(loss=2.0, token_accuracy=2 / 3, grad_norm=2.5, z_loss=4.0)
+    expected |= dict(skipped=3, skipped_in_a_row=3)
+    for values in (returned, written):
+        assert {name: values[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_log_of_skipped_steps_alone_is_still_json(tmp_path):
+    returned, written = logged(tmp_path, [(float("nan"), 9, 10), (float("inf"), 9, 11)])
+    assert np.isnan(returned["loss"])
+    assert written["loss"] is None and written["grad_norm"] is None
+    assert (written["skipped"], returned["skipped_in_a_row"]) == (2, 11)
+
+
+def test_speeds_are_of_all_processes_and_devices(tmp_path, monkeypatch):
+    """One device of a known kind stands in for the CPU's eight."""
+    monkeypatch.setattr(metrics_file, "peak_flops", lambda kind: flops.peak_flops("TPU v4"))
+    monkeypatch.setattr(metrics_file.jax, "device_count", lambda: 2)
+    _, written = logged(tmp_path, [(1.0, 2, 0)] * 3)
+    seconds = 3 * written["step_seconds"]
+    assert written["examples_per_second"] == pytest.approx(12 / seconds)
+    assert written["tokens_per_second"] == pytest.approx(120 / seconds)
+    assert written["images_per_second"] == pytest.approx(24 / seconds)
+    assert written["model_tflops_per_second"] == pytest.approx(6 / seconds)
+    assert written["model_flop_utilisation"] == pytest.approx(6 / seconds / (2 * 275))
+    assert (written["data_wait_seconds"], written["learning_rate"]) == (0.5, 0.1)
+
+
+def test_a_journal_keeps_what_is_wanted_and_drops_half_a_line(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    journal = Journal(path, lambda line: True)
+    assert not path.exists()
+    for step in range(5):
+        journal.append({"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    before = path.read_bytes()
+    only_read = Journal(path, lambda line: line["step"] < 3, write=False)
+    only_read.append({"step": 9})
+    assert path.read_bytes() == before
+    assert [line["step"] for line in only_read.lines] == [0, 1, 2, 9]
+    Journal(path, lambda line: line["step"] < 3).append({"step": 7})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 7]
+    assert [p.name for p in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+def test_a_journal_in_a_bucket_is_written_whole(tmp_path, monkeypatch):
+    """Buckets have no appending: the file is replaced each time."""
+    monkeypatch.setattr(epath, "Path", lambda path: path)
+    path = tmp_path / "lines.jsonl"
+    journal = Journal(Stub(path), lambda line: True)
+    journal.append({"step": 1})
+    journal.append({"step": 2})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+class Stub:
+    """A path that calls itself a bucket's and refuses to be appended to."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __str__(self):
+        return f"gs://{self._path}"
+
+    def __getattr__(self, name):
+        assert name != "open"
+        return getattr(self._path, name)
