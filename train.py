@@ -9,6 +9,7 @@ on each of which the same command is started. A run that SIGTERM stops ends with
 """
 
 import dataclasses
+import os
 import sys
 from typing import Any, NamedTuple
 
@@ -86,4 +87,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == 2:
+        # A checkpoint that could not be written leaves threads of its writer that never end.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -123,7 +123,8 @@ def run_stage(
                         metrics.log_heldout(step, evaluate(step, state))
                     stopping = arrival.stop and not is_last
                     if step % stage.checkpoint_every == 0 or is_last or stopping:
-                        checkpoints.save(step, state, {"stage": stage.name})
+                        about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
+                        checkpoints.save(step, state, about)
                     if stopping:
                         raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
     params = param_tree.merge(state.trainable, state.frozen)

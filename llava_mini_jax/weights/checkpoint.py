@@ -1,6 +1,6 @@
 """All Orbax calls: saving and restoring a training run's state, asynchronous and sharded.
 
-    workdir/checkpoints/STAGE/STEP/           state (TrainState), about (json: fingerprints, stage)
+    workdir/checkpoints/STAGE/STEP/           state (TrainState), about (json: fingerprints, config)
     workdir/checkpoints/STAGE/damaged-STEP/   set aside: what could not be restored
 
 A step's folder appears under its name only when it is complete. What happens to its files later

@@ -1,13 +1,15 @@
 """Runs that are killed, stopped, or short of disk: they end as if nothing had happened."""
 
+import os
 import random
 import signal
 import subprocess
 
 import pytest
 
+from llava_mini_jax.training import loop
 from tests import tiny
-from tests.training import tiny_stages
+from tests.training import one_stage, tiny_stages
 from tests.training.runs import assert_same, copied, metrics_of, output, program, run, saved_steps
 
 fast_compilation = tiny.fast_compilation
@@ -120,6 +122,34 @@ def save(self, step, state, about):
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 write, Checkpoints.save = Checkpoints.save, save
 loop.run(tiny_stages.stages(), sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the user that the run belongs to")
+def test_a_folder_that_becomes_read_only_ends_a_run_with_a_sentence(tmp_path):
+    status, out, err = output(program(READ_ONLY, tmp_path))
+    last = err.splitlines()[-1]
+    assert (status, out) == (2, ""), err
+    assert last.startswith("train.py: ") and "cannot be written (" in last and "make room" in last
+    assert saved_steps(tmp_path, "stage2") == [10]
+    loop.run([one_stage.config()], str(tmp_path))
+    assert [step for _, step in metrics_of(tmp_path)] == [*range(1, 21)]
+
+
+# Goes on as a user who may write nothing, once the first checkpoint is there.
+READ_ONLY = """
+import os, runpy, sys
+from llava_mini_jax.weights.checkpoint import Checkpoints
+
+def save(self, step, state, about):
+    if step == 20:
+        self._manager.wait_until_finished()
+        os.setuid(65534)
+    write(self, step, state, about)
+
+write, Checkpoints.save = Checkpoints.save, save
+sys.argv = ["train.py", "tests/training/one_stage.py", "--workdir", sys.argv[1], "--log-every", "1"]
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
