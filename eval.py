@@ -1,77 +1,71 @@
-"""Evaluation: `python eval.py --model DIR [--model DIR ...] --benchmarks digits [--limit N]`.
+"""Evaluation: `python eval.py --model DIR --benchmarks pope,gqa --data playground/data/eval`.
 
-Several models are scored on the same questions and stand side by side in the table.
+Several --model are scored on the same questions and stand side by side in the table. The same
+command goes on where it was stopped. `llava-mini benchmarks` lists what there is.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from llava_mini_jax.errors import InputError
 
-BENCHMARKS = ("digits",)
-
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
-    parser.add_argument("--model", action="append", required=True, help="model folder; repeatable")
-    parser.add_argument("--benchmarks", default="digits", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--limit", type=int, default=250, help="questions of each kind")
-    parser.add_argument("--out", type=Path, default=Path("out/eval"), help="folder for results")
-    parser.add_argument("--dtype", default=None, help="default: float32 on CPU, else bfloat16")
+    parser = argparse.ArgumentParser(
+        prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", action="append", default=[], metavar="DIR", help="model folder; repeatable")
+    add("--benchmarks", default="digits", metavar="A,B", help="which, or: all (default: digits)")
+    add("--data", type=Path, default=Path("playground/data/eval"), help="folder of their files")
+    add("--out", type=Path, default=Path("out/eval"), help="folder for answers and results")
+    add("--limit", type=int, help="ask only so many questions of each benchmark")
+    add("--offset", type=int, default=0, help="leave out so many questions in front")
+    add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="ask part I of N only")
+    add("--batch-size", type=int, default=8, help="questions that are answered together")
+    add("--max-new-tokens", type=int, help="of an answer (default: the benchmark's)")
+    add("--dtype", help="default: float32 on CPU, else bfloat16")
+    add("--score-only", action="store_true", help="score the answers that are there")
+    add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")
+    add("--paper", default="LLaVA-Mini 7B", help="the paper's column to compare with")
     arguments = parser.parse_args(argv)
     try:
-        for name in arguments.benchmarks.split(","):
-            if name not in BENCHMARKS:
-                raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(BENCHMARKS)}')
-        if arguments.limit < 1:
-            raise InputError(f"--limit is {arguments.limit}; give 1 or more")
-        run_digits(arguments)
+        _run(arguments)
     except InputError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("eval.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 
 
-def run_digits(arguments: argparse.Namespace) -> None:
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    return int(index) - 1, int(count)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    import llava_mini_jax
-    from llava_mini_jax.evaluation import digits
+    from llava_mini_jax.evaluation import benchmark, report
+    from llava_mini_jax.evaluation.evaluate import Command, evaluate
 
-    table = Table(title="held-out digits: exactly right answers, %")
-    table.add_column("question kind")
-    columns: list[dict[str, digits.Score]] = []
-    report = []
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {arguments.out} cannot be made ({error}): give another") from error
-    for folder in arguments.model:
-        model = llava_mini_jax.load(folder, dtype=arguments.dtype)
-        tokens = model.bundle.model.tokens_per_image(model.bundle.images.parts)
-        asked = digits.questions(model.bundle.images.size, arguments.limit)
-        answers = digits.ask(model, asked)
-        columns.append(digits.score(asked, answers))
-        table.add_column(f"{folder}\n{tokens} vision token{'s' * (tokens > 1)}", justify="right")
-        scores = {kind: {"right": s.right, "asked": s.asked} for kind, s in columns[-1].items()}
-        report.append({"model": str(folder), "vision_tokens": tokens, "scores": scores})
-    for kind in columns[0]:
-        cells = [
-            f"{100 * c[kind].accuracy:.1f} ± {100 * c[kind].standard_error:.1f}" for c in columns
-        ]
-        table.add_row(kind, *cells)
+    given = vars(arguments)
+    models = tuple(given.pop("model"))
+    names = given.pop("benchmarks").split(",")
+    names = benchmark.all_names() if names == ["all"] else names
+    results = evaluate(Command(models=models, benchmarks=tuple(names), **given))
+    header, rows = report.table(results, arguments.paper)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
-    (arguments.out / "digits.json").write_text(json.dumps(report, indent=2) + "\n")
-    digits.draw_examples(asked, answers, arguments.out / "digits.png")
-    page = arguments.out / "page.png"
-    digits.save_page(asked[0], page)
-    print(f"scores: {arguments.out / 'digits.json'}   examples: {arguments.out / 'digits.png'}")
-    print(f'try: llava-mini ask {arguments.model[-1]} --image {page} "{asked[0].text}"')
+    for line in report.remarks(results):
+        print(line)
+    print(f"all of it: {arguments.out / 'results.md'}, {arguments.out / 'results.json'}")
 
 
 if __name__ == "__main__":

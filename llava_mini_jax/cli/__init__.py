@@ -1,6 +1,6 @@
 """The `llava-mini` command.
 
-    first word --> ask | convert | data | inspect | verify, one file each --arguments--> status
+    first word --> ask | benchmarks | convert | data | ..., one file each --arguments--> status
                                      |
        InputError --> one line on stderr, status 2;  Ctrl-C --> 130;  closed pipe --> 141
 
@@ -14,10 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llava_mini_jax.cli import ask, convert, data, inspect, verify
+from llava_mini_jax.cli import ask, benchmarks, convert, data, inspect, verify
 from llava_mini_jax.errors import InputError
 
-COMMANDS = {"ask": ask, "convert": convert, "data": data, "inspect": inspect, "verify": verify}
+COMMANDS = {
+    "ask": ask,
+    "benchmarks": benchmarks,
+    "convert": convert,
+    "data": data,
+    "inspect": inspect,
+    "verify": verify,
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,113 +1,114 @@
 """The built-in world's own benchmark: questions about pages of digits that no training has shown.
 
-held-out pages, n of each kind --model.generate, greedy--> answers --exact match--> Score by kind
-                                                              '--> table, picture of examples
+    held-out pages, kinds taking turns --> Questions --exact match of words--> Scores by kind
+
+It needs no data: the pages are drawn when they are asked for, the same ones each time.
 """
 
-import dataclasses
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
-from llava_mini_jax.inference.model import Model
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 
 KINDS = ("position", "row", "column", "largest")
 SEED = 2501_03895
+EACH = 250  # questions of a kind
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    kind: str
-    image: Any  # uint8 [H, W, 3]
-    text: str
-    truth: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    right: int
-    asked: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.right / self.asked
-
-    @property
-    def standard_error(self) -> float:
-        return (self.accuracy * (1 - self.accuracy) / self.asked) ** 0.5
-
-
-def questions(page_size: int, each: int) -> list[Question]:
-    """`each` questions of every kind, the same for every model of this page size."""
+def _questions(folder: Path) -> list[Question]:
+    del folder
     found = []
     for kind in KINDS:
-        config = DigitsConfig(page_size=page_size, split="heldout", kinds=(kind,), seed=SEED)
-        for item in DigitsPages(config, each):
-            human, gpt = (turn["value"] for turn in item["conversations"])
-            text = human.removeprefix("<image>").strip()
-            found.append(Question(kind, item["image"], text, gpt))
-    return found
+        pages = DigitsPages(DigitsConfig(split="heldout", kinds=(kind,), seed=SEED), EACH)
+        found.append([_question(kind, number, pages[number]) for number in range(EACH)])
+    return [question for one_of_each in zip(*found, strict=True) for question in one_of_each]
 
 
-def ask(model: Model, asked: Sequence[Question], *, batch_size: int = 64) -> list[str]:
-    """The model's answer to every question, greedy."""
-    from rich.console import Console
-    from rich.progress import track
+def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
+    from PIL import Image
 
-    answers: list[str] = []
-    starts = range(0, len(asked), batch_size)
-    for start in track(starts, "answering", console=Console(stderr=True), transient=True):
-        batch = asked[start : start + batch_size]
-        answers += model.generate(
-            [question.text for question in batch],
-            images=[[question.image] for question in batch],
-            max_new_tokens=16,
-            batch_size=batch_size,
-        )
-    return answers
+    human, gpt = (turn["value"] for turn in item["conversations"])
+    text = human.removeprefix("<image>").strip()
+    page = io.BytesIO()
+    Image.fromarray(item["image"]).save(page, "PNG")
+    key = f"{kind}-{number}"
+    return Question(
+        key=key, question_id=key, text=text, prompt=text, image=page.getvalue(), gold=gpt
+    )
 
 
-def score(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, Score]:
-    """Exactly right answers by kind, and over "all"."""
-    right = [a.split() == q.truth.split() for q, a in zip(asked, answers, strict=True)]
-    scores = {}
-    for kind in dict.fromkeys(question.kind for question in asked):
-        of_kind = [r for q, r in zip(asked, right, strict=True) if q.kind == kind]
-        scores[kind] = Score(sum(of_kind), len(of_kind))
-    return {**scores, "all": Score(sum(right), len(right))}
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+    del folder
+    said = {q.key: answers[q.key].text.split() if q.key in answers else [] for q in questions}
+    items = {q.key: float(said[q.key] == q.gold.split()) for q in questions}
+    parts = {
+        kind: 100 * _mean([right for key, right in items.items() if key.startswith(f"{kind}-")])
+        for kind in KINDS
+        if any(key.startswith(f"{kind}-") for key in items)
+    }
+    rule = Rule(value=100 * _mean(list(items.values())), items=items, details={"parts": parts})
+    return Scores(
+        headline="exact",
+        rules={"exact": rule},
+        parsed={key: " ".join(words) for key, words in said.items()},
+        unparsed=[key for key, words in said.items() if not words],
+    )
 
 
-def draw_examples(
-    asked: Sequence[Question], answers: Sequence[str], path: Path, count: int = 3
-) -> None:
-    """A picture of `count` pages of different kinds with question, answer and truth."""
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _illustrate(
+    questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path
+) -> list[str]:
+    """digits.png, three pages with question, answer and truth; page.png, one to ask about."""
     import matplotlib
+    from PIL import Image
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     # The n-th question of the n-th kind: the first ones of all kinds may be about one page.
-    of_kind = [[i for i, q in enumerate(asked) if q.kind == kind] for kind in KINDS[:count]]
-    chosen = [found[min(n, len(found) - 1)] for n, found in enumerate(of_kind)]
-    figure, axes = plt.subplots(1, count, figsize=(3.2 * count, 3.9))
-    for axis, index in zip(axes, chosen, strict=True):
-        question, answer = asked[index], answers[index]
-        axis.imshow(question.image)
+    of_kind = [[q for q in questions if q.key.startswith(f"{kind}-")] for kind in KINDS[:3]]
+    chosen = [found[min(n, len(found) - 1)] for n, found in enumerate(of_kind) if found]
+    figure, axes = plt.subplots(1, len(chosen), figsize=(3.2 * len(chosen), 3.9), squeeze=False)
+    for axis, question in zip(axes[0], chosen, strict=True):
+        assert isinstance(question.image, bytes)
+        answer = answers[question.key].text if question.key in answers else ""
+        axis.imshow(Image.open(io.BytesIO(question.image)))
         axis.set_axis_off()
-        right = answer.split() == question.truth.split()
         axis.set_title(
-            f"{question.text}\nanswer: {answer}    truth: {question.truth}",
+            f"{question.text}\nanswer: {answer}    truth: {question.gold}",
             fontsize=9,
-            color="black" if right else "firebrick",
+            color="black" if answer.split() == question.gold.split() else "firebrick",
         )
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(folder / "digits.png", dpi=130)
     plt.close(figure)
+    assert isinstance(questions[0].image, bytes)
+    with Image.open(io.BytesIO(questions[0].image)) as page:  # large enough for people
+        page.resize((16 * page.width, 16 * page.height), Image.Resampling.NEAREST).save(
+            folder / "page.png"
+        )
+    return [
+        f"examples: {folder / 'digits.png'}",
+        f'try: llava-mini ask MODEL --image {folder / "page.png"} "{questions[0].text}"',
+    ]
 
 
-def save_page(question: Question, path: Path, *, zoom: int = 16) -> None:
-    """The page of a question as a PNG large enough for people."""
-    from PIL import Image
-
-    Image.fromarray(question.image.repeat(zoom, 0).repeat(zoom, 1)).save(path)
+BENCHMARK = Benchmark(
+    name="digits",
+    title="digits",
+    folder="digits",
+    files={},
+    metric="exact match, %",
+    paper={},
+    max_new_tokens=16,
+    questions=_questions,
+    score=_score,
+    illustrate=_illustrate,
+)

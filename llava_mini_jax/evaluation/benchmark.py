@@ -1,0 +1,133 @@
+"""What a benchmark is. Each has one file in evaluation/image or evaluation/video, and nowhere else.
+
+    official files --questions--> Questions --a model, greedy--> Answers, LLaVA's JSON lines
+                                      |                              |
+                                      '------------score-------------'--> Scores, rules side by side
+                                      '----------submission----------'--> what a server takes
+
+A file defines `BENCHMARK = Benchmark(...)` (or `BENCHMARKS`, a list); `find` and `all_names` import
+what is there. Nothing here needs JAX, a model or data.
+"""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+
+MODELS = ("LLaVA-1.5 7B", "LLaVA-Mini 7B", "LLaVA-Mini 7B HD", "LLaVA-Mini 8B")  # of the paper
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One item as the model is asked it."""
+
+    key: str  # names the item; unique in the benchmark, the same in every layout and run
+    question_id: int | str  # as LLaVA's answers files have it; need not be unique (MME)
+    text: str  # the user's whole text, instruction included, "<image>" not
+    prompt: str  # what LLaVA's answers files record of it (MMBench leaves the instruction out)
+    image: Path | bytes | None = None  # a file, or the bytes of one
+    video: Path | None = None  # a file, or a folder of frames
+    clip: tuple[float, float] | None = None  # seconds of the video; None: all of it
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more fields of its answer
+    gold: Any = None  # what is right, None where it is hidden
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A line of an answers file that belongs to a question."""
+
+    text: str
+    prompt: str
+    cut: bool | None  # ended by the limit of new tokens; None in others' files, which do not say
+    line: Mapping[str, Any]  # the whole line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One way to score, the official one or another tool's."""
+
+    value: float  # in the unit of the paper's table
+    items: Mapping[str, float]  # by key, each item's own score (a fraction)
+    details: Mapping[str, Any]  # per split, type, task, ...: whatever the official script prints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    headline: str  # name of the rule that the table shows
+    rules: Mapping[str, Rule]
+    parsed: Mapping[str, Any]  # by key, what the headline rule read from the answer
+    unparsed: Sequence[str]  # keys of answers that it could read nothing from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    name: str  # of --benchmarks
+    title: str
+    folder: str  # below the data folder, as LLaVA's playground/data/eval has it
+    files: Mapping[str, str]  # what it reads, relative to `folder`: where one gets it
+    metric: str  # of the headline, with its unit: "accuracy, %"
+    paper: Mapping[str, float]  # of MODELS
+    max_new_tokens: int
+    questions: Callable[[Path], list[Question]]  # of the benchmark's folder, in either layout
+    # (folder, questions, answers); of judged benchmarks also `replies`, judge.Replies.
+    score: Callable[..., Scores]
+    # Rows of answers files in another form than LLaVA's, as lines in LLaVA's.
+    from_rows: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
+    # Which question a line of an answers file belongs to; None: by question_id alone.
+    key_of: Callable[[Mapping[str, Any]], str] | None = None
+    # Writes what a server takes into a folder and returns the files; refuses to leave items out.
+    submission: (
+        Callable[[Path, Sequence[Question], Mapping[str, Answer], Path], list[Path]] | None
+    ) = None
+    # Draws examples of the answers into a folder; lines that say where.
+    illustrate: Callable[[Sequence[Question], Mapping[str, Answer], Path], list[str]] | None = None
+    max_frames: int | None = None  # of a video at one a second; None: all
+    judge: Any = None  # evaluation/judge.py, of benchmarks that another model grades
+
+
+def all_names() -> list[str]:
+    """Names of all benchmarks, in the order of their files."""
+    return list(_registry())
+
+
+def find(name: str) -> Benchmark:
+    """Raises InputError for a name that no file defines."""
+    known = _registry()
+    if name not in known:
+        raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(known)}')
+    return known[name]
+
+
+def _registry() -> dict[str, Benchmark]:
+    found: list[Benchmark] = []
+    for kind in ("image", "video"):
+        package = importlib.import_module(f"llava_mini_jax.evaluation.{kind}")
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+            loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+            found += getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
+    return {benchmark.name: benchmark for benchmark in found}
+
+
+def need(folder: Path, file: str, benchmark: Benchmark) -> Path:
+    """A file of the benchmark, or InputError that says where it belongs and where one gets it."""
+    path = folder / file
+    if not path.exists():
+        raise InputError(
+            f"{benchmark.name}: there is no {path}; get it from {benchmark.files[file]}, and put it"
+            " there, as LLaVA's playground/data/eval has it"
+        )
+    return path
+
+
+def standard_error(items: Mapping[str, float]) -> float:
+    """Of the mean of independent items; NaN for fewer than two."""
+    n = len(items)
+    if n < 2:
+        return math.nan
+    mean = sum(items.values()) / n
+    return math.sqrt(sum((x - mean) ** 2 for x in items.values()) / (n - 1) / n)

@@ -1,0 +1,219 @@
+"""From models and benchmarks to a table: what eval.py does.
+
+for each model, each benchmark:
+    data folder --questions--> part of them --runner.ask--> OUT/MODEL/BENCHMARK/answers.jsonl
+                                             --score--> results.json, samples.jsonl, submission/
+OUT/results.md, OUT/results.json: all of them beside the paper's figures
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation import layouts, report
+from llava_mini_jax.evaluation.answers import join, read_lines
+from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Question, find
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What is evaluated; see eval.py's options. Raises InputError for numbers that mean nothing."""
+
+    models: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    data: Path
+    out: Path
+    limit: int | None = None
+    offset: int = 0
+    shard: tuple[int, int] = (0, 1)  # which, of how many
+    batch_size: int = 8
+    max_new_tokens: int | None = None  # None: the benchmark's own
+    dtype: str | None = None
+    score_only: bool = False
+    answers: Path | None = None  # an answers file from elsewhere, to be scored
+    paper: str = "LLaVA-Mini 7B"  # the column to compare with
+
+    def __post_init__(self) -> None:
+        index, count = self.shard
+        for wrong, message in (
+            (self.limit is not None and self.limit < 1, f"--limit is {self.limit}; give 1 or more"),
+            (self.offset < 0, f"--offset is {self.offset}; give 0 or more"),
+            (not 0 <= index < count, f"--shard is {index + 1}/{count}; give 1/N to N/N"),
+            (self.batch_size < 1, f"--batch-size is {self.batch_size}; give 1 or more"),
+            (self.paper not in MODELS, f"--paper is {self.paper}; give one of {', '.join(MODELS)}"),
+            (
+                self.answers is not None and len(self.benchmarks) != 1,
+                "--answers is a file of one benchmark; name just that with --benchmarks",
+            ),
+            (
+                not self.models and self.answers is None,
+                "give --model DIR, or --answers FILE to score a file without a model",
+            ),
+        ):
+            if wrong:
+                raise InputError(message)
+
+
+def evaluate(command: Command) -> list[dict[str, Any]]:
+    """Asks and scores; the results, of which each benchmark's folder and OUT have the files."""
+    benchmarks = [find(name) for name in command.benchmarks]
+    asking = not command.score_only and command.answers is None
+    asked = {b.name: _selected(b, command) for b in benchmarks}  # before a model is loaded
+    if asking:
+        for name, questions in asked.items():
+            layouts.check_pictures(name, questions)
+    try:
+        command.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {command.out} cannot be made ({error}): give another") from error
+    results = []
+    for name in command.models or (str(command.answers),):
+        folder = command.out / _slug(name)
+        loaded = None
+        for benchmark in benchmarks:
+            own = folder / benchmark.name
+            more: dict[str, Any] = {}
+            if asking:
+                loaded = loaded or _load(name, command.dtype)
+                more = _ask(loaded, name, benchmark, asked[benchmark.name], own, command)
+            results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
+    header, rows = report.table(results, command.paper)
+    (command.out / "results.md").write_text(report.markdown(header, rows))
+    (command.out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
+    return results
+
+
+def _selected(benchmark: Benchmark, command: Command) -> list[Question]:
+    folder = command.data / benchmark.folder
+    questions = benchmark.questions(folder)
+    end = None if command.limit is None else command.offset + command.limit
+    chosen = questions[command.offset : end]
+    if not chosen:
+        raise InputError(
+            f"{benchmark.name} has {len(questions)} questions; --offset {command.offset} leaves"
+            " none of them"
+        )
+    return chosen
+
+
+def _slug(name: str) -> str:
+    """A model's name or path as the name of one folder."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"
+
+
+def _load(name: str, dtype: str | None) -> Any:
+    import llava_mini_jax
+
+    return llava_mini_jax.load(name, dtype=dtype)
+
+
+def _ask(
+    model: Any,
+    name: str,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    folder: Path,
+    command: Command,
+) -> dict[str, Any]:
+    """Runs what is left to ask; what the results should say about it."""
+    from llava_mini_jax.evaluation import runner
+
+    tokens = command.max_new_tokens or benchmark.max_new_tokens
+    settings = runner.settings_of(model, benchmark, max_new_tokens=tokens)
+    _check_same(folder, name, settings)
+    with _progress(f"{_slug(name)}: {benchmark.name}", len(questions)) as progress:
+        run = runner.ask(
+            model,
+            _slug(name),
+            benchmark,
+            questions,
+            folder,
+            shard=runner.Shard(*command.shard),
+            batch_size=command.batch_size,
+            max_new_tokens=tokens,
+            progress=progress,
+        )
+    return {"unreadable": run.unreadable, "run": dataclasses.asdict(run)}
+
+
+def _check_same(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    """Answers of another model or of other settings do not go into one file."""
+    settings = {"folder": str(Path(name).resolve()), "weights": _weights(name), **settings}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    path = folder / "settings.json"
+    if path.exists() and any(folder.glob("answers*.jsonl")):
+        before = json.loads(path.read_text())
+        changed = sorted(
+            k for k in {**before, **settings} if before.get(k) != json.loads(text).get(k)
+        )
+        if changed:
+            raise InputError(
+                f"{folder} holds answers that were made with another {', '.join(changed)}: give "
+                "another --out, or remove them to ask anew"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def _weights(name: str) -> str:
+    """Tells weights apart without reading gigabytes: their files' names, sizes and first bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")) + sorted(Path(name).glob("*.bin")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def _score(
+    name: str,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    folder: Path,
+    command: Command,
+    more: dict[str, Any],
+) -> dict[str, Any]:
+    data = command.data / benchmark.folder
+    paths = sorted(folder.glob("answers*.jsonl"))
+    if command.answers is not None:
+        paths = [command.answers]
+    if not paths:
+        raise InputError(
+            f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"
+        )
+    joined = join(benchmark, questions, [line for path in paths for line in read_lines(path)])
+    scores = benchmark.score(data, questions, joined.answers)
+    settings_file = folder / "settings.json"
+    settings = json.loads(settings_file.read_text()) if settings_file.exists() else {}
+    settings |= {"limit": command.limit, "offset": command.offset}
+    found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
+    report.write(folder, found, report.samples(questions, joined, scores))
+    part = command.limit is not None or command.offset > 0
+    if benchmark.submission is not None and not joined.missing and not part:
+        benchmark.submission(data, questions, joined.answers, folder / "submission")
+    if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
+        found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
+    return found
+
+
+@contextlib.contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on stderr, if that is a terminal."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda done: progress.advance(task, done)

@@ -1,0 +1,1 @@
+"""Image benchmarks, one file each."""
