@@ -24,14 +24,14 @@ class Journal:
         parsed = [(text, _object(text)) for text in before.splitlines()]
         kept = [(text, line) for text, line in parsed if line is not None and keep(line)]
         self.lines = [line for _, line in kept]
-        self._text = "".join(text + "\n" for text, _ in kept)
-        if self._write and self._text != before:
+        self._texts = [text + "\n" for text, _ in kept]
+        if self._write and "".join(self._texts) != before:
             self._rewrite()
 
     def append(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         text = json.dumps(line) + "\n"
-        self._text += text
+        self._texts.append(text)
         if not self._write:
             return
         if self._in_bucket:  # nothing can be appended there
@@ -44,17 +44,17 @@ class Journal:
         """Puts the lines in order, in the file too."""
         if self.lines != (ordered := sorted(self.lines, key=key)):
             self.lines = ordered
-            self._text = "".join(json.dumps(line) + "\n" for line in ordered)
+            self._texts = [json.dumps(line) + "\n" for line in ordered]
             if self._write:
                 self._rewrite()
 
     def _rewrite(self) -> None:
         """All of it or, if anything interrupts, what was there before."""
         if self._in_bucket:  # where every writing is like that
-            self._path.write_text(self._text)
+            self._path.write_text("".join(self._texts))
             return
         beside = self._path.with_name(f".{self._path.name}")
-        beside.write_text(self._text)
+        beside.write_text("".join(self._texts))
         beside.replace(self._path)
 
 

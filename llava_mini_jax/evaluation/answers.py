@@ -40,9 +40,17 @@ def line_of(question: Question, text: str, *, answer_id: str, model_id: str, cut
     }
 
 
-def read_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of an answers file; InputError with the line's number for one that is none."""
-    return layouts.read_json_lines(Path(path), {"text": str})
+def read_lines(path: Path | str, benchmark: Benchmark | None = None) -> list[dict[str, Any]]:
+    """The lines of an answers file; of a `benchmark`, also in the release's own form.
+
+    Raises InputError with the line's number for one that is none.
+    """
+    rows = layouts.read_json_lines(Path(path), {})
+    from_rows = None if benchmark is None else benchmark.from_rows
+    lines = rows if from_rows is None else from_rows(rows)
+    for number, line in enumerate(lines, 1):
+        layouts.check_fields(line, {"text": str}, f"{path}, line {number}")
+    return lines
 
 
 def join(

@@ -95,6 +95,11 @@ def all_names() -> list[str]:
     return list(_registry())
 
 
+def names_of_paper() -> list[str]:
+    """Those that the paper has figures of."""
+    return [name for name, benchmark in _registry().items() if benchmark.paper]
+
+
 def find(name: str) -> Benchmark:
     """Raises InputError for a name that no file defines."""
     known = _registry()

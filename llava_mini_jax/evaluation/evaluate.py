@@ -11,14 +11,31 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, report
 from llava_mini_jax.evaluation.answers import join, read_lines
-from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Question, find
+from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
+
+if TYPE_CHECKING:
+    from llava_mini_jax.evaluation.judge import Replies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeCommand:
+    """How judged benchmarks are graded (judge.py); `url` None: by the replies that are kept."""
+
+    url: str | None = None
+    model: str | None = None  # None: the official script's
+    key_variable: str = "OPENAI_API_KEY"
+    wording: Path | None = None  # a file of official texts; None: ours
+    concurrency: int = 8
+    timeout: float = 120.0  # seconds of one request
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +55,7 @@ class Command:
     score_only: bool = False
     answers: Path | None = None  # an answers file from elsewhere, to be scored
     paper: str = "LLaVA-Mini 7B"  # the column to compare with
+    judge: JudgeCommand = JudgeCommand()
 
     def __post_init__(self) -> None:
         index, count = self.shard
@@ -186,8 +204,16 @@ def _score(
         raise InputError(
             f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"
         )
-    joined = join(benchmark, questions, [line for path in paths for line in read_lines(path)])
-    scores = benchmark.score(data, questions, joined.answers)
+    lines = [line for path in paths for line in read_lines(path, benchmark)]
+    joined = join(benchmark, questions, lines)
+    if benchmark.judge is None:
+        scores = benchmark.score(data, questions, joined.answers)
+    else:
+        replies = _replies(benchmark, questions, joined.answers, folder, command)
+        scores = benchmark.score(data, questions, joined.answers, replies=replies)
+        if not replies.pending:
+            judged = (data, questions, joined.answers, replies, folder / "judged", _slug(name))
+            benchmark.judge.write(*judged)
     settings_file = folder / "settings.json"
     settings = json.loads(settings_file.read_text()) if settings_file.exists() else {}
     settings |= {"limit": command.limit, "offset": command.offset}
@@ -199,6 +225,40 @@ def _score(
     if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
         found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
     return found
+
+
+def _replies(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    folder: Path,
+    command: Command,
+) -> "Replies":
+    """What the judge says, or has said: replies are kept in judge.jsonl, and paid for once."""
+    from llava_mini_jax.evaluation import judge_endpoint
+    from llava_mini_jax.evaluation.judge_http import Endpoint
+
+    judge = command.judge
+    plan = benchmark.judge.plan(
+        command.data / benchmark.folder,
+        questions,
+        answers,
+        wording=judge.wording,
+        model=judge.model,
+        options={k: v for k, v in judge.options.items() if k in benchmark.judge.options},
+        fields=judge.fields,
+    )
+    if judge.url is None:
+        return judge_endpoint.kept(plan, folder / "judge.jsonl")
+    endpoint = Endpoint(
+        base_url=judge.url,
+        key_variable=judge.key_variable or None,
+        concurrency=judge.concurrency,
+        timeout_s=judge.timeout,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress(f"judging {benchmark.name}", len(plan.asks)) as progress:
+        return judge_endpoint.ask(plan, endpoint, folder / "judge.jsonl", progress=progress)
 
 
 @contextlib.contextmanager

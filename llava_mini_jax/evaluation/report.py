@@ -24,6 +24,7 @@ TABLE_1 = (
     *("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme"),
     *("mmbench", "seed_bench", "llava_bench", "mmvet"),
 )
+_METRIC = 1  # its column in `table`
 _LIBRARIES = ("llava-mini-jax", "jax", "jaxlib", "transformers", "tokenizers", "numpy", "pillow")
 
 
@@ -140,7 +141,7 @@ def table(results: Sequence[Mapping[str, Any]], column: str) -> tuple[list[str],
     Several models stand side by side, in the order of their first results.
     """
     models = list(dict.fromkeys(str(found["model"]) for found in results))
-    header = ["benchmark", "metric", "n", *models, f"{column} in the paper"]
+    header = ["benchmark", "metric", "n", *models, f"paper: {column}"]
     if len(models) == 1:
         header += ["difference", "not parsed", "missing"]
     rows = []
@@ -152,8 +153,8 @@ def table(results: Sequence[Mapping[str, Any]], column: str) -> tuple[list[str],
         row += [_score(own.get(model)) for model in models]
         row.append("" if paper is None else f"{paper:g}")
         if len(models) == 1:
-            known = paper is not None and first["value"] is not None
-            row.append(f"{first['value'] - paper:+.1f}" if known else "")
+            known = None not in (paper, first["value"])
+            row.append(f"{first['value'] - float(paper or 0):+.1f}" if known else "")
             row += [str(len(first["not_parsed"])), str(len(first["missing"]))]
         rows.append(row)
         for part in first["rules"][first["headline"]]["details"].get("parts", {}):
@@ -170,6 +171,23 @@ def table(results: Sequence[Mapping[str, Any]], column: str) -> tuple[list[str],
             row.append(_number(averages(own_values).get(name)))
         rows.append(row + [""] * (len(header) - len(row)))
     return header, rows
+
+
+def show(results: Sequence[Mapping[str, Any]], column: str) -> None:
+    """The table, and what one has to know of it, on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = table(results, column)
+    shown = Table()
+    for number, name in enumerate(header):
+        if number != _METRIC:  # results.md has it; a terminal is narrow
+            shown.add_column(name, no_wrap=number == 0, justify="left" if number == 0 else "right")
+    for row in rows:
+        shown.add_row(*(cell for number, cell in enumerate(row) if number != _METRIC))
+    Console().print(shown)
+    for line in remarks(results):
+        print(line)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -212,6 +230,15 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         ):
             if keys := found[name]:
                 yield f"{where}: {len(keys)} {what} ({_some(keys)})"
+        judge = found["rules"][found["headline"]]["details"].get("judge", {})
+        if judge.get("pending"):
+            reason = next(iter(judge["first of the pending"].values()))
+            yield (
+                f"{where}: {judge['pending']} of {judge['asks']} questions to the judge have no "
+                f"reply ({reason}); the same command with --judge-url asks for these alone"
+            )
+        elif judge:
+            yield f"{where}: judged by {judge['model']}, wording: {judge['wording']}"
         for key, reason in list(found.get("unreadable", {}).items())[:3]:
             yield f"{where}: {key} was not asked: {reason}"
         yield from found.get("shown", ())

@@ -104,7 +104,7 @@ def ask(
         progress(len(prepared))
     # Official scorers expect the order of the questions.
     place = {question.key: number for number, question in enumerate(questions)}
-    journal.sort(lambda line: place.get((line.get("metadata") or {}).get("key"), len(place)))
+    journal.sort(lambda line: place.get(str((line.get("metadata") or {}).get("key")), len(place)))
     return Run(
         asked=asked, unreadable=unreadable, seconds=seconds, items=items, compiling=compiling
     )

@@ -1,11 +1,14 @@
 """eval.py: asks once and keeps it, goes on after kills, is shared among machines, scores files."""
 
 import dataclasses
+import http.server
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -179,8 +182,6 @@ def test_answers_are_scored_without_a_model(whole, data, tmp_path, capsys):
 
 
 def test_a_picture_that_cannot_be_read_is_told_and_asked_again(model, data, tmp_path, capsys):
-    import shutil
-
     own = tmp_path / "data"
     shutil.copytree(data, own)
     broken = own / "pope/val2014/COCO_popular_3.png"
@@ -297,6 +298,85 @@ def test_all_benchmarks_are_listed_without_data(capsys):
     assert all(f" {name} " in out for name in benchmarks.all_names())
     assert cli.main(["benchmarks", "pope", "--data", "nowhere"]) == 0
     assert "missing  pope/llava_pope_test.jsonl: LLaVA's eval.zip" in capsys.readouterr().out
+
+
+class Grader(http.server.BaseHTTPRequestHandler):
+    """A judge that finds every answer half right, and counts how often it is asked."""
+
+    asked = 0
+
+    def do_POST(self):
+        Grader.asked += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": "0.5"}
+        body = json.dumps({"model": "grader-1", "choices": [{"message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judged_benchmark_is_paid_for_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-key")
+    shutil.copytree(ROOT / "tests/golden/eval/mmvet", tmp_path / "data" / "mm-vet")
+    answers = tmp_path / "data/mm-vet/answers/golden-model.jsonl"
+    out = tmp_path / "out"
+    argv = [
+        "--benchmarks",
+        "mmvet",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        out,
+        "--answers",
+        answers,
+    ]
+    assert status_of(argv) == 0
+    found = json.loads((out / "results.json").read_text())[0]
+    assert found["value"] is None and "have no reply" in capsys.readouterr().out
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Grader)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://localhost:{server.server_address[1]}/v1"
+    assert status_of([*argv, "--judge-url", url, "--judge-key-variable", "JUDGE_KEY"]) == 0
+    server.shutdown()
+    asked = Grader.asked
+    found = json.loads((out / "results.json").read_text())[0]
+    assert found["value"] == pytest.approx(50.0) and asked > 0
+    assert "wording: ours" in capsys.readouterr().out
+    assert status_of(argv) == 0  # by what was kept: no server is there any more
+    again = json.loads((out / "results.json").read_text())[0]
+    assert (again["value"], Grader.asked) == (found["value"], asked)
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"sk-very-secret-key" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "expected"),
+    [
+        ("mvbench", "predictions.jsonl", "per_task_first_letter"),
+        ("egoschema", "predictions.jsonl", None),
+    ],
+)
+def test_the_releases_own_rows_are_answers_too(tmp_path, name, rows, expected):
+    data = tmp_path / "data"
+    shutil.copytree(ROOT / "tests/golden/eval" / name, data / name)
+    argv = [
+        "--benchmarks",
+        name,
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--answers",
+        data / name / rows,
+    ]
+    assert status_of(argv) == 0
+    found = json.loads((tmp_path / "results.json").read_text())[0]
+    assert found["missing"] == found["unknown"] == [] and found["value"] > 0
 
 
 def test_averages_are_the_papers():

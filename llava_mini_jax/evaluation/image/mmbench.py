@@ -1,0 +1,273 @@
+"""MMBench, dev: one question with its options turned round, pass after pass; all must be right.
+
+    mmbench_dev_20230712.tsv   --.                               .--> circular accuracy
+    or en/dev-*.parquet        --+-- a row is a pass --> Questions --> mmbench.xlsx
+    (Chinese: .._dev_cn_20231003.tsv, cn/dev-*.parquet)
+
+Row n + 1,000,000 is question n with its options one place further. "circular" counts a question
+whose passes are all right, "vanilla" looks at the first passes only, both with VLMEvalKit's
+extractor and no judge; "lmms_eval" is that tool's static evaluation. The paper's figures are the
+server's, whose extractor is a language model.
+
+LLaVA reads the table with pandas, to which a cell "None", "NA" or "nan" is empty: its prompts end
+at the first such option, and so do these. The parquet files write "nan" into empty cells.
+"""
+
+import base64
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation import layouts, sheet
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.letters import lmms_letter, lmms_prefetch, vlmevalkit
+
+_PASS = 1_000_000
+_FIELDS = {"index": int, "question": str, "answer": str, "category": str, "image": bytes}
+_ABILITY = ("l2-category", "L2-category")
+_SHORT = {
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "attribute_reasoning": "AR",
+    "logic_reasoning": "LR",
+    "relation_reasoning": "RR",
+}
+_EMPTY = {  # what pandas takes for an empty cell of a text file
+    *("", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>"),
+    *("#NA", "#N/A", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+}
+
+
+def _empty(cell: str | None) -> bool:
+    return cell is None or cell in _EMPTY
+
+
+def _ends_options(cell: str | None) -> bool:
+    """LLaVA's own check, after pandas'."""
+    return cell is None or cell in _EMPTY or cell.lower() in ("nan", "none")
+
+
+def _questions(chinese: bool, folder: Path) -> list[Question]:
+    benchmark = BENCHMARKS[chinese]
+    table = next(iter(benchmark.files))
+    if parquet := layouts.parquet_instead(folder, table, f"{_language(chinese)}/dev-*.parquet"):
+        place = str(parquet[0].parent)
+        rows = layouts.read_parquet(parquet, _FIELDS, ("hint", *"ABCD", *_ABILITY, "split"))
+    else:
+        path = need(folder, table, benchmark)
+        place, rows = str(path), _read_table(path)
+    instruction = "\n请直接回答选项字母。" if chinese else layouts.LETTER
+    for row in rows:
+        if row["answer"] not in tuple("ABCD"):
+            raise InputError(
+                f"{place}: the answer of row {row['index']} is {row['answer']!r}; expected A to D,"
+                " as in the dev split. Get the file again."
+            )
+    found = layouts.check_keys(benchmark.name, [_question(row, instruction) for row in rows])
+    there = {question.question_id for question in found}
+    if strange := [q.key for q in found if int(q.question_id) % _PASS not in there]:
+        raise InputError(
+            f"{place}: {len(strange)} rows are passes of a question that is not there:"
+            f" {layouts.listed(strange)}. Get the file again."
+        )
+    return found
+
+
+def _question(row: Mapping[str, Any], instruction: str) -> Question:
+    options = []
+    for letter in "ABCD":
+        if _ends_options(row.get(letter)):
+            break
+        options.append(row[letter])
+    hint = "" if _ends_options(row.get("hint")) else f"{row['hint']}\n"
+    lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)]
+    prompt = hint + "\n".join([row["question"], *lines])
+    ability = row.get(_ABILITY[0]) or row.get(_ABILITY[1]) or ""
+    return Question(
+        key=str(row["index"]),
+        question_id=row["index"],
+        text=prompt + instruction,
+        prompt=prompt,
+        image=row["image"],
+        record={"round_id": 0, "options": options, "option_char": list("ABCD"[: len(options)])},
+        gold={
+            "letter": row["answer"],
+            "options": {letter: row.get(letter) for letter in "ABCD"},
+            "question": row["question"],
+            "category": row["category"],
+            "ability": _SHORT.get(ability, ability or "other"),
+            "split": row.get("split") or "",
+        },
+    )
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of the table with pictures decoded; equal pictures are held once."""
+    before = csv.field_size_limit(2**31 - 1)  # pictures are longer than csv allows by itself
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"Cannot read {path}: {error}; copy or download it again.") from error
+    finally:
+        csv.field_size_limit(before)
+    held: dict[str, bytes] = {}
+    cells = {row.get("index"): row.get("image") for row in rows}
+    for number, row in enumerate(rows, 1):
+        place = f"{path}, row {number}"
+        layouts.check_fields(row, dict.fromkeys([*_FIELDS, *"ABCD"], str), place)
+        if not row["index"].isdecimal():
+            raise InputError(f"{place}: the index is {row['index']!r}; expected a number.")
+        cell = row["image"]
+        if cell.isdecimal() and cell in cells:  # VLMEvalKit's tables name another row's picture
+            cell = cells[cell] or ""
+        if cell not in held:
+            held[cell] = _picture(cell, f"{place} ({row['index']})")
+        # An empty cell is "nan" in the parquet files; lmms-eval counts that as an option.
+        filled = {name: value or "nan" for name, value in row.items() if name in tuple("ABCD")}
+        row |= {**filled, "index": int(row["index"]), "image": held[cell]}
+    return rows
+
+
+def _picture(cell: str, place: str) -> bytes:
+    try:
+        content = base64.b64decode(cell, validate=True)
+    except ValueError as error:
+        raise InputError(f"{place}: the picture is no base64 ({error}); get it again.") from error
+    if not content:
+        raise InputError(f"{place}: there is no picture; get the file again.")
+    return content
+
+
+def read_vlmevalkit(gold: Mapping[str, Any], text: str) -> str:
+    """A letter of the options that pandas sees, "Z" for a refusal, "" for none."""
+    return vlmevalkit(text, {x: o for x, o in gold["options"].items() if not _empty(o)})
+
+
+def read_lmms(gold: Mapping[str, Any], text: str) -> str:
+    choices = {letter: option for letter, option in gold["options"].items() if option is not None}
+    text = text.strip()
+    return lmms_prefetch(text, choices) or lmms_letter(text, "".join(choices) or "ABCDEFGH")
+
+
+def _by_question(
+    questions: Sequence[Question], said: Mapping[str, str], first_only: bool = False
+) -> Rule:
+    """Questions of which all passes (or the first one) are right; by ability and by category."""
+    passes: dict[str, list[Question]] = {}
+    for question in questions:
+        passes.setdefault(str(int(question.question_id) % _PASS), []).append(question)
+    items: dict[str, float] = {}
+    kinds: dict[str, dict[str, list[float]]] = {"parts": {}, "categories": {}}
+    for key, own in passes.items():
+        if first_only:
+            own = [question for question in own if question.key == key]
+        if own:
+            items[key] = float(all(said.get(q.key) == q.gold["letter"] for q in own))
+            for kind, name in (("parts", "ability"), ("categories", "category")):
+                kinds[kind].setdefault(own[0].gold[name], []).append(items[key])
+    details = {kind: {n: _percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
+    missing = sum(q.key not in said for q in questions)
+    return Rule(
+        value=_percent(list(items.values())),
+        items=items,
+        details={**details, "questions": len(items), "rows": len(questions), "missing": missing},
+    )
+
+
+def _percent(values: Sequence[float]) -> float:
+    return 100 * sum(values) / len(values) if values else 0.0
+
+
+def _said(
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    read: Callable[[Mapping[str, Any], str], str],
+) -> dict[str, str]:
+    return {q.key: read(q.gold, answers[q.key].text) for q in questions if q.key in answers}
+
+
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+    layouts.check_prompts("mmbench", questions, answers)
+    parsed = _said(questions, answers, read_vlmevalkit)
+    return Scores(
+        headline="circular",
+        rules={
+            "circular": _by_question(questions, parsed),
+            "vanilla": _by_question(questions, parsed, first_only=True),
+            "lmms_eval": _by_question(questions, _said(questions, answers, read_lmms)),
+        },
+        parsed=parsed,
+        unparsed=[key for key, letter in parsed.items() if not letter],
+    )
+
+
+def _submission(
+    chinese: bool,
+    folder: Path,
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    out: Path,
+) -> list[Path]:
+    """The sheet that LLaVA uploads: the table without its pictures, with the raw answers."""
+    name = BENCHMARKS[chinese].name
+    layouts.check_all_answered(name, questions, answers)
+    rows: list[list[str | int]] = [["index", "question", *"ABCD", "prediction", "answer", "split"]]
+    for question in questions:
+        gold, options = question.gold, question.gold["options"].values()
+        rows.append(
+            [
+                question.question_id,
+                gold["question"],
+                *("" if _empty(option) else option for option in options),
+                answers[question.key].text,
+                gold["letter"],
+                gold["split"],
+            ]
+        )
+    return [sheet.write(out / f"{name}.xlsx", rows)]
+
+
+def _language(chinese: bool) -> str:
+    return "cn" if chinese else "en"
+
+
+def _benchmark(
+    chinese: bool, name: str, title: str, table: str, paper: Mapping[str, float]
+) -> Benchmark:
+    return Benchmark(
+        name=name,
+        title=title,
+        folder="mmbench",
+        files={
+            table: f"download.openmmlab.com/mmclassification/datasets/mmbench/{table}",
+            f"{_language(chinese)}/dev-*.parquet": "lmms-lab/MMBench on Hugging Face, instead",
+        },
+        metric="circular accuracy by rules, %",
+        paper=paper,
+        max_new_tokens=1024,
+        questions=partial(_questions, chinese),
+        score=_score,
+        submission=partial(_submission, chinese),
+    )
+
+
+BENCHMARKS = [
+    _benchmark(
+        False,
+        "mmbench",
+        "MMBench",
+        "mmbench_dev_20230712.tsv",
+        {
+            "LLaVA-1.5 7B": 64.3,
+            "LLaVA-Mini 7B": 65.6,
+            "LLaVA-Mini 7B HD": 67.5,
+            "LLaVA-Mini 8B": 71.6,
+        },
+    ),
+    _benchmark(True, "mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", {}),
+]

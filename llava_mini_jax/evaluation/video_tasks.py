@@ -1,0 +1,188 @@
+"""Benchmarks of several tasks, each a file of multiple-choice questions about videos.
+
+    json/TASK.json  [{"video", "question", "candidates", "answer"}, ..]  --questions--> Questions
+    their answers   --scores--> the mean over the tasks of each one's accuracy, by several rules
+
+The headline takes the first letter that is an option's, and none is wrong. The release's own rules
+stand beside it: in "release_first_letter" no letter is an A; "release_option" wants the letter
+before the first ")", or alone. A video that the release cannot read is answered "N/A", which its
+first letter makes an A; here that is no letter.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation import layouts
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.letters import before_parenthesis, first_of
+
+_UNREAD = "N/A"
+_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")  # that the release tries, in this order
+_INSTRUCTION = "\nAnswer with one letter."
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    name: str  # begins the keys of its questions
+    title: str  # as the paper has it
+    file: str  # of its questions, below the benchmark's folder
+    videos: str  # the folder of its videos, likewise
+
+
+def find_video(folder: Path, name: str) -> Path:
+    """The file (or folder of frames) of this name, or with another suffix; else as it is named."""
+    path = folder / name
+    stem = path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path
+    tried = (path, *(Path(f"{stem}{suffix}") for suffix in _SUFFIXES))
+    return next((p for p in tried if p.exists()), path)
+
+
+def questions(benchmark: Benchmark, folder: Path, tasks: Sequence[Task]) -> list[Question]:
+    """The tasks' questions in order; their ids count through all of them, as in joined answers."""
+    found: list[Question] = []
+    for task in tasks:
+        path = need(folder, task.file, benchmark)
+        rows = layouts.read_json(path)
+        if not isinstance(rows, list) or not rows:
+            raise InputError(f"{path} holds no list of questions; get it again.")
+        for number, row in enumerate(rows):
+            place = f"{path}, question {number}"
+            layouts.check_fields(row, {"video": str, "question": str, "candidates": list}, place)
+            text, gold = _posed(row, place)
+            found.append(
+                Question(
+                    key=f"{task.name}/{number}",
+                    question_id=len(found),
+                    text=text + _INSTRUCTION,
+                    prompt=text + _INSTRUCTION,
+                    video=find_video(folder / task.videos, row["video"]),
+                    gold={"task": task.title, **gold},
+                )
+            )
+    return found
+
+
+def _posed(row: Mapping[str, Any], place: str) -> tuple[str, dict[str, Any]]:
+    """The question with its options as the release writes them, and what is right."""
+    candidates, answer = [str(c) for c in row["candidates"]], str(row.get("answer"))
+    if answer not in candidates:
+        raise InputError(
+            f"{place}: the answer {answer!r} is none of the candidates"
+            f" {layouts.listed(candidates)}; correct it or get the file again."
+        )
+    options = [f"({chr(65 + i)}) {option}" for i, option in enumerate(candidates)]
+    text = "\n".join([f"Question: {row['question']}", "Options:", *options]).rstrip()
+    # Of equal candidates the release takes the last one to be right, lmms-eval the first.
+    last = len(candidates) - 1 - candidates[::-1].index(answer)
+    return text, {
+        "letter": chr(65 + last),
+        "first_letter": chr(65 + candidates.index(answer)),
+        "answer": answer,
+        "options": len(candidates),
+    }
+
+
+def right(
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    is_right: Callable[[Mapping[str, Any], str], bool],
+) -> dict[str, float]:
+    """1 for each question that `is_right` says so of, given its gold and answer; missing are 0."""
+    return {
+        q.key: float(q.key in answers and is_right(q.gold, answers[q.key].text)) for q in questions
+    }
+
+
+def task_rule(
+    questions: Sequence[Question],
+    items: Mapping[str, float],
+    details: Mapping[str, Any],
+    *,
+    left_out: Collection[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Rule:
+    """The mean of the tasks' accuracies, in percent; these, and means of groups of them, as parts.
+
+    Questions `left_out` are in no denominator; a task that has no other ones has accuracy 0.
+    """
+    tasks = {}
+    for title in dict.fromkeys(q.gold["task"] for q in questions):
+        own = [q.key for q in questions if q.gold["task"] == title and q.key not in left_out]
+        tasks[title] = 100 * _mean([items[key] for key in own])
+    counted = [items[q.key] for q in questions if q.key not in left_out]
+    means = {}
+    for group, members in (groups or {}).items():
+        if there := [tasks[title] for title in members if title in tasks]:
+            means[group] = _mean(there)
+    return Rule(
+        value=_mean(list(tasks.values())),
+        items=items,
+        details={**details, "over_all_questions": 100 * _mean(counted), "parts": means | tasks},
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def scores(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    groups: Mapping[str, Sequence[str]] | None = None,
+    **others: Rule,
+) -> Scores:
+    """The headline, the release's two rules, and `others`."""
+    layouts.check_prompts(benchmark.name, questions, answers)
+    parsed = {}
+    for question in questions:
+        if question.key in answers:
+            text = answers[question.key].text
+            parsed[question.key] = "" if text.strip() == _UNREAD else _first(question.gold, text)
+    details = {
+        "missing": len(questions) - len(parsed),
+        "unread_videos": sum(answers[key].text.strip() == _UNREAD for key in parsed),
+    }
+    rules = {
+        "first_letter": {q.key: float(parsed.get(q.key) == q.gold["letter"]) for q in questions},
+        "release_first_letter": right(
+            questions, answers, lambda gold, text: (_first(gold, text) or "A") == gold["letter"]
+        ),
+        "release_option": right(
+            questions, answers, lambda gold, text: before_parenthesis(text) == gold["letter"]
+        ),
+    }
+    return Scores(
+        headline="first_letter",
+        rules={
+            name: task_rule(questions, items, details, groups=groups)
+            for name, items in rules.items()
+        }
+        | others,
+        parsed=parsed,
+        unparsed=[key for key, letter in parsed.items() if not letter],
+    )
+
+
+def _first(gold: Mapping[str, Any], text: str) -> str:
+    return first_of(text, (chr(65 + i) for i in range(gold["options"])))
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the release, {"index", "pred", ...}, as lines of an answers file.
+
+    Rows without an "index" are counted: they stand in the order of the questions.
+    """
+    return [
+        {
+            "question_id": row.get("index", number),
+            "prompt": row.get("question", ""),
+            "text": row["pred"],
+        }
+        if "pred" in row and "text" not in row
+        else dict(row)
+        for number, row in enumerate(rows)
+    ]

@@ -1,0 +1,537 @@
+"""Judges behind a real HTTP server that does all that servers do; wording; nothing paid twice.
+
+The server runs in a thread of the test; how it treats a request is a function of the request and of
+how often that very request has come. It counts every chat completion that it gave away.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation import judge, judge_endpoint
+from llava_mini_jax.evaluation.judge_http import Endpoint
+from llava_mini_jax.evaluation.judge_wording import fill, read_wording, sha256
+from tests.evaluation import judged
+from tests.evaluation.image import golden_sets as golden
+
+KEY = "sk-test-4f9a0c2e7b"
+OURS = {"ask": "Is {answer} right?"}
+
+
+def completion(text, **more):
+    message = {"role": "assistant", "content": text, **more}
+    return {"model": "judge-0613", "choices": [{"message": message, "finish_reason": "stop"}]}
+
+
+class Server(ThreadingHTTPServer):
+    """`treat(handler, body, nth)` answers with `handler.give`, or does something else."""
+
+    daemon_threads = True
+
+    def __init__(self, treat):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.treat = treat
+        self.lock = threading.Lock()
+        self.came = Counter()  # by content of the request
+        self.paid = Counter()  # likewise: chat completions that were sent
+        self.times = []
+        self.keys = set()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address):
+        """Clients that are killed, or have waited long enough, are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        server = self.server
+        with server.lock:
+            server.times.append(time.monotonic())
+            server.keys.add(self.headers["Authorization"])
+            nth = server.came[content]
+            server.came[content] += 1
+        assert self.path == "/v1/chat/completions"
+        self.content = content
+        server.treat(self, json.loads(content), nth)
+
+    def give(self, status, value, **headers):
+        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+        if status == 200 and not isinstance(value, bytes):
+            with self.server.lock:
+                self.server.paid[self.content] += 1
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name.replace("_", "-"), text)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts servers; the key is in the environment, no proxy is."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "*")
+    with contextlib.ExitStack() as stack:
+
+        def start(treat):
+            server = stack.enter_context(Server(treat))
+            threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+            stack.callback(server.shutdown)
+            return server
+
+        yield start
+
+
+def endpoint(server, **more):
+    settings = {"concurrency": 4, "timeout_s": 5.0, "tries": 3, "first_wait_s": 0.01, **more}
+    return Endpoint(base_url=server.url, **settings)
+
+
+def plan(count, rungs=1, readable=lambda text: True, same=False):
+    """`count` asks of `rungs` like requests each."""
+    tool = judge.Judge(
+        model="gpt-test",
+        ours=OURS,
+        official={"ask": "0" * 64},
+        source="nowhere",
+        readable=readable,
+        write=lambda *args: [],
+        ladders=lambda folder, questions, answers, texts, options: [
+            judge.Ladder(
+                f"item{n}",
+                [{"messages": judge.messages(fill(texts["ask"], answer=str(n * (not same))))}]
+                * rungs,
+            )
+            for n in range(count)
+        ],
+    )
+    return tool.plan(None, [], {})
+
+
+def number(body):
+    return int(body["messages"][-1]["content"].split()[1])
+
+
+def texts_of(replies):
+    return {key: [reply.text for reply in said] for key, said in replies.by_key.items()}
+
+
+def test_every_reply_is_kept_and_paid_for_once(serve, tmp_path):
+    server = serve(lambda handler, body, nth: handler.give(200, completion(f"8 {number(body)}")))
+    file, asks = tmp_path / "kept" / "replies.jsonl", plan(40)
+    done = []
+    first = judge_endpoint.ask(asks, endpoint(server), file, progress=done.append)
+    assert texts_of(first) == {f"item{n}": [f"8 {n}"] for n in range(40)}
+    assert first.sent == 40 == sum(server.paid.values()) == sum(done) and not first.pending
+    assert server.keys == {f"Bearer {KEY}"}
+    again = judge_endpoint.ask(asks, endpoint(server), file)
+    offline = judge_endpoint.kept(asks, file)
+    assert again == judge.Replies(plan=asks, by_key=first.by_key, pending={}) == offline
+    assert sum(server.came.values()) == 40
+    line = json.loads(file.read_text().splitlines()[0])
+    assert line["response"]["model"] == "judge-0613"  # the raw reply, whole
+    about = first.about()
+    assert about["model"] == "gpt-test" and about["wording"] == "ours"
+    assert about["model as the server calls it"] == ["judge-0613"]
+    assert about["first reply"] <= about["last reply"] and about["sent now"] == 40
+
+
+def test_asks_of_the_same_words_share_a_reply_but_rungs_do_not(serve, tmp_path):
+    server = serve(lambda handler, body, nth: handler.give(200, completion(f"try {nth}")))
+    asks = plan(6, rungs=3, readable=lambda text: text == "try 1", same=True)
+    replies = judge_endpoint.ask(asks, endpoint(server), tmp_path / "r.jsonl")
+    assert texts_of(replies) == {f"item{n}": ["try 0", "try 1"] for n in range(6)}
+    assert sum(server.paid.values()) == 2
+
+
+def hang(handler, body, nth):
+    if nth == 0 and number(body) % 3 == 0:
+        time.sleep(1.2)
+    handler.give(200, completion("ok"))
+
+
+def drip(handler, body, nth):
+    """Bytes come, one by one, but never all of them."""
+    if nth == 0 and number(body) % 3 == 0:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b"H")
+                time.sleep(0.05)
+        handler.close_connection = True
+        return
+    handler.give(200, completion("ok"))
+
+
+def drop(handler, body, nth):
+    if nth < 2 and number(body) % 3 == 0:
+        handler.connection.close()
+        return
+    handler.give(200, completion("ok"))
+
+
+def garbage(handler, body, nth):
+    broken = (b"<html>Bad gateway</html>", b'{"choices": []}')
+    if nth < 2 and number(body) % 3 == 0:
+        handler.give(200, broken[nth])
+        return
+    handler.give(200, completion("ok"))
+
+
+def busy(handler, body, nth):
+    if nth < 2 and number(body) % 3 == 0:
+        handler.give((503, 500)[nth], b"")
+        return
+    handler.give(200, completion("ok"))
+
+
+@pytest.mark.parametrize("treat", [hang, drip, drop, garbage, busy])
+def test_troubles_that_pass(treat, serve, tmp_path):
+    server, file, asks = serve(treat), tmp_path / "r.jsonl", plan(7)
+    began = time.monotonic()
+    replies = judge_endpoint.ask(asks, endpoint(server, timeout_s=0.4), file)
+    assert time.monotonic() - began < 2  # the slow one is not waited for, whatever it sends
+    assert texts_of(replies) == {f"item{n}": ["ok"] for n in range(7)}
+    assert replies.sent == 7 and len(file.read_text().splitlines()) == 7
+    assert max(server.came.values()) > 1  # there was trouble
+
+
+def test_a_judge_that_refuses_is_asked_once_a_rung(serve, tmp_path):
+    def refuse(handler, body, nth):
+        refusals = (
+            completion(None),
+            completion(None, refusal="I cannot grade people."),
+            {"choices": [{"message": {"role": "assistant", "refusal": "No."}}]},
+        )
+        handler.give(200, refusals[nth])
+
+    server, file = serve(refuse), tmp_path / "r.jsonl"
+    asks = plan(2, rungs=3, readable=lambda text: text != "")
+    replies = judge_endpoint.ask(asks, endpoint(server), file)
+    assert texts_of(replies) == {"item0": [""] * 3, "item1": [""] * 3}
+    judge_endpoint.ask(asks, endpoint(server), file)
+    assert sum(server.came.values()) == 6  # paid for, kept, not asked for again
+    assert "I cannot grade people." in file.read_text()
+
+
+def test_rate_limits_are_waited_out_by_all_threads(serve, tmp_path):
+    def limit(handler, body, nth):
+        with server.lock:
+            first = not limited
+            limited.append(1)
+        time.sleep(0.05)
+        if first:
+            handler.give(429, {"error": {"code": "rate_limit_exceeded"}}, Retry_After="0.6")
+        else:
+            handler.give(200, completion("ok"))
+
+    limited = []
+    server = serve(limit)
+    replies = judge_endpoint.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
+    assert len(replies.by_key) == 30 and not replies.pending
+    began = server.times[0]
+    # What was under way comes through; then nothing, until the server's time is over.
+    within = [moment for moment in server.times if 0.2 < moment - began < 0.55]
+    assert not within and server.times[-1] - began > 0.55
+
+
+def test_a_server_that_asks_for_too_long_a_wait_is_left(serve, tmp_path):
+    server = serve(lambda handler, body, nth: handler.give(429, {}, Retry_After="3600"))
+    began = time.monotonic()
+    replies = judge_endpoint.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
+    assert time.monotonic() - began < 3 and len(replies.pending) == 30
+    assert "asks to wait for 3600 s" in replies.pending["item29"]
+    assert sum(server.came.values()) <= 4
+
+
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (401, {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}),
+        (404, {"message": "The model gpt-test does not exist"}),
+        (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}),
+    ],
+)
+def test_what_no_repetition_mends_stops_the_run(status, error, serve, tmp_path):
+    server = serve(lambda handler, body, nth: handler.give(status, {"error": error}))
+    replies = judge_endpoint.ask(plan(50), endpoint(server), tmp_path / "r.jsonl")
+    assert len(replies.pending) == 50 and sum(server.came.values()) <= 4
+    assert f"status {status}" in replies.pending["item49"]
+    assert KEY not in str(replies.about())
+
+
+def test_an_item_that_the_server_rejects_is_pending_alone(serve, tmp_path):
+    def reject(handler, body, nth):
+        if number(body) == 3:
+            handler.give(400, {"error": {"message": "content policy"}})
+        else:
+            handler.give(200, completion("ok"))
+
+    server = serve(reject)
+    replies = judge_endpoint.ask(plan(12), endpoint(server), tmp_path / "r.jsonl")
+    assert dict(replies.pending) == {"item3": "status 400: content policy"}
+    assert sum(server.came.values()) == 12 and len(replies.by_key) == 11
+
+
+def test_a_server_that_dies_half_way_costs_nothing_twice(serve, tmp_path):
+    def die(handler, body, nth):
+        with server.lock:
+            dead = sum(server.paid.values()) >= 20
+        if dead:
+            handler.connection.close()
+            return
+        handler.give(200, completion("ok"))
+
+    server, file, asks = serve(die), tmp_path / "r.jsonl", plan(60)
+    replies = judge_endpoint.ask(asks, endpoint(server, tries=2), file)
+    paid = sum(server.paid.values())
+    assert len(replies.by_key) == paid == replies.sent and len(replies.pending) == 60 - paid
+    assert "asks failed in a row" in replies.pending["item59"]
+    assert sum(server.came.values()) < 60  # a dead server is left alone
+    alive = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
+    replies = judge_endpoint.ask(asks, endpoint(alive), file)
+    assert len(replies.by_key) == 60 and replies.sent == 60 - paid
+    assert not server.paid.keys() & alive.paid.keys()
+
+
+def test_redirects_do_not_take_the_key_elsewhere(serve, tmp_path):
+    other = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
+    server = serve(
+        lambda handler, body, nth: handler.give(307, b"", Location=f"{other.url}/chat/completions")
+    )
+    replies = judge_endpoint.ask(plan(2), endpoint(server), tmp_path / "r.jsonl")
+    assert set(replies.pending.values()) == {"status 307"} and not other.keys
+
+
+SCORING = """
+import json, sys
+from pathlib import Path
+from llava_mini_jax.evaluation import answers, benchmark, judge_endpoint
+from llava_mini_jax.evaluation.judge_http import Endpoint
+place, url, file = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+tool = benchmark.find("mmvet")
+questions = tool.questions(place)
+lines = answers.read_lines(place / "answers" / "golden-model.jsonl")
+given = answers.join(tool, questions, lines).answers
+plan = tool.judge.plan(place, questions, given)
+replies = judge_endpoint.ask(plan, Endpoint(base_url=url, concurrency=4), file)
+print(json.dumps(tool.score(place, questions, given, replies=replies).rules["official"].value))
+"""
+
+
+def test_killed_at_random_it_repeats_nothing_that_was_kept(serve, tmp_path):
+    canned = judged.read("mmvet/judge_replies.json")
+
+    def grade(handler, body, nth):
+        time.sleep(0.03)
+        tag = judged._TAG.findall(body["messages"][0]["content"])[-1]
+        given = [canned[tag]] if isinstance(canned[tag], str) else canned[tag]
+        # Which reply it is shows in the request: asked again at 0, 0.5, 1, ...
+        again = "The grade, as a number" in body["messages"][0]["content"]
+        rung = again + round(2 * body["temperature"])
+        handler.give(200, completion(given[min(rung, len(given) - 1)]))
+
+    server = serve(grade)
+    place, file = golden.folder("mmvet", "llava", tmp_path), tmp_path / "replies.jsonl"
+    command = [sys.executable, "-c", SCORING, str(place), server.url, str(file)]
+    expected = golden.expected("mmvet")["mm_vet_evaluator"]["1_run"]
+    for goal in (5, 20, 45):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while sum(server.paid.values()) < goal and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        time.sleep(0.1)  # what the server was about to give away
+    with file.open("a") as half:
+        half.write('{"digest": "0123')  # as a machine that lost its power might leave it
+    before, kept = Counter(server.paid), file.read_text().count("\n")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == expected["capability_scores"]["total"]
+    total = expected["judge_calls"]
+    now = sum(server.paid.values()) - sum(before.values())
+    assert now == total - kept  # what had been kept was not sent again
+    # Twice were paid at most those that four threads had under way at each of three kills.
+    assert sum(server.paid.values()) - total <= 3 * 4
+    assert len(server.paid) == total == len(file.read_text().splitlines())
+
+
+def test_the_key_is_in_nothing_that_is_left_behind(serve, tmp_path, capfd, caplog):
+    caplog.set_level(0)
+
+    def echo(handler, body, nth):
+        n = number(body)
+        sent = handler.headers["Authorization"]
+        if n % 4 == 0:
+            handler.give(400, {"error": {"message": f"bad {sent}", "code": sent}})
+        elif n % 4 == 1:
+            handler.give(500, {"error": sent, sent: [sent]})
+        elif n % 4 == 2:
+            handler.give(200, b"not json " + sent.encode())
+        else:
+            handler.give(200, {**completion(f"8 7 {sent}", note=[{sent: sent}]), "model": sent})
+
+    server, file = serve(echo), tmp_path / "out" / "replies.jsonl"
+    settings = endpoint(server)
+    replies = judge_endpoint.ask(plan(9), settings, file)
+    assert len(replies.by_key) == 2 and len(replies.pending) == 7
+    assert server.keys == {f"Bearer {KEY}"}
+    assert texts_of(replies)["item3"] == ["8 7 Bearer [key]"]
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    out = capfd.readouterr()
+    everything = [repr(settings), repr(replies), str(replies.about()), caplog.text, *out]
+    assert len(left) == 2 and all(KEY.encode() not in content for content in left)
+    assert all(KEY not in text for text in everything)
+
+
+@pytest.mark.parametrize("key", ["sk-two\nlines-of-key", "sk-with blank-12345", "sk-ключ-12345"])
+def test_keys_that_cannot_be_sent_are_not_shown(key, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds no key") as caught:
+        judge_endpoint.ask(plan(1), endpoint(serve(hang)), tmp_path / "r.jsonl")
+    assert "sk-" not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_keys_that_are_missing_or_in_the_address(serve, tmp_path, monkeypatch):
+    server = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
+    monkeypatch.setenv("MY_KEY", "")
+    with pytest.raises(InputError, match="MY_KEY is not set"):
+        judge_endpoint.ask(plan(1), endpoint(server, key_variable="MY_KEY"), tmp_path / "r")
+    judge_endpoint.ask(plan(1), endpoint(server, key_variable=None), tmp_path / "r.jsonl")
+    assert server.keys == {None}
+    for url in (f"http://u:{KEY}@h/v1", f"http://h/v1?key={KEY}", f"ftp://{KEY}", KEY, "http://"):
+        with pytest.raises(InputError, match="base URL") as caught:
+            Endpoint(base_url=url)
+        assert KEY not in str(caught.value)
+    with pytest.raises(InputError, match="base URL holds the key") as caught:
+        judge_endpoint.ask(plan(1), Endpoint(base_url=f"http://h/{KEY}"), tmp_path / "r")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["concurrency", "tries", "timeout_s"])
+def test_numbers_that_mean_nothing(name):
+    with pytest.raises(InputError, match=f"{name} is 0"):
+        Endpoint(base_url="http://localhost/v1", **{name: 0})
+
+
+def test_two_processes_do_not_ask_the_same(serve, tmp_path):
+    server, file = serve(hang), tmp_path / "r.jsonl"
+    with judge_endpoint._locked(file), pytest.raises(InputError, match="another process"):
+        judge_endpoint.ask(plan(1), endpoint(server), file)
+    assert not server.came
+
+
+def test_an_interrupt_sends_nothing_more(serve, tmp_path):
+    server = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_endpoint.ask(plan(500), endpoint(server), tmp_path / "r.jsonl", progress=interrupt)
+    assert sum(server.came.values()) < 400
+    kept = judge_endpoint.kept(plan(500), tmp_path / "r.jsonl")
+    assert len(kept.by_key) == sum(server.paid.values())
+    assert set(kept.pending.values()) == {"not asked yet"}
+
+
+def test_an_interrupt_waits_for_no_server(serve, tmp_path):
+    def slow(handler, body, nth):
+        if number(body):
+            handler.give(503, b"", Retry_After="30")
+        else:
+            time.sleep(0.2)
+            handler.give(200, completion("ok"))
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge_endpoint.ask(plan(4), endpoint(serve(slow)), tmp_path / "r", progress=interrupt)
+    assert time.monotonic() - began < 5
+
+
+def test_fields_of_other_servers(tmp_path):
+    place = golden.folder("mmvet", "llava", tmp_path)
+    tool, questions, joined = golden.joined("mmvet", place)
+    fields = {"max_tokens": None, "max_completion_tokens": 16}
+    asks = tool.judge.plan(place, questions, joined.answers, fields=fields, model="other").asks
+    body = asks[0].requests[0].body
+    assert body["model"] == "other" and body["max_completion_tokens"] == 16
+    assert "max_tokens" not in body
+
+
+def test_wordings(tmp_path):
+    path = tmp_path / "wording.json"
+    official = {"ask": sha256("So: {answer}?")}
+
+    def read(content):
+        path.write_text(content)
+        return read_wording(path, OURS, official, "the script")
+
+    assert read('{"ask": "So: {answer}?", "more": 1}').label == "official"
+    assert read('{"ask": {"prompt": "So: {answer}?"}}').label == "official"
+    assert read('{"ask": "So: {answer} ?"}').label == "unknown wording"
+    assert read(json.dumps(OURS)).label == "ours"
+    for content, says in (
+        ('{"ask": "So?"}', "no place {answer}"),
+        ('{"asks": "So: {answer}?"}', "no text ask; .* from the script"),
+        ("[1]", "no text ask"),
+        ("{", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=says):
+            read(content)
+
+
+def test_wording_from_the_scripts_that_have_it(tmp_path):
+    script = """
+raise SystemExit("never run")
+def annotate(question, pred):
+    messages = [
+        {"role": "system", "content": "You check. " "------" "##RULES: "
+            "- Be fair.\\n"},
+        {"role": "user", "content":
+            "Look:\\n\\n" f"Question: {question}\\n" f"Said: {pred}\\n"
+            "Reply like {'pred': 'yes'}."},
+    ]
+    again = f"{question}" + "\\nThe digit: "
+"""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "judge_it.py").write_text(script)
+    texts = {
+        "system": "You check. ------##RULES: - Be fair.\n",
+        "user": "Look:\n\nQuestion: {question}\nSaid: {pred}\nReply like {'pred': 'yes'}.",
+        "again": "The digit: ",
+    }
+    official = {name: sha256(text) for name, text in texts.items()}
+    for path in (tmp_path / "scripts", tmp_path / "scripts" / "judge_it.py"):
+        found = read_wording(path, texts, official, "the script")
+        assert found.label == "official" and found.texts == texts
+    (tmp_path / "scripts" / "judge_it.py").write_text(script.replace("fair", "kind"))
+    with pytest.raises(InputError, match="no text system; "):
+        read_wording(tmp_path / "scripts", texts, official, "the script")
+
+
+def test_filling():
+    text = "{'pred': 'yes'} {answer} {question} {other}"
+    filled = fill(text, answer="{question}", question="Q")
+    assert filled == "{'pred': 'yes'} {question} Q {other}"
