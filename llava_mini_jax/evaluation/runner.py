@@ -137,7 +137,7 @@ def _read_ahead(
     model: Model, benchmark: Benchmark, windows: Sequence[list[Question]], done: set[str]
 ) -> Iterator[tuple[list[Question], Prepared]]:
     """Each window with the examples of its questions that are not done; the next one is read."""
-    sampling = sampling_of(model, benchmark)
+    sampling = sampling_of(model, benchmark.max_frames)
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor()
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -163,10 +163,10 @@ def _prepare(
         return str(error)
 
 
-def sampling_of(model: Model, benchmark: Benchmark) -> FrameSampling:
+def sampling_of(model: Model, max_frames: int | None) -> FrameSampling:
     """One frame a second; chosen as the release chooses them for its own weights."""
     rule = "release" if model.bundle.model.compress == "features" else "time_stamps"
-    return FrameSampling(fps=1.0, max_frames=benchmark.max_frames, rule=rule)
+    return FrameSampling(fps=1.0, max_frames=max_frames, rule=rule)
 
 
 def _answer_id(benchmark: Benchmark, question: Question) -> str:
@@ -180,6 +180,6 @@ def settings_of(model: Model, benchmark: Benchmark, **given: Any) -> dict[str, A
     return {
         "benchmark": benchmark.name,
         "model": dataclasses.asdict(model.bundle),
-        "frames": dataclasses.asdict(sampling_of(model, benchmark)),
+        "frames": dataclasses.asdict(sampling_of(model, benchmark.max_frames)),
         **given,
     }
