@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.config import prompt_config
 from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
 from llava_mini_jax.data.examples import Buckets, collate
 from llava_mini_jax.data.pipeline import Encoder
@@ -25,6 +26,7 @@ from llava_mini_jax.training.profile import ProfileConfig
 from llava_mini_jax.training.stages import HeldOut, MeshConfig
 from llava_mini_jax.weights import folders
 from tests import tiny
+from tests.data.test_quarantine import REJECTED, samples  # noqa: F401  a fixture
 from tests.training import tiny_stages
 from tests.training.runs import (
     arrays,
@@ -307,3 +309,24 @@ def test_broken_samples_are_listed_alike_by_a_run_that_was_interrupted(tmp_path)
 
     with pytest.raises(InputError, match="captions: 1 of 100 samples are broken"):
         loop.run([dataclasses.replace(stage, bad_samples=0.001)], str(tmp_path / "strict"))
+
+
+def test_a_run_over_broken_samples_of_ten_kinds_ends_and_lists_them(samples, tmp_path):  # noqa: F811
+    """R6: one sample in a hundred; all of an epoch, within a budget of one in a hundred."""
+    first = tiny_stages.stages()[0]
+    stage = dataclasses.replace(
+        first,
+        data=samples.config,
+        prompt=prompt_config("paper", "brief", 64),
+        lengths=(64,),
+        batch_size=50,
+        steps=20,
+        bad_samples=0.01,
+        checkpoint_every=20,
+    )
+    loop.run([stage], str(tmp_path))
+    found = list(map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines()))
+    assert sorted(line["id"] for line in found) == sorted(REJECTED)
+    assert all(REJECTED[line["id"]] in line["reason"] for line in found)
+    assert all(np.isfinite(line).all() for line in metrics_of(tmp_path).values())
+    assert (tmp_path / "captions" / "model" / "model.safetensors").is_file()
