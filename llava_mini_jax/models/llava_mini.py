@@ -33,6 +33,9 @@ from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
 
 
+FRAMES_TOGETHER = 8  # of a row, where a backward pass computes them again
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlavaMiniConfig:
     vision: clip.ClipConfig
@@ -134,28 +137,61 @@ def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Arr
     """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
     slots_BS = inputs.wide_slots_BU if cfg.inside_layers else inputs.slots_BS
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
-    B, I, *part_shape = inputs.pixels_BIJYXC.shape
-    T, D = text_BTD.shape[1:]
+    B, I = inputs.pixels_BIJYXC.shape[:2]
     if I == 0:
         return splice(text_BTD, text_BTD[:, :0], slots_BS)
+    total_BTD, tokens_BIQD = _see_rows(params, inputs, text_BTD, cfg)
+    fused_BTD = finish_mean(total_BTD, inputs.frames_BI.sum(axis=1), text_BTD)
+    return splice(fused_BTD, tokens_BIQD.reshape(B, -1, text_BTD.shape[-1]), slots_BS)
 
-    def per_image(x: Array) -> Array:
-        """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
-        repeated = jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:]))
-        return repeated.reshape(B * I, *x.shape[1:])
 
-    tokens_IQD, fused_ITD = encode_images(
-        params,
-        inputs.pixels_BIJYXC.reshape(B * I, *part_shape),
-        per_image(text_BTD),
-        per_image(inputs.fuse_BT),
-        cfg,
-    )
-    fused_BTD = mean_over_images(
-        fused_ITD.astype(jnp.float32).reshape(B, I, T, D), inputs.frames_BI, text_BTD
-    )
-    visual_BVD = tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:]).reshape(B, -1, D)
-    return splice(fused_BTD, visual_BVD, slots_BS)
+def _see_rows(
+    params: LlavaMini, inputs: Inputs, text_BTD: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """(float32 sum of the fused text over each row's frames, visual tokens [B, I, Q, D]).
+
+    Where layers are recomputed, long videos are too, a few frames after the other: each frame is
+    fused with the whole text, so all at once would take gigabytes a row.
+    """
+
+    def see_some(pixels_BIJYXC: Array, frames_BI: Array) -> tuple[Array, Array]:
+        B, I, *part_shape = pixels_BIJYXC.shape
+
+        def per_image(x: Array) -> Array:
+            """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
+            repeated = jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:]))
+            return repeated.reshape(B * I, *x.shape[1:])
+
+        pixels_IJYXC = pixels_BIJYXC.reshape(B * I, *part_shape)
+        tokens_IQD, fused_ITD = encode_images(
+            params, pixels_IJYXC, per_image(text_BTD), per_image(inputs.fuse_BT), cfg
+        )
+        fused_BITD = fused_ITD.astype(jnp.float32).reshape(B, I, *fused_ITD.shape[1:])
+        # Paper section 4.2 pools over the frames of a video; several images do the same.
+        total_BTD = jnp.where(frames_BI[:, :, None, None], fused_BITD, 0.0).sum(axis=1)
+        return total_BTD, tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:])
+
+    B, I = inputs.frames_BI.shape
+    if cfg.remat == "none" or I <= FRAMES_TOGETHER:
+        return see_some(inputs.pixels_BIJYXC, inputs.frames_BI)
+
+    def chunks(x: Array) -> Array:
+        """[B, I, ...] -> [chunks, B, FRAMES_TOGETHER, ...]."""
+        missing = -I % FRAMES_TOGETHER
+        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, -1, FRAMES_TOGETHER, *x.shape[2:]), 1, 0)
+
+    def add(total_BTD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
+        more_BTD, tokens_BIQD = see_some(*some)
+        return total_BTD + more_BTD, tokens_BIQD
+
+    given = chunks(inputs.pixels_BIJYXC), chunks(inputs.frames_BI)
+    # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
+    add = jax.checkpoint(add, prevent_cse=False)
+    zeros_BTD = jnp.zeros_like(text_BTD, jnp.float32)
+    total_BTD, tokens = jax.lax.scan(add, zeros_BTD, given)
+    tokens_BIQD = jnp.moveaxis(tokens, 0, 1).reshape(B, -1, *tokens.shape[3:])
+    return total_BTD, tokens_BIQD[:, :I]
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
@@ -178,16 +214,29 @@ def encode_images(
 
 
 def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[Array, Array]:
-    """(patches [I, S, D], compressed [I, Q, D]) of images in the language model's width.
+    """(patches [I, S, D], compressed [I, Q, D]) of images in the language model's width."""
+    return read_features(params, see_features(params, pixels_IJYXC, cfg), cfg)
+
+
+def see_features(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+    """The tower's features [I, J, P, E] of images of J parts."""
+    I, J = pixels_IJYXC.shape[:2]
+    features_RPE = clip.apply(
+        params.vision, pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:]), cfg.vision, cfg.dtype
+    )
+    return features_RPE.reshape(I, J, *features_RPE.shape[1:])
+
+
+def read_features(
+    params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """`see` from the tower's features on.
 
     High resolution (J = k*k + 1): the sub-images' patches are one map of k times the side, which
     alone is compressed; in pre-fusion the whole picture's patches follow it (paper section 4.2).
     """
-    I, J = pixels_IJYXC.shape[:2]
-    features = clip.apply(
-        params.vision, pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:]), cfg.vision, cfg.dtype
-    )
-    detail, whole = detail_and_whole(features, I, J)
+    I, J, P, E = features_IJPE.shape
+    detail, whole = detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
     detail_ISD = projector.apply(params.projector, detail)
     if cfg.inside_layers:
         compressed_IQD = detail_ISD  # left as they are until the language model's layer is reached
@@ -217,16 +266,6 @@ def read_images(
     return prefusion.read_image(
         params.prefusion, patches_ISD, compressed_IQD.shape[1], cfg.llm, remat=cfg.remat
     )
-
-
-def mean_over_images(fused_BITD: Array, frames_BI: Array, text_BTD: Array) -> Array:
-    """Fused text averaged over a row's images in float32; a row without one keeps its text.
-
-    Paper section 4.2 pools over the frames of a video; several images of a prompt do the same.
-    """
-    count_B = frames_BI.sum(axis=1)
-    total_BTD = jnp.where(frames_BI[:, :, None, None], fused_BITD, 0.0).sum(axis=1)
-    return finish_mean(total_BTD, count_B, text_BTD)
 
 
 def finish_mean(total_BTD: Array, count_B: Array, text_BTD: Array) -> Array:

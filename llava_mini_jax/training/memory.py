@@ -98,6 +98,11 @@ def estimate(stage: TrainConfig, images: int = 1) -> Memory:
     sums = {"float32 sums of gradients": trained.count * FLOAT32} if stage.accumulate > 1 else {}
     head = piece.parameters(True, *HEAD).bytes
     llm, front = piece.parameters(True, "llm/*").bytes, piece.kept_in_front()
+    # Of a long video a few frames at a time are gone through again, with what they keep meanwhile.
+    some = {}
+    if piece.images_together < rows * images:
+        few = _Piece(stage, rows, llava_mini.FRAMES_TOGETHER).kept_in_front()
+        some = {"kept of some frames": few}
     kept = {"kept in front of the language model": front, "kept of its layers": piece.kept_of_llm()}
     layer = piece.work(piece.length, piece.length, rows)
     phases = {
@@ -108,7 +113,8 @@ def estimate(stage: TrainConfig, images: int = 1) -> Memory:
             "gradients": trained.bytes,
             "kept in front of the language model": front,
             "work of a layer": piece.work_in_front(),
-        },
+        }
+        | some,
         "vision": sums | {"work of a layer": piece.work_of_vision()},
         "update": {"gradients and new moments": UPDATE_COPIES * trained.bytes + rounded},
     }
@@ -205,17 +211,25 @@ class _Piece:
         gathered = weights if self.stage.mesh.fsdp > 1 else 0
         return recomputed + max(scores, mlp) + gathered
 
+    @property
+    def images_together(self) -> int:
+        """Images and frames that are computed at a time: of a long video a few (llava_mini.py)."""
+        recomputed = self.cfg.remat != "none"
+        return self.rows * min(
+            self.images, llava_mini.FRAMES_TOGETHER if recomputed else self.images
+        )
+
     def work_in_front(self) -> int:
         if not self.cfg.prefusion_layers:
             return 0
-        seen, images = self.cfg.patches_per_image(self.stage.images.parts), self.rows * self.images
+        seen, images = self.cfg.patches_per_image(self.stage.images.parts), self.images_together
         text = self.work(self.length, seen + self.length, images)
         return max(text, self.work(seen, seen, images))
 
     def work_of_vision(self) -> int:
         """One layer of the tower, forwards: two arrays of attention scores, or the MLP's."""
         cfg = self.cfg.vision
-        pictures, S = self.rows * self.images * self.stage.images.parts, cfg.grid**2 + 1
+        pictures, S = self.images_together * self.stage.images.parts, cfg.grid**2 + 1
         heads, width = (_share(n, self.stage.mesh.tensor) for n in (cfg.heads, cfg.mlp_width))
         return 2 * pictures * S * max(heads * S * FLOAT32, width * self.cfg.dtype.itemsize)
 

@@ -9,6 +9,7 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.data.examples import Buckets
 from llava_mini_jax.models import clip, llama, llava_mini, prefusion
 from tests import tiny
 
@@ -262,3 +263,28 @@ def test_abstract_is_what_init_makes() -> None:
     assert np.abs(table[0] - table[1]).max() > 0.01, "layers must differ"
     assert np.abs(np.asarray(made.lm_head - made.embed_tokens)).max() > 0.01
     np.testing.assert_array_equal(made.final_norm, np.ones(cfg.width))
+
+
+@pytest.mark.parametrize("name", ["paper", "release"])
+def test_long_videos_are_recomputed_a_few_frames_at_a_time(name: str) -> None:
+    """Twenty frames beside a picture: loss and gradients stay, the memory between passes goes."""
+    together = tiny.model(name, grid=1)
+    rows = [tiny.example(1, 12, {2: 20}, together, answer=3)]
+    rows.append(tiny.example(2, 9, {1: 1}, together, answer=2))
+    batch = tiny.batch(rows, together, buckets=Buckets(lengths=(16, 64), images=(20,)))
+    params = tiny.on_device(tiny.weights(together))
+    chunked = dataclasses.replace(together, remat="full")
+    (ours, our_grads), (theirs, their_grads) = (
+        tiny.loss_and_grads(params, batch, cfg) for cfg in (chunked, together)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for path, leaf in param_tree.paths(their_grads, is_leaf=None).items():
+        found = param_tree.paths(our_grads, is_leaf=None)[path]
+        np.testing.assert_allclose(found, leaf, atol=1e-5 * np.abs(leaf).max() + 1e-6, err_msg=path)
+
+    def kept(cfg) -> int:
+        """Bytes of temporaries of the compiled gradient, whole videos together or not."""
+        compiled = tiny.loss_and_grads.lower(params, batch, cfg).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert kept(chunked) < 0.6 * kept(together)

@@ -101,7 +101,7 @@ CASES = {
 QUICK = {"stage 1", "stage 1, nothing recomputed"}
 
 
-def batch(stage: TrainConfig) -> TrainBatch:
+def batch(stage: TrainConfig, images: int) -> TrainBatch:
     B, S, side = stage.batch_size, stage.lengths[-1], VISION.image_size
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -113,14 +113,14 @@ def batch(stage: TrainConfig) -> TrainBatch:
     inputs = Inputs(
         ids_BT=array((B, S), jnp.int32),
         fuse_BT=array((B, S), jnp.bool_),
-        pixels_BIJYXC=array((B, 1, 1, side, side, 3), jnp.uint8),
-        frames_BI=array((B, 1), jnp.bool_),
+        pixels_BIJYXC=array((B, images, 1, side, side, 3), jnp.uint8),
+        frames_BI=array((B, images), jnp.bool_),
         slots_BS=array((B, S), jnp.int32),
     )
     return TrainBatch(inputs, array((B, S), jnp.int32))
 
 
-def compiled_bytes(stage: TrainConfig) -> int:
+def compiled_bytes(stage: TrainConfig, images: int = 1) -> int:
     """Bytes on one device that XLA reports of the compiled step."""
     sizes = dataclasses.asdict(stage.mesh)
     devices = jax.set_mesh(sharding.make_mesh(**sizes)) if stage.mesh != ONE else None
@@ -131,7 +131,7 @@ def compiled_bytes(stage: TrainConfig) -> int:
         start = functools.partial(init_state, trainable=stage.trainable, optimizer=optimizer)
         lowered = train_step.lower(
             jax.eval_shape(start, params),
-            batch(stage),
+            batch(stage, images),
             cfg=stage.model,
             optimizer=optimizer,
             accumulate=stage.accumulate,
@@ -152,6 +152,14 @@ def test_the_estimate_is_what_the_compiler_reports(name: str) -> None:
     found = estimate(case)
     assert found.peak == peak
     assert found.total == pytest.approx(compiled_bytes(case), rel=RTOL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frames", [8, 32])
+def test_the_estimate_of_videos(frames: int) -> None:
+    """Of 32 frames, 8 are computed at a time: what is more is the pictures themselves."""
+    case = stage(batch_size=2)
+    assert estimate(case, frames).total == pytest.approx(compiled_bytes(case, frames), rel=RTOL)
 
 
 def test_the_state_of_vicuna_7b_is_twelve_bytes_a_trained_parameter() -> None:
