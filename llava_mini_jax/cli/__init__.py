@@ -14,15 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llava_mini_jax.cli import ask, benchmarks, convert, data, inspect, verify
+from llava_mini_jax.cli import analyze, ask, benchmarks, convert, data, inspect, profile, verify
 from llava_mini_jax.errors import InputError
 
 COMMANDS = {
+    "analyze": analyze,
     "ask": ask,
     "benchmarks": benchmarks,
     "convert": convert,
     "data": data,
     "inspect": inspect,
+    "profile": profile,
     "verify": verify,
 }
 

@@ -58,4 +58,6 @@ def _print_table(benchmarks: "Sequence[Benchmark]") -> None:
         shown = ("" if value is None else f"{value:g}" for value in figures)
         table.add_row(benchmark.name, benchmark.title, *shown)
     Console().print(table)
-    print("figures are the paper's, tables 1 to 5; `llava-mini benchmarks NAME` tells metric and files")
+    print(
+        "figures are the paper's, tables 1-5; `llava-mini benchmarks NAME` tells metric and files"
+    )

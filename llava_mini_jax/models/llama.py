@@ -214,15 +214,20 @@ def block(
     mask_BTS: Array,
     cfg: LlamaConfig,
     remember: Callable = _only_these,
+    observe: Callable | None = None,
 ) -> tuple[Array, Any]:
     """One decoder layer over T positions; returns (x, memory).
 
     `remember(k, v)` puts the new keys and values to the earlier ones and returns all keys and
-    values [B, S, K, H] to attend to, and whatever the caller wants to keep.
+    values [B, S, K, H] to attend to, and whatever the caller wants to keep. With
+    `observe(queries [B, T, N, H], keys)` the memory is a pair of that and of what it returns: a
+    layer's output for analyses, which changes nothing.
     """
     y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
     q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), turns_BTH))
     k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, turns_BTH))
+    if observe is not None:
+        memory = memory, observe(q_BTNH, k_BSKH)
     mixed_BTNH = attention_name(attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS))
     x_BTD = x_BTD + einsum("BTNH,DNH->BTD", mixed_BTNH, layer.o_proj, ("batch", None, None))
     y_BTD = rms_norm(x_BTD, layer.mlp_norm, cfg.norm_eps)

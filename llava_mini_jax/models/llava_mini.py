@@ -32,7 +32,6 @@ from llava_mini_jax.models.splice import splice
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
 
-
 FRAMES_TOGETHER = 8  # of a row, where a backward pass computes them again
 
 

@@ -27,7 +27,22 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array | Non
     return sharding.local(_attention, axes, _QUERY, *arrays)
 
 
+def attention_weights(q_BTNH: Array, k_BSKH: Array, mask_BTS: Array) -> Array:
+    """What `attention` weighs values with, averaged over heads: float32 [B, T, S]."""
+    B, T, N, _ = q_BTNH.shape
+    return _weights(q_BTNH, k_BSKH, mask_BTS).reshape(B, N, T, -1).mean(axis=1)
+
+
 def _attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array | None = None) -> Array:
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    weights_BKRS = _weights(q_BTNH, k_BSKH, mask_BTS).astype(v_BSKH.dtype)
+    mixed_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights_BKRS, v_BSKH)
+    return mixed_BKRH.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _weights(q_BTNH: Array, k_BSKH: Array, mask_BTS: Array | None) -> Array:
+    """The softmax in float32 [B, K, G * T, S]: a group's heads one after another."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     G = N // K
@@ -42,6 +57,4 @@ def _attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array | No
         lowest = jnp.finfo(jnp.float32).min
         scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
         scores_BKRS = scores_BKGTS.reshape(B, K, G * T, S)
-    weights_BKRS = jax.nn.softmax(scores_BKRS, axis=-1).astype(v_BSKH.dtype)
-    mixed_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights_BKRS, v_BSKH)
-    return mixed_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return jax.nn.softmax(scores_BKRS, axis=-1)

@@ -6,7 +6,6 @@ models have the real widths but fewer layers: they are lowered sooner.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -16,10 +15,11 @@ import pytest
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.examples import TrainBatch
-from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
+from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.profiling import flops
 from llava_mini_jax.profiling.flops import Shape, forward_flops, peak_flops, step_flops
+from llava_mini_jax.profiling.xla import abstract_params, component_flops, counted
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2
 from tests import tiny
@@ -102,10 +102,6 @@ MODELS = {
 }
 
 
-def abstract(cfg: LlavaMiniConfig) -> LlavaMini:
-    return param_tree.abstract(llava_mini.unrolled(llava_mini.spec(cfg)), cfg.dtype)
-
-
 def abstract_batch(cfg: LlavaMiniConfig, size: Shape) -> TrainBatch:
     side = cfg.vision.image_size
 
@@ -123,10 +119,6 @@ def abstract_batch(cfg: LlavaMiniConfig, size: Shape) -> TrainBatch:
     return TrainBatch(inputs, array(size.sequence))
 
 
-def counted(function: Callable, *arguments: object) -> float:
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-
-
 def logits(params: LlavaMini, batch: TrainBatch, cfg: LlavaMiniConfig) -> jax.Array:
     return llama.logits(params.llm, llava_mini.apply(params, batch.inputs, cfg)[:, :-1])
 
@@ -140,56 +132,14 @@ def gradient(
 @pytest.mark.parametrize("name", FULL | MODELS)
 def test_forward(name):
     cfg, size = (FULL | MODELS)[name]
-    expected = counted(partial(logits, cfg=cfg), abstract(cfg), abstract_batch(cfg, size))
+    expected = counted(partial(logits, cfg=cfg), abstract_params(cfg), abstract_batch(cfg, size))
     assert sum(forward_flops(cfg, size).values()) == pytest.approx(expected, rel=MODEL_RTOL)
 
 
 @pytest.mark.parametrize("name", ["paper", "release", "LLaVA-1.5", "paper, HD"])
 def test_each_component(name):
     cfg, size = MODELS[name]
-    params, D, E = abstract(cfg), cfg.llm.width, cfg.vision.width
-    whole, detail = cfg.patches_per_image(size.parts), cfg.detail_per_image(size.parts)
-    Q = cfg.tokens_per_image(size.parts)
-
-    def array(*sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, cfg.dtype)
-
-    def fuse(params, patches_ISD, compressed_IQD, text_ITD, fuse_IT):
-        tokens, memory = llava_mini.read_images(params, patches_ISD, compressed_IQD, cfg)
-        fused = prefusion.fuse_text(
-            params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
-        )
-        return tokens, fused
-
-    def llm(params, x_BSD, valid_BS):
-        return llama.run_whole(params.layers, x_BSD, valid_BS, cfg.llm)
-
-    side, S = cfg.vision.image_size, size.sequence
-    project = [counted(projector.apply, params.projector, array(1, whole, E))]
-    if cfg.compress == "features" and whole != Q:
-        project.append(counted(projector.apply, params.projector, array(1, Q, E)))
-    expected = {
-        "vision": counted(
-            partial(clip.apply, cfg=cfg.vision, dtype=cfg.dtype),
-            params.vision,
-            array(size.parts, side, side, 3),
-        ),
-        "projector": sum(project),
-        "llm": counted(llm, params.llm, array(1, S, D), jax.ShapeDtypeStruct((1, S), bool)),
-        "lm_head": counted(llama.logits, params.llm, array(1, S - 1, D)),
-        "compressor": 0.0,
-        "prefusion": 0.0,
-    }
-    if whole != Q:
-        mask = jax.ShapeDtypeStruct((1, size.text), bool)
-        expected["compressor"] = counted(
-            partial(compressor.apply, cfg=cfg.compressor),
-            params.compressor,
-            array(1, detail, cfg.compressor.width),
-        )
-        expected["prefusion"] = counted(
-            fuse, params, array(1, whole, D), array(1, Q, D), array(1, size.text, D), mask
-        )
+    expected = component_flops(cfg, size)
     assert forward_flops(cfg, size) == pytest.approx(expected, rel=COMPONENT_RTOL)
 
 
@@ -212,7 +162,7 @@ def test_each_component(name):
 def test_a_training_step(name, trainable):
     cfg, size = MODELS[name]
     batch = abstract_batch(cfg, size)
-    parts = param_tree.split(abstract(cfg), lambda path: param_tree.matches(path, trainable))
+    parts = param_tree.split(abstract_params(cfg), lambda path: param_tree.matches(path, trainable))
     expected = counted(partial(gradient, cfg=cfg), *parts, batch)
     assert flops.shape_of(batch) == size
     assert step_flops(cfg, trainable, size) == pytest.approx(expected, rel=MODEL_RTOL)
@@ -221,7 +171,7 @@ def test_a_training_step(name, trainable):
 @pytest.mark.slow
 def test_compiled_programs_do_what_was_lowered():
     size = shape(SMALL, 64, rows=2)
-    parts = param_tree.split(abstract(SMALL), lambda path: param_tree.matches(path, STAGE_2))
+    parts = param_tree.split(abstract_params(SMALL), lambda path: param_tree.matches(path, STAGE_2))
     lowered = jax.jit(partial(gradient, cfg=SMALL)).lower(*parts, abstract_batch(SMALL, size))
     expected = lowered.compile().cost_analysis()["flops"]
     assert step_flops(SMALL, STAGE_2, size) == pytest.approx(expected, rel=SMALL_RTOL)

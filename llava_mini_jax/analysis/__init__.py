@@ -1,0 +1,1 @@
+"""What the paper looks at inside a model (sections 3 and 6.2, appendices A and F)."""

@@ -1,0 +1,86 @@
+"""What the queries of the compressor look at in a picture (paper appendix F, figure 12).
+
+    parts [I, J, Y, X, C] --tower--> patches --compressor--> attention [I, Q, P], rows sum to 1
+                          '--> the picture as the model sees it, its sub-images put together
+
+For high resolution the map is over all sub-images as one, which is what is compressed. In a video
+every frame has a map of its own.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax.analysis.data import refuse_inside
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import compressor, llava_mini, projector
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.params import Array
+
+CHUNK = 8  # pictures or frames at a time
+
+
+def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> np.ndarray:
+    """Attention [I, Q, side, side] of every picture's or frame's queries over its patches.
+
+    Raises InputError for models whose compressor has no attention over the picture alone.
+    """
+    if cfg.compressor.kind not in ("similarity", "multi_head"):
+        raise InputError(
+            f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; take a'
+            " LLaVA-Mini with query-based compression"
+        )
+    refuse_inside(cfg)
+    found = []
+    for start in range(0, len(pixels_IJYXC), CHUNK):
+        now = pixels_IJYXC[start : start + CHUNK]
+        size = min(CHUNK, len(pixels_IJYXC))
+        filled = np.zeros((size, *now.shape[1:]), now.dtype)
+        filled[: len(now)] = now
+        found.append(np.asarray(_attention(params, filled, cfg))[: len(now)])
+    attention_IQP = np.concatenate(found)
+    side = round(attention_IQP.shape[2] ** 0.5)
+    return attention_IQP.reshape(*attention_IQP.shape[:2], side, side)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+    features_IJPE = llava_mini.see_features(params, pixels_IJYXC, cfg)
+    I, J, P, E = features_IJPE.shape
+    patches, _ = llava_mini.detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
+    if cfg.compress == "projected":
+        patches = projector.apply(params.projector, patches)
+    attention_IQP = compressor.apply(params.compressor, patches, cfg.compressor)[1]
+    assert attention_IQP is not None
+    return attention_IQP.astype(jnp.float32)
+
+
+def assembled(parts_JYXC: np.ndarray) -> np.ndarray:
+    """The picture that is compressed, [k*Y, k*X, C]: sub-images put together, or the only part."""
+    J, Y, X, C = parts_JYXC.shape
+    if J == 1:
+        return parts_JYXC[0]
+    k = round((J - 1) ** 0.5)
+    tiles = parts_JYXC[:-1].reshape(k, k, Y, X, C)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(k * Y, k * X, C)
+
+
+def evenness(map_YX: np.ndarray) -> float:
+    """Entropy over log of the number of patches: 1 is average pooling, 0 a single patch."""
+    p = map_YX.reshape(-1).astype(np.float64)
+    p = p / p.sum()
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum() / np.log(p.size))
+
+
+def position_note(cfg: LlavaMiniConfig) -> str | None:
+    """What is missing for one query in the release's dialect; None where positions tell."""
+    if cfg.compressor.kind != "multi_head" or cfg.compressor.grid > 1:
+        return None
+    return (
+        "C = 1, release's dialect: its position table has one entry, which is resized to the same"
+        " vector at every patch. Added to all keys alike it drops out of the softmax, so the query"
+        " knows where a patch lies only from what the tower put into it: the map shows what is"
+        " looked for, not where, and equal patches would get equal weight wherever they lie."
+    )

@@ -1,0 +1,220 @@
+"""`llava-mini analyze`: what happens inside a model, as tables and pictures.
+
+MODEL, --data --> attention: who attends to whom in each layer (figures 2, 3, 4 of the paper)
+MODEL, --image, --video --> compression: what each query looks at in the pictures (figure 12)
+MODEL, --benchmark --> drop: its score when some layers do not see the picture (figure 5)
+                       each: a table to stdout, JSON and PNG files to --out
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_mini_jax.cli.terminal import waiting
+from llava_mini_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from llava_mini_jax.analysis.attention import AttentionByLayer
+    from llava_mini_jax.inference.model import Model
+
+SUMMARY = "show attention by layer, what the compressor looks at, and what blinded layers cost"
+USAGE = """llava-mini analyze attention MODEL [--data FILE] [options]
+       llava-mini analyze compression MODEL --image FILE... --video FILE... [options]
+       llava-mini analyze drop MODEL [--benchmark NAME] [options]"""
+EXAMPLE = """examples:
+  llava-mini analyze attention MODEL --data digits --out out/analyze
+  llava-mini analyze attention MODEL --data llava.json --images coco --limit 200
+  llava-mini analyze compression MODEL --image cat.jpg --video clip.mp4 --out out/analyze
+  llava-mini analyze drop MODEL --benchmark digits --width 1"""
+
+KINDS = ("attention", "compression", "drop")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", metavar="attention|compression|drop", choices=KINDS)
+    add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
+    add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="out/analyze if not")
+    add("--no-plots", action="store_true", help="no pictures; they need matplotlib (extra plots)")
+    add("--dtype", metavar="TYPE", help="float32 or bfloat16 (default: float32 on CPU)")
+    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    data = parser.add_argument_group("attention, drop").add_argument
+    data("--data", metavar="FILE", help="digits, or LLaVA's JSON (default: digits); drop: eval's")
+    data("--images", default="", metavar="DIR", help="folder of the pictures' paths")
+    data("--limit", type=int, default=100, metavar="N", help="that many samples (default: 100)")
+    data("--benchmark", default="digits", metavar="NAME", help="drop: of eval.py (digits)")
+    data("--width", type=int, default=4, metavar="W", help="drop: layers at a time (default: 4)")
+    data("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
+    shown = parser.add_argument_group("compression").add_argument
+    shown("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    shown("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
+    shown("--queries", type=int, default=4, metavar="N", help="drawn one by one (default: 4)")
+    shown("--frames", type=int, default=8, metavar="N", help="drawn of a video (default: 8)")
+
+
+def run(args: argparse.Namespace) -> int:
+    numbers = ("limit", "batch_size", "queries", "frames", "width")
+    for name in (name for name in numbers if getattr(args, name) < 1):
+        raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
+    if not args.no_plots:
+        from llava_mini_jax.analysis import plots
+
+        plots.pyplot()  # before anything takes long
+    if args.what == "compression" and not (args.image or args.video):
+        raise InputError("no picture is given; add --image FILE or --video FILE")
+    with waiting(f"loading {args.model}"):
+        import llava_mini_jax
+
+        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {args.out} cannot be made ({error}); give another") from error
+    kinds = {"attention": _attention, "compression": _compression, "drop": _drop}
+    return kinds[args.what](args, model)
+
+
+# --------------------------------------------------------------------------------------- attention
+
+
+def _attention(args: argparse.Namespace, model: "Model") -> int:
+    from llava_mini_jax.analysis import attention, data, plots
+
+    name = args.data or data.DIGITS
+    source = data.open_source(name, args.images, args.limit)
+    examples = data.Examples(source, model.bundle, model.tokenizer, args.limit)
+    try:
+        with waiting(f"reading {min(args.limit, len(source))} samples of {name}"):
+            found = attention.by_layer(
+                model.params, model.bundle, examples, batch_size=args.batch_size
+            )
+    finally:
+        if examples.left_out:
+            print(
+                f"llava-mini: {len(examples.left_out)} samples are left out, such as:"
+                f" {examples.left_out[0]}",
+                file=sys.stderr,
+            )
+    _print_attention(found)
+    result = {"model": args.model, "data": name, **attention.as_json(found)}
+    written = [_write(args.out / "attention.json", result)]
+    if not args.no_plots:
+        written.append(plots.attention(found, args.out / "attention.png"))
+        written.append(plots.entropy(found, args.out / "entropy.png"))
+        written.append(plots.maps(found, args.out / "maps.png"))
+    print("written:", *written)
+    return 0
+
+
+def _print_attention(found: "AttentionByLayer") -> None:
+    from llava_mini_jax.analysis.attention import KINDS
+
+    counts = ", ".join(f"{n:,.0f} {kind}" for n, kind in zip(found.tokens_J, KINDS, strict=True))
+    print(f"{found.examples} examples; tokens: {counts}")
+    print("mean share of attention; in brackets entropy / log n: 1 where all are attended to alike")
+    for j, asking in enumerate(KINDS):
+        if not found.tokens_J[j]:
+            continue
+        print(f"\nfrom {asking:<14}" + "".join(f"{'to ' + kind:>18}" for kind in KINDS))
+        for layer, (share_K, even_K) in enumerate(
+            zip(found.attention_LJK[:, j], found.evenness_LJK[:, j], strict=True)
+        ):
+            cells = [
+                f"{share:.3f} " + ("(-)" if even != even else f"({even:.2f})")
+                for share, even in zip(share_K, even_K, strict=True)
+            ]
+            print(f"  layer {layer + 1:<11}" + "".join(f"{cell:>18}" for cell in cells))
+    print()
+
+
+# ------------------------------------------------------------------------------------- compression
+
+
+def _compression(args: argparse.Namespace, model: "Model") -> int:
+    import numpy as np
+
+    from llava_mini_jax.analysis import compression, plots
+
+    pictures = model.read_pictures(args.image, args.video)
+    files = [*args.image, *args.video]
+    names = [
+        Path(file).name if count == 1 else f"{Path(file).name}, frame {frame + 1}"
+        for file, count in zip(files, pictures.frames, strict=True)
+        for frame in range(count)
+    ]
+    ends = np.cumsum([0, *pictures.frames])
+    chosen = [i for a, b in itertools.pairwise(ends) for i in _some(a, b, args.frames)]
+    names, pixels = [names[i] for i in chosen], pictures.pixels[chosen]
+    cfg = model.bundle.model
+    with waiting("compressing"):
+        maps_IQYX = compression.maps(model.params, pixels, cfg)
+    width = max(map(len, names))
+    print(f"{'picture':<{width}}  evenness (1: average pooling, 0: a single patch), of the queries")
+    rows = []
+    for name, found_QYX in zip(names, maps_IQYX, strict=True):
+        even = [compression.evenness(map_YX) for map_YX in found_QYX]
+        mean = compression.evenness(found_QYX.mean(axis=0))
+        shown = "  ".join(f"{value:.3f}" for value in even[: args.queries])
+        print(f"{name:<{width}}  {shown}" + (f"  of their mean {mean:.3f}" if even[1:] else ""))
+        rows.append({"picture": name, "evenness": even, "map": found_QYX.tolist()})
+    note = compression.position_note(cfg)
+    if note:
+        print(note)
+    result = {"model": args.model, "note": note, "pictures": rows}
+    written = [_write(args.out / "compression.json", result)]
+    if not args.no_plots:
+        seen = [compression.assembled(parts) for parts in pixels]
+        path = args.out / "compression.png"
+        plots.compression(seen, list(maps_IQYX), names, path, queries=args.queries)
+        written.append(path)
+    print("written:", *written)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------- drop
+
+
+def _drop(args: argparse.Namespace, model: "Model") -> int:
+    from llava_mini_jax.analysis import drop, plots
+    from llava_mini_jax.evaluation.benchmark import find
+
+    benchmark = find(args.benchmark)
+    chosen = drop.ranges(model.bundle.model.llm.layers, args.width)
+    data = Path(args.data or ".") / benchmark.folder
+    questions = benchmark.questions(data)[: args.limit]
+    out = args.out / f"drop-{benchmark.name}"
+    with waiting(f"asking {len(questions)} questions {len(chosen)} times"):
+        scores = drop.scores(
+            model, args.model, benchmark, data, questions, chosen, out, batch_size=args.batch_size
+        )
+    print(f"{benchmark.title}, {benchmark.metric}; {len(questions)} questions")
+    print("layers in which text does not see vision tokens:")
+    for name, value in scores.items():
+        print(f"  {name:<8}{value:8.1f}")
+    result = {
+        "model": args.model,
+        "benchmark": benchmark.name,
+        "metric": benchmark.metric,
+        "questions": len(questions),
+        "scores": scores,
+    }
+    written = [_write(args.out / "drop.json", result)]
+    if not args.no_plots:
+        title = f"{benchmark.title}, {len(questions)} questions"
+        written.append(plots.drop(scores, title, benchmark.metric, args.out / "drop.png"))
+    print("written:", *written)
+    return 0
+
+
+def _some(first: int, end: int, most: int) -> list[int]:
+    """At most `most` of the numbers from `first` to `end` - 1, evenly spread."""
+    count = min(most, end - first)
+    return [int(first + i * (end - first) // count) for i in range(count)]
+
+
+def _write(path: Path, result: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path

@@ -1,0 +1,338 @@
+"""`llava-mini profile`: what a model costs in FLOPs, time and memory.
+
+MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the paper's rule
+                                           --> latency: of the model and LLaVA-1.5, in turns
+                                           --> memory: weights, keys and values, peak
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_mini_jax.cli.terminal import human_bytes, waiting
+from llava_mini_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+    from llava_mini_jax.profiling.latency import Candidate, Request
+
+SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the paper's figures"
+USAGE = "llava-mini profile flops|latency|memory [MODEL | --abstract NAME] [options]"
+EXAMPLE = """examples:
+  llava-mini profile flops
+  llava-mini profile flops --tokens 1 4 16 64 --resolution 336 672 --xla
+  llava-mini profile latency MODEL
+  llava-mini profile latency --abstract vicuna-7b --tokens 1 4 16 64 --dtype bfloat16
+  llava-mini profile memory --abstract llama-3.1-8b --frames 10000"""
+
+KINDS = ("flops", "latency", "memory")
+BASELINE = "LLaVA-1.5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", metavar="flops|latency|memory", choices=KINDS)
+    add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
+    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--json", action="store_true", help="print JSON, not tables")
+    sizes = parser.add_argument_group("sizes").add_argument
+    sizes("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
+    sizes("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
+    sizes("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
+    shapes = parser.add_argument_group("shapes without a folder").add_argument
+    shapes("--abstract", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    shapes("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
+    shapes("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
+    flops = parser.add_argument_group("flops").add_argument
+    flops("--xla", action="store_true", help="XLA's own count too: seconds a row")
+    latency = parser.add_argument_group("latency, memory").add_argument
+    latency("--dtype", metavar="TYPE", help="default: float32 on CPU, bfloat16 elsewhere")
+    latency("--new-tokens", type=int, default=32, metavar="N", help="of an answer (default: 32)")
+    latency("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
+    latency("--peak", action="store_true", help="memory: compile, or run, for the peak too")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.model and (args.abstract or args.tokens or args.layers):
+        raise InputError(
+            f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
+            " --layers"
+        )
+    with waiting("starting"):
+        result = {"flops": _flops, "latency": _latency, "memory": _memory}[args.what](args)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- FLOPs
+
+
+def _flops(args: argparse.Namespace) -> dict[str, Any]:
+    from llava_mini_jax.profiling import flops_table, paper
+    from llava_mini_jax.profiling.baseline import backbone
+
+    text, chosen = paper.TEXT if args.text is None else args.text, _settings(args)
+    if text < 1 or args.frames != 1:
+        raise InputError("flops are of one picture and at least 1 token of text; see --text")
+    if args.model:
+        cfg = _config(args, "bfloat16")
+        resolutions = args.resolution or [cfg.vision.image_size]
+        entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
+    elif chosen:
+        llm = backbone(args.abstract or "vicuna-7b")
+        entries = flops_table.of_settings(llm, text, *chosen)
+    else:
+        entries = flops_table.of_paper(backbone(args.abstract or "vicuna-7b"), text)
+    found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
+    notes = []
+    if any(entry.paper for entry in entries):
+        from llava_mini_jax.config import VICUNA_7B
+
+        length, agree, count = paper.shared_length(paper.ROWS, VICUNA_7B)
+        notes = [
+            f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
+            " paper's rule, and no other length any of these.",
+            *paper.CONTRADICTIONS,
+        ]
+    if not args.json:
+        _print_flops(found, text, notes)
+    rows = [{"table": e.table, "model": e.name, "text": text, **counts} for e, counts in found]
+    return {"rows": rows, "notes": notes}
+
+
+def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]] | None:
+    """(tokens, pre-fusion layers, resolutions) if any was given."""
+    given = (args.tokens, args.layers, args.resolution)
+    if not any(given):
+        return None
+    return args.tokens or [1], args.layers or [4], args.resolution or [336]
+
+
+def _print_flops(found: list[Any], text: int, notes: list[str]) -> None:
+    from llava_mini_jax.profiling.paper import PARTS
+
+    names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
+    rows = []
+    for entry, counts in found:
+        title = (f"table {entry.table}: " if entry.table else "") + entry.name
+        rows.append([title, *[""] * (len(PARTS) + 1)])
+        for kind, counted in counts.items():
+            if counted is not None:
+                cells = [counted.get(part) for part in (*PARTS, "total")]
+                shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]
+                rows.append([f"  {names[kind]}", *shown])
+    print(f"TFLOPs of a first token, {text} tokens of text; the head is in llm\n")
+    _table(["", *PARTS, "total"], rows)
+    print(
+        "\nthis package, XLA's count: what is computed here, attention scores included, last layers"
+        "\n  and logits only where they are read. paper's rule: linear layers at every position,"
+        "\n  attention left out (the tool of section 5.3)."
+    )
+    for note in notes:
+        print(f"- {note}")
+
+
+# ----------------------------------------------------------------------------------------- latency
+
+
+def _latency(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from llava_mini_jax.profiling import latency, paper
+
+    models, side = _candidates(args)
+    request = _request(args, next(iter(models.values())).cfg, side)
+    with waiting("measuring"):
+        times = latency.measure(models, request, args.repeats)
+    device = jax.local_devices()[0].device_kind
+    dtype = next(iter(models.values())).cfg.compute_dtype
+    spreads = {
+        name: {"first": latency.spread(t.first), "token": latency.spread(t.token)}
+        for name, t in times.items()
+    }
+    if not args.json:
+        print(
+            f"{device}, {dtype}, jax {jax.__version__}; {request.images} pictures of {side} px,"
+            f" {request.text} tokens of text, {request.new_tokens} new; {args.repeats} times\n"
+        )
+        _print_latency(spreads)
+        if args.abstract == "vicuna-7b":
+            print("\npaper, table 13: milliseconds of a response, by vision tokens")
+            rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in paper.LATENCY_MS.items()]
+            _table(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
+    shown = {
+        name: {kind: dataclasses.asdict(s) for kind, s in each.items()}
+        for name, each in spreads.items()
+    }
+    request_fields = dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats}
+    return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
+
+
+def _print_latency(spreads: dict[str, Any]) -> None:
+    rows, base = [], spreads[BASELINE]
+    for name, each in spreads.items():
+        cells = []
+        for kind in ("first", "token"):
+            s = each[kind]
+            cells += [f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}"]
+            cells.append(f"{base[kind].median / s.median:.2f}x")
+        rows.append([name, *cells])
+    header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
+    _table(header, rows)
+
+
+def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
+    """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
+    import jax
+
+    from llava_mini_jax.profiling import latency, paper
+    from llava_mini_jax.profiling.baseline import backbone, llava_1_5, shared_params
+    from llava_mini_jax.profiling.latency import Candidate
+
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if args.model:
+        import llava_mini_jax
+
+        model = llava_mini_jax.load(args.model, dtype=dtype, vision_tower=args.vision_tower)
+        cfg = model.bundle.model
+        found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
+        side = _one(args.resolution, cfg.vision.image_size * model.bundle.images.grid)
+        return found | {args.model: Candidate(model.params, cfg)}, side
+    llm = backbone(args.abstract or _no_shape())
+    tokens, layers, sides = _settings(args) or ([1], [4], [336])
+    rows = [
+        paper.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
+        for q in (0, *tokens)
+        for n in (layers if q else layers[:1])
+    ]
+    built = {row.name if row.tokens else BASELINE: paper.build(row, llm) for row in rows}
+    typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
+    return latency.random_candidates(typed, dtype), _one(args.resolution, 336)
+
+
+def _no_shape() -> str:
+    raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
+
+
+def _one(resolutions: list[int] | None, default: int) -> int:
+    if resolutions and len(resolutions) > 1:
+        raise InputError(f"{len(resolutions)} resolutions are given; latency and memory take one")
+    return resolutions[0] if resolutions else default
+
+
+def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
+    from llava_mini_jax.profiling import paper
+    from llava_mini_jax.profiling.latency import Request
+
+    text = paper.TEXT if args.text is None else args.text
+    parts = paper.shape(cfg, text, side).parts
+    return Request(text=text, images=args.frames, parts=parts, new_tokens=args.new_tokens)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def _memory(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from llava_mini_jax.profiling import memory
+    from llava_mini_jax.profiling.baseline import llava_1_5
+
+    cfg = _config(args, args.dtype or "bfloat16")
+    side = _one(args.resolution, cfg.vision.image_size)
+    request = _request(args, cfg, side)
+    weights = {dtype: memory.weight_bytes(cfg, dtype) for dtype in memory.DTYPES}
+    kept = {}
+    for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
+        image = memory.cache_bytes_per_image(each, request.parts)
+        kept[name] = {
+            "tokens an image": each.tokens_per_image(request.parts),
+            "bytes a token": memory.cache_bytes_per_token(each),
+            "bytes an image": image,
+            "bytes of all": image * request.images,
+        }
+    result: dict[str, Any] = {"weights": weights, "cache": kept}
+    if args.peak:
+        with waiting("compiling"):
+            result["programs"] = _programs(args, cfg, request)
+    if args.peak and jax.default_backend() != "cpu":
+        result["allocator_peak"] = _measured_peak(args, request)
+    if not args.json:
+        _print_memory(result, request.images)
+    return result
+
+
+def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
+    import jax
+
+    from llava_mini_jax.profiling import memory
+
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    typed = dataclasses.replace(cfg, compute_dtype=dtype)
+    found = memory.compiled_programs(typed, request, dtype)
+    each = {n: dataclasses.asdict(p) | {"total": p.total} for n, p in found.items()}
+    return {"dtype": dtype, "bytes": each}
+
+
+def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
+    """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
+    from llava_mini_jax.profiling import latency, memory
+
+    models, _ = _candidates(args)
+    models.pop(BASELINE)
+    latency.measure(models, request, 1)
+    return memory.allocator_peak()
+
+
+def _print_memory(result: dict[str, Any], images: int) -> None:
+    weights, kept = result["weights"], result["cache"]
+    components = list(next(iter(weights.values())))
+    print("weights\n")
+    rows = [[n, *(human_bytes(weights[d][n]) for d in weights)] for n in components]
+    rows.append(["all", *(human_bytes(sum(each.values())) for each in weights.values())])
+    _table(["", *weights], rows)
+    print("\nkeys and values, bfloat16\n")
+    header = ["", "tokens an image", "a token", "an image or frame", f"{images} of them"]
+    rows = [
+        [name, str(each["tokens an image"]), *(human_bytes(v) for v in list(each.values())[1:])]
+        for name, each in kept.items()
+    ]
+    _table(header, rows)
+    if "programs" in result:
+        print(f"\nplanned by the compiler, {result['programs']['dtype']}, one after the other\n")
+        programs = result["programs"]["bytes"]
+        rows = [[n, *(human_bytes(v) for v in p.values())] for n, p in programs.items()]
+        _table(["", "weights", "inputs", "outputs", "temporaries", "total"], rows)
+    if result.get("allocator_peak"):
+        print(f"\npeak of the device's allocator: {human_bytes(result['allocator_peak'])}")
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def _config(args: argparse.Namespace, dtype: str) -> "LlavaMiniConfig":
+    """The configuration of a folder, or of a named shape; no weight is read."""
+    from llava_mini_jax.profiling import paper
+    from llava_mini_jax.profiling.baseline import backbone
+    from llava_mini_jax.weights import folders
+
+    if args.model:
+        tower = None if args.vision_tower is None else Path(args.vision_tower)
+        folder = folders.resolve_folder(args.model)
+        return folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)[0].model
+    llm = backbone(args.abstract or _no_shape())
+    tokens, layers, _ = _settings(args) or ([1], [4], [336])
+    row = paper.Row(table="", tokens=tokens[0], layers=layers[0], tera=None)
+    return dataclasses.replace(paper.build(row, llm), compute_dtype=dtype)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    """Plain columns: the first to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        first, *others = row
+        cells = [cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
