@@ -5,6 +5,11 @@
     model = llava_mini_jax.load("path/of/a/model")
     model.generate("What is this?", images=["cat.jpg"])
 
+    session = llava_mini_jax.Session(model)  # a conversation; videos of any length
+    session.show_video("safari.mp4")
+    for piece in session.ask("What happens?"):
+        print(piece, end="")
+
 Array names end in the letters of their dimensions, and einsum strings use the same letters:
 
     B  batch rows                       N  heads
@@ -23,14 +28,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava_mini_jax.errors import InputError
     from llava_mini_jax.inference.model import Model, load
+    from llava_mini_jax.inference.session import Session
 
     __version__: str
 
-__all__ = ["InputError", "Model", "__version__", "load"]
+__all__ = ["InputError", "Model", "Session", "__version__", "load"]
 
 _HOMES = {
     "InputError": "llava_mini_jax.errors",
     "Model": "llava_mini_jax.inference.model",
+    "Session": "llava_mini_jax.inference.session",
     "load": "llava_mini_jax.inference.model",
 }
 

@@ -125,6 +125,21 @@ def test_people_at_a_terminal_see_more(
     assert status == 0 and out == "" and re.search(r"parameters, \d+\.\d kB", err)
 
 
+def test_a_dry_run_tells_what_a_video_takes_and_reads_no_weights(
+    run: Run, files: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr("llava_mini_jax.weights.folders.load_params", refuse)
+    status, out, _ = run("ask", model_folder, "--video", files / "clip.mp4", "--dry-run", QUESTION)
+    assert status == 0
+    first = out.splitlines()[0]
+    assert first.startswith("positions") and "3 of 3 frames" in first and "256" in first
+    for term in ("KV cache", "weights", "host", "passes"):
+        assert term in out
+
+
 def test_ask_says_when_the_context_is_full(run: Run) -> None:
     status, out, err = run("ask", tiny_model.folder("paper", positions=64), QUESTION)
     assert status == 0 and out.strip()

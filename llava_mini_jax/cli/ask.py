@@ -1,22 +1,24 @@
 """`llava-mini ask`: one question, or a conversation, about images, videos, or text alone.
 
-pictures read once --> Chat --question--> pieces of the answer to stdout, as they arrive
-                         ^                                |
-                         '---- -i: the next question -----'
+pictures, seen once --> Session --question--> pieces of the answer to stdout, as they arrive
+                           ^                                |
+                           '----- -i: the next question ----'
 """
 
 import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llava_mini_jax.cli.terminal import note, waiting
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from llava_mini_jax.inference.model import Chat
+    from llava_mini_jax.data.video import FrameSampling
+    from llava_mini_jax.inference.model import Chat, Model, Settings
+    from llava_mini_jax.inference.session import Session
 
 SUMMARY = "answer a question about images, videos, or text alone"
 USAGE = "llava-mini ask MODEL [--image FILE]... [--video FILE]... [options] [QUESTION]"
@@ -41,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a video, or a folder of its frames, one frame a second; repeatable, after the images",
+        help="a video, or a folder of its frames; repeatable, after the images",
     )
+    add("--fps", type=float, default=1.0, metavar="F", help="frames a second of videos; default: 1")
+    add("--max-frames", type=int, metavar="N", help="of a video; more are thinned out evenly")
+    add("--dry-run", action="store_true", help="tell frames, positions and memory, and stop")
     add("-i", "--interactive", action="store_true", help="go on asking, until an empty line")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
     add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
@@ -55,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.question is None and not args.interactive:
+    if args.question is None and not args.interactive and not args.dry_run:
         raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
     with waiting("starting"):
-        from llava_mini_jax.inference.model import Chat, Settings, load
+        from llava_mini_jax.data.video import FrameSampling
+        from llava_mini_jax.inference.model import Settings, load
 
     settings = Settings(
         max_new_tokens=args.max_new_tokens,
@@ -70,27 +76,79 @@ def run(args: argparse.Namespace) -> int:
     )
     # Pillow warns of pictures that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-    _check_files(args.image, args.video)
+    sampling = FrameSampling(fps=args.fps, max_frames=args.max_frames)
+    _check_files(args.image, args.video, sampling)
+    if args.dry_run:
+        print(*_plan(args, settings, sampling), sep="\n")
+        return 0
     with waiting(f"loading {args.model}"):
         model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
     with waiting("reading pictures"):
-        pictures = model.read_pictures(args.image, args.video)
-    chat = Chat(model, pictures, settings)
+        chat = _conversation(model, args, settings, sampling)
     for question in _questions(args):
         _answer(chat, question)
     return 0
 
 
-def _check_files(images: list[str], videos: list[str]) -> None:
+def _plan(
+    args: argparse.Namespace, settings: "Settings", sampling: "FrameSampling"
+) -> "Iterable[str]":
+    """What the question would take; no weights are read and no frame is decoded."""
+    import jax
+
+    from llava_mini_jax.data.conversation import encode
+    from llava_mini_jax.data.tokenizer import load_tokenizer
+    from llava_mini_jax.data.video import read_video
+    from llava_mini_jax.inference import request
+    from llava_mini_jax.inference.plan import plan
+    from llava_mini_jax.inference.session import CHUNK
+    from llava_mini_jax.inference.shelf import Budget
+    from llava_mini_jax.weights import folders
+
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    folder = folders.resolve_folder(args.model)
+    bundle, _ = folders.open_model(folder, compute_dtype=dtype)
+    media = len(args.image) + len(args.video)
+    turns = request.open_turns(args.question or "", media, "the question")
+    prompt = encode(request.template_of(bundle), turns, load_tokenizer(folder), double_bos=False)
+    return plan(
+        bundle,
+        len(args.image) + sum(len(read_video(video, sampling)) for video in args.video),
+        int((prompt.ids >= 0).sum()),
+        dtype=dtype,
+        chunk=CHUNK,
+        answer=settings.max_new_tokens,
+        budget=Budget() if args.interactive else Budget(host=0),
+    ).lines()
+
+
+def _conversation(
+    model: "Model", args: argparse.Namespace, settings: "Settings", sampling: "FrameSampling"
+) -> "Chat | Session":
+    from llava_mini_jax.inference.model import Chat
+    from llava_mini_jax.inference.session import Session
+    from llava_mini_jax.inference.shelf import Budget
+
+    if model.bundle.model.inside_layers:
+        return Chat(model, model.read_pictures(args.image, args.video, sampling), settings)
+    # One question alone has no use for what it leaves of the frames.
+    session = Session(model, settings, budget=Budget() if args.interactive else Budget(host=0))
+    for image in args.image:
+        session.show_image(image)
+    for video in args.video:
+        session.show_video(video, sampling)
+    return session
+
+
+def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling") -> None:
     """Bad files are found before the weights are loaded, which may take a minute."""
     from llava_mini_jax.data.images import load_image
     from llava_mini_jax.data.video import read_video
-    from llava_mini_jax.inference.request import ONE_A_SECOND
 
     for image in images:
         load_image(image)
     for video in videos:
-        next(iter(read_video(video, ONE_A_SECOND)))
+        next(iter(read_video(video, sampling)))
 
 
 def _questions(args: argparse.Namespace) -> Iterator[str]:
@@ -113,7 +171,7 @@ def _questions(args: argparse.Namespace) -> Iterator[str]:
         yield line.strip()
 
 
-def _answer(chat: "Chat", question: str) -> None:
+def _answer(chat: "Chat | Session", question: str) -> None:
     began, first = time.perf_counter(), 0.0
     for piece in chat.ask(question):
         first = first or time.perf_counter() - began

@@ -1,12 +1,8 @@
 """Videos: from a file (or a folder of pictures) to single frames, and from frames to parts.
 
-    file --demux--> the time stamp of every frame --choose--> the wanted ones
-         --decode in order--> upright RGB frames, handed on one by one
-    frames --preprocess_frames--> uint8 [F, J, size, size, 3]
-
-The file is read twice: once without decoding, to learn how many frames there are and when each is
-shown (headers do not know, frame rates vary), and once to decode. No more than one decoded frame is
-held, so the length of a video costs time but no memory.
+file (video_file.py) --index--> the time stamp of every frame --choose--> the wanted ones
+     --decode in order--> upright RGB frames, handed on one by one
+frames --preprocess_frames--> uint8 [F, J, size, size, 3]
 """
 
 import re
@@ -17,23 +13,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.error import FFmpegError
-from av.stream import Disposition
 from PIL import Image
 
-from llava_mini_jax.data.images import MAX_PIXELS, ImageConfig, load_image, preprocess
+from llava_mini_jax.data import video_file
+from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
 from llava_mini_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # One wrong bit in a time stamp makes a clip last for years; one frame a second would never end.
 LONGEST_HOURS = 24
 LONGEST_FRAME_HOURS = 1 / 6
-# Only containers of video, and only local files: FFmpeg would otherwise follow playlists to other
-# files and addresses, and would open pictures and subtitles as videos of one frame.
-_CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,20 @@ def release_frame_indices(total_frames: int, count: int) -> np.ndarray:
     return np.array([(a + b) // 2 for a, b in pairwise(edges)])
 
 
-def read_video(path: Path | str, sampling: FrameSampling) -> Iterator[np.ndarray]:
+class VideoFrames(Iterator[np.ndarray]):
+    """The sampled frames of a video, read as they are taken; `len` is how many there are in all."""
+
+    def __init__(self, count: int, frames: Iterator[np.ndarray]):
+        self._count, self._frames = count, frames
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __next__(self) -> np.ndarray:
+        return next(self._frames)
+
+
+def read_video(path: Path | str, sampling: FrameSampling) -> VideoFrames:
     """The sampled frames in order, each uint8 [H, W, 3], upright.
 
     A folder is a video whose frames are its pictures, sorted as people count (2 before 10). It has
@@ -107,12 +110,8 @@ def read_video(path: Path | str, sampling: FrameSampling) -> Iterator[np.ndarray
     if not is_file:
         problem = "it is not a file" if exists else "there is no such file"
         raise InputError(f"Cannot open the video {path}: {problem}; check the path.")
-    try:
-        stamps, time_base, rate = _index(path)
-    except InputError:
-        raise
-    except (FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    index = video_file.read_index(path)
+    stamps, time_base, rate = index.stamps, index.time_base, index.rate
     total = len(stamps) - 1
     hours = max(float((stamps[-1] - stamps[0]) * time_base), total / rate) / 3600
     if hours > min(LONGEST_HOURS, total * LONGEST_FRAME_HOURS):
@@ -120,18 +119,11 @@ def read_video(path: Path | str, sampling: FrameSampling) -> Iterator[np.ndarray
             f"The video {path} says that its {total} frames last {hours:,.1f} hours; the limit is"
             f" {LONGEST_HOURS} hours, 10 minutes a frame. Repair its time stamps, or cut it."
         )
-    return _decode(path, _choose(stamps, time_base, rate, sampling))
+    wanted = _choose(stamps, time_base, rate, sampling)
+    return VideoFrames(len(wanted), video_file.decode(path, index, wanted))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return InputError(
-        f"Cannot read the video {path}: {reason}; expected a whole file in one of the formats"
-        f" {_CONTAINERS}. Copy it again, or convert it to mp4."
-    )
-
-
-def _read_folder(folder: Path, sampling: FrameSampling) -> Iterator[np.ndarray]:
+def _read_folder(folder: Path, sampling: FrameSampling) -> VideoFrames:
     def natural(path: Path) -> list[Any]:  # digits and other text alternate, so types never mix
         parts = re.split(r"(\d+)", path.name)
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
@@ -146,61 +138,7 @@ def _read_folder(folder: Path, sampling: FrameSampling) -> Iterator[np.ndarray]:
     total = len(pictures)
     count = sampling.number(total, total)
     wanted = range(total) if count == total else release_frame_indices(total, count)
-    return (np.asarray(load_image(pictures[i])) for i in wanted)
-
-
-def _open(path: Path) -> Any:
-    # PyAV 19 dropped the argument: it never fails on metadata that is not UTF-8.
-    lenient: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-    container = av.open(f"file:{path.resolve()}", options=_OPTIONS, **lenient)
-    covers = Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & covers]
-    if not streams or streams[0].codec_context is None:
-        container.close()
-        what = "no video in it" if not streams else "its codec is not known"
-        raise InputError(f"Cannot read the video {path}: {what}; give a file with a video track.")
-    return container, streams[0]
-
-
-def _index(path: Path) -> tuple[list[int], Fraction, float]:
-    """Time stamps of all frames in the order they are shown, their unit, and frames per second."""
-    container, stream = _open(path)
-    with container:
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"Cannot read the video {path}: frames of {width} x {height} pixels, the limit is"
-                f" {MAX_PIXELS:,} in all; make it smaller."
-            )
-        stamps, last_duration, end = [], 0, 0.0
-        for packet in container.demux():
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is None:  # the empty packet at the end
-                continue
-            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-            if packet.stream is not stream or packet.is_discard:
-                continue
-            if packet.is_corrupt:
-                raise InputError(
-                    f"The video {path} is damaged or ends early, after {len(stamps)} frames; copy"
-                    " or download it again."
-                )
-            stamps.append(stamp)
-            last_duration = packet.duration or last_duration
-        # These two families declare their length, so a file cut short gives itself away.
-        declared = (container.duration or 0) / av.time_base
-        missing = declared - end if container.format.name.startswith(("mov", "matroska")) else 0
-        if missing > max(0.5, 0.05 * declared):
-            raise InputError(
-                f"The video {path} ends after {end:.1f} of {declared:.1f} seconds; copy or"
-                " download it again."
-            )
-        if not stamps:
-            raise InputError(f"The video {path} has 0 frames; copy or download it again.")
-        stamps.sort()
-        length = (stamps[-1] - stamps[0] + last_duration) * stream.time_base
-        rate = float(stream.average_rate or (len(stamps) / length if length else 1))
-        return [*stamps, stamps[-1] + last_duration], stream.time_base, rate
+    return VideoFrames(count, (np.asarray(load_image(pictures[i])) for i in wanted))
 
 
 def _choose(
@@ -216,41 +154,6 @@ def _choose(
     by_rate = float(length * time_base) * (sampling.fps or 1) + 0.01
     count = sampling.number(total, by_rate)
     return [stamps[0] + length * (2 * i + 1) // (2 * count) for i in range(count)]
-
-
-def _decode(path: Path, wanted: list[int]) -> Iterator[np.ndarray]:
-    """What is on screen at each wanted time stamp (ascending): the last frame not after it."""
-    given, shown = 0, None
-    try:
-        container, stream = _open(path)
-        with container:
-            for frame in container.decode(stream):
-                stamp = frame.dts if frame.pts is None else frame.pts
-                if stamp is None:
-                    continue
-                while given < len(wanted) and wanted[given] < stamp:
-                    given += 1
-                    yield _upright(frame if shown is None else shown)
-                shown = frame
-                while given < len(wanted) and wanted[given] == stamp:
-                    given += 1
-                    yield _upright(frame)
-                if given == len(wanted):
-                    return
-    except InputError:
-        raise
-    except (FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if shown is None:
-        raise InputError(f"No frame of the video {path} can be decoded; convert it to mp4.")
-    for _ in wanted[given:]:
-        yield _upright(shown)
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """uint8 [H, W, 3], turned as the file says (phones store portrait videos on their side)."""
-    picture = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90) % 4))
 
 
 def preprocess_frames(frames: Iterable[np.ndarray], cfg: ImageConfig, *, resize: str) -> np.ndarray:

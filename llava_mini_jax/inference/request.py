@@ -81,13 +81,17 @@ def _image(source: Picture, cfg: ImageConfig) -> np.ndarray:
 
 def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarray:
     if isinstance(source, Path | str):
-        # The release squeezes the frames of a video file; a folder's are pictures to it too.
-        squeezed = sampling.rule == "release" and not Path(source).is_dir()
         frames = read_video(source, sampling)
-        return preprocess_frames(frames, cfg, resize="nearest" if squeezed else "bicubic")
+        return preprocess_frames(frames, cfg, resize=resize_of(source, sampling))
     for frame in source:
         _check_frame(frame, "frame of a video")
     return preprocess_frames(source, cfg, resize="bicubic")
+
+
+def resize_of(source: Path | str, sampling: FrameSampling) -> str:
+    """How frames are made small: the release squeezes those of a file, a folder's are pictures."""
+    squeezed = sampling.rule == "release" and not Path(source).is_dir()
+    return "nearest" if squeezed else "bicubic"
 
 
 def _check_frame(frame: Any, what: str) -> None:

@@ -1,11 +1,13 @@
 """Videos: the release's frames exactly, the right moment otherwise, and typed errors, no hangs."""
 
+import dataclasses
 import itertools
 import json
 import os
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from llava_mini_jax.data import video_file
 from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.video import (
     FrameSampling,
@@ -238,6 +241,90 @@ def test_memory_does_not_grow_with_length(folder):
     assert count == 400 and peak < 400 * 64 * 48 * 3 / 5
 
 
+# --- Key frames -----------------------------------------------------------------------------------
+
+CODECS = {
+    "every frame is a key frame": ("k.mp4", "libx264", {"g": "1"}),
+    "one second": ("s.mp4", "libx264", {"g": "10"}),
+    "B-frames": ("b.mp4", "libx264", {"g": "12", "bf": "3", "x264-params": "scenecut=0"}),
+    "B-frames over key frames": (
+        "open.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=8:scenecut=0"},
+    ),
+    "no key frames but the first": ("refresh.ts", "libx264", {"x264-params": "intra-refresh=1"}),
+    "a stream": ("s.ts", "mpeg2video", {"g": "9", "bf": "2"}),
+    "MPEG-4": ("m.mkv", "mpeg4", {"g": "7", "bf": "2"}),
+    "no time stamps": ("m.avi", "mpeg4", {"g": "7", "bf": "2"}),
+    "VP9": ("v.webm", "libvpx-vp9", {"g": "9", "deadline": "realtime", "cpu-used": "8"}),
+    "one key frame": ("o.mp4", "libx264", {"g": "1000", "bf": "2"}),
+}  # fmt: skip
+
+
+def moving_video(path: Path, codec: str, options: dict, stamps) -> Path:
+    """Noise that moves: every frame needs the one before it."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = np.kron(noise, np.ones((8, 8, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for i, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 3 * i, axis=1), format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("uneven", [False, True], ids=["steady", "variable rate"])
+@pytest.mark.parametrize("name", CODECS)
+def test_from_key_frames_on_gives_the_frames_of_decoding_through(name, uneven, folder):
+    suffix, codec, options = CODECS[name]
+    gaps = np.random.default_rng(1).integers(1, 9 if uneven else 2, 90)
+    path = moving_video(folder / f"{uneven}_{suffix}", codec, options, np.cumsum(gaps).tolist())
+    index = video_file.read_index(path)
+    for sampling in (FrameSampling(fps=1), FrameSampling(count=3), FrameSampling(count=40), ALL):
+        wanted = _choose(index.stamps, index.time_base, index.rate, sampling)
+        through = list(video_file._decode_through(path, wanted))
+        found = list(video_file.decode(path, index, wanted))
+        assert len(through) == len(wanted)
+        np.testing.assert_array_equal(found, through)
+        if name in ("one second", "B-frames", "B-frames over key frames", "MPEG-4"):
+            assert len(list(video_file._decode_parts(path, index, wanted))) == len(wanted)
+
+
+@pytest.mark.parametrize("bframes", ["0", "2"])
+def test_what_is_between_wanted_frames_and_key_frames_is_not_decoded(bframes, folder):
+    options = {"g": "10", "bf": bframes, "x264-params": "scenecut=0"}
+    path = moving_video(folder / f"between{bframes}.mp4", "libx264", options, range(100))
+    sampling = FrameSampling(fps=0.2)  # frames 25 and 75
+    expected = list(read_video(path, sampling))
+    content, spoilt = bytearray(path.read_bytes()), 0
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            if packet.pts is None or any(k <= packet.pts / packet.time_base.denominator * 10 <= w
+                                         for k, w in ((20, 31), (70, 81))):  # fmt: skip
+                continue  # the decoder may be some frames behind
+            assert packet.pos is not None
+            content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+            spoilt += 1
+    path.write_bytes(content)
+    assert spoilt > 70
+    np.testing.assert_array_equal(list(read_video(path, sampling)), expected)
+
+
+def test_a_key_frame_that_is_none_costs_nothing_but_time(folder):
+    """Where an index marks what cannot be decoded alone, everything is decoded."""
+    path = moving_video(folder / "marked.mp4", "libx264", {"g": "1000"}, range(40))
+    index = video_file.read_index(path)
+    stamps = index.stamps
+    lying = dataclasses.replace(index, keys=[(stamp, n) for n, stamp in enumerate(stamps[:-1])])
+    wanted = _choose(stamps, index.time_base, index.rate, FrameSampling(count=4))
+    assert not list(video_file._decode_parts(path, lying, wanted))
+    np.testing.assert_array_equal(
+        list(video_file.decode(path, lying, wanted)), list(video_file._decode_through(path, wanted))
+    )
+
+
 # --- Bad input ------------------------------------------------------------------------------------
 
 
@@ -312,6 +399,38 @@ def test_endless_time_stamps(folder):
     path = make_video(folder / "endless.mkv", [0, 1, 10 * 3600 * 10])
     with pytest.raises(InputError, match=r"3 frames last 10\.0 hours"):
         read_video(path, FrameSampling(fps=1))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("damage", ["noise", "zeros", "gone"])
+def test_broken_in_the_middle(suffix, damage, folder):
+    """An answer from what can be seen, or one sentence."""
+    path = moving_video(folder / f"{damage}.{suffix}", "libx264", {"g": "12", "bf": "2"}, range(60))
+    content = path.read_bytes()
+    begin, end = len(content) * 2 // 5, len(content) * 3 // 5
+    noise = np.random.default_rng(0).bytes(end - begin)
+    middle = {"noise": noise, "zeros": bytes(end - begin), "gone": b""}[damage]
+    path.write_bytes(content[:begin] + middle + content[end:])
+    for sampling in (ALL, FrameSampling(fps=1)):
+        try:
+            frames = read_video(path, sampling)
+            assert len(list(frames)) == len(frames)
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+def test_huge_dimensions(folder, video, monkeypatch):
+    path = folder / "huge.gif"
+    still = Image.new("RGB", (8, 8))
+    still.save(path, save_all=True, append_images=[Image.new("RGB", (8, 8), "red")], duration=100)
+    content = bytearray(path.read_bytes())
+    content[6:10] = (60_000).to_bytes(2, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=str(path)):
+        read(path)
+    monkeypatch.setattr(video_file, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(InputError, match="frames of 64 x 48 pixels, the limit is 3,071"):
+        read_video(video, ALL)
 
 
 def test_sound_beside_the_frames_does_no_harm(folder):

@@ -1,0 +1,190 @@
+"""The pictures and videos of a session: read once, seen once, recalled for every question.
+
+    file, array --a thread reads ahead--> chunks --look, read--> visual tokens (host)
+                                            |           '--> pre-fusion's keys and values --> Shelf
+                                            '--- pixels, where there is no file to read again --^
+
+Of a video at most a few chunks are in memory at a time, beside what the shelf has room for.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava_mini_jax.data.images import load_image, preprocess
+from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import blocks, request
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.request import Picture, Video
+from llava_mini_jax.inference.shelf import Budget, Kept, Shelf
+
+Frames = Iterator[np.ndarray]  # as the model reads them, uint8 [J, Y, X, C]
+
+
+class Medium:
+    """An image or a video: frames that were seen, and those still to be read."""
+
+    def __init__(self, waiting: Frames, expected: int, reopen: Callable[[], Frames] | None = None):
+        self.waiting = waiting
+        self.expected = expected  # how many there are in all
+        self.reopen = reopen  # reads the first `in_file` of them again
+        self.in_file = expected if reopen else 0
+        self.tokens: list[np.ndarray] = []  # visual tokens [frames, Q, D] of each chunk
+        self.kept: list[Kept] = []
+
+    @property
+    def seen(self) -> int:
+        return sum(map(len, self.tokens))
+
+
+class Watched:
+    """All pictures and videos of a session, in the order in which they were shown."""
+
+    def __init__(self, model: Model, budget: Budget, chunk: int):
+        self.media: list[Medium] = []
+        self._model = model
+        self._chunk = chunk
+        self._shelf = Shelf(budget)
+
+    @property
+    def frames(self) -> int:
+        """Images and frames that have been shown, those not yet read included."""
+        return sum(medium.expected for medium in self.media)
+
+    def show_image(self, image: Picture) -> None:
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        pixels = preprocess(load_image(picture), self._model.bundle.images)
+        self.media.append(Medium(iter([pixels]), 1))
+
+    def open_video(self, video: Video, sampling: FrameSampling) -> Medium:
+        """A video that is not among `media` yet; nothing of it has been decoded."""
+        if isinstance(video, np.ndarray):
+            return Medium(self._prepared(video, "bicubic"), len(video))
+        resize, first = request.resize_of(video, sampling), read_video(video, sampling)
+
+        def reopen() -> Frames:
+            return _read_ahead(self._prepared(read_video(video, sampling), resize), self._chunk)
+
+        return Medium(_read_ahead(self._prepared(first, resize), self._chunk), len(first), reopen)
+
+    def append_frames(self, frames: Sequence[np.ndarray]) -> None:
+        medium = self.media[-1]
+        medium.waiting = itertools.chain(medium.waiting, self._prepared(list(frames), "bicubic"))
+        medium.expected += len(frames)
+
+    def _prepared(self, frames: Iterable[np.ndarray], resize: str) -> Frames:
+        cfg = self._model.bundle.images
+        return (preprocess_frames([frame], cfg, resize=resize)[0] for frame in frames)
+
+    def visual(self) -> np.ndarray:
+        """Visual tokens [V, D] of all frames in their order."""
+        width = self._model.bundle.model.llm.width
+        chunks = [chunk.reshape(-1, width) for medium in self.media for chunk in medium.tokens]
+        return np.concatenate(chunks) if chunks else np.zeros((0, width))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by place, and of the visual tokens."""
+        tokens = sum(chunk.nbytes for medium in self.media for chunk in medium.tokens)
+        return {**self._shelf.used(), "tokens": tokens}
+
+    def memories(self) -> Iterator[tuple[Any, int]]:
+        """(pre-fusion's keys and values, frames) of every chunk; what is new is seen on the way.
+
+        Keys and values are None for a model without pre-fusion.
+        """
+        for medium in self.media:
+            again, passed = None, 0  # the file that is read again, and how far it has got
+            for number, kept in enumerate(medium.kept):
+                if kept.tier != "source":
+                    yield self._recall(kept), kept.frames
+                    continue
+                assert medium.reopen is not None
+                again = medium.reopen() if again is None else again
+                start = sum(earlier.frames for earlier in medium.kept[:number])
+                frames = itertools.islice(again, start - passed, start - passed + kept.frames)
+                yield self._read(self._chunk_of(list(frames)))[1], kept.frames
+                passed = start + kept.frames
+            while frames := list(itertools.islice(medium.waiting, self._chunk)):
+                yield self._see(medium, frames), len(frames)
+            if medium.seen != medium.expected:
+                raise InputError(
+                    f"a video gave {medium.seen} of {medium.expected} frames; it changed while it "
+                    "was read"
+                )
+
+    def _see(self, medium: Medium, frames: list[np.ndarray]) -> Any:
+        pixels_IJYXC = self._chunk_of(frames)
+        tokens_IQD, memory, features = self._read(pixels_IJYXC)
+        can_be_read_again = medium.seen + len(frames) <= medium.in_file
+        medium.tokens.append(np.asarray(tokens_IQD)[: len(frames)])
+        stages = {"memory": memory, "features": features}
+        if not can_be_read_again:
+            stages["pixels"] = pixels_IJYXC
+        if memory is not None:  # without pre-fusion nothing of a frame is read again
+            medium.kept.append(self._shelf.put(len(frames), stages))
+        return memory
+
+    def _recall(self, kept: Kept) -> Any:
+        found = self._shelf.get(kept)
+        if kept.tier == "pixels":
+            return self._read(found)[1]
+        if kept.tier == "features":
+            return blocks.read(self._model.params, found, self._model.bundle.model)[1]
+        return found
+
+    def _chunk_of(self, frames: list[np.ndarray]) -> np.ndarray:
+        """Frames as a chunk of one of few sizes, padded with the first one."""
+        size = min(self._chunk, blocks.power_of_two(len(frames)))
+        return np.stack(frames + frames[:1] * (size - len(frames)))
+
+    def _read(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
+        """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
+        features = blocks.look(self._model.params, pixels_IJYXC, self._model.bundle.model)
+        tokens, memory = blocks.read(self._model.params, features, self._model.bundle.model)
+        return tokens, memory, features
+
+
+def _read_ahead(frames: Iterator[np.ndarray], most: int) -> Iterator[np.ndarray]:
+    """The same frames, read by a thread that is at most `most` of them ahead."""
+    ready: queue.Queue = queue.Queue(most)
+    gone = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not gone.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for frame in frames:
+                if not put((frame, None)):
+                    return
+            put((None, None))
+        except Exception as error:
+            put((None, error))
+
+    def take() -> Iterator[np.ndarray]:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while True:
+                frame, error = ready.get()
+                if error is not None:
+                    raise error
+                if frame is None:
+                    return
+                yield frame
+        finally:
+            gone.set()
+
+    return take()

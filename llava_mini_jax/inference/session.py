@@ -1,0 +1,265 @@
+"""A conversation about pictures and videos of any length, in which nothing is computed twice.
+
+    frames, read by a thread --chunks--> tower -> compressor -> pre-fusion's keys and values
+                                            |                         |           '--> Shelf
+                                            v                         v
+                                     visual tokens          fused text, summed over frames
+                                            '-------- spliced --------'
+                                                         |
+              what the KV cache has already ----> the rest, prefilled in blocks --> decode
+
+Pre-fusion is causal with the text behind the picture. So visual tokens and the keys and values of
+patches do not depend on the question; and a position of the language model depends on the text
+up to it alone. A question therefore costs its own text, run against every frame's keys and values,
+and the positions that are new: the cache is kept as far as the new conversation begins like the
+old one. Memory on the device does not grow with a video but by the KV cache of its tokens.
+
+Frames that are added later change the mean over frames, and with it all fused text: the language
+model then reads its prompt again, the frames are not looked at again.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax.data.conversation import IMAGE_MARK, Turn, encode
+from llava_mini_jax.data.examples import check_fits, make_example
+from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import blocks, generate, request, rows
+from llava_mini_jax.inference.answer import Answer, AnswerText, Settings
+from llava_mini_jax.inference.frames import Watched
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Video
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference.shelf import Budget
+from llava_mini_jax.models import llava_mini
+
+CHUNK = 8  # frames that are computed together
+
+
+class Session:
+    """Pictures, videos and questions about them, in the order in which they are given."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings | None = None,
+        *,
+        budget: Budget | None = None,
+        chunk: int = CHUNK,
+    ):
+        if model.bundle.model.inside_layers:
+            raise InputError(
+                "a session keeps what does not depend on the question; a model that compresses "
+                "inside the language model has nothing like that: use Model.generate"
+            )
+        if chunk < 1:
+            raise InputError(f"chunk is {chunk}; give 1 or more frames")
+        self.model, self.settings = model, settings or Settings()
+        self.turns: list[Turn] = []
+        self.answer: Answer | None = None  # the last one
+        self._watched = Watched(model, budget or Budget(), chunk)
+        self._cache: Any = None
+        self._cached = np.zeros(0, np.int64)  # what stands in the cache's slots (`_marks`)
+
+    # ------------------------------------------------------------------------------- pictures
+
+    def show_image(self, image: Picture) -> None:
+        """Adds a picture, which is read now; it stands before the next question."""
+        self._check_frames(1)
+        self._watched.show_image(image)
+        self._forget()
+
+    def show_video(self, video: Video, sampling: FrameSampling = ONE_A_SECOND) -> None:
+        """Adds a video, which is read while it is asked about.
+
+        Raises InputError at once for what is no video, or has more frames than the model has
+        positions.
+        """
+        medium = self._watched.open_video(video, sampling)
+        self._check_frames(medium.expected)
+        self._watched.media.append(medium)
+        self._forget()
+
+    def append_frames(self, frames: Sequence[np.ndarray]) -> None:
+        """More frames, uint8 [H, W, 3], of the last video: one that is still being made."""
+        if not self._watched.media:
+            raise InputError("there is no video to append to; begin with show_video")
+        self._check_frames(len(frames))
+        self._watched.append_frames(frames)
+        self._forget()
+
+    def _forget(self) -> None:
+        """All earlier text is fused with the new picture too: the cache holds nothing of use."""
+        self._cached = self._cached[:0]
+
+    @property
+    def frames(self) -> int:
+        """Images and frames that have been shown, those not yet read included."""
+        return self._watched.frames
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that are kept for the next question: frames by place, and the KV cache."""
+        cache = 0 if self._cache is None else sum(x.nbytes for x in jax.tree.leaves(self._cache))
+        return {**self._watched.memory(), "kv cache": cache}
+
+    def _check_frames(self, more: int) -> None:
+        count = self.frames + more
+        needed = count * rows.tokens_per_image(self.model.bundle)
+        longest = rows.longest_prompt(self.model.bundle)
+        if needed >= longest:
+            raise InputError(
+                f"{count} images and frames take {needed} positions, but the model has {longest} "
+                "for them and the text: give fewer frames a second, or at most so many of them "
+                "(--fps, --max-frames)"
+            )
+
+    # ------------------------------------------------------------------------------ questions
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The pieces of the answer; the turn counts once they have all been taken.
+
+        Pictures shown since the last question stand in front of this one. Raises InputError where
+        the conversation no longer fits the model, before anything is computed.
+        """
+        turns = self._with_marks(question)
+        bundle = self.model.bundle
+        prompt = encode(
+            request.template_of(bundle),
+            turns,
+            self.model.tokenizer,
+            double_bos=bundle.prompt.double_bos,
+        )
+        counts = tuple(medium.expected for medium in self._watched.media)
+        none = np.zeros((0, 1, 1, 1, 3), np.uint8)
+        example = make_example(prompt, none, counts, bundle.prompt, training=False)
+        tokens = rows.tokens_per_image(bundle)
+        check_fits(example, tokens, rows.longest_prompt(bundle), "the conversation")
+        yield from self._answer(example.ids, example.fuse)
+        assert self.answer is not None
+        # A model may say "<image>" too, where no picture stands.
+        said = self.answer.text.replace(IMAGE_MARK, "")
+        self.turns = [*turns[:-1], Turn("assistant", said)]
+
+    def _with_marks(self, question: str) -> list[Turn]:
+        """The conversation, with an "<image>" before the question for each picture shown since."""
+        placed = sum((turn.text or "").count(IMAGE_MARK) for turn in self.turns)
+        waiting, given = len(self._watched.media) - placed, question.count(IMAGE_MARK)
+        if given not in (0, waiting):
+            raise InputError(
+                f'the question has "<image>" {given} times for {waiting} pictures or videos shown '
+                "since the last one: write it once for each, or not at all"
+            )
+        text = f"{IMAGE_MARK}\n" * (waiting - given) + question
+        return [*self.turns, Turn("user", text), Turn("assistant", None)]
+
+    def _answer(self, ids_T: np.ndarray, fuse_T: np.ndarray) -> Iterator[str]:
+        model, params, cfg = self.model, self.model.params, self.model.bundle.model
+        T = model.buckets.length(len(ids_T))
+        padded = np.zeros((2, 1, T), np.int32)
+        padded[0, 0, : len(ids_T)], padded[1, 0, : len(ids_T)] = ids_T, fuse_T
+        text_BTD = generate.embed_text(params, padded[0], cfg)
+        text_BTD = self._fuse(text_BTD, padded[1].astype(bool))
+        prompt = self._marks(ids_T, fuse_T)
+        places_T = np.flatnonzero(ids_T >= 0)
+        allowance = min(self.settings.max_new_tokens, cfg.llm.max_positions - len(prompt))
+        logits_BV = self._prefill(text_BTD, prompt, places_T, blocks.power_of_two(allowance))
+        limit = "length" if allowance == self.settings.max_new_tokens else "context"
+        text = AnswerText(
+            model.tokenizer, model.stop_ids, tuple(self.settings.stop), allowance, limit
+        )
+        state = generate.Decoding(
+            cache=self._cache,
+            first=None,
+            logits_BV=logits_BV,
+            position_B=jnp.full(1, len(prompt), jnp.int32),
+            first_position_B=jnp.zeros(1, jnp.int32),
+            tokens_BN=jnp.zeros((1, blocks.power_of_two(allowance)), jnp.int32),
+            done_B=jnp.zeros(1, bool),
+            step=jnp.zeros((), jnp.int32),
+        )
+        s = self.settings
+        sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seed, model.stop_ids)
+        read = 0
+        while text.finish is None:
+            limit_step = jnp.int32(min(read + rows.STEPS_STREAMING, allowance))
+            state = generate.decode(params, state, sampling, limit_step, cfg)
+            new_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
+            read = int(state.step)
+            # The old cache is gone: whatever happens next, this is what there is.
+            self._cache = state.cache
+            self._cached = np.concatenate([self._cached, _text_marks(new_N, fuse=False)])
+            if piece := text.push(new_N):
+                yield piece
+        self.answer = text.answer
+
+    # ------------------------------------------------------------------------------- one pass
+
+    def _fuse(self, text_BTD: jax.Array, fuse_BT: np.ndarray) -> jax.Array:
+        """The text's mean over all frames [1, T, D]; new frames are seen on the way."""
+        params, cfg = self.model.params, self.model.bundle.model
+        total_TD = jnp.zeros(text_BTD.shape[1:], jnp.float32)
+        for memory, count in self._watched.memories():
+            if memory is not None:
+                total_TD = blocks.fuse(
+                    params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
+                )
+        if params.prefusion is None or not self.frames:
+            return text_BTD
+        return llava_mini.finish_mean(total_TD[None], jnp.full(1, self.frames), text_BTD)
+
+    def _prefill(
+        self, text_BTD: jax.Array, prompt: np.ndarray, places_T: np.ndarray, room: int
+    ) -> jax.Array:
+        """Logits [1, V] behind the prompt; the cache keeps what it has in common with it.
+
+        `places_T` are the places of text in `text_BTD`, image marks left out.
+        """
+        params, cfg = self.model.params, self.model.bundle.model
+        same = min(len(self._cached), len(prompt) - 1)
+        common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
+        needed = blocks.slots(len(prompt) + blocks.LENGTH + room)
+        self._cache = blocks.with_room(self._cache, needed, common, cfg)
+        visual_VD = self._watched.visual()
+        logits_BV = None
+        for start in range(common, len(prompt), blocks.LENGTH):
+            marks = prompt[start : start + blocks.LENGTH]
+            size = max(16, blocks.power_of_two(len(marks)))
+            slots_S = np.full(size, -1, np.int32)
+            visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)
+            for place in np.flatnonzero(marks < 0):
+                visual_SD[place] = visual_VD[-1 - marks[place]]
+            # A text's place among the text is its place in the prompt less the visual ones before.
+            before = np.cumsum(prompt >= 0)[start : start + len(marks)] - 1
+            slots_S[: len(marks)] = np.where(
+                marks < 0, text_BTD.shape[1] + np.arange(len(marks)), places_T[before]
+            )
+            logits_BV, self._cache = blocks.extend(
+                params, self._cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
+                np.int32(len(marks)), cfg,
+            )  # fmt: skip
+        self._cached = prompt
+        assert logits_BV is not None
+        return logits_BV
+
+    def _marks(self, ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
+        """What stands at each position of the prompt [S]: text and whether it is fused (>= 0), or
+        which visual token (-1, -2, ...). Equal beginnings have equal keys and values."""
+        Q = rows.tokens_per_image(self.model.bundle)
+        pieces, used, media = [], 0, iter(self._watched.media)
+        for token, fused in zip(ids_T.tolist(), fuse_T.tolist(), strict=True):
+            if token >= 0:
+                pieces.append(_text_marks(np.array([token]), fused))
+                continue
+            count = next(media).expected * Q
+            pieces.append(-1 - used - np.arange(count, dtype=np.int64))
+            used += count
+        return np.concatenate(pieces)
+
+
+def _text_marks(ids: np.ndarray, fuse: bool) -> np.ndarray:
+    return 2 * ids.astype(np.int64) + fuse

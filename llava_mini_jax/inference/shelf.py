@@ -1,0 +1,115 @@
+"""What a session keeps of the frames that it has seen, within budgets of bytes.
+
+                kept                                        a question then costs
+    memory      pre-fusion's keys and values of patches     its text in pre-fusion
+    features    the tower's patches                         that, and the patches in pre-fusion
+    pixels      uint8                                       that, and the tower
+    source      nothing: the file is read again             that, and reading
+
+Each chunk of frames is kept as the first of these that has room on the device, in the host's
+memory, or on disk, tried in this order. What has no file to be read again is kept as pixels in the
+host's memory in any case. All give the same numbers: they are stages of one computation that does
+not depend on the question.
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 once this is imported
+import numpy as np
+
+from llava_mini_jax.errors import InputError
+
+TIERS = ("memory", "features", "pixels", "source")
+PLACES = ("device", "host", "disk")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes that a session may take for its frames; InputError for negative ones."""
+
+    device: int = 0
+    host: int = 2**31
+    disk: int = 0  # in a temporary folder, removed with the session
+    best: str = "memory"  # the first tier that is tried
+
+    def __post_init__(self) -> None:
+        for place in PLACES:
+            if getattr(self, place) < 0:
+                raise InputError(
+                    f"a budget is {getattr(self, place)} bytes of {place}; give 0 or more"
+                )
+        if self.best not in TIERS:
+            raise InputError(f"a session keeps {self.best!r}; give one of {', '.join(TIERS)}")
+
+
+class Kept(NamedTuple):
+    """A chunk on the shelf."""
+
+    tier: str
+    place: str
+    frames: int  # real ones; the rest of the chunk is padding
+    arrays: Any  # a tree of arrays, or of files
+
+
+class _File(NamedTuple):
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Shelf:
+    """Chunks of one session; nothing of it is shared with another."""
+
+    def __init__(self, budget: Budget):
+        self._budget = budget
+        self._used: dict[str, int] = dict.fromkeys(PLACES, 0)
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._files = 0
+
+    def put(self, frames: int, stages: dict[str, Any]) -> Kept:
+        """Keeps a chunk's `frames` as one of `stages`, {tier: tree of arrays}.
+
+        Without "pixels" among them it can be read again.
+        """
+        for tier in TIERS[TIERS.index(self._budget.best) :]:
+            if (tree := stages.get(tier)) is None:
+                continue
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            for place in PLACES:
+                room = getattr(self._budget, place) - self._used[place]
+                if size <= room or (tier == "pixels" and place == "host"):
+                    self._used[place] += size
+                    return Kept(tier, place, frames, self._store(tree, place))
+        return Kept("source", "", frames, None)
+
+    def get(self, kept: Kept) -> Any:
+        """The tree of arrays that `put` was given; on the host or on the device."""
+        return jax.tree.map(_read, kept.arrays, is_leaf=lambda leaf: isinstance(leaf, _File))
+
+    def used(self) -> dict[str, int]:
+        """Bytes by place."""
+        return dict(self._used)
+
+    def _store(self, tree: Any, place: str) -> Any:
+        if place == "device":
+            return jax.tree.map(jax.numpy.asarray, tree)
+        host = jax.tree.map(np.asarray, tree)
+        return host if place == "host" else jax.tree.map(self._write, host)
+
+    def _write(self, array: np.ndarray) -> _File:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="llava-mini-")
+        self._files += 1
+        path = Path(self._folder.name) / str(self._files)
+        array.tofile(path)
+        return _File(path, array.shape, array.dtype)
+
+
+def _read(leaf: Any) -> Any:
+    if isinstance(leaf, _File):
+        return np.fromfile(leaf.path, leaf.dtype).reshape(leaf.shape)
+    return leaf

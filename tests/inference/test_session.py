@@ -1,0 +1,245 @@
+"""Sessions: every answer is the one that the whole conversation, asked anew, would get."""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+
+import llava_mini_jax
+from llava_mini_jax.data.conversation import Turn
+from llava_mini_jax.data.video import FrameSampling, read_video
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import blocks
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.request import ONE_A_SECOND
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.inference.shelf import Budget
+from tests import tiny_model
+
+SETTINGS = Settings(max_new_tokens=6)
+WORDS = (
+    "which digit is in row 1 column 2?",
+    "how many 7s are there?",
+    "read the page.",
+    "largest?",
+)
+NOTHING = Budget(host=0)
+
+
+@pytest.fixture(scope="module", params=["paper", "release", "llava-1.5"])
+def model(request):
+    return llava_mini_jax.load(tiny_model.folder(request.param))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return llava_mini_jax.load(tiny_model.folder("paper"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return tiny_model.write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", seconds=11)
+
+
+def said(session, question):
+    return "".join(session.ask(question))
+
+
+def asked_anew(model, turns, question, images, videos):
+    """The answer without any session: all of the conversation in one request."""
+    history = [*turns, Turn("user", question), Turn("assistant", None)]
+    return model.generate(history, images, videos, max_new_tokens=SETTINGS.max_new_tokens)
+
+
+def test_answers_are_those_of_the_conversation_asked_anew(model, clip):
+    images = [tiny_model.picture(1), tiny_model.picture(2)]
+    session = Session(model, SETTINGS, chunk=4)
+    session.show_image(images[0])
+    session.show_image(images[1])
+    session.show_video(clip)
+    questions = WORDS if model.bundle.model.prefusion_layers else WORDS[:1]  # 208 visual tokens
+    for number, question in enumerate(questions):
+        marks = "<image>\n" * 3 if number == 0 else ""
+        expected = asked_anew(model, session.turns, marks + question, images, [clip])
+        assert said(session, question) == expected, number
+    assert session.frames == 13
+
+
+def test_pictures_may_come_between_questions(paper):
+    session = Session(paper, SETTINGS)
+    assert said(session, WORDS[0]) == paper.generate(WORDS[0], max_new_tokens=6)
+    for seed in (1, 2):
+        session.show_image(tiny_model.picture(seed))
+        images = [tiny_model.picture(s) for s in range(1, seed + 1)]
+        expected = asked_anew(paper, session.turns, f"<image>\n{WORDS[seed]}", images, None)
+        assert said(session, WORDS[seed]) == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 32])
+def test_the_size_of_a_chunk_changes_no_answer(paper, clip, chunk):
+    session = Session(paper, SETTINGS, chunk=chunk)
+    session.show_video(clip)
+    assert said(session, WORDS[1]) == paper.generate(WORDS[1], None, clip, max_new_tokens=6)
+
+
+BUDGETS = {
+    "device": Budget(device=2**30, host=0),
+    "host": Budget(),
+    "disk": Budget(host=0, disk=2**30),
+    "features": Budget(best="features"),
+    "pixels or source": NOTHING,
+    "some of each": Budget(device=9_000, host=9_000, disk=5_000),
+}
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_what_is_kept_changes_no_answer(paper, clip, budget):
+    session = Session(paper, SETTINGS, budget=budget, chunk=2)
+    session.show_image(tiny_model.picture(7))
+    session.show_video(clip)
+    for number, question in enumerate(WORDS[:3]):
+        marks = "<image>\n" * 2 if number == 0 else ""
+        images = [tiny_model.picture(7)]
+        expected = asked_anew(paper, session.turns, marks + question, images, [clip])
+        assert said(session, question) == expected
+    used = session.memory()
+    assert used["device"] <= budget.device and used["disk"] <= budget.disk
+    pixels = 2 * np.prod(paper.read_pictures(tiny_model.picture(7), None).pixels.shape)
+    assert used["host"] <= budget.host + pixels  # the picture itself is always there
+
+
+def test_a_budget_that_fills_up_keeps_less_of_what_comes_later(paper, clip):
+    session = Session(paper, SETTINGS, budget=BUDGETS["some of each"], chunk=2)
+    session.show_video(clip)
+    said(session, WORDS[0])
+    (medium,) = session._watched.media
+    tiers = [(kept.tier, kept.place) for kept in medium.kept]
+    assert tiers == sorted(tiers, key=[*dict.fromkeys(tiers)].index) and len(set(tiers)) >= 4
+    assert tiers[0] == ("memory", "device") and tiers[-1] == ("source", "")
+
+
+def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
+    session = Session(paper, SETTINGS)
+    session.show_video(clip)
+    said(session, WORDS[0])
+
+    def refuse(*_):
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr(blocks, "look", refuse)
+    monkeypatch.setattr(blocks, "read", refuse)
+    before = len(session._cached)
+    positions = []
+    extend = blocks.extend
+    monkeypatch.setattr(
+        blocks, "extend", lambda *given: positions.append(int(given[6])) or extend(*given)
+    )
+    said(session, WORDS[1])
+    (new,) = positions  # the question and its frame of words: neither frames nor system prompt
+    assert new < 40 < before < len(session._cached)
+
+
+def test_live_video(paper):
+    """Frames that arrive between questions: as if they had all been there."""
+    frames = np.stack([tiny_model.picture(seed) for seed in range(12)])
+    session = Session(paper, SETTINGS, chunk=4)
+    session.show_video(frames[:3])
+    end = 3
+    for number, question in enumerate(WORDS[:3]):
+        marks = "<image>\n" if number == 0 else ""
+        expected = asked_anew(paper, session.turns, marks + question, None, [frames[:end]])
+        assert said(session, question) == expected
+        session.append_frames(frames[end : end + 3])
+        end += 3
+    assert session.frames == 12
+
+
+def test_frames_appended_to_a_file_that_is_read_again(paper, clip):
+    """A budget of nothing: the file's frames are read again, the others have no file."""
+    session = Session(paper, SETTINGS, budget=NOTHING, chunk=4)
+    session.show_video(clip)
+    said(session, WORDS[0])
+    frames = [frame.copy() for frame in read_video(clip, ONE_A_SECOND)]
+    session.append_frames([tiny_model.picture(40)] * 3)
+    frames = np.stack([*frames, *[tiny_model.picture(40)] * 3])
+    for question in WORDS[1:3]:
+        expected = asked_anew(paper, session.turns, question, None, [frames])
+        assert said(session, question) == expected
+
+
+def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch):
+    whole = Session(paper, SETTINGS)
+    whole.show_video(clip)
+    expected = said(whole, WORDS[0])
+    monkeypatch.setattr(blocks, "LENGTH", 16)
+    session = Session(paper, SETTINGS)
+    session.show_video(clip)
+    assert said(session, WORDS[0]) == expected
+
+
+@pytest.mark.slow
+def test_a_hundred_random_sessions(paper, clip):
+    """Pictures, videos, frames and questions in any order, kept in any way."""
+    for seed in range(100):
+        choice = random.Random(seed)
+        budget = choice.choice(list(BUDGETS.values()))
+        session = Session(paper, SETTINGS, budget=budget, chunk=choice.choice((1, 2, 8)))
+        images, videos, live, waiting = [], [], None, 0
+        for _ in range(choice.randint(2, 4)):
+            for _ in range(choice.randint(0, 2)):
+                # Images stand before videos in a request: so they are shown in that order.
+                if not videos and choice.random() < 0.6:
+                    images.append(tiny_model.picture(choice.randrange(50)))
+                    session.show_image(images[-1])
+                    waiting += 1
+                elif live is not None and choice.random() < 0.5:
+                    more = [tiny_model.picture(choice.randrange(50)) for _ in range(2)]
+                    session.append_frames(more)
+                    live = videos[-1] = np.concatenate([live, more])
+                elif len(videos) < 2:
+                    live = np.stack([tiny_model.picture(choice.randrange(50)) for _ in range(3)])
+                    videos.append(live)
+                    session.show_video(live)
+                    waiting += 1
+            question = choice.choice(WORDS)
+            expected = asked_anew(
+                paper, session.turns, "<image>\n" * waiting + question, images, videos
+            )
+            assert said(session, question) == expected, seed
+            waiting = 0
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed(paper, tmp_path):
+    session = Session(paper, SETTINGS)
+    long = tiny_model.write_video(tmp_path / "long.mp4", seconds=300, rate=1)
+    with pytest.raises(InputError, match="300 images and frames take 300 positions, but the model"):
+        session.show_video(long)
+    session.show_video(long, FrameSampling(fps=1.0, max_frames=100))
+    assert session.frames == 100
+    with pytest.raises(InputError, match=r"the conversation needs \d+ positions"):
+        said(session, "row " * 200)
+    assert session.memory()["kv cache"] == 0
+    assert said(session, "row?")
+
+
+def test_mistakes(paper):
+    with pytest.raises(InputError, match="no video to append to"):
+        Session(paper).append_frames([tiny_model.picture(1)])
+    with pytest.raises(InputError, match="1 times for 0 pictures or videos"):
+        said(Session(paper), "what is <image> ?")
+    with pytest.raises(InputError, match="chunk is 0"):
+        Session(paper, chunk=0)
+    with pytest.raises(InputError, match="a budget is -1 bytes of disk"):
+        Budget(disk=-1)
+    with pytest.raises(InputError, match="keeps 'all'"):
+        Budget(best="all")
+
+
+def test_an_abandoned_answer_spoils_nothing(paper):
+    session = Session(paper, SETTINGS)
+    session.show_image(tiny_model.picture(1))
+    next(session.ask(WORDS[0]))  # and no more of it
+    expected = paper.generate(WORDS[1], tiny_model.picture(1), max_new_tokens=6)
+    assert said(session, WORDS[1]) == expected
+    assert jax.tree.leaves(session._cache)
