@@ -3,7 +3,9 @@
 This file is read before any test imports JAX, so a test file may simply `import jax`.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,6 +20,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 # quickly are not worth a file.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+# Every compiled program maps a few pieces of memory, of which Linux allows a process 65,530.
+MOST_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs behind a test file, once there are very many: at the limit the
+    next compilation is a segmentation fault."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,8 @@ class Stopped(Exception):  # noqa: N818  an end that was asked for, not an error
 def run(stages: Sequence[TrainConfig], workdir: str, profile: ProfileConfig = NO_PROFILE) -> None:
     """Trains all stages; a workdir that holds checkpoints is continued where it stopped.
 
-    SIGTERM, which clusters send before they take a machine away, ends it after the next step, with a
-    checkpoint of it, and raises Stopped; on several processes it is enough that one gets it.
+    SIGTERM, which clusters send before they take a machine away, ends it after the next step, with
+    a checkpoint of it, and raises Stopped; on several processes it is enough that one gets it.
     """
     for stage in stages:
         check(stage)

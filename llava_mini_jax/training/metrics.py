@@ -1,6 +1,6 @@
 """Metrics of a run: workdir/metrics.jsonl, TensorBoard, and a progress bar.
 
-    a step's values on the device, what the host counted --add--> ... --log, every few steps--> lines
+    a step's values on the device, what the host counted --add--> .. --log, every few steps--> lines
     {"stage": "stage2", "step": 10, "loss": 1.3, ...}    workdir/metrics.jsonl
     training/loss, heldout/loss, ...                     workdir/tensorboard/STAGE/
 
