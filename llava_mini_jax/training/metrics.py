@@ -19,6 +19,7 @@ from etils import epath
 from llava_mini_jax import distributed
 from llava_mini_jax.journal import Journal
 from llava_mini_jax.profiling.flops import peak_flops
+from llava_mini_jax.training.board import Board
 
 
 class Counted(NamedTuple):
@@ -49,7 +50,7 @@ class Metrics:
 
         first = distributed.is_first()
         self._journal = Journal(workdir / "metrics.jsonl", is_before, write=first)
-        self._board = _board(workdir / "tensorboard" / stage, first_step) if first else None
+        self._board = Board(workdir / "tensorboard" / stage, first_step) if first else None
         self._stage = stage
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
@@ -105,12 +106,9 @@ class Metrics:
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._journal.append({"stage": self._stage, "step": step, **finite})
-        if self._board is None:
-            return
-        for name, value in finite.items():
-            if value is not None:
-                self._board.add_scalar(f"{group}/{name.removeprefix('heldout_')}", value, step)
-        self._board.flush()
+        if self._board is not None:
+            named = {f"{group}/{name.removeprefix('heldout_')}": v for name, v in finite.items()}
+            self._board.add({name: v for name, v in named.items() if v is not None}, step)
 
 
 def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -144,13 +142,6 @@ def _speed(steps: Sequence[Counted], seconds: float, peak: float | None) -> dict
     if peak is not None:
         values["model_flop_utilisation"] = sum(s.flops for s in steps) / seconds / peak
     return values
-
-
-def _board(folder: epath.Path, first_step: int) -> Any:
-    """TensorBoard's event file; points after `first_step` of an interrupted run are forgotten."""
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def _ratio(total: float, count: float) -> float:

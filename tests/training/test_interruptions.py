@@ -95,58 +95,44 @@ sys.exit(train.main(["config.py", sys.argv[1]]))
 """
 
 
-def test_a_full_disk_ends_a_run_with_a_sentence_and_whole_checkpoints(finished, tmp_path):
-    folder = copied(finished, tmp_path, "checkpoints/stage2", "stage2")
-    _, _, err = output(program(FULL_DISK, folder))
-    # Threads of the checkpoint's writer may say their own last words after it.
-    said = [line for line in err.splitlines() if "errors.InputError: " in line]
-    assert said and "cannot be written" in said[-1] and "make room" in said[-1], err
-    assert saved_steps(folder, "stage2") == [2]
-    finals = run(tiny_stages.stages(), folder)
-    assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+FULL = """resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))"""
+READ_ONLY = """os.setuid(65534)"""  # a user who may write nothing
 
 
-# No file may grow beyond a few bytes once the first checkpoint of the last stage is written.
-FULL_DISK = """
-import resource, signal, sys
-from llava_mini_jax.training import loop
-from llava_mini_jax.weights.checkpoint import Checkpoints
-from tests.training import tiny_stages
-
-def save(self, step, state, about):
-    if (about["stage"], step) == ("stage2", 4):
-        self._manager.wait_until_finished()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-    write(self, step, state, about)
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-write, Checkpoints.save = Checkpoints.save, save
-loop.run(tiny_stages.stages(), sys.argv[1])
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="changes the user that the run belongs to")
-def test_a_folder_that_becomes_read_only_ends_a_run_with_a_sentence(tmp_path):
-    status, out, err = output(program(READ_ONLY, tmp_path))
-    last = err.splitlines()[-1]
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(FULL, id="full disk"),
+        pytest.param(
+            READ_ONLY,
+            id="read-only",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user"),
+        ),
+    ],
+)
+def test_what_cannot_be_written_ends_a_run_with_a_sentence_and_whole_checkpoints(tmp_path, event):
+    status, out, err = output(program(UNWRITABLE.replace("EVENT", event), tmp_path))
+    # Threads of the checkpoint's writer may say their own last words beside it.
+    (said,) = [line for line in err.splitlines() if line.startswith("train.py: ")]
     assert (status, out) == (2, ""), err
-    assert last.startswith("train.py: ") and "cannot be written (" in last and "make room" in last
+    assert "cannot be written (" in said and "make room" in said
     assert saved_steps(tmp_path, "stage2") == [10]
     loop.run([one_stage.config()], str(tmp_path))
     assert [step for _, step in metrics_of(tmp_path)] == [*range(1, 21)]
 
 
-# Goes on as a user who may write nothing, once the first checkpoint is there.
-READ_ONLY = """
-import os, runpy, sys
+# Something happens to the disk once the first checkpoint is there.
+UNWRITABLE = """
+import os, resource, runpy, signal, sys
 from llava_mini_jax.weights.checkpoint import Checkpoints
 
 def save(self, step, state, about):
     if step == 20:
         self._manager.wait_until_finished()
-        os.setuid(65534)
+        EVENT
     write(self, step, state, about)
 
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 write, Checkpoints.save = Checkpoints.save, save
 sys.argv = ["train.py", "tests/training/one_stage.py", "--workdir", sys.argv[1], "--log-every", "1"]
 runpy.run_path("train.py", run_name="__main__")

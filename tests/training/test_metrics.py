@@ -1,6 +1,8 @@
 """Metrics: means over steps that were taken, speeds, and a journal that survives kills."""
 
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from etils import epath
 from llava_mini_jax.journal import Journal
 from llava_mini_jax.profiling import flops
 from llava_mini_jax.training import metrics as metrics_file
+from llava_mini_jax.training.board import Board
 from llava_mini_jax.training.metrics import Counted, Metrics
 
 
@@ -94,3 +97,17 @@ class Stub:
     def __getattr__(self, name):
         assert name != "open"
         return getattr(self._path, name)
+
+
+def test_a_full_disk_is_told_and_not_waited_for(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    board = Board(epath.Path(tmp_path), 0)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError):
+            for step in range(100):
+                board.add({"training/loss": 1.0, "training/grad_norm": 2.0}, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
