@@ -260,6 +260,7 @@ def test_ctrl_c_leaves_nothing_behind(folder, tmp_path):
 import os, signal, sys
 from llava_mini_jax import cli
 from llava_mini_jax.data import audit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 check, reads = audit.check_sample, []
 def check_and_stop(samples, index):
     reads.append(index)
