@@ -1,4 +1,4 @@
-"""A file of JSON lines that a run appends to, and takes up again where it is continued."""
+"""Files that survive a kill: JSON lines that are appended to and taken up again, whole texts."""
 
 import json
 from collections.abc import Callable
@@ -49,13 +49,22 @@ class Journal:
                 self._rewrite()
 
     def _rewrite(self) -> None:
-        """All of it or, if anything interrupts, what was there before."""
-        if self._in_bucket:  # where every writing is like that
-            self._path.write_text("".join(self._texts))
-            return
-        beside = self._path.with_name(f".{self._path.name}")
-        beside.write_text("".join(self._texts))
-        beside.replace(self._path)
+        write_whole(self._path, "".join(self._texts))
+
+
+def write_whole(path: epath.PathLike, text: str) -> None:
+    """All of a file or, if anything interrupts, what was there before."""
+    path = epath.Path(path)
+    if "://" in str(path):  # a bucket, where every writing is like that
+        path.write_text(text)
+        return
+    beside = path.with_name(f".{path.name}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _object(text: str) -> dict[str, Any] | None:

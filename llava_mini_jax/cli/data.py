@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -208,20 +209,8 @@ def _of_training(path: str) -> "list[SourcesConfig]":
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr if it is a terminal."""
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("samples"),
-        bars.BarColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with counting("samples") as bar:
+        yield lambda done, total: bar(completed=done, total=total)
 
 
 def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,6 +51,27 @@ class TensorBar:
         """One more tensor is through."""
         self._done += 1
         self._progress.update(self._task, advance=nbytes, done=self._done)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A bar over items on stderr if it is a terminal, with the time left.
+
+    What it gives is called with rich's words: advance=1, or completed=n and total=m.
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda **change: progress.update(task, **change)
 
 
 @contextlib.contextmanager

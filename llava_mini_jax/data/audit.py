@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from llava_mini_jax.data.images import load_image
 from llava_mini_jax.data.order import MODALITIES
 from llava_mini_jax.data.sources import Part, Samples, SourcesConfig, unweighted
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.journal import write_whole
 
 T = TypeVar("T")
 _AHEAD = 4  # samples that wait for each worker
@@ -158,15 +158,4 @@ def check_writable(path: Path | str, configs: Sequence[SourcesConfig]) -> Path:
 
 def write_manifest(manifest: dict[str, Any], path: Path) -> None:
     """All of it or, if anything interrupts, what was there before."""
-    handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(manifest, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(work, 0o644)  # mkstemp's own is for secrets
-        os.replace(work, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(work)
-        raise
+    write_whole(path, json.dumps(manifest, indent=2) + "\n")

@@ -62,6 +62,11 @@ class Buckets:
         return _at_least(self.images, needed, "images or frames") if needed else 0
 
 
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
+
+
 def powers_of_two(smallest: int, largest: int) -> tuple[int, ...]:
     """(smallest, 2 * smallest, ..., largest); the last one is `largest` itself."""
     sizes = [smallest]

@@ -6,15 +6,15 @@ for each model, each benchmark:
 OUT/results.md, OUT/results.json: all of them beside the paper's figures
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, report
 from llava_mini_jax.evaluation.answers import join, read_lines
@@ -145,7 +145,7 @@ def _ask(
     tokens = command.max_new_tokens or benchmark.max_new_tokens
     settings = runner.settings_of(model, benchmark, max_new_tokens=tokens)
     _check_same(folder, name, settings)
-    with _progress(f"{_slug(name)}: {benchmark.name}", len(questions)) as progress:
+    with counting(f"{_slug(name)}: {benchmark.name}", len(questions)) as bar:
         run = runner.ask(
             model,
             _slug(name),
@@ -155,7 +155,7 @@ def _ask(
             shard=runner.Shard(*command.shard),
             batch_size=command.batch_size,
             max_new_tokens=tokens,
-            progress=progress,
+            progress=lambda done: bar(advance=done),
         )
     return {"unreadable": run.unreadable, "run": dataclasses.asdict(run)}
 
@@ -257,23 +257,6 @@ def _replies(
         timeout_s=judge.timeout,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress(f"judging {benchmark.name}", len(plan.asks)) as progress:
-        return judge_endpoint.ask(plan, endpoint, folder / "judge.jsonl", progress=progress)
-
-
-@contextlib.contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on stderr, if that is a terminal."""
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda done: progress.advance(task, done)
+    with counting(f"judging {benchmark.name}", len(plan.asks)) as bar:
+        file = folder / "judge.jsonl"
+        return judge_endpoint.ask(plan, endpoint, file, progress=lambda done: bar(advance=done))

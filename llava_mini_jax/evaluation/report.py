@@ -17,6 +17,7 @@ from typing import Any
 
 from llava_mini_jax.evaluation.answers import Joined
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Scores, standard_error
+from llava_mini_jax.journal import write_whole
 
 # Table 1's eleven columns. Its "Avg. (%)" adds MME, whose maximum is 2000, as a fraction of that:
 # only so do all complete rows give the printed figure.
@@ -106,10 +107,8 @@ def write(folder: Path, found: Mapping[str, Any], lines: Iterable[Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2, default=str) + "\n"
     rows = "".join(json.dumps(line, default=str) + "\n" for line in lines)
-    for name, content in (("samples.jsonl", rows), ("results.json", text)):
-        work = folder / f".{name}"
-        work.write_text(content)
-        work.replace(folder / name)
+    write_whole(folder / "samples.jsonl", rows)
+    write_whole(folder / "results.json", text)
 
 
 def versions() -> dict[str, str]:

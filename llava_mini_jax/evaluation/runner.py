@@ -25,6 +25,7 @@ from llava_mini_jax.evaluation.answers import join, line_of
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
+from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.journal import Journal
 
 _WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
@@ -137,7 +138,7 @@ def _read_ahead(
     model: Model, benchmark: Benchmark, windows: Sequence[list[Question]], done: set[str]
 ) -> Iterator[tuple[list[Question], Prepared]]:
     """Each window with the examples of its questions that are not done; the next one is read."""
-    sampling = sampling_of(model, benchmark.max_frames)
+    sampling = sampling_for(model.bundle, max_frames=benchmark.max_frames)
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor()
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -163,12 +164,6 @@ def _prepare(
         return str(error)
 
 
-def sampling_of(model: Model, max_frames: int | None) -> FrameSampling:
-    """One frame a second; chosen as the release chooses them for its own weights."""
-    rule = "release" if model.bundle.model.compress == "features" else "time_stamps"
-    return FrameSampling(fps=1.0, max_frames=max_frames, rule=rule)
-
-
 def _answer_id(benchmark: Benchmark, question: Question) -> str:
     """Short and unique as LLaVA's, but the same in every run."""
     digest = hashlib.sha256(f"{benchmark.name}\0{question.key}".encode()).digest()
@@ -180,6 +175,6 @@ def settings_of(model: Model, benchmark: Benchmark, **given: Any) -> dict[str, A
     return {
         "benchmark": benchmark.name,
         "model": dataclasses.asdict(model.bundle),
-        "frames": dataclasses.asdict(sampling_of(model, benchmark.max_frames)),
+        "frames": dataclasses.asdict(sampling_for(model.bundle, max_frames=benchmark.max_frames)),
         **given,
     }

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from llava_mini_jax.data.examples import power_of_two
 from llava_mini_jax.inference import cache as kv
 from llava_mini_jax.models import llama, llava_mini, prefusion
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -20,11 +21,6 @@ from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
 LENGTH = 512  # positions of a prompt that are computed together
-
-
-def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
 
 
 def slots(needed: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava_mini_jax.data.examples import power_of_two
 from llava_mini_jax.data.images import load_image, preprocess
 from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.errors import InputError
@@ -140,7 +141,7 @@ class Watched:
 
     def _chunk_of(self, frames: list[np.ndarray]) -> np.ndarray:
         """Frames as a chunk of one of few sizes, padded with the first one."""
-        size = min(self._chunk, blocks.power_of_two(len(frames)))
+        size = min(self._chunk, power_of_two(len(frames)))
         return np.stack(frames + frames[:1] * (size - len(frames)))
 
     def _read(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:

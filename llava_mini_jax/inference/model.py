@@ -222,7 +222,11 @@ class Run:
 
 
 class Chat:
-    """A conversation about the same pictures: every question sees all turns before it."""
+    """A conversation about the same pictures: every question sees all turns before it.
+
+    It computes everything anew: for models that compress inside the language model, of which
+    nothing can be kept. All others have a Session (session.py).
+    """
 
     def __init__(self, model: Model, pictures: Pictures, settings: Settings):
         self.model, self.pictures, self.settings = model, pictures, settings

@@ -18,12 +18,14 @@ fragmentation, and a file's own index (about 60 bytes a frame of the file, wante
 
 import argparse
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.examples import power_of_two
 from llava_mini_jax.inference import blocks, rows
-from llava_mini_jax.inference.shelf import PLACES, TIERS, Budget
+from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.inference.work import FLOAT32, Work
 from llava_mini_jax.profiling.memory import cache_bytes_per_token, weight_bytes
 
@@ -124,9 +126,9 @@ def plan(
     limit = min(bundle.prompt.max_length, cfg.llm.max_positions)
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
-    slots = blocks.slots(prompt + blocks.LENGTH + blocks.power_of_two(max(1, answer)))
+    slots = blocks.slots(prompt + blocks.LENGTH + power_of_two(max(1, answer)))
     T = _bucket(bundle, text)
-    work = Work(cfg, bundle.images.parts, min(chunk, blocks.power_of_two(max(1, frames))), T)
+    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
     per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
     always = {
         "weights": sum(weight_bytes(cfg, dtype).values()),
@@ -169,25 +171,16 @@ def _bucket(bundle: Bundle, text: int) -> int:
 def _kept(
     work: Work, frames: int, chunk: int, budget: Budget
 ) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
-    """(frames by tier and place, bytes on the host) as `Shelf.put` chooses for a file's chunks."""
-    if not work.cfg.prefusion_layers:
-        return {}, {"frames kept": 0}
-    room = {place: getattr(budget, place) for place in PLACES}
-    kept: dict[tuple[str, str], int] = {}
-    full, rest = divmod(frames, chunk)
-    sizes = [(chunk, full), (rest, 1 if rest else 0)]
-    for count, chunks in sizes:
-        padded = min(chunk, blocks.power_of_two(max(1, count)))
-        for tier in TIERS[TIERS.index(budget.best) :]:
-            size = {"memory": work.memory(padded), "features": work.features(padded)}.get(tier, 0)
-            for place in PLACES if size else ():
-                n = min(chunks, room[place] // size)
-                if n:
-                    kept[tier, place] = kept.get((tier, place), 0) + n * count
-                    room[place], chunks = room[place] - n * size, chunks - n
-        if chunks:
-            kept["source", ""] = kept.get(("source", ""), 0) + chunks * count
-    return kept, {"frames kept": budget.host - room["host"]}
+    """(frames by tier and place, bytes on the host) of a file's chunks."""
+    kept: Counter[tuple[str, str]] = Counter()
+    shelf = Shelf(budget)
+    if work.cfg.prefusion_layers:
+        full, rest = divmod(frames, chunk)
+        for count in [chunk] * full + [rest] * (rest > 0):
+            padded = min(chunk, power_of_two(count))
+            sizes = {"memory": work.memory(padded), "features": work.features(padded)}
+            kept[shelf.choose(sizes)] += count
+    return dict(kept), {"frames kept": shelf.used()["host"]}
 
 
 def _gb(size: float) -> str:

@@ -88,6 +88,14 @@ def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarr
     return preprocess_frames(source, cfg, resize="bicubic")
 
 
+def sampling_for(
+    bundle: Bundle, *, fps: float = 1.0, max_frames: int | None = None
+) -> FrameSampling:
+    """Frames by time; chosen as the release chooses them for weights of its dialect."""
+    rule = "release" if bundle.model.compress == "features" else "time_stamps"
+    return FrameSampling(fps=fps, max_frames=max_frames, rule=rule)
+
+
 def resize_of(source: Path | str, sampling: FrameSampling) -> str:
     """How frames are made small: the release squeezes those of a file, a folder's are pictures."""
     squeezed = sampling.rule == "release" and not Path(source).is_dir()

@@ -20,7 +20,13 @@ import numpy as np
 from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Buckets, Example, positions, powers_of_two
+from llava_mini_jax.data.examples import (
+    Buckets,
+    Example,
+    positions,
+    power_of_two,
+    powers_of_two,
+)
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.sampling import make_sampling
@@ -92,8 +98,8 @@ def decode(
     """Generates until all `texts` are finished; yields their new pieces after each call."""
     cfg = bundle.model
     # Rows without a single position are done before they begin.
-    padding = [_without_text(examples[0])] * (_power_of_two(len(examples)) - len(examples))
-    room = _power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
+    padding = [_without_text(examples[0])] * (power_of_two(len(examples)) - len(examples))
+    room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
     state = generate.see_and_prefill(
         params,
         cfg,
@@ -120,11 +126,6 @@ def decode(
         new_BN = np.asarray(state.tokens_BN)[:, read : int(state.step)]
         read = int(state.step)
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
 
 
 def _without_text(like: Example) -> Example:

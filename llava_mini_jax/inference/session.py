@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.data.conversation import IMAGE_MARK, Turn, encode
-from llava_mini_jax.data.examples import check_fits, make_example
+from llava_mini_jax.data.examples import check_fits, make_example, power_of_two
 from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, generate, request, rows
@@ -167,7 +167,7 @@ class Session:
         prompt = self._marks(ids_T, fuse_T)
         places_T = np.flatnonzero(ids_T >= 0)
         allowance = min(self.settings.max_new_tokens, cfg.llm.max_positions - len(prompt))
-        logits_BV = self._prefill(text_BTD, prompt, places_T, blocks.power_of_two(allowance))
+        logits_BV = self._prefill(text_BTD, prompt, places_T, power_of_two(allowance))
         limit = "length" if allowance == self.settings.max_new_tokens else "context"
         text = AnswerText(
             model.tokenizer, model.stop_ids, tuple(self.settings.stop), allowance, limit
@@ -178,7 +178,7 @@ class Session:
             logits_BV=logits_BV,
             position_B=jnp.full(1, len(prompt), jnp.int32),
             first_position_B=jnp.zeros(1, jnp.int32),
-            tokens_BN=jnp.zeros((1, blocks.power_of_two(allowance)), jnp.int32),
+            tokens_BN=jnp.zeros((1, power_of_two(allowance)), jnp.int32),
             done_B=jnp.zeros(1, bool),
             step=jnp.zeros((), jnp.int32),
         )
@@ -228,7 +228,7 @@ class Session:
         logits_BV = None
         for start in range(common, len(prompt), blocks.LENGTH):
             marks = prompt[start : start + blocks.LENGTH]
-            size = max(16, blocks.power_of_two(len(marks)))
+            size = max(16, power_of_two(len(marks)))
             slots_S = np.full(size, -1, np.int32)
             visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)
             for place in np.flatnonzero(marks < 0):

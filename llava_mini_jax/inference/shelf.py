@@ -14,6 +14,7 @@ not depend on the question.
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,16 +76,26 @@ class Shelf:
 
         Without "pixels" among them it can be read again.
         """
+        sizes = {
+            tier: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            for tier, tree in stages.items()
+            if tree is not None
+        }
+        tier, place = self.choose(sizes)
+        stored = None if tier == "source" else self._store(stages[tier], place)
+        return Kept(tier, place, frames, stored)
+
+    def choose(self, sizes: Mapping[str, int]) -> tuple[str, str]:
+        """(tier, place) of a chunk that takes `sizes` bytes in its tiers; its room is taken."""
         for tier in TIERS[TIERS.index(self._budget.best) :]:
-            if (tree := stages.get(tier)) is None:
+            if tier not in sizes:
                 continue
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
             for place in PLACES:
                 room = getattr(self._budget, place) - self._used[place]
-                if size <= room or (tier == "pixels" and place == "host"):
-                    self._used[place] += size
-                    return Kept(tier, place, frames, self._store(tree, place))
-        return Kept("source", "", frames, None)
+                if sizes[tier] <= room or (tier == "pixels" and place == "host"):
+                    self._used[place] += sizes[tier]
+                    return tier, place
+        return "source", ""
 
     def get(self, kept: Kept) -> Any:
         """The tree of arrays that `put` was given; on the host or on the device."""

@@ -12,7 +12,7 @@ import dataclasses
 import math
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.inference import blocks
+from llava_mini_jax.data.examples import power_of_two
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
@@ -58,7 +58,7 @@ class Work:
             found["read"] = self._read()
         if pictures and self.cfg.prefusion_layers:
             found["fuse"] = self._fuse()
-        found["extend"] = self._extend(slots, max(16, blocks.power_of_two(block)))
+        found["extend"] = self._extend(slots, max(16, power_of_two(block)))
         return found
 
     def largest_weight(self) -> int:

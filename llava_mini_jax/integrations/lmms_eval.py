@@ -18,10 +18,11 @@ from PIL import Image
 
 import llava_mini_jax
 from llava_mini_jax.data.examples import Example
-from llava_mini_jax.data.video import PICTURE_SUFFIXES, FrameSampling
+from llava_mini_jax.data.video import PICTURE_SUFFIXES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.request import sampling_for
 
 _WINDOW = 4  # batches whose pictures are read together
 _MAX_NEW_TOKENS = 1024  # where a task does not say; LLaVA's wrapper takes the same
@@ -78,9 +79,7 @@ class LmmsEvalModel(lmms):
         self._use_until = use_until
         self._load: Callable[[], Model] = lambda: llava_mini_jax.load(str(pretrained), dtype=dtype)
         self._model: Model | None = self._load()
-        released = self._model.bundle.model.compress == "features"
-        rule = "release" if released else "time_stamps"
-        self._sampling = FrameSampling(fps=fps, max_frames=max_frames, rule=rule)
+        self._sampling = sampling_for(self._model.bundle, fps=fps, max_frames=max_frames)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answer of every request, in their order.

@@ -10,128 +10,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import judge, judge_endpoint
 from llava_mini_jax.evaluation.judge_http import Endpoint
-from llava_mini_jax.evaluation.judge_wording import fill, read_wording, sha256
 from tests.evaluation import judged
 from tests.evaluation.image import golden_sets as golden
-
-KEY = "sk-test-4f9a0c2e7b"
-OURS = {"ask": "Is {answer} right?"}
-
-
-def completion(text, **more):
-    message = {"role": "assistant", "content": text, **more}
-    return {"model": "judge-0613", "choices": [{"message": message, "finish_reason": "stop"}]}
-
-
-class Server(ThreadingHTTPServer):
-    """`treat(handler, body, nth)` answers with `handler.give`, or does something else."""
-
-    daemon_threads = True
-
-    def __init__(self, treat):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.treat = treat
-        self.lock = threading.Lock()
-        self.came = Counter()  # by content of the request
-        self.paid = Counter()  # likewise: chat completions that were sent
-        self.times = []
-        self.keys = set()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request, client_address):
-        """Clients that are killed, or have waited long enough, are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        server = self.server
-        with server.lock:
-            server.times.append(time.monotonic())
-            server.keys.add(self.headers["Authorization"])
-            nth = server.came[content]
-            server.came[content] += 1
-        assert self.path == "/v1/chat/completions"
-        self.content = content
-        server.treat(self, json.loads(content), nth)
-
-    def give(self, status, value, **headers):
-        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-        if status == 200 and not isinstance(value, bytes):
-            with self.server.lock:
-                self.server.paid[self.content] += 1
-        self.send_response(status)
-        for name, text in headers.items():
-            self.send_header(name.replace("_", "-"), text)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Starts servers; the key is in the environment, no proxy is."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("no_proxy", "*")
-    with contextlib.ExitStack() as stack:
-
-        def start(treat):
-            server = stack.enter_context(Server(treat))
-            threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-            stack.callback(server.shutdown)
-            return server
-
-        yield start
-
-
-def endpoint(server, **more):
-    settings = {"concurrency": 4, "timeout_s": 5.0, "tries": 3, "first_wait_s": 0.01, **more}
-    return Endpoint(base_url=server.url, **settings)
-
-
-def plan(count, rungs=1, readable=lambda text: True, same=False):
-    """`count` asks of `rungs` like requests each."""
-    tool = judge.Judge(
-        model="gpt-test",
-        ours=OURS,
-        official={"ask": "0" * 64},
-        source="nowhere",
-        readable=readable,
-        write=lambda *args: [],
-        ladders=lambda folder, questions, answers, texts, options: [
-            judge.Ladder(
-                f"item{n}",
-                [{"messages": judge.messages(fill(texts["ask"], answer=str(n * (not same))))}]
-                * rungs,
-            )
-            for n in range(count)
-        ],
-    )
-    return tool.plan(None, [], {})
-
-
-def number(body):
-    return int(body["messages"][-1]["content"].split()[1])
-
-
-def texts_of(replies):
-    return {key: [reply.text for reply in said] for key, said in replies.by_key.items()}
+from tests.evaluation.judge_server import KEY, completion, endpoint, number, plan, texts_of
 
 
 def test_every_reply_is_kept_and_paid_for_once(serve, tmp_path):
@@ -311,15 +200,6 @@ def test_a_server_that_dies_half_way_costs_nothing_twice(serve, tmp_path):
     assert not server.paid.keys() & alive.paid.keys()
 
 
-def test_redirects_do_not_take_the_key_elsewhere(serve, tmp_path):
-    other = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
-    server = serve(
-        lambda handler, body, nth: handler.give(307, b"", Location=f"{other.url}/chat/completions")
-    )
-    replies = judge_endpoint.ask(plan(2), endpoint(server), tmp_path / "r.jsonl")
-    assert set(replies.pending.values()) == {"status 307"} and not other.keys
-
-
 SCORING = """
 import json, sys
 from pathlib import Path
@@ -374,58 +254,6 @@ def test_killed_at_random_it_repeats_nothing_that_was_kept(serve, tmp_path):
     assert len(server.paid) == total == len(file.read_text().splitlines())
 
 
-def test_the_key_is_in_nothing_that_is_left_behind(serve, tmp_path, capfd, caplog):
-    caplog.set_level(0)
-
-    def echo(handler, body, nth):
-        n = number(body)
-        sent = handler.headers["Authorization"]
-        if n % 4 == 0:
-            handler.give(400, {"error": {"message": f"bad {sent}", "code": sent}})
-        elif n % 4 == 1:
-            handler.give(500, {"error": sent, sent: [sent]})
-        elif n % 4 == 2:
-            handler.give(200, b"not json " + sent.encode())
-        else:
-            handler.give(200, {**completion(f"8 7 {sent}", note=[{sent: sent}]), "model": sent})
-
-    server, file = serve(echo), tmp_path / "out" / "replies.jsonl"
-    settings = endpoint(server)
-    replies = judge_endpoint.ask(plan(9), settings, file)
-    assert len(replies.by_key) == 2 and len(replies.pending) == 7
-    assert server.keys == {f"Bearer {KEY}"}
-    assert texts_of(replies)["item3"] == ["8 7 Bearer [key]"]
-    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    out = capfd.readouterr()
-    everything = [repr(settings), repr(replies), str(replies.about()), caplog.text, *out]
-    assert len(left) == 2 and all(KEY.encode() not in content for content in left)
-    assert all(KEY not in text for text in everything)
-
-
-@pytest.mark.parametrize("key", ["sk-two\nlines-of-key", "sk-with blank-12345", "sk-ключ-12345"])
-def test_keys_that_cannot_be_sent_are_not_shown(key, serve, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(InputError, match="OPENAI_API_KEY holds no key") as caught:
-        judge_endpoint.ask(plan(1), endpoint(serve(hang)), tmp_path / "r.jsonl")
-    assert "sk-" not in str(caught.value) and caught.value.__cause__ is None
-
-
-def test_keys_that_are_missing_or_in_the_address(serve, tmp_path, monkeypatch):
-    server = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
-    monkeypatch.setenv("MY_KEY", "")
-    with pytest.raises(InputError, match="MY_KEY is not set"):
-        judge_endpoint.ask(plan(1), endpoint(server, key_variable="MY_KEY"), tmp_path / "r")
-    judge_endpoint.ask(plan(1), endpoint(server, key_variable=None), tmp_path / "r.jsonl")
-    assert server.keys == {None}
-    for url in (f"http://u:{KEY}@h/v1", f"http://h/v1?key={KEY}", f"ftp://{KEY}", KEY, "http://"):
-        with pytest.raises(InputError, match="base URL") as caught:
-            Endpoint(base_url=url)
-        assert KEY not in str(caught.value)
-    with pytest.raises(InputError, match="base URL holds the key") as caught:
-        judge_endpoint.ask(plan(1), Endpoint(base_url=f"http://h/{KEY}"), tmp_path / "r")
-    assert KEY not in str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["concurrency", "tries", "timeout_s"])
 def test_numbers_that_mean_nothing(name):
     with pytest.raises(InputError, match=f"{name} is 0"):
@@ -468,70 +296,3 @@ def test_an_interrupt_waits_for_no_server(serve, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         judge_endpoint.ask(plan(4), endpoint(serve(slow)), tmp_path / "r", progress=interrupt)
     assert time.monotonic() - began < 5
-
-
-def test_fields_of_other_servers(tmp_path):
-    place = golden.folder("mmvet", "llava", tmp_path)
-    tool, questions, joined = golden.joined("mmvet", place)
-    fields = {"max_tokens": None, "max_completion_tokens": 16}
-    asks = tool.judge.plan(place, questions, joined.answers, fields=fields, model="other").asks
-    body = asks[0].requests[0].body
-    assert body["model"] == "other" and body["max_completion_tokens"] == 16
-    assert "max_tokens" not in body
-
-
-def test_wordings(tmp_path):
-    path = tmp_path / "wording.json"
-    official = {"ask": sha256("So: {answer}?")}
-
-    def read(content):
-        path.write_text(content)
-        return read_wording(path, OURS, official, "the script")
-
-    assert read('{"ask": "So: {answer}?", "more": 1}').label == "official"
-    assert read('{"ask": {"prompt": "So: {answer}?"}}').label == "official"
-    assert read('{"ask": "So: {answer} ?"}').label == "unknown wording"
-    assert read(json.dumps(OURS)).label == "ours"
-    for content, says in (
-        ('{"ask": "So?"}', "no place {answer}"),
-        ('{"asks": "So: {answer}?"}', "no text ask; .* from the script"),
-        ("[1]", "no text ask"),
-        ("{", "cannot be read"),
-    ):
-        with pytest.raises(InputError, match=says):
-            read(content)
-
-
-def test_wording_from_the_scripts_that_have_it(tmp_path):
-    script = """
-raise SystemExit("never run")
-def annotate(question, pred):
-    messages = [
-        {"role": "system", "content": "You check. " "------" "##RULES: "
-            "- Be fair.\\n"},
-        {"role": "user", "content":
-            "Look:\\n\\n" f"Question: {question}\\n" f"Said: {pred}\\n"
-            "Reply like {'pred': 'yes'}."},
-    ]
-    again = f"{question}" + "\\nThe digit: "
-"""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "judge_it.py").write_text(script)
-    texts = {
-        "system": "You check. ------##RULES: - Be fair.\n",
-        "user": "Look:\n\nQuestion: {question}\nSaid: {pred}\nReply like {'pred': 'yes'}.",
-        "again": "The digit: ",
-    }
-    official = {name: sha256(text) for name, text in texts.items()}
-    for path in (tmp_path / "scripts", tmp_path / "scripts" / "judge_it.py"):
-        found = read_wording(path, texts, official, "the script")
-        assert found.label == "official" and found.texts == texts
-    (tmp_path / "scripts" / "judge_it.py").write_text(script.replace("fair", "kind"))
-    with pytest.raises(InputError, match="no text system; "):
-        read_wording(tmp_path / "scripts", texts, official, "the script")
-
-
-def test_filling():
-    text = "{'pred': 'yes'} {answer} {question} {other}"
-    filled = fill(text, answer="{question}", question="Q")
-    assert filled == "{'pred': 'yes'} {question} Q {other}"
