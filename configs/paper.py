@@ -14,11 +14,9 @@ language model's first layers (the release's begins fresh), and the data's paths
 
 import dataclasses
 import math
-from typing import Any
 
 from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
 from llava_mini_jax.data.sources import Dataset, SourcesConfig
-from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
 from llava_mini_jax.training.stages import STAGE_1, STAGE_2, MeshConfig, TrainConfig
@@ -107,15 +105,3 @@ def stage_2(llm: LlamaConfig, template: str, start: str) -> TrainConfig:
         optimizer=adam(1e-4, projector_rate=1e-5),
         steps=math.ceil(2 * INSTRUCTION_SAMPLES / BATCH),
     )
-
-
-def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> TrainConfig:
-    """`parent` with another model: `changes` are arguments of `config.build`.
-
-    What the new model lacks (no pre-fusion, no compressor's parameters) is not trained either.
-    """
-    llm, vision = parent.model.llm, parent.model.vision
-    model = build(llm, vision, dialect, remat=parent.model.remat, **changes)
-    parts = llava_mini.spec(model)
-    has = [pattern for pattern in parent.trainable if getattr(parts, pattern[: -len("/*")])]
-    return dataclasses.replace(parent, model=model, trainable=tuple(has))

@@ -17,9 +17,8 @@ sees a video's tokens, and that it replaces samples that fail to load by other o
 
 import dataclasses
 
-from configs import paper
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 ADAPTER = ("projector/*", "compressor/*", "prefusion/*")
 
@@ -28,7 +27,7 @@ def released(parent: TrainConfig, max_length: int) -> TrainConfig:
     """`parent` in the release's dialect, with its habits of text, pictures and videos."""
     prompt = prompt_config("release", parent.prompt.template, max_length)
     return dataclasses.replace(
-        paper.rebuilt(parent, "release", grid=1, prefusion_layers=4),
+        rebuilt(parent, "release", grid=1, prefusion_layers=4),
         images=dataclasses.replace(image_config("release", CLIP_L_336), aspect="crop"),
         prompt=dataclasses.replace(prompt, blank_image=True),
         data=dataclasses.replace(parent.data, max_frames=8),

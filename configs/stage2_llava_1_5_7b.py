@@ -7,12 +7,12 @@ import dataclasses
 import math
 
 from configs import paper, stage2_vicuna_7b
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:
     return dataclasses.replace(
-        paper.rebuilt(stage2_vicuna_7b.config(), compressor="none", prefusion_layers=0),
+        rebuilt(stage2_vicuna_7b.config(), compressor="none", prefusion_layers=0),
         optimizer=paper.adam(2e-5),
         batch_size=128,
         steps=math.ceil(paper.INSTRUCTION_SAMPLES / 128),

@@ -3,10 +3,10 @@
 import dataclasses
 
 from configs import paper, stage2_vicuna_7b
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:
     images = dataclasses.replace(paper.IMAGES, grid=2)
     parent = dataclasses.replace(stage2_vicuna_7b.config(), images=images, accumulate=16)
-    return paper.rebuilt(parent, grid=8)
+    return rebuilt(parent, grid=8)

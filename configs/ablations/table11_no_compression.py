@@ -1,8 +1,7 @@
 """Table 11: pre-fusion without compression, 576 tokens."""
 
 from configs import stage2_vicuna_7b
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

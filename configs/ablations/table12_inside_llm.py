@@ -5,8 +5,7 @@ and is how many pre-fusion layers the parent has.
 """
 
 from configs import stage2_vicuna_7b
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

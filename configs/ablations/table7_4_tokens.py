@@ -1,8 +1,7 @@
 """Tables 7 (section 6.3) and 8: query-based compression to 4 tokens."""
 
 from configs import stage2_vicuna_7b
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

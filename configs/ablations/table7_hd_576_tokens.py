@@ -1,8 +1,7 @@
 """Table 7 (section 6.3): 672 pixels, 576 tokens."""
 
 from configs import stage2_vicuna_7b_hd
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

@@ -1,8 +1,7 @@
 """Tables 7 (section 6.1) and 10: compression to one token without pre-fusion."""
 
 from configs import stage2_vicuna_7b
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

@@ -1,8 +1,7 @@
 """Table 8: average pooling to one token."""
 
 from configs import stage2_vicuna_7b
-from configs.paper import rebuilt
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:

@@ -14,7 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llava_mini_jax.cli import analyze, ask, benchmarks, convert, data, inspect, profile, verify
+from llava_mini_jax.cli import (
+    analyze,
+    ask,
+    benchmarks,
+    convert,
+    data,
+    inspect,
+    profile,
+    reproduce,
+    verify,
+)
 from llava_mini_jax.errors import InputError
 
 COMMANDS = {
@@ -25,6 +35,7 @@ COMMANDS = {
     "data": data,
     "inspect": inspect,
     "profile": profile,
+    "reproduce": reproduce,
     "verify": verify,
 }
 

@@ -18,7 +18,7 @@ import jax
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.config import Bundle, PromptConfig
+from llava_mini_jax.config import Bundle, PromptConfig, build
 from llava_mini_jax.data.conversation import TEMPLATES
 from llava_mini_jax.data.digits import DigitsConfig
 from llava_mini_jax.data.images import ImageConfig
@@ -111,6 +111,20 @@ def stages_of(config: Any) -> list[TrainConfig]:
     if not stages:
         raise InputError(f"{type(config).__name__} has no TrainConfig among its fields")
     return stages
+
+
+def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> TrainConfig:
+    """`parent` with another model: `changes` are arguments of `config.build`.
+
+    What the new model lacks (no pre-fusion, no compressor's parameters) is not trained either.
+    """
+    old = parent.model
+    model = build(
+        old.llm, old.vision, dialect, remat=old.remat, compute_dtype=old.compute_dtype, **changes
+    )
+    parts = llava_mini.spec(model)
+    has = [pattern for pattern in parent.trainable if getattr(parts, pattern[: -len("/*")])]
+    return dataclasses.replace(parent, model=model, trainable=tuple(has))
 
 
 def check(stage: TrainConfig) -> None:

@@ -123,7 +123,8 @@ def load(name: str) -> TrainConfig:
 def test_every_run_is_listed_here():
     folder = ROOT / "configs"
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
-    assert files - {"digits", "paper", "release"} == set(RUNS)
+    small = {name for name in files if name.startswith("digits")}
+    assert files - small - {"paper", "release"} == set(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)

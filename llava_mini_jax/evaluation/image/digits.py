@@ -5,6 +5,8 @@
 It needs no data: the pages are drawn when they are asked for, the same ones each time.
 """
 
+import dataclasses
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +18,15 @@ from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rul
 KINDS = ("position", "row", "column", "largest")
 SEED = 2501_03895
 EACH = 250  # questions of a kind
+DENSE = {"rows": 6, "columns": 6, "page_size": 60}  # two pages' resolution
 
 
-def _questions(folder: Path) -> list[Question]:
+def _questions(folder: Path, **sizes: int) -> list[Question]:
     del folder
     found = []
     for kind in KINDS:
-        pages = DigitsPages(DigitsConfig(split="heldout", kinds=(kind,), seed=SEED), EACH)
+        asked = DigitsConfig(split="heldout", kinds=(kind,), seed=SEED, **sizes)
+        pages = DigitsPages(asked, EACH)
         found.append([_question(kind, number, pages[number]) for number in range(EACH)])
     return [question for one_of_each in zip(*found, strict=True) for question in one_of_each]
 
@@ -100,7 +104,7 @@ def _illustrate(
     ]
 
 
-BENCHMARK = Benchmark(
+_DIGITS = Benchmark(
     name="digits",
     title="digits",
     folder="digits",
@@ -112,3 +116,12 @@ BENCHMARK = Benchmark(
     score=_score,
     illustrate=_illustrate,
 )
+BENCHMARKS = [
+    _DIGITS,
+    dataclasses.replace(
+        _DIGITS,
+        name="digits_dense",
+        title="digits, dense",
+        questions=functools.partial(_questions, **DENSE),
+    ),
+]

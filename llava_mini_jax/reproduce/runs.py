@@ -1,0 +1,186 @@
+"""Jobs run as processes, a few at a time, each on cores of its own; what is done is not repeated.
+
+    Plan's jobs --those that are not done--> processes: loop.run, then evaluate --> workdir/
+                                                                  progress, lines of what came out
+
+A run that is stopped (Ctrl-C) leaves checkpoints and answers; the same command goes on from them.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from llava_mini_jax.cli.terminal import counting
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.reproduce.scales import Job
+
+_POLL_SECONDS = 0.5
+# glibc gives big temporaries back after each step, and pays for their pages in the next one.
+_KEEP_HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
+
+
+def run(
+    jobs: Mapping[str, Job], out: Path, *, workers: int, data: Path, limit: int | None = None
+) -> None:
+    """All jobs that are not done, `workers` at a time; `limit` questions of each benchmark.
+
+    Raises InputError with the end of its log where one fails; what others have done is kept.
+    """
+    waiting = [job for job in jobs.values() if not job.is_done(out)]
+    crew = _Crew(out, data, limit, workers)
+    total = sum(job.steps for job in waiting)
+    with ThreadPoolExecutor(workers) as pool, counting("steps of training", total) as bar:
+        for job in waiting:
+            crew.futures[job.name] = pool.submit(crew.work, job)
+        left = set(crew.futures.values())
+        try:
+            while left:
+                ended, left = wait(left, _POLL_SECONDS, FIRST_EXCEPTION)
+                bar(completed=sum(_steps_done(job, out) for job in waiting))
+                for future in ended:
+                    print(future.result(), flush=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            crew.stop()
+
+
+class _Crew:
+    """Processes that work on jobs, and the cores that are free for the next one."""
+
+    def __init__(self, out: Path, data: Path, limit: int | None, workers: int):
+        self.futures: dict[str, Future[str]] = {}
+        self._given = (out, data, limit)
+        self._cores: queue.Queue[set[int]] = queue.Queue()
+        for share in _shares(workers):
+            self._cores.put(share)
+        self._lock = threading.Lock()
+        self._processes: set[BaseProcess] | None = set()  # None: it is over
+
+    def work(self, job: Job) -> str:
+        """Does a job; a line about it."""
+        if job.needs in self.futures:  # submitted before, so a worker has it or has done it
+            self.futures[job.needs].result()
+        cores, began = self._cores.get(), time.monotonic()
+        try:
+            self._one(job, cores)
+        finally:
+            self._cores.put(cores)
+        score = "".join(f"{score:.1f}, " for score in [score_of(job, self._given[0])] if score)
+        return f"{job.name}: {score}{time.monotonic() - began:.0f} s"
+
+    def _one(self, job: Job, cores: set[int]) -> None:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_do, args=(job, *self._given, cores), name=job.name
+        )
+        with self._lock:
+            if self._processes is None:
+                raise InputError(f"{job.name} is not begun: the run is over")
+            self._processes.add(process)
+            with _environment(self._given[0]):
+                process.start()
+        process.join()
+        if process.exitcode:
+            log = self._given[0] / job.name / "log.txt"
+            last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+            raise InputError(f"{job.name} failed: {last} (all of it: {log})")
+
+    def stop(self) -> None:
+        """Ends what still runs; training leaves a checkpoint."""
+        with self._lock:
+            processes, self._processes = self._processes or set(), None
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+@contextlib.contextmanager
+def _environment(out: Path) -> Iterator[None]:
+    """What a process must find when it starts, where the user has not set it."""
+    # Rows are many and small: most of what they compile, one of them has compiled before.
+    wanted = {**_KEEP_HEAP, "JAX_COMPILATION_CACHE_DIR": str(out.resolve() / "compiled")}
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
+
+
+def _do(job: Job, out: Path, data: Path, limit: int | None, cores: set[int]) -> None:
+    """One job, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells us
+    folder = out / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    from llava_mini_jax.evaluation import evaluate
+    from llava_mini_jax.training import loop
+
+    try:
+        loop.run(job.stages, str(folder))
+        if job.benchmarks:
+            command = evaluate.Command(
+                models=(str(job.model(out)),),
+                benchmarks=job.benchmarks,
+                data=data,
+                out=job.results(out).parent,
+                limit=limit,
+                batch_size=32,
+            )
+            evaluate.evaluate(command)
+    except loop.Stopped as stopped:
+        sys.exit(f"{stopped}; the same command continues there")
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def _shares(workers: int) -> list[set[int]]:
+    """The cores of this process, shared out; empty sets where there are too few, or none known."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    if workers > len(cores):
+        return [set()] * workers
+    return [set(cores[i::workers]) for i in range(workers)]
+
+
+def _steps_done(job: Job, out: Path) -> int:
+    path = out / job.name / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    steps = dict.fromkeys((stage.name for stage in job.stages), 0)
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+            steps[line["stage"]] = max(steps[line["stage"]], line["step"])
+        except (ValueError, KeyError, TypeError):  # a line that is being written
+            continue
+    return sum(steps.values())
+
+
+def score_of(job: Job, out: Path) -> float | None:
+    """The mean of the job's benchmarks, None as long as it has no results."""
+    path = job.results(out)
+    if not job.benchmarks or not path.exists():
+        return None
+    values = [result["value"] for result in json.loads(path.read_text())]
+    return sum(values) / len(values)

@@ -1,0 +1,257 @@
+"""The paper's tables that say what a part of the model is worth, as rows that can be trained.
+
+    Row: a model, at two scales (a config file; arguments of `config.build`) and the paper's scores
+    Claim: an order of rows that the paper states      Table: rows and claims
+
+A row that stands in several tables is one entry of ROWS, and is trained once.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+BENCHMARKS = ("vqav2", "gqa", "mmbench")  # the three of these tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """A row's model in the digits world, where a page has 9 patches."""
+
+    model: Mapping[str, Any]  # arguments of `config.build`
+    dense: bool = False  # pages of twice the tower's resolution, 6 x 6 digits
+    grid: int = 1  # images are read as grid x grid parts and the whole (1: the whole only)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    label: str
+    tokens: int | None  # vision tokens of an image in the paper, of 576
+    paper: tuple[float, ...]  # its scores on BENCHMARKS; empty where it has none
+    full: str | None  # the config file of the paper's scale, in configs/
+    digits: World | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Each row of `order` scores at least what the one before scores, plus `by`, in points."""
+
+    text: str
+    order: tuple[str, ...]
+    by: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    title: str
+    source: str  # where in the paper
+    rows: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    note: str = ""
+
+
+def _page(**model: Any) -> World:
+    return World(model={"grid": 1, "prefusion_layers": 4, **model})
+
+
+def _dense(parts: int, **model: Any) -> World:
+    return World(model={"grid": 1, "prefusion_layers": 4, **model}, dense=True, grid=parts)
+
+
+_LLAVA = ("LLaVA-1.5", 576, (78.5, 62.0, 64.3), "stage2_llava_1_5_7b.py")
+_MINI = ("LLaVA-Mini", 1, (77.6, 60.9, 65.6), "stage2_vicuna_7b.py")
+_HD = "stage2_vicuna_7b_hd.py"
+_NONE, _POOL = "without pre-fusion", "average pooling"
+_FOLDER = "ablations/table"
+
+ROWS: Mapping[str, Row] = {
+    "llava": Row(*_LLAVA, _page(compressor="none", prefusion_layers=0)),
+    "mini": Row(*_MINI, _page()),
+    # Table 7: pre-fusion
+    "n0-1": Row(
+        *(_NONE, 1, (72.4, 54.2, 57.7), f"{_FOLDER}7_no_prefusion_1_token.py"),
+        _page(prefusion_layers=0),
+    ),
+    "n0-4": Row(
+        *(_NONE, 16, (74.1, 55.4, 59.2), f"{_FOLDER}7_no_prefusion_16_tokens.py"),
+        _page(prefusion_layers=0, grid=2),
+    ),
+    "n0-64": Row(*(_NONE, 64, (75.3, 56.7, 62.1), f"{_FOLDER}7_no_prefusion_64_tokens.py"), None),
+    "n0-9": Row(
+        *(_NONE, 144, (76.9, 58.9, 64.9), f"{_FOLDER}7_no_prefusion_144_tokens.py"),
+        _page(prefusion_layers=0, grid=3),
+    ),
+    "n1-1": Row(
+        *("1 layer", 1, (74.8, 55.5, 60.4), f"{_FOLDER}7_prefusion_1_layer.py"),
+        _page(prefusion_layers=1),
+    ),
+    "n2-1": Row(
+        *("2 layers", 1, (76.0, 57.6, 63.1), f"{_FOLDER}7_prefusion_2_layers.py"),
+        _page(prefusion_layers=2),
+    ),
+    "n3-1": Row(
+        *("3 layers", 1, (76.9, 59.1, 64.9), f"{_FOLDER}7_prefusion_3_layers.py"),
+        _page(prefusion_layers=3),
+    ),
+    # the other "Table 7": tokens, resolution
+    "mini-4": Row("LLaVA-Mini", 4, (77.7, 60.9, 66.7), f"{_FOLDER}7_4_tokens.py", _page(grid=2)),
+    "mini-16": Row("LLaVA-Mini", 16, (78.1, 61.3, 66.6), f"{_FOLDER}7_16_tokens.py", None),
+    "mini-9": Row("LLaVA-Mini", 64, (78.5, 61.6, 67.5), f"{_FOLDER}7_64_tokens.py", _page(grid=3)),
+    "low-llava": Row(*_LLAVA, _dense(1, compressor="none", prefusion_layers=0)),
+    "low-mini": Row(*_MINI, _dense(1)),
+    "hd-1": Row("HD", 16, (78.5, 61.5, 67.4), f"{_FOLDER}7_hd_16_tokens.py", _dense(2)),
+    "hd-4": Row("HD", 64, (78.9, 61.8, 67.5), _HD, _dense(2, grid=2)),
+    "hd-9": Row("HD", 144, (79.3, 62.3, 67.9), f"{_FOLDER}7_hd_144_tokens.py", _dense(2, grid=3)),
+    "hd-576": Row("HD", 576, (80.0, 62.9, 68.1), f"{_FOLDER}7_hd_576_tokens.py", None),
+    # Tables 8 and 10: compression
+    "pool-1": Row(
+        *(_POOL, 1, (76.1, 59.8, 64.0), f"{_FOLDER}8_average_pool_1_token.py"),
+        _page(compressor="average_pool"),
+    ),
+    "pool-4": Row(
+        *(_POOL, 4, (76.9, 60.3, 65.1), f"{_FOLDER}8_average_pool_4_tokens.py"),
+        _page(compressor="average_pool", grid=2),
+    ),
+    "pool0-1": Row(
+        *(f"{_POOL}, {_NONE}", None, (), None), _page(compressor="average_pool", prefusion_layers=0)
+    ),
+    "pool0-4": Row(
+        *(f"{_POOL}, {_NONE}", None, (), None),
+        _page(compressor="average_pool", prefusion_layers=0, grid=2),
+    ),
+    "mqt-2": Row("MQT-LLaVA, cited", 2, (61.0, 50.8, 54.4), None, None),
+    "mqt-36": Row("MQT-LLaVA, cited", 36, (73.7, 58.8, 63.4), None, None),
+    "mqt-256": Row("MQT-LLaVA, cited", 256, (76.8, 61.6, 64.3), None, None),
+    # Tables 11 and 12
+    "whole": Row(
+        *("without compression", 576, (80.0, 62.9, 66.2), f"{_FOLDER}11_no_compression.py"),
+        _page(compressor="none"),
+    ),
+    "inside": Row(
+        *("inside the LLM", 1, (76.3, 60.1, 64.5), f"{_FOLDER}12_inside_llm.py"),
+        _page(inside_layers=2),
+    ),
+}
+
+TABLES: Mapping[str, Table] = {
+    "table7": Table(
+        title="Pre-fusion",
+        source="Table 7, section 6.1",
+        rows=("llava", "n0-1", "n0-4", "n0-64", "n0-9", "n1-1", "n2-1", "n3-1", "mini"),
+        claims=(
+            Claim(
+                text="one token with four layers of pre-fusion is within 2 points of all tokens",
+                order=("llava", "mini"),
+                by=-2,
+            ),
+            Claim(
+                text="without pre-fusion one token is more than 2 points below all tokens",
+                order=("n0-1", "llava"),
+                by=2,
+            ),
+            Claim(
+                text="more layers do not hurt (no step down by more than 1 point)",
+                order=("n0-1", "n1-1", "n2-1", "n3-1", "mini"),
+                by=-1,
+            ),
+            Claim(
+                text="without pre-fusion more tokens do not hurt (no step down by more than 1)",
+                order=("n0-1", "n0-4", "n0-9"),
+                by=-1,
+            ),
+            Claim(
+                text="one token with pre-fusion is better than the most tokens without",
+                order=("n0-9", "mini"),
+            ),
+        ),
+    ),
+    "tokens": Table(
+        title="Number of vision tokens",
+        source='the second "Table 7", section 6.3',
+        rows=("llava", "mini", "mini-4", "mini-16", "mini-9"),
+        claims=(
+            Claim(
+                text="more tokens do not hurt (no step down by more than 1 point)",
+                order=("mini", "mini-4", "mini-9"),
+                by=-1,
+            ),
+            Claim(
+                text="the most tokens are at least as good as LLaVA-1.5",
+                order=("llava", "mini-9"),
+            ),
+        ),
+    ),
+    "hd": Table(
+        title="High resolution",
+        source='the second "Table 7", section 6.3',
+        rows=("low-llava", "low-mini", "hd-1", "hd-4", "hd-9", "hd-576"),
+        claims=(
+            Claim(text="high resolution is better than low", order=("low-mini", "hd-1")),
+            Claim(
+                text="more tokens do not hurt (no step down by more than 1 point)",
+                order=("hd-1", "hd-4", "hd-9"),
+                by=-1,
+            ),
+        ),
+        note="Pages here have 6 x 6 digits, 60 pixels wide: a digit has 10 pixels in a part of the"
+        " HD image, as the tower knows it, and 5 in the whole, which is all that the others see.",
+    ),
+    "table8": Table(
+        title="Queries against average pooling",
+        source="Table 8, section 6.2",
+        rows=("pool-1", "mini", "pool-4", "mini-4"),
+        claims=(
+            Claim(
+                text="one query is at least as good as the average of all patches (to 1 point)",
+                order=("pool-1", "mini"),
+                by=-1,
+            ),
+            Claim(
+                text="four queries are at least as good as four averages (to 1 point)",
+                order=("pool-4", "mini-4"),
+                by=-1,
+            ),
+        ),
+    ),
+    "table10": Table(
+        title="Compression alone",
+        source="Table 10, appendix E.1",
+        rows=("mqt-2", "mqt-36", "mqt-256", "n0-1", "n0-4", "n0-64", "n0-9", "pool0-1", "pool0-4"),
+        claims=(
+            Claim(
+                text="one query is at least as good as the average of all patches (to 1 point)",
+                order=("pool0-1", "n0-1"),
+                by=-1,
+            ),
+            Claim(
+                text="four queries are at least as good as four averages (to 1 point)",
+                order=("pool0-4", "n0-4"),
+                by=-1,
+            ),
+        ),
+        note="MQT-LLaVA's figures are cited by the paper; here average pooling stands for merging"
+        " tokens. PruMerge has no complete row in the paper.",
+    ),
+    "table11": Table(
+        title="Pre-fusion alone",
+        source="Table 11, appendix E.2",
+        rows=("llava", "whole"),
+        claims=(
+            Claim(
+                text="pre-fusion without compression is at least as good as LLaVA-1.5",
+                order=("llava", "whole"),
+            ),
+        ),
+    ),
+    "table12": Table(
+        title="Inside or outside of the language model",
+        source="Table 12, appendix E.3",
+        rows=("mini", "inside"),
+        claims=(
+            Claim(
+                text="compression and pre-fusion are better in front of the language model",
+                order=("inside", "mini"),
+            ),
+        ),
+        note="Inside, compression follows layer 2 of 4 here, and layer 4 of 32 at full scale.",
+    ),
+}

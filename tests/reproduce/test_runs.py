@@ -1,0 +1,91 @@
+"""Jobs as processes: order, failures, what a stop leaves; one table for real (slow)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.reproduce import runs, scales
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def pretend(job, out, data, limit, cores):
+    """A job's process: notes when it began and ended, and leaves what makes it done."""
+    folder = out / job.name
+    folder.mkdir(parents=True)
+    if job.name == "mini-seed1":
+        (folder / "log.txt").write_text("something else\nno room is left\n")
+        sys.exit(1)
+    with (out / "order").open("a") as file:
+        file.write(f"+{job.name} {sorted(cores)}\n")
+    time.sleep(0.2)
+    with (out / "order").open("a") as file:
+        file.write(f"-{job.name}\n")
+    done = job.results(out) if job.benchmarks else job.model(out)
+    done.parent.mkdir(parents=True)
+    done.write_text('[{"value": 50.0}, {"value": 75.0}]')
+
+
+def plan(out, seeds, rows=("llava", "mini")):
+    return scales.plan("digits", CONFIGS, rows, seeds, out)
+
+
+def test_jobs_run_after_what_they_need_and_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "_do", pretend)
+    jobs = plan(tmp_path, (0,)).jobs
+    runs.run(jobs, tmp_path, workers=2, data=tmp_path)
+    order = [line.split()[0] for line in (tmp_path / "order").read_text().splitlines()]
+    assert len(order) == 8
+    for name, job in jobs.items():
+        if job.needs:
+            assert order.index(f"-{job.needs}") < order.index(f"+{name}")
+    assert "mini-seed0: 62.5, " in capsys.readouterr().out
+    runs.run(jobs, tmp_path, workers=2, data=tmp_path)  # nothing is left to do
+    assert len((tmp_path / "order").read_text().splitlines()) == 8
+
+
+def test_a_job_that_fails_says_why_and_the_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_do", pretend)
+    jobs = plan(tmp_path, (1,)).jobs
+    with pytest.raises(InputError, match=r"mini-seed1 failed: no room is left \(all of it: .*log"):
+        runs.run(jobs, tmp_path, workers=1, data=tmp_path)
+    assert jobs["llava-seed1"].is_done(tmp_path) and not jobs["mini-seed1"].is_done(tmp_path)
+
+
+def test_cores_are_shared_out():
+    cores = os.sched_getaffinity(0)
+    shares = runs._shares(len(cores))
+    assert set.union(*shares) == cores and sum(map(len, shares)) == len(cores)
+    assert runs._shares(len(cores) + 1) == [set()] * (len(cores) + 1)
+
+
+@pytest.mark.slow
+def test_a_table_is_stopped_and_finished(tmp_path):
+    """Ctrl-C in the middle of training, then the same command: it goes on and writes the page."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from llava_mini_jax.cli import main; sys.exit(main())",
+    ]
+    command += ["reproduce", "table11", "--seeds", "0", "--steps", "40", "--limit", "8"]
+    command += ["--out", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, cwd=CONFIGS.parent, env=environment)
+    steps = tmp_path / "start" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not steps.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    ended = subprocess.run(
+        command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "whole-seed0: " in ended.stdout and "in the paper: holds (+1.4)" in ended.stdout
+    assert "A trial: 40 steps a stage, 8 questions" in (tmp_path / "table11.md").read_text()

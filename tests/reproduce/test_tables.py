@@ -1,0 +1,148 @@
+"""The tables as they are written down: against the configs, and the claims against hand figures."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_mini_jax import cli
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.reproduce import page, scales
+from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim
+from llava_mini_jax.training.stages import check
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def make_plan(scale, rows=tuple(ROWS), seeds=(0, 1), out=Path("out")):
+    return scales.plan(scale, CONFIGS, rows, seeds, out)
+
+
+def test_rows_have_the_papers_tokens_and_layers_at_full_scale():
+    plan = make_plan("full", seeds=(0,))
+    layers = {"n1-1": 1, "n2-1": 2, "n3-1": 3, "inside": 0}
+    for (name, _), job in plan.names.items():
+        stage, row = plan.jobs[job].stages[-1], ROWS[name]
+        parts = 1 if stage.images.grid == 1 else stage.images.grid**2 + 1
+        assert stage.model.tokens_per_image(parts) == row.tokens, name
+        none = name.endswith("llava") or name.startswith("n0")
+        assert stage.model.prefusion_layers == layers.get(name, 0 if none else 4), name
+        assert (stage.images.grid == 2) == name.startswith("hd-")
+    assert {name for name, row in ROWS.items() if row.full} == {name for name, _ in plan.names}
+
+
+@pytest.mark.parametrize("scale", scales.SCALES)
+def test_every_job_can_be_trained_and_stands_behind_what_it_needs(scale):
+    plan = make_plan(scale)
+    passed = set()
+    for name, job in plan.jobs.items():
+        for stage in job.stages:
+            check(stage)
+        assert job.needs is None or job.needs in passed
+        if job.needs:
+            assert job.stages[0].start == str(plan.jobs[job.needs].model(Path("out")))
+        passed.add(name)
+    # Tables that share a row share its run, and at full scale rows that share a config.
+    assert len(set(plan.names.values())) == len(plan.jobs) - (3 if scale == "digits" else 2)
+    assert plan.jobs[plan.names["mini", 0]].stages[-1].seed == 0
+    if scale == "full":
+        assert plan.names["low-mini", 1] == plan.names["mini", 1]
+
+
+def test_seeds_change_what_the_paper_trains_and_nothing_before_it():
+    plan = make_plan("digits", ("mini",))
+    first, second = (plan.jobs[plan.names["mini", seed]].stages[-1] for seed in (0, 1))
+    assert first.seed != second.seed and first.data.seed != second.data.seed
+    assert first.model == second.model and first.steps == second.steps
+    starts = {job.needs for name, job in plan.jobs.items() if name.startswith("stage1")}
+    assert starts == {"start"}
+
+
+def test_the_claims_are_the_papers():
+    """Each holds in the paper's own figures, where it has them for all rows."""
+    for table in TABLES.values():
+        assert set(table.rows) <= set(ROWS)
+        for claim in table.claims:
+            assert set(claim.order) <= set(table.rows)
+            scores = {n: {0: sum(ROWS[n].paper) / 3} for n in claim.order if ROWS[n].paper}
+            verdict = page.judge(claim, scores)
+            known = len(scores) == len(claim.order)
+            assert str(verdict).startswith("holds") if known else math.isnan(verdict.step)
+
+
+def test_a_claim_is_judged_by_its_smallest_step():
+    scores = {
+        "a": {0: 80.0, 1: 82.0, 2: 84.0},
+        "b": {0: 90.0, 1: 90.0, 2: 90.0},
+        "c": {0: 89.0, 1: 88.5, 2: 88.0, 3: 0.0},  # the others have no seed 3
+    }
+    verdict = page.judge(Claim(text="", order=("a", "b", "c"), by=-1), scores)
+    assert verdict.step == pytest.approx(-1.5)
+    assert verdict.error == pytest.approx(0.5 / math.sqrt(3))
+    assert str(verdict) == "does not hold, not clearly (-1.5 ± 0.3)"
+    assert str(page.judge(Claim(text="", order=("a", "b"), by=2), scores)) == "holds (+8.0 ± 1.2)"
+    one = {name: {0: seeds[0]} for name, seeds in scores.items()}
+    assert str(page.judge(Claim(text="", order=("b", "a")), one)) == "does not hold (-10.0)"
+    assert str(page.judge(Claim(text="", order=("a", "d")), scores)) == "–"
+
+
+def leave_results(plan, out, scores):
+    for key, score in scores.items():
+        path = plan.jobs[plan.names[key]].results(out)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps([{"benchmark": "digits", "value": score}]))
+
+
+def test_the_page_has_what_the_runs_left(tmp_path, capsys):
+    plan = make_plan("digits", TABLES["table8"].rows, out=tmp_path)
+    leave_results(plan, tmp_path, {("mini", 0): 90.0, ("mini", 1): 92.0, ("pool-1", 0): 81.25})
+    options = ["--seeds", "0,1", "--out", str(tmp_path), "--configs", str(CONFIGS)]
+    assert cli.main(["reproduce", "table8", "--collect", *options]) == 0
+    text = (tmp_path / "table8.md").read_text()
+    (mini,) = [line for line in text.splitlines() if line.startswith("| LLaVA-Mini | 4 | 1 |")]
+    assert "| **91.0** | 90.0 92.0 | 1 | 77.6 | 60.9 | 65.6 |" in mini
+    assert "| holds (+8.8) | holds (+1.4) |" in text  # seed 0 only: pool-1 has no other
+    assert "| – | holds" in text  # four tokens are not trained yet
+    assert "A trial" not in text and "[0m" not in text
+    rows = list(csv.DictReader((tmp_path / "table8.csv").open()))
+    found = {(r["row"], r["seed"]): r["score"] for r in rows}
+    assert found["mini", "1"] == "92.000" and found["pool-1", "0"] == "81.250"
+    assert found["pool-4", ""] == ""
+    with Image.open(tmp_path / "table8.png") as picture:
+        assert picture.width > 600
+    assert "here: holds (+8.8); in the paper: holds (+1.4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table9"], '"table9" is no table; give all, or some of table7'),
+        (["table7", "--seeds", "a"], "--seeds is 'a'"),
+        (["table7", "--seeds", "-1"], "--seeds"),
+        (["table7", "--jobs", "0"], "--jobs is 0"),
+        (["table7", "--steps", "-3"], "--steps is -3"),
+        (["table7", "--configs", "nowhere"], "nowhere is not the project's folder of configs"),
+        (["table7", "--collect", "--out", "nowhere"], "nowhere is not there"),
+        (["table7", "--scale", "half"], "invalid choice"),
+    ],
+)
+def test_wrong_words_get_one_sentence(words, said, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert cli.main(["reproduce", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_full_scale_is_told_as_commands(capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert cli.main(["reproduce", "table11", "--scale", "full", "--dry-run", "--out", "o"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    trains = [line for line in lines if line.startswith("python train.py")]
+    assert trains[0].startswith("python train.py configs/stage1_vicuna_7b.py --workdir o/stage1")
+    assert trains[2].endswith("--start o/stage1-seed0/stage1/model --seed 0")
+    assert sum(line.startswith("python eval.py") for line in lines) == 2
+    with pytest.raises(InputError):
+        scales.plan("full", Path("docs"), ("mini",), (0,), Path("o"))
