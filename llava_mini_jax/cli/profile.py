@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.cli.terminal import human_bytes, waiting
+from llava_mini_jax.cli import profile_tables
+from llava_mini_jax.cli.terminal import waiting
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _flops(args: argparse.Namespace) -> dict[str, Any]:
             *paper.CONTRADICTIONS,
         ]
     if not args.json:
-        _print_flops(found, text, notes)
+        profile_tables.flops(found, text, notes)
     rows = [{"table": e.table, "model": e.name, "text": text, **counts} for e, counts in found]
     return {"rows": rows, "notes": notes}
 
@@ -111,37 +112,13 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
     return args.tokens or [1], args.layers or [4], args.resolution or [336]
 
 
-def _print_flops(found: list[Any], text: int, notes: list[str]) -> None:
-    from llava_mini_jax.profiling.paper import PARTS
-
-    names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
-    rows = []
-    for entry, counts in found:
-        title = (f"table {entry.table}: " if entry.table else "") + entry.name
-        rows.append([title, *[""] * (len(PARTS) + 1)])
-        for kind, counted in counts.items():
-            if counted is not None:
-                cells = [counted.get(part) for part in (*PARTS, "total")]
-                shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]
-                rows.append([f"  {names[kind]}", *shown])
-    print(f"TFLOPs of a first token, {text} tokens of text; the head is in llm\n")
-    _table(["", *PARTS, "total"], rows)
-    print(
-        "\nthis package, XLA's count: what is computed here, attention scores included, last layers"
-        "\n  and logits only where they are read. paper's rule: linear layers at every position,"
-        "\n  attention left out (the tool of section 5.3)."
-    )
-    for note in notes:
-        print(f"- {note}")
-
-
 # ----------------------------------------------------------------------------------------- latency
 
 
 def _latency(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
-    from llava_mini_jax.profiling import latency, paper
+    from llava_mini_jax.profiling import latency
 
     models, side = _candidates(args)
     request = _request(args, next(iter(models.values())).cfg, side)
@@ -158,30 +135,13 @@ def _latency(args: argparse.Namespace) -> dict[str, Any]:
             f"{device}, {dtype}, jax {jax.__version__}; {request.images} pictures of {side} px,"
             f" {request.text} tokens of text, {request.new_tokens} new; {args.repeats} times\n"
         )
-        _print_latency(spreads)
-        if args.abstract == "vicuna-7b":
-            print("\npaper, table 13: milliseconds of a response, by vision tokens")
-            rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in paper.LATENCY_MS.items()]
-            _table(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
+        profile_tables.latency(spreads, BASELINE, paper=args.abstract == "vicuna-7b")
     shown = {
         name: {kind: dataclasses.asdict(s) for kind, s in each.items()}
         for name, each in spreads.items()
     }
     request_fields = dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats}
     return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
-
-
-def _print_latency(spreads: dict[str, Any]) -> None:
-    rows, base = [], spreads[BASELINE]
-    for name, each in spreads.items():
-        cells = []
-        for kind in ("first", "token"):
-            s = each[kind]
-            cells += [f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}"]
-            cells.append(f"{base[kind].median / s.median:.2f}x")
-        rows.append([name, *cells])
-    header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
-    _table(header, rows)
 
 
 def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
@@ -261,7 +221,7 @@ def _memory(args: argparse.Namespace) -> dict[str, Any]:
     if args.peak and jax.default_backend() != "cpu":
         result["allocator_peak"] = _measured_peak(args, request)
     if not args.json:
-        _print_memory(result, request.images)
+        profile_tables.memory(result, request.images)
     return result
 
 
@@ -287,29 +247,6 @@ def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
     return memory.allocator_peak()
 
 
-def _print_memory(result: dict[str, Any], images: int) -> None:
-    weights, kept = result["weights"], result["cache"]
-    components = list(next(iter(weights.values())))
-    print("weights\n")
-    rows = [[n, *(human_bytes(weights[d][n]) for d in weights)] for n in components]
-    rows.append(["all", *(human_bytes(sum(each.values())) for each in weights.values())])
-    _table(["", *weights], rows)
-    print("\nkeys and values, bfloat16\n")
-    header = ["", "tokens an image", "a token", "an image or frame", f"{images} of them"]
-    rows = [
-        [name, str(each["tokens an image"]), *(human_bytes(v) for v in list(each.values())[1:])]
-        for name, each in kept.items()
-    ]
-    _table(header, rows)
-    if "programs" in result:
-        print(f"\nplanned by the compiler, {result['programs']['dtype']}, one after the other\n")
-        programs = result["programs"]["bytes"]
-        rows = [[n, *(human_bytes(v) for v in p.values())] for n, p in programs.items()]
-        _table(["", "weights", "inputs", "outputs", "temporaries", "total"], rows)
-    if result.get("allocator_peak"):
-        print(f"\npeak of the device's allocator: {human_bytes(result['allocator_peak'])}")
-
-
 # ------------------------------------------------------------------------------------------ shared
 
 
@@ -327,12 +264,3 @@ def _config(args: argparse.Namespace, dtype: str) -> "LlavaMiniConfig":
     tokens, layers, _ = _settings(args) or ([1], [4], [336])
     row = paper.Row(table="", tokens=tokens[0], layers=layers[0], tera=None)
     return dataclasses.replace(paper.build(row, llm), compute_dtype=dtype)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> None:
-    """Plain columns: the first to the left, figures to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        first, *others = row
-        cells = [cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())

@@ -1,0 +1,81 @@
+"""The tables that `llava-mini profile` prints."""
+
+from typing import Any
+
+from llava_mini_jax.cli.terminal import human_bytes
+
+
+def flops(found: list[Any], text: int, notes: list[str]) -> None:
+    from llava_mini_jax.profiling.paper import PARTS
+
+    names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
+    rows = []
+    for entry, counts in found:
+        title = (f"table {entry.table}: " if entry.table else "") + entry.name
+        rows.append([title, *[""] * (len(PARTS) + 1)])
+        for kind, counted in counts.items():
+            if counted is not None:
+                cells = [counted.get(part) for part in (*PARTS, "total")]
+                shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]
+                rows.append([f"  {names[kind]}", *shown])
+    print(f"TFLOPs of a first token, {text} tokens of text; the head is in llm\n")
+    _columns(["", *PARTS, "total"], rows)
+    print(
+        "\nthis package, XLA's count: what is computed here, attention scores included, last layers"
+        "\n  and logits only where they are read. paper's rule: linear layers at every position,"
+        "\n  attention left out (the tool of section 5.3)."
+    )
+    for note in notes:
+        print(f"- {note}")
+
+
+def latency(spreads: dict[str, Any], baseline: str, *, paper: bool) -> None:
+    """Medians and spreads, and how many times as fast as `baseline`; `paper`: table 13 below."""
+    rows, base = [], spreads[baseline]
+    for name, each in spreads.items():
+        cells = []
+        for kind in ("first", "token"):
+            s = each[kind]
+            cells += [f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}"]
+            cells.append(f"{base[kind].median / s.median:.2f}x")
+        rows.append([name, *cells])
+    header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
+    _columns(header, rows)
+    if paper:
+        from llava_mini_jax.profiling.paper import LATENCY_MS
+
+        print("\npaper, table 13: milliseconds of a response, by vision tokens")
+        rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in LATENCY_MS.items()]
+        _columns(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
+
+
+def memory(result: dict[str, Any], images: int) -> None:
+    weights, kept = result["weights"], result["cache"]
+    components = list(next(iter(weights.values())))
+    print("weights\n")
+    rows = [[n, *(human_bytes(weights[d][n]) for d in weights)] for n in components]
+    rows.append(["all", *(human_bytes(sum(each.values())) for each in weights.values())])
+    _columns(["", *weights], rows)
+    print("\nkeys and values, bfloat16\n")
+    header = ["", "tokens an image", "a token", "an image or frame", f"{images} of them"]
+    rows = [
+        [name, str(each["tokens an image"]), *(human_bytes(v) for v in list(each.values())[1:])]
+        for name, each in kept.items()
+    ]
+    _columns(header, rows)
+    if "programs" in result:
+        print(f"\nplanned by the compiler, {result['programs']['dtype']}, one after the other\n")
+        programs = result["programs"]["bytes"]
+        rows = [[n, *(human_bytes(v) for v in p.values())] for n, p in programs.items()]
+        _columns(["", "weights", "inputs", "outputs", "temporaries", "total"], rows)
+    if result.get("allocator_peak"):
+        print(f"\npeak of the device's allocator: {human_bytes(result['allocator_peak'])}")
+
+
+def _columns(header: list[str], rows: list[list[str]]) -> None:
+    """Plain columns: the first to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        first, *others = row
+        cells = [cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
