@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         runs.run(plan.jobs, out, workers=workers, data=args.data, limit=args.limit)
     elif not out.is_dir():
         raise InputError(f"{out} is not there; run without --collect, or give --out")
+    else:
+        runs.check_same(plan.jobs, out, args.limit)
     for name in names:
         trained = page.collect(name, plan, seeds, out)
         command = f"llava-mini reproduce {name} --scale {args.scale} --seeds {_listed(seeds)}"

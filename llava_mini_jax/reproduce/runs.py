@@ -20,9 +20,12 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from etils import epath
+
 from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.reproduce.scales import Job
+from llava_mini_jax.training.workdir import changed_fields
 
 _POLL_SECONDS = 0.5
 # glibc gives big temporaries back after each step, and pays for their pages in the next one.
@@ -40,6 +43,7 @@ def run(
 
     Raises InputError with the end of its log where one fails; what others have done is kept.
     """
+    check_same(jobs, out, limit)
     waiting = [job for job in jobs.values() if not job.is_done(out)]
     crew = _Crew(out, data, limit, workers)
     total = sum(job.steps for job in waiting)
@@ -58,12 +62,34 @@ def run(
             crew.stop()
 
 
+def check_same(jobs: Mapping[str, Job], out: Path, limit: int | None) -> None:
+    """Raises InputError where a folder holds a run of other settings: a trial, say."""
+    for job in jobs.values():
+        changed = changed_fields(epath.Path(out / job.name), job.stages)
+        results = job.results(out)
+        if results.exists():
+            asked = {found["settings"]["limit"] for found in json.loads(results.read_text())}
+            changed += ["limit"] * (asked != {limit})
+        if changed:
+            raise InputError(
+                f"{out / job.name} holds a run with other settings ({', '.join(changed[:3])}): give"
+                " another --out, or remove it to run it anew"
+            )
+
+
 class _Crew:
     """Processes that work on jobs, and the cores that are free for the next one."""
 
     def __init__(self, out: Path, data: Path, limit: int | None, workers: int):
         self.futures: dict[str, Future[str]] = {}
         self._given = (out, data, limit)
+        # Rows are many and small: most of what they compile, one of them has compiled before.
+        self._environment = {
+            **_KEEP_HEAP,
+            "JAX_COMPILATION_CACHE_DIR": str(out.resolve() / "compiled"),
+        }
+        if workers > 1:  # processes cannot share an accelerator: each would take all its memory
+            self._environment["JAX_PLATFORMS"] = "cpu"
         self._cores: queue.Queue[set[int]] = queue.Queue()
         for share in _shares(workers):
             self._cores.put(share)
@@ -90,7 +116,7 @@ class _Crew:
             if self._processes is None:
                 raise InputError(f"{job.name} is not begun: the run is over")
             self._processes.add(process)
-            with _environment(self._given[0]):
+            with _defaults(self._environment):
                 process.start()
         process.join()
         if process.exitcode:
@@ -109,10 +135,8 @@ class _Crew:
 
 
 @contextlib.contextmanager
-def _environment(out: Path) -> Iterator[None]:
-    """What a process must find when it starts, where the user has not set it."""
-    # Rows are many and small: most of what they compile, one of them has compiled before.
-    wanted = {**_KEEP_HEAP, "JAX_COMPILATION_CACHE_DIR": str(out.resolve() / "compiled")}
+def _defaults(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a process that starts here, where the user has not set them."""
     new = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -37,21 +37,31 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
     except Exception as error:  # OSError, or what a bucket's library makes of one
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"workdir {workdir} cannot be made ({reason}): give another") from error
-    text = json.dumps([dataclasses.asdict(stage) for stage in stages], indent=2) + "\n"
     path = folder / "config.json"
-    if path.exists() and any((folder / "checkpoints").glob("*/*")):
-        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if changed:
-            raise InputError(
-                f"{path} was written by a run with another configuration (it differs in "
-                f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
-                "or use the same configuration to continue that run"
-            )
+    changed = changed_fields(folder, stages)
+    if changed and any((folder / "checkpoints").glob("*/*")):
+        raise InputError(
+            f"{path} was written by a run with another configuration (it differs in "
+            f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
+            "or use the same configuration to continue that run"
+        )
     distributed.wait_for_all()  # all have read the one before
     if distributed.is_first():
-        path.write_text(text)
+        path.write_text(_as_json(stages))
     return folder
+
+
+def changed_fields(folder: epath.Path, stages: Sequence[TrainConfig]) -> list[str]:
+    """Fields that decide what is learnt and are others in the folder's config.json, if any."""
+    path = folder / "config.json"
+    if not path.exists():
+        return []
+    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(_as_json(stages)))
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
+def _as_json(stages: Sequence[TrainConfig]) -> str:
+    return json.dumps([dataclasses.asdict(stage) for stage in stages], indent=2) + "\n"
 
 
 def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:

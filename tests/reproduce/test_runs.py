@@ -1,5 +1,6 @@
 """Jobs as processes: order, failures, what a stop leaves; one table for real (slow)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -29,7 +30,9 @@ def pretend(job, out, data, limit, cores):
         file.write(f"-{job.name}\n")
     done = job.results(out) if job.benchmarks else job.model(out)
     done.parent.mkdir(parents=True)
-    done.write_text('[{"value": 50.0}, {"value": 75.0}]')
+    done.write_text(
+        json.dumps([{"value": value, "settings": {"limit": None}} for value in (50.0, 75.0)])
+    )
 
 
 def plan(out, seeds, rows=("llava", "mini")):

@@ -1,6 +1,7 @@
 """The tables as they are written down: against the configs, and the claims against hand figures."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -93,7 +94,7 @@ def leave_results(plan, out, scores):
     for key, score in scores.items():
         path = plan.jobs[plan.names[key]].results(out)
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps([{"benchmark": "digits", "value": score}]))
+        path.write_text(json.dumps([{"value": score, "settings": {"limit": None}}]))
 
 
 def test_the_page_has_what_the_runs_left(tmp_path, capsys):
@@ -114,6 +115,22 @@ def test_the_page_has_what_the_runs_left(tmp_path, capsys):
     with Image.open(tmp_path / "table8.png") as picture:
         assert picture.width > 600
     assert "here: holds (+8.8); in the paper: holds (+1.4)" in capsys.readouterr().out
+
+
+def test_a_trial_is_not_taken_for_a_run(tmp_path, capsys):
+    plan = make_plan("digits", ("llava",), seeds=(0,), out=tmp_path)
+    leave_results(plan, tmp_path, {("llava", 0): 90.0})
+    words = ["reproduce", "table11", "--collect", "--seeds", "0", "--out", str(tmp_path)]
+    words += ["--configs", str(CONFIGS)]
+    assert cli.main([*words, "--limit", "8"]) == 2
+    assert "llava-seed0 holds a run with other settings (limit)" in capsys.readouterr().err
+    job = plan.jobs["llava-seed0"]
+    stages = [dataclasses.asdict(stage) for stage in job.stages]
+    (tmp_path / job.name / "config.json").write_text(json.dumps([{**stages[0], "steps": 3}]))
+    assert cli.main(words) == 2
+    assert "llava-seed0 holds a run with other settings (stage2.steps)" in capsys.readouterr().err
+    (tmp_path / job.name / "config.json").write_text(json.dumps(stages))
+    assert cli.main(words) == 0
 
 
 @pytest.mark.parametrize(
