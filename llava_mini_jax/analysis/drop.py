@@ -66,6 +66,10 @@ class Blinded(Model):
 
     hidden: Range = NOTHING
 
+    @property
+    def in_sessions(self) -> bool:
+        return False  # every token is computed from the whole sequence anew
+
     def answer_requests(
         self, examples: Sequence[Any], settings: Settings, *, batch_size: int
     ) -> list[Answer]:

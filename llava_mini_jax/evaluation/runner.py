@@ -1,11 +1,16 @@
 """A model asked a benchmark's questions: every answer is kept at once, nothing is asked twice.
 
-    questions --by kind and length--> windows --read by threads--> Examples --model--> answers.jsonl
-        '--- those that answers.jsonl has already are left out of their window ---'
+    questions --by kind and length--> windows --read by threads--> Examples --a batch at a time--.
+        |  '-----------by video-----> windows -opened by threads-> Sessions --one by one--.      |
+        |                                                                                 v      v
+        '---- those that answers.jsonl has already are left out of their window ----> answers.jsonl
 
 The windows depend on the questions alone. So a run that was killed anywhere and started again asks
 the same things in the same company, and its file is that of a run that was not. Processes, or
 machines, take every n-th window each (`Shard`) and write a file each; scoring reads them all.
+
+A video is read and seen once for all of its questions, each a conversation of its own (session.py),
+and its frames are never in memory together.
 """
 
 import base64
@@ -13,6 +18,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +29,15 @@ from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.answers import join, line_of
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
-from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.journal import Journal
 
 _WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
+_VIDEOS_AHEAD = 4  # videos whose first frames are read while another one is asked about
 
 
 class Shard(NamedTuple):
@@ -78,31 +87,28 @@ def ask(
     unreadable: dict[str, str] = {}
     asked = items = 0
     seconds = compiling = 0.0
-    windows = list(_windows(questions, batch_size))[shard.index :: shard.count]
-    for window, prepared in _read_ahead(model, benchmark, windows, set(known.answers)):
-        progress(len(window) - len(prepared))
-        ready = [(question, e) for question, e in prepared if isinstance(e, Example)]
-        unreadable |= {question.key: e for question, e in prepared if isinstance(e, str)}
-        if ready:
-            began, programs = time.perf_counter(), compiled_programs()
-            answers = model.answer_requests([e for _, e in ready], settings, batch_size=batch_size)
-            for (question, _), answer in zip(ready, answers, strict=True):
-                journal.append(
-                    line_of(
-                        question,
-                        answer.text,
-                        answer_id=_answer_id(benchmark, question),
-                        model_id=model_id,
-                        cut=answer.finish != "stop",
-                    )
-                )
-            took = time.perf_counter() - began
-            if compiled_programs() == programs:
-                seconds, items = seconds + took, items + len(ready)
+    windows = list(_windows(questions, batch_size, model.in_sessions))[shard.index :: shard.count]
+    reading = _read_ahead(model, benchmark, windows, set(known.answers), settings, batch_size)
+    for window, answers in reading:
+        began, programs, before = time.perf_counter(), compiled_programs(), asked
+        left = len(window)
+        for question, answer in answers:
+            if isinstance(answer, str):
+                unreadable[question.key] = answer
             else:
-                compiling += took
-        asked += len(ready)
-        progress(len(prepared))
+                name = _answer_id(benchmark, question)
+                cut = answer.finish != "stop"
+                line = line_of(question, answer.text, answer_id=name, model_id=model_id, cut=cut)
+                journal.append(line)
+                asked += 1
+            progress(1)
+            left -= 1
+        progress(left)
+        took = time.perf_counter() - began
+        if compiled_programs() == programs:
+            seconds, items = seconds + took, items + asked - before
+        else:
+            compiling += took
     # Official scorers expect the order of the questions.
     place = {question.key: number for number, question in enumerate(questions)}
     journal.sort(lambda line: place.get(str((line.get("metadata") or {}).get("key")), len(place)))
@@ -116,42 +122,71 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
-def _windows(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
-    """Questions that are read together; of one kind, the shorter ones first."""
+def _windows(
+    questions: Sequence[Question], batch_size: int, in_sessions: bool
+) -> Iterator[list[Question]]:
+    """Questions that are read together: of one kind, the shorter ones first; or of one video."""
 
     def kind(question: Question) -> int:
         return 2 if question.video is not None else int(question.image is not None)
 
-    for number in range(3):
+    for number in range(2 if in_sessions else 3):
         own = [question for question in questions if kind(question) == number]
         own.sort(key=lambda question: len(question.text))  # stable: the same in every run
         # A video may be hundreds of frames: one batch of them at a time.
         size = batch_size if number == 2 else _WINDOW * batch_size
         for start in range(0, len(own), size):
             yield own[start : start + size]
+    if in_sessions:
+        about: dict[Any, list[Question]] = {}
+        for question in questions:
+            if kind(question) == 2:
+                video = question.video if isinstance(question.video, Path) else id(question.video)
+                about.setdefault((question.image, video), []).append(question)
+        yield from about.values()
 
 
-Prepared = list[tuple[Question, Example | str]]  # or why it cannot be read
+Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
 
 
 def _read_ahead(
-    model: Model, benchmark: Benchmark, windows: Sequence[list[Question]], done: set[str]
-) -> Iterator[tuple[list[Question], Prepared]]:
-    """Each window with the examples of its questions that are not done; the next one is read."""
+    model: Model,
+    benchmark: Benchmark,
+    windows: Sequence[list[Question]],
+    done: set[str],
+    settings: Settings,
+    batch_size: int,
+) -> Iterator[tuple[list[Question], Answers]]:
+    """Each window with the answers of its questions that are not done; the next ones are read."""
     sampling = sampling_for(model.bundle, max_frames=benchmark.max_frames)
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor()
         stack.callback(pool.shutdown, cancel_futures=True)
 
-        def start(window: list[Question]) -> list[tuple[Question, Future[Example | str]]]:
+        def start(window: list[Question]) -> Callable[[], Answers]:
             left = [question for question in window if question.key not in done]
-            return [(q, pool.submit(_prepare, model, benchmark, q, sampling)) for q in left]
+            if not left:
+                return lambda: iter(())
+            if _in_session(model, window):
+                session = pool.submit(_open, model, left, sampling, settings)
+                return lambda: _one_by_one(session.result(), left)
+            found = [pool.submit(_prepare, model, benchmark, q, sampling) for q in left]
+            prepared = map(Future.result, found)
+            return lambda: _in_batches(model, left, list(prepared), settings, batch_size)
 
-        reading = map(start, windows)
-        following = next(reading, [])
+        waiting: deque[tuple[list[Question], Callable[[], Answers]]] = deque()
         for window in windows:
-            current, following = following, next(reading, [])
-            yield window, [(question, future.result()) for question, future in current]
+            waiting.append((window, start(window)))
+            if len(waiting) > (_VIDEOS_AHEAD if _in_session(model, window) else 1):
+                current, answers = waiting.popleft()
+                yield current, answers()
+        while waiting:
+            current, answers = waiting.popleft()
+            yield current, answers()
+
+
+def _in_session(model: Model, window: Sequence[Question]) -> bool:
+    return model.in_sessions and window[0].video is not None
 
 
 def _prepare(
@@ -162,6 +197,45 @@ def _prepare(
         return model.request(question.text, pictures, f"{benchmark.name}, {question.key}")
     except InputError as error:
         return str(error)
+
+
+def _in_batches(
+    model: Model,
+    questions: Sequence[Question],
+    prepared: Sequence[Example | str],
+    settings: Settings,
+    batch_size: int,
+) -> Answers:
+    examples = [example for example in prepared if isinstance(example, Example)]
+    answers = iter(model.answer_requests(examples, settings, batch_size=batch_size))
+    for question, example in zip(questions, prepared, strict=True):
+        yield question, example if isinstance(example, str) else next(answers)
+
+
+def _open(
+    model: Model, questions: Sequence[Question], sampling: FrameSampling, settings: Settings
+) -> Session | str:
+    """A session that shows the video of the questions, or why it cannot be read."""
+    # What a video leaves behind is of use for a second question only.
+    session = Session(model, settings, budget=Budget() if len(questions) > 1 else Budget(host=0))
+    image, video = questions[0].image, questions[0].video
+    try:
+        if image is not None:
+            session.show_image(image)
+        if video is not None:
+            session.show_video(video, sampling)
+    except InputError as error:
+        return str(error)
+    return session
+
+
+def _one_by_one(session: Session | str, questions: Sequence[Question]) -> Answers:
+    for question in questions:
+        try:
+            answer = session if isinstance(session, str) else session.answer_alone(question.text)
+        except InputError as error:
+            answer = str(error)
+        yield question, answer
 
 
 def _answer_id(benchmark: Benchmark, question: Question) -> str:

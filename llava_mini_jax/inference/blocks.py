@@ -20,7 +20,16 @@ from llava_mini_jax.models.prefusion import ImageMemory
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
-LENGTH = 512  # positions of a prompt that are computed together
+LENGTH = 512  # positions of a prompt that are computed together, at most
+SCORES = 2**21  # of a head: those positions times the slots of the KV cache, at most
+
+
+def length(slots: int) -> int:
+    """Positions of a prompt that are computed together, a power of two.
+
+    Fewer against a long cache: their scores against all of its slots are what a block's memory is.
+    """
+    return min(LENGTH, 1 << max(16, SCORES // slots).bit_length() - 1)
 
 
 def slots(needed: int) -> int:

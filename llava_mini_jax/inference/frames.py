@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from llava_mini_jax.data.examples import power_of_two
-from llava_mini_jax.data.images import load_image, preprocess
 from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, request
@@ -52,6 +50,7 @@ class Watched:
         self._model = model
         self._chunk = chunk
         self._shelf = Shelf(budget)
+        self._broken = ""  # why a video cannot be read to its end
 
     @property
     def frames(self) -> int:
@@ -59,24 +58,26 @@ class Watched:
         return sum(medium.expected for medium in self.media)
 
     def show_image(self, image: Picture) -> None:
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        pixels = preprocess(load_image(picture), self._model.bundle.images)
-        self.media.append(Medium(iter([pixels]), 1))
+        pixels = request.read_pictures(image, None, self._model.bundle.images).pixels
+        self.media.append(Medium(iter(pixels), 1))
 
     def open_video(self, video: Video, sampling: FrameSampling) -> Medium:
         """A video that is not among `media` yet; nothing of it has been decoded."""
         if isinstance(video, np.ndarray):
-            return Medium(self._prepared(video, "bicubic"), len(video))
+            if not len(video):
+                raise InputError("a video is an array of 0 frames; give 1 or more")
+            return Medium(self._prepared(_checked(video), "bicubic"), len(video))
         resize, first = request.resize_of(video, sampling), read_video(video, sampling)
 
         def reopen() -> Frames:
-            return _read_ahead(self._prepared(read_video(video, sampling), resize), self._chunk)
+            return _ReadAhead(self._prepared(read_video(video, sampling), resize), self._chunk)
 
-        return Medium(_read_ahead(self._prepared(first, resize), self._chunk), len(first), reopen)
+        return Medium(_ReadAhead(self._prepared(first, resize), self._chunk), len(first), reopen)
 
     def append_frames(self, frames: Sequence[np.ndarray]) -> None:
         medium = self.media[-1]
-        medium.waiting = itertools.chain(medium.waiting, self._prepared(list(frames), "bicubic"))
+        more = self._prepared(_checked(list(frames)), "bicubic")
+        medium.waiting = itertools.chain(medium.waiting, more)
         medium.expected += len(frames)
 
     def _prepared(self, frames: Iterable[np.ndarray], resize: str) -> Frames:
@@ -97,27 +98,36 @@ class Watched:
     def memories(self) -> Iterator[tuple[Any, int]]:
         """(pre-fusion's keys and values, frames) of every chunk; what is new is seen on the way.
 
-        Keys and values are None for a model without pre-fusion.
+        Keys and values are None for a model without pre-fusion. Raises InputError for a video that
+        cannot be read to its end, then and whenever it is called again.
         """
-        for medium in self.media:
-            again, passed = None, 0  # the file that is read again, and how far it has got
-            for number, kept in enumerate(medium.kept):
-                if kept.tier != "source":
-                    yield self._recall(kept), kept.frames
-                    continue
+        if self._broken:
+            raise InputError(self._broken)
+        try:
+            for medium in self.media:
+                yield from self._again(medium)
+                while frames := list(itertools.islice(medium.waiting, self._chunk)):
+                    yield self._see(medium, frames), len(frames)
+                _check_all(medium.seen, medium.expected)
+        except InputError as error:
+            self._broken = str(error)
+            raise
+
+    def _again(self, medium: Medium) -> Iterator[tuple[Any, int]]:
+        """`memories` of the chunks that have been seen."""
+        file, passed = None, 0  # the file that is read again, and how far it has got
+        start = 0
+        for kept in medium.kept:
+            if kept.tier == "source":
                 assert medium.reopen is not None
-                again = medium.reopen() if again is None else again
-                start = sum(earlier.frames for earlier in medium.kept[:number])
-                frames = itertools.islice(again, start - passed, start - passed + kept.frames)
-                yield self._read(self._chunk_of(list(frames)))[1], kept.frames
+                file = medium.reopen() if file is None else file
+                frames = list(itertools.islice(file, start - passed, start - passed + kept.frames))
+                _check_all(len(frames), kept.frames)
+                yield self._read(self._chunk_of(frames))[1], kept.frames
                 passed = start + kept.frames
-            while frames := list(itertools.islice(medium.waiting, self._chunk)):
-                yield self._see(medium, frames), len(frames)
-            if medium.seen != medium.expected:
-                raise InputError(
-                    f"a video gave {medium.seen} of {medium.expected} frames; it changed while it "
-                    "was read"
-                )
+            else:
+                yield self._recall(kept), kept.frames
+            start += kept.frames
 
     def _see(self, medium: Medium, frames: list[np.ndarray]) -> Any:
         pixels_IJYXC = self._chunk_of(frames)
@@ -128,7 +138,8 @@ class Watched:
         if not can_be_read_again:
             stages["pixels"] = pixels_IJYXC
         if memory is not None:  # without pre-fusion nothing of a frame is read again
-            medium.kept.append(self._shelf.put(len(frames), stages))
+            unseen = self.frames - sum(medium.seen for medium in self.media)
+            medium.kept.append(self._shelf.put(len(frames), stages, -(-unseen // self._chunk)))
         return memory
 
     def _recall(self, kept: Kept) -> Any:
@@ -151,41 +162,50 @@ class Watched:
         return tokens, memory, features
 
 
-def _read_ahead(frames: Iterator[np.ndarray], most: int) -> Iterator[np.ndarray]:
-    """The same frames, read by a thread that is at most `most` of them ahead."""
-    ready: queue.Queue = queue.Queue(most)
-    gone = threading.Event()
+def _checked(frames: Any) -> Any:
+    for frame in frames:
+        request.check_frame(frame, "frame of a video")
+    return frames
 
-    def put(item: Any) -> bool:
+
+def _check_all(given: int, expected: int) -> None:
+    if given != expected:
+        raise InputError(f"a video gave {given} of {expected} frames; it changed while it was read")
+
+
+class _ReadAhead(Iterator[np.ndarray]):
+    """The same frames, read from now on by a thread that is at most `most` of them ahead."""
+
+    def __init__(self, frames: Iterator[np.ndarray], most: int):
+        self._ready: queue.Queue = queue.Queue(most)
+        self._gone = threading.Event()
+        work = (frames, self._ready, self._gone)  # not self: who drops it ends the thread
+        threading.Thread(target=_read, args=work, daemon=True).start()
+
+    def __next__(self) -> np.ndarray:
+        frame, error = self._ready.get()
+        if frame is None:
+            self._ready.put((None, None))  # the end stays the end
+            raise StopIteration if error is None else error
+        return frame
+
+    def __del__(self) -> None:
+        self._gone.set()
+
+
+def _read(frames: Iterator[np.ndarray], ready: queue.Queue, gone: threading.Event) -> None:
+    def put(item: Any) -> None:
         while not gone.is_set():
             try:
-                ready.put(item, timeout=0.1)
-                return True
+                return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
-        return False
 
-    def work() -> None:
-        try:
-            for frame in frames:
-                if not put((frame, None)):
-                    return
-            put((None, None))
-        except Exception as error:
-            put((None, error))
-
-    def take() -> Iterator[np.ndarray]:
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while True:
-                frame, error = ready.get()
-                if error is not None:
-                    raise error
-                if frame is None:
-                    return
-                yield frame
-        finally:
-            gone.set()
-
-    return take()
+    try:
+        for frame in frames:
+            put((frame, None))
+            if gone.is_set():
+                return
+        put((None, None))
+    except Exception as error:
+        put((None, error))

@@ -26,13 +26,17 @@ from llava_mini_jax.data.examples import Buckets, Example, check_fits
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, request, rows
+from llava_mini_jax.inference import blocks, generate, request, rows
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import folders
 
 DTYPES = ("float32", "bfloat16", "float16")
+PROGRAMS = (
+    *(generate.embed_text, generate.encode_frames, generate.prefill, generate.decode),
+    *(blocks.look, blocks.read, blocks.fuse, blocks.extend),  # of sessions
+)
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,11 @@ class Model:
         check_fits(example, tokens, rows.longest_prompt(self.bundle), where)
         return example
 
+    @property
+    def in_sessions(self) -> bool:
+        """Whether a Session answers as this model does: nothing seen may depend on a question."""
+        return not self.bundle.model.inside_layers
+
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's, the tokenizer's and the model's."""
@@ -273,8 +282,7 @@ def load(
 
 def compiled_programs() -> int:
     """How many programs of generation exist: constant while requests stay within known sizes."""
-    functions = (generate.embed_text, generate.encode_frames, generate.prefill, generate.decode)
-    return sum(map(methodcaller("_cache_size"), functions))
+    return sum(map(methodcaller("_cache_size"), PROGRAMS))
 
 
 def _place(number: int, count: int) -> str:

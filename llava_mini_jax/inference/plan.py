@@ -127,6 +127,7 @@ def plan(
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
     slots = blocks.slots(prompt + blocks.LENGTH + power_of_two(max(1, answer)))
+    length = blocks.length(slots)
     T = _bucket(bundle, text)
     work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
     per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
@@ -138,7 +139,7 @@ def plan(
     cast = 0 if dtype == cfg.compute_dtype else work.largest_weight()
     phases = {
         name: terms | ({"a weight in the products' dtype": cast} if cast else {})
-        for name, terms in work.phases(slots, min(prompt, blocks.LENGTH), frames > 0).items()
+        for name, terms in work.phases(slots, min(prompt, length), frames > 0).items()
     }
     kept, host = _kept(work, frames, chunk, budget)
     width = cfg.llm.width * cfg.dtype.itemsize
@@ -159,7 +160,7 @@ def plan(
         host=host,
         kept=kept,
         chunks=-(-frames // chunk),
-        blocks=-(-prompt // blocks.LENGTH),
+        blocks=-(-prompt // length),
     )
 
 
@@ -175,11 +176,11 @@ def _kept(
     kept: Counter[tuple[str, str]] = Counter()
     shelf = Shelf(budget)
     if work.cfg.prefusion_layers:
-        full, rest = divmod(frames, chunk)
-        for count in [chunk] * full + [rest] * (rest > 0):
+        for unseen in range(frames, 0, -chunk):
+            count = min(chunk, unseen)
             padded = min(chunk, power_of_two(count))
             sizes = {"memory": work.memory(padded), "features": work.features(padded)}
-            kept[shelf.choose(sizes)] += count
+            kept[shelf.choose(sizes, -(-(unseen - count) // chunk))] += count
     return dict(kept), {"frames kept": shelf.used()["host"]}
 
 

@@ -18,6 +18,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.conversation import (
     IMAGE_MARK,
     TEMPLATES,
+    EncodedPrompt,
     Template,
     Turn,
     check_images,
@@ -69,7 +70,7 @@ def _listed(given: Any, kinds: Any) -> list[Any]:
 
 def _image(source: Picture, cfg: ImageConfig) -> np.ndarray:
     if isinstance(source, np.ndarray):
-        _check_frame(source, "picture")
+        check_frame(source, "picture")
         source = Image.fromarray(source)
     if not isinstance(source, Path | str | bytes | Image.Image):
         raise InputError(
@@ -84,7 +85,7 @@ def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarr
         frames = read_video(source, sampling)
         return preprocess_frames(frames, cfg, resize=resize_of(source, sampling))
     for frame in source:
-        _check_frame(frame, "frame of a video")
+        check_frame(frame, "frame of a video")
     return preprocess_frames(source, cfg, resize="bicubic")
 
 
@@ -102,7 +103,8 @@ def resize_of(source: Path | str, sampling: FrameSampling) -> str:
     return "nearest" if squeezed else "bicubic"
 
 
-def _check_frame(frame: Any, what: str) -> None:
+def check_frame(frame: Any, what: str) -> None:
+    """Raises InputError unless `frame` is uint8 [height, width, 3]."""
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
         given = (
             f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else repr(frame)
@@ -149,19 +151,27 @@ def make_request(
     Raises InputError for more or fewer "<image>" than pictures, and for turns out of order.
     """
     turns = open_turns(prompt, len(pictures.frames), where)
-    encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
-    check_images(encoded, len(pictures.frames), where)
-    if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
-        raise InputError(
-            f"{where} has the token id {encoded.ids.max()}, but the model knows"
-            f" {bundle.model.llm.vocab_size} tokens; use the tokenizer that belongs to the weights"
-        )
+    encoded = encode_turns(turns, len(pictures.frames), bundle, tokenizer, where)
     pixels = pictures.pixels
     if not len(pixels) and bundle.prompt.blank_image:
         # The release's training fuses text without a picture with normalised zeros, which no
         # uint8 picture is exactly (release_facts section 6).
         pixels = np.zeros((1, *pixels.shape[1:]), np.float32)
     return make_example(encoded, pixels, pictures.frames, bundle.prompt, training=False)
+
+
+def encode_turns(
+    turns: Sequence[Turn], pictures: int, bundle: Bundle, tokenizer: Any, where: str
+) -> EncodedPrompt:
+    """The ids of a conversation, checked against the pictures and the model's vocabulary."""
+    encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
+    check_images(encoded, pictures, where)
+    if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
+        raise InputError(
+            f"{where} has the token id {encoded.ids.max()}, but the model knows"
+            f" {bundle.model.llm.vocab_size} tokens; use the tokenizer that belongs to the weights"
+        )
+    return encoded
 
 
 def end_of_turn(template: Template, tokenizer: Any) -> int | None:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.data.conversation import IMAGE_MARK, Turn, encode
+from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.data.examples import check_fits, make_example, power_of_two
 from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
@@ -52,7 +52,7 @@ class Session:
         budget: Budget | None = None,
         chunk: int = CHUNK,
     ):
-        if model.bundle.model.inside_layers:
+        if not model.in_sessions:
             raise InputError(
                 "a session keeps what does not depend on the question; a model that compresses "
                 "inside the language model has nothing like that: use Model.generate"
@@ -120,30 +120,40 @@ class Session:
 
     # ------------------------------------------------------------------------------ questions
 
-    def ask(self, question: str) -> Iterator[str]:
+    def ask(self, question: str, *, steps: int = rows.STEPS_STREAMING) -> Iterator[str]:
         """The pieces of the answer; the turn counts once they have all been taken.
 
-        Pictures shown since the last question stand in front of this one. Raises InputError where
-        the conversation no longer fits the model, before anything is computed.
+        Pictures shown since the last question stand in front of this one. A piece holds up to
+        `steps` tokens. Raises InputError where the conversation no longer fits the model, before
+        anything is computed.
         """
-        turns = self._with_marks(question)
-        bundle = self.model.bundle
-        prompt = encode(
-            request.template_of(bundle),
-            turns,
-            self.model.tokenizer,
-            double_bos=bundle.prompt.double_bos,
-        )
+        turns, where, bundle = self._with_marks(question), "the conversation", self.model.bundle
         counts = tuple(medium.expected for medium in self._watched.media)
+        prompt = request.encode_turns(turns, len(counts), bundle, self.model.tokenizer, where)
         none = np.zeros((0, 1, 1, 1, 3), np.uint8)
         example = make_example(prompt, none, counts, bundle.prompt, training=False)
-        tokens = rows.tokens_per_image(bundle)
-        check_fits(example, tokens, rows.longest_prompt(bundle), "the conversation")
-        yield from self._answer(example.ids, example.fuse)
+        check_fits(example, rows.tokens_per_image(bundle), rows.longest_prompt(bundle), where)
+        yield from self._answer(example.ids, example.fuse, steps)
         assert self.answer is not None
         # A model may say "<image>" too, where no picture stands.
         said = self.answer.text.replace(IMAGE_MARK, "")
         self.turns = [*turns[:-1], Turn("assistant", said)]
+
+    def new_conversation(self) -> None:
+        """Forgets questions and answers; what was shown stands before the next question."""
+        self.turns, self.answer = [], None
+
+    def answer_alone(self, question: str) -> Answer:
+        """The answer in a new conversation: Model.generate's about everything that was shown.
+
+        What earlier conversations have computed is used. Raises InputError as `ask`.
+        """
+        self.new_conversation()
+        steps = rows.STEPS_WITH_STOP if self.settings.stop else rows.STEPS
+        for _ in self.ask(question, steps=steps):
+            pass
+        assert self.answer is not None
+        return self.answer
 
     def _with_marks(self, question: str) -> list[Turn]:
         """The conversation, with an "<image>" before the question for each picture shown since."""
@@ -157,7 +167,7 @@ class Session:
         text = f"{IMAGE_MARK}\n" * (waiting - given) + question
         return [*self.turns, Turn("user", text), Turn("assistant", None)]
 
-    def _answer(self, ids_T: np.ndarray, fuse_T: np.ndarray) -> Iterator[str]:
+    def _answer(self, ids_T: np.ndarray, fuse_T: np.ndarray, steps: int) -> Iterator[str]:
         model, params, cfg = self.model, self.model.params, self.model.bundle.model
         T = model.buckets.length(len(ids_T))
         padded = np.zeros((2, 1, T), np.int32)
@@ -186,7 +196,7 @@ class Session:
         sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seed, model.stop_ids)
         read = 0
         while text.finish is None:
-            limit_step = jnp.int32(min(read + rows.STEPS_STREAMING, allowance))
+            limit_step = jnp.int32(min(read + steps, allowance))
             state = generate.decode(params, state, sampling, limit_step, cfg)
             new_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
             read = int(state.step)
@@ -208,6 +218,7 @@ class Session:
                 total_TD = blocks.fuse(
                     params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
                 )
+            del memory  # so that two chunks are never on the device at once
         if params.prefusion is None or not self.frames:
             return text_BTD
         return llava_mini.finish_mean(total_TD[None], jnp.full(1, self.frames), text_BTD)
@@ -226,8 +237,9 @@ class Session:
         self._cache = blocks.with_room(self._cache, needed, common, cfg)
         visual_VD = self._watched.visual()
         logits_BV = None
-        for start in range(common, len(prompt), blocks.LENGTH):
-            marks = prompt[start : start + blocks.LENGTH]
+        length = blocks.length(self._cache.valid_BS.shape[1])
+        for start in range(common, len(prompt), length):
+            marks = prompt[start : start + length]
             size = max(16, power_of_two(len(marks)))
             slots_S = np.full(size, -1, np.int32)
             visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)

@@ -7,9 +7,10 @@
     source      nothing: the file is read again             that, and reading
 
 Each chunk of frames is kept as the first of these that has room on the device, in the host's
-memory, or on disk, tried in this order. What has no file to be read again is kept as pixels in the
-host's memory in any case. All give the same numbers: they are stages of one computation that does
-not depend on the question.
+memory, or on disk, tried in this order, and leaves room for the chunks that follow as the smallest
+of them: looking at a frame again costs more than any of them saves. What has no file to be read
+again is kept as pixels in the host's memory in any case. All give the same numbers: they are stages
+of one computation that does not depend on the question.
 """
 
 import dataclasses
@@ -71,29 +72,31 @@ class Shelf:
         self._folder: tempfile.TemporaryDirectory | None = None
         self._files = 0
 
-    def put(self, frames: int, stages: dict[str, Any]) -> Kept:
+    def put(self, frames: int, stages: dict[str, Any], following: int) -> Kept:
         """Keeps a chunk's `frames` as one of `stages`, {tier: tree of arrays}.
 
-        Without "pixels" among them it can be read again.
+        Without "pixels" among them it can be read again. `following` chunks are still to come.
         """
         sizes = {
             tier: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
             for tier, tree in stages.items()
             if tree is not None
         }
-        tier, place = self.choose(sizes)
+        tier, place = self.choose(sizes, following)
         stored = None if tier == "source" else self._store(stages[tier], place)
         return Kept(tier, place, frames, stored)
 
-    def choose(self, sizes: Mapping[str, int]) -> tuple[str, str]:
+    def choose(self, sizes: Mapping[str, int], following: int) -> tuple[str, str]:
         """(tier, place) of a chunk that takes `sizes` bytes in its tiers; its room is taken."""
-        for tier in TIERS[TIERS.index(self._budget.best) :]:
-            if tier not in sizes:
-                continue
-            for place in PLACES:
-                room = getattr(self._budget, place) - self._used[place]
-                if sizes[tier] <= room or (tier == "pixels" and place == "host"):
-                    self._used[place] += sizes[tier]
+        rooms = {place: getattr(self._budget, place) - self._used[place] for place in PLACES}
+        tiers = [tier for tier in TIERS[TIERS.index(self._budget.best) :] if tier in sizes]
+        least = min((sizes[tier] for tier in tiers), default=0)
+        for tier in tiers:
+            size = sizes[tier]
+            enough = size == least or size + following * least <= sum(rooms.values())
+            for place, room in rooms.items():
+                if (enough and size <= room) or (tier == "pixels" and place == "host"):
+                    self._used[place] += size
                     return tier, place
         return "source", ""
 

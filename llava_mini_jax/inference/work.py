@@ -17,7 +17,6 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 FLOAT32 = 4
-BEFORE = "the chunk before"  # its keys and values, until the next chunk's are there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Work:
             "a layer of the tower": self._layer(
                 parts, size, size, v.heads, v.heads, v.width // v.heads, v.width, v.mlp_width, 1
             ),
-            BEFORE: self.memory(),
         }
 
     def _read(self) -> dict[str, int]:
@@ -88,7 +86,6 @@ class Work:
             S = self.positions
             found["keys and values"] = self.memory()
             found["a layer of pre-fusion"] = self._llama(self.chunk, S, S)
-            found[BEFORE] = self.memory()
         return found
 
     def _fuse(self) -> dict[str, int]:

@@ -1,15 +1,17 @@
 """The model as lmms-eval asks it: `lmms-eval --model llava_mini_jax --model_args pretrained=DIR`.
 
     requests (context, generation_kwargs, doc_to_visual, doc_id, task, split)
-        --by settings, then by length--> windows --read by threads--> Examples
-        --model.answer_requests--> texts, in the order of the requests
+        --by settings, then by length--> windows --read by threads--> Examples, Sessions of videos
+        --answered in batches, one by one--> texts, in the order of the requests
 
 lmms-eval makes the prompts and scores the answers. It imports torch; nothing here does.
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,11 @@ import llava_mini_jax
 from llava_mini_jax.data.examples import Example
 from llava_mini_jax.data.video import PICTURE_SUFFIXES
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.inference.shelf import Budget
 
 _WINDOW = 4  # batches whose pictures are read together
 _MAX_NEW_TOKENS = 1024  # where a task does not say; LLaVA's wrapper takes the same
@@ -100,17 +104,24 @@ class LmmsEvalModel(lmms):
         ):
             for same, numbers in self._windows(asked, settings):
                 # Data sets are read by this thread, pictures are prepared by several.
-                shown = [(asked[number], self._visuals(asked[number])) for number in numbers]
-                found = list(pool.map(lambda given: self._example(model, *given), shown))
-                ready = [(n, e) for n, e in zip(numbers, found, strict=True) if e is not None]
-                examples = [example for _, example in ready]
-                answers = model.answer_requests(examples, same, batch_size=self.batch_size)
-                for (number, _), answer in zip(ready, answers, strict=True):
+                shown = [self._visuals(asked[number]) for number in numbers]
+                prepare = partial(self._prepare, model, same)
+                found = deque(pool.map(prepare, (asked[number] for number in numbers), shown))
+                examples = [example for example in found if isinstance(example, Example)]
+                answers = iter(model.answer_requests(examples, same, batch_size=self.batch_size))
+                for number in numbers:
+                    ready = found.popleft()  # an answered session goes, and its memory
+                    if isinstance(ready, Session):
+                        answer = _watch(asked[number], ready)
+                    else:
+                        answer = None if ready is None else next(answers)
+                    bar.update()
+                    if answer is None:
+                        lost += 1
+                        continue
                     texts[number] = answer.text
                     if answer.finish == "context":
                         warnings.warn(model.full_context(asked[number].where), stacklevel=2)
-                lost += len(numbers) - len(ready)
-                bar.update(len(numbers))
         if lost:
             warnings.warn(f"{lost} of {len(asked)} requests have no answer", stacklevel=2)
         return texts
@@ -132,17 +143,26 @@ class LmmsEvalModel(lmms):
         document = self.task_dict[request.task][request.split][request.doc_id]
         return [shown for shown in request.doc_to_visual(document) or [] if shown is not None]
 
-    def _example(self, model: Model, request: Request, shown: Sequence[Any]) -> Example | None:
+    def _prepare(
+        self, model: Model, settings: Settings, request: Request, shown: Sequence[Any]
+    ) -> Example | Session | None:
+        """A request as an Example or, where it shows a video of whatever length, a Session."""
         images: list[Any] = []
         videos: list[Any] = []
         try:
             for given in shown:
                 (videos if _is_video(given, request.where) else images).append(given)
-            pictures = model.read_pictures(images, videos, self._sampling)
-            return model.request(request.context, pictures, request.where)
+            if not videos or not model.in_sessions:
+                pictures = model.read_pictures(images, videos, self._sampling)
+                return model.request(request.context, pictures, request.where)
+            session = Session(model, settings, budget=Budget(host=0))
+            for image in images:
+                session.show_image(image)
+            for video in videos:
+                session.show_video(video, self._sampling)
+            return session
         except InputError as error:
-            warnings.warn(f"{request.where}: not asked: {error}", stacklevel=2)
-            return None
+            return _not_asked(request, error)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("llava_mini_jax answers generate_until tasks only")
@@ -183,6 +203,17 @@ def settings_of(request: Request, use_until: bool) -> Settings:
         top_k=0 if greedy or top_k is None else int(top_k),
         stop=until if use_until else (),
     )
+
+
+def _watch(request: Request, session: Session) -> Answer | None:
+    try:
+        return session.answer_alone(request.context)
+    except InputError as error:
+        return _not_asked(request, error)
+
+
+def _not_asked(request: Request, error: InputError) -> None:
+    warnings.warn(f"{request.where}: not asked: {error}", stacklevel=3)
 
 
 def _is_video(given: Any, where: str) -> bool:

@@ -188,16 +188,21 @@ def test_a_request_that_cannot_be_read_is_told_and_the_others_are_answered(tool,
         ("number?", [picture(1)]),
         ("number?", [{"array": [0.0]}]),
         ("word " * 500, []),
+        ("number?", [str(tmp_path)]),
     ]
+    for number in range(10):  # a video that breaks in the middle
+        tiny_model.write_picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "8.png").write_bytes(b"")
     with pytest.warns(UserWarning) as told:
         found = ask(tool, documents)
     alone = model.generate("number?", images=[picture(1)], max_new_tokens=4)
-    assert found == ["", alone, "", ""]
+    assert found == ["", alone, "", "", ""]
     said = "\n".join(str(warning.message) for warning in told)
     assert "task, document 0: not asked: " in said and "none.mp4" in said
     assert "document 2 shows a dict; this model reads Pillow images" in said
     assert "task, document 3: not asked: " in said
-    assert "3 of 4 requests have no answer" in said
+    assert "task, document 4: not asked: " in said and "8.png" in said
+    assert "4 of 5 requests have no answer" in said
 
 
 def test_frames_of_videos_are_chosen_by_the_arguments(adapter, folder, model, tmp_path):

@@ -19,13 +19,14 @@ from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.plan import Plan, plan
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
-from llava_mini_jax.inference.work import BEFORE
 from llava_mini_jax.models import llava_mini
 from tests import tiny_model
 
 # The compiler's schedule, and what it fuses or lays out anew, are not modelled.
 RTOL = 0.15
 TEXT = 256  # for fewer rows XLA lays out weights anew on CPU, which counts in so small a model
+# Without the CPU's library of fused kernels, which for small blocks holds the scores a third time.
+COMPILER = {"xla_backend_optimization_level": 0, "xla_cpu_experimental_ynn_fusion_type": ""}
 NOTHING = Budget(host=0)
 HOURS_3 = 10_800  # frames, one a second
 RTX_3090 = 24 * 2**30
@@ -80,7 +81,8 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
     cache = jax.eval_shape(
         lambda: kv.empty(llm.layers, 1, slots, llm.kv_heads, llm.head_width, cfg.dtype)
     )
-    block = array(1, blocks.LENGTH, dtype=jnp.int32)
+    length = blocks.length(slots)
+    block = array(1, length, dtype=jnp.int32)
     words, mask = array(1, text, D), array(1, text, dtype=jnp.bool_)
     total = array(text, D, dtype=jnp.float32)
     lowered = {
@@ -90,12 +92,12 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
         "extend": (
             None,
             blocks.extend.lower(
-                params, cache, words, array(1, blocks.LENGTH, D), block, count, count, cfg
+                params, cache, words, array(1, length, D), block, count, count, cfg
             ),
         ),
     }
     for name, (inputs, program) in lowered.items():
-        found = program.compile({"xla_backend_optimization_level": 0}).memory_analysis()
+        found = program.compile(COMPILER).memory_analysis()
         outputs = found.output_size_in_bytes - found.alias_size_in_bytes
         given_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs))
         yield name, given_bytes + found.temp_size_in_bytes + outputs
@@ -108,6 +110,7 @@ CASES = {
         3000,
         8,
     ),
+    "a long cache": (bundle(), HOURS_3, 8),
     "large chunks": (bundle(), 300, 32),
     "high resolution": (bundle(grid=2, dialect="paper"), 300, 4),
 }
@@ -120,8 +123,7 @@ def test_the_phases_are_what_the_compiler_reports(name):
     given, frames, chunk = CASES[name]
     found = planned(given, frames, "float32", chunk, text=TEXT)
     for phase, size in compiled(given, chunk, TEXT, found.slots):
-        terms = {k: n for k, n in found.phases[phase].items() if k != BEFORE}
-        assert sum(terms.values()) == pytest.approx(size, rel=RTOL), phase
+        assert sum(found.phases[phase].values()) == pytest.approx(size, rel=RTOL), phase
 
 
 # ----------------------------------------------------------------------- against a session
@@ -170,6 +172,32 @@ def test_three_hours_fit_a_24_gb_card():
     int8 = planned(llama, HOURS_3, "int8")
     assert int8.device < 0.65 * RTX_3090
     assert planned(llama, HOURS_3, "float32").device > RTX_3090
+
+
+def test_follow_up_questions_read_no_frame_again_while_there_is_room():
+    """The frames that docs/video.md says are kept in 2 GiB."""
+    vicuna = bundle(VICUNA_7B, CLIP_L_336, dtype="bfloat16")
+    sizes = {"dtype": "bfloat16", "chunk": 8, "answer": 512, "budget": Budget()}
+    assert plan(vicuna, 180, 60, **sizes).kept == {
+        ("memory", "host"): 52,
+        ("features", "host"): 128,
+    }
+    assert plan(vicuna, 1816, 60, **sizes).read_again == 0
+    assert plan(vicuna, 1900, 60, **sizes).read_again > 0
+
+
+@pytest.mark.parametrize("slots", [512, 4096, 5120, 12_288, 40_960, 131_072])
+def test_blocks_are_smaller_where_the_cache_is_longer(slots):
+    length = blocks.length(slots)
+    assert length.bit_count() == 1 and 16 <= length <= blocks.LENGTH
+    assert length * slots <= blocks.SCORES
+    assert 2 * length * slots > blocks.SCORES or length == blocks.LENGTH  # and no smaller
+
+
+def test_the_block_of_the_prompt_is_not_the_peak():
+    found = planned(bundle(LLAMA_3_1_8B, CLIP_L_336, dtype="bfloat16"), HOURS_3)
+    sizes = {name: sum(terms.values()) for name, terms in found.phases.items()}
+    assert found.peak != "extend" and sizes["extend"] < 0.6e9
 
 
 def test_vicuna_ends_after_an_hour_and_says_so():

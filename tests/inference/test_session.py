@@ -1,6 +1,8 @@
 """Sessions: every answer is the one that the whole conversation, asked anew, would get."""
 
+import gc
 import random
+import threading
 
 import jax
 import numpy as np
@@ -12,9 +14,11 @@ from llava_mini_jax.data.video import FrameSampling, read_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.plan import plan
 from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
+from llava_mini_jax.sharding import make_mesh
 from tests import tiny_model
 
 SETTINGS = Settings(max_new_tokens=6)
@@ -168,14 +172,61 @@ def test_frames_appended_to_a_file_that_is_read_again(paper, clip):
         assert said(session, question) == expected
 
 
-def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("LENGTH", 16), ("SCORES", 16 * 512)])
+def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, name, value):
     whole = Session(paper, SETTINGS)
     whole.show_video(clip)
     expected = said(whole, WORDS[0])
-    monkeypatch.setattr(blocks, "LENGTH", 16)
+    monkeypatch.setattr(blocks, name, value)
+    sizes, extend = [], blocks.extend
+    monkeypatch.setattr(
+        blocks, "extend", lambda *given: sizes.append(given[4].shape[1]) or extend(*given)
+    )
     session = Session(paper, SETTINGS)
     session.show_video(clip)
     assert said(session, WORDS[0]) == expected
+    text = len(session._cached) - 11 - session.answer.tokens
+    planned = plan(paper.bundle, 11, text, dtype="float32", chunk=8, answer=6, budget=Budget())
+    assert sizes == [16] * planned.blocks and len(sizes) > 2
+
+
+def test_questions_that_stand_alone(model, clip):
+    """Each is answered as if it were the only one, also behind a conversation."""
+    session = Session(model, SETTINGS, chunk=4)
+    session.show_image(tiny_model.picture(1))
+    session.show_video(clip)
+    said(session, WORDS[3])
+    images, marks = [tiny_model.picture(1)], "<image>\n" * 2
+    for question in (*WORDS, WORDS[0]):
+        expected = model.generate(marks + question, images, [clip], max_new_tokens=6)
+        assert session.answer_alone(question).text == expected
+    said(session, WORDS[1])  # a conversation goes on behind the last of them
+    history = [Turn("user", marks + WORDS[0]), Turn("assistant", session.turns[1].text)]
+    assert session.turns[:2] == history
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_drops_a_session_ends_the_thread_that_reads_ahead(paper, clip, asked):
+    before = set(threading.enumerate())
+    session = Session(paper, SETTINGS, chunk=2)
+    session.show_video(clip)
+    (reader,) = set(threading.enumerate()) - before
+    if asked:
+        said(session, WORDS[0])
+    del session
+    gc.collect()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+@pytest.mark.slow
+def test_weights_on_several_devices_give_the_same_answers(paper, clip):
+    expected = [paper.generate(question, None, clip, max_new_tokens=6) for question in WORDS[:2]]
+    with jax.set_mesh(make_mesh(tensor=2)):
+        split = llava_mini_jax.load(tiny_model.folder("paper"))
+        session = Session(split, SETTINGS, chunk=4)
+        session.show_video(clip)
+        assert [session.answer_alone(question).text for question in WORDS[:2]] == expected
 
 
 @pytest.mark.slow
