@@ -25,6 +25,7 @@ from llava_mini_jax.reproduce.scales import METRICS, Plan
 from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, TABLES, Claim, Row
 
 _NOTHING = "–"
+FLOPS = {"digits": ("MFLOPs", 1e6), "full": ("TFLOPs", 1e12)}
 PAPER = ("tokens", *BENCHMARKS)  # what is known of the paper's row
 
 
@@ -131,13 +132,14 @@ def _csv(trained: Sequence[Trained]) -> str:
 
 def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, cut: str) -> str:
     table = TABLES[name]
-    header = ["model", "layers", "tokens", "GFLOPs", METRICS[scale], "seeds"]
+    unit, _ = FLOPS[scale]
+    header = ["model", "layers", "tokens", unit, METRICS[scale], "seeds"]
     header += ["paper: tokens", "VQAv2", "GQA", "MMBench"]
     lines = [f"# {table.title}", "", f"{table.source}. `{command}`", ""]
     if cut:
         lines += [f"**A trial: {cut}. These scores mean nothing.**", ""]
     lines += [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
-    lines += [_row(_cells(each)) for each in trained]
+    lines += [_row(_cells(each, scale)) for each in trained]
     lines += ["", _row(["what the paper says", "here", "in the paper"]), _row(["---"] * 3)]
     lines += [_row(line) for line in claims(name, trained)]
     about = versions()
@@ -145,7 +147,7 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
         "",
         "Brackets: the smallest step between the rows that a claim compares, in points of the mean"
         ' score, with its standard error over seeds; "not clearly" where the bound is within two of'
-        " them. The paper's scores are the means of its three benchmarks. GFLOPs: one picture and"
+        f" them. The paper's scores are the means of its three benchmarks. {unit}: one picture and"
         f" {paper.TEXT} tokens of text, by `profiling/flops.py`.",
         *(["", table.note] if table.note else []),
         "",
@@ -157,18 +159,18 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
     return "\n".join(lines) + "\n"
 
 
-def _cells(each: Trained) -> list[Any]:
+def _cells(each: Trained, scale: str) -> list[Any]:
     cells: list[Any] = [each.row.label]
     if each.model is None:
         cells += [_NOTHING] * 5
     else:
         cfg = each.model
         size = paper.shape(cfg, paper.TEXT, each.grid * cfg.vision.image_size)
-        total = sum(flops.forward_flops(cfg, size).values()) / 1e9
+        total = sum(flops.forward_flops(cfg, size).values()) / FLOPS[scale][1]
         seeds = " ".join(f"{score:.1f}" for _, score in sorted(each.scores.items()))
         mean = f"**{each.mean:.1f}**" if each.scores else _NOTHING
         layers = cfg.prefusion_layers or (f"{cfg.inside_layers} inside" if cfg.inside_layers else 0)
-        cells += [layers, each.tokens, f"{total:.4g}", mean, seeds or _NOTHING]
+        cells += [layers, each.tokens, f"{total:.3g}", mean, seeds or _NOTHING]
     scores = [f"{score:.1f}" for score in each.row.paper] or [_NOTHING] * 3
     return [*cells, each.row.tokens or _NOTHING, *scores]
 
