@@ -15,7 +15,9 @@ from configs.digits import VISION, Digits
 from llava_mini_jax.config import build
 
 LLM = dataclasses.replace(digits.LLM, layers=4)
-PATCHES = build(LLM, VISION, "paper", compressor="none", prefusion_layers=0, compute_dtype="float32")
+PATCHES = build(
+    LLM, VISION, "paper", compressor="none", prefusion_layers=0, compute_dtype="float32"
+)
 MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=4, compute_dtype="float32")
 
 

@@ -1,43 +1,42 @@
 """The built-in world: pages of real handwritten digits, and questions about them in words.
 
-    1,797 scans, 8 x 8 --last 1,437--> train ---.
-                       '--first 360--> heldout -+--enlarge, bend--> glyphs [scan, variant, G, G]
-                                                                        |
-    (seed, index) --random numbers--> digits of the pages --paste, ink on paper--> image [H, W, 3]
-                                          |                                  or frames [F, H, W, 3]
+    (seed, index) --random numbers--> digits of the pages --glyphs, ink on paper--> image [H, W, 3]
+                                          |                                   or frames [F, H, W, 3]
                                           '--question kinds--> conversations: human, gpt, human, ..
 
-The scans are the UCI "Optical Recognition of Handwritten Digits" test set, which scikit-learn
-carries. They stand in the order of their writers, so the first 360 are by hands that training
-hardly meets. Items are drawn when they are asked for: any length costs nothing, and an item
-depends on its config and index only, whatever the order and the number of workers.
+Glyphs come from glyphs.py, whose two splits are by different hands. Items are drawn when they are
+asked for: any length costs nothing, and an item depends on its config and index only, whatever the
+order and the number of workers.
+
+In a "needle" video every page is full of one digit, in other hands and inks each time, but one
+page, which is full of another: that one is asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from llava_mini_jax.data.glyphs import glyph_bank, load_scans
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-HELD_OUT_SCANS = 360  # the first ones in file order; the other 1,437 are for training
-KINDS = ("position", "row", "column", "count", "largest", "read", "caption")
+KINDS = ("position", "row", "column", "count", "largest", "read", "caption", "needle")
 SPLITS = ("train", "heldout")
+NEEDLE_QUESTION = "which digit is on a single page?"
 
-_GIVE_ALL = ("read", "caption")  # their answers contain all others, so they are asked alone
-_SCAN_SIZE = 8
+# Asked alone: the answers of two contain all others, and a needle makes its own pages.
+_ALONE = ("read", "caption", "needle")
 _SMALLEST_CELL = 10  # pixels; below that, people no longer read the digits
 _LARGEST_GLYPH = 32  # pixels; bigger pages are drawn small and enlarged, so the glyphs stay few MB
-_VARIANTS = 16  # tilted and scaled versions of a scan that augmentation chooses from
 _MOST_COUNTED = 4  # no page is made to hold more copies of the digit that is counted
+_FEWEST_WITH_NEEDLE = 3  # of two pages each would be the odd one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +50,10 @@ class DigitsConfig:
     columns: int = 3
     page_size: int = 30  # height and width in pixels
     frames: int = 0  # pages of a video; 0 gives single pictures
+    fewest_frames: int = 0  # videos have from so many pages to `frames`; 0: all have `frames`
     split: str = "train"  # or "heldout": scans that train never shows
     kinds: tuple[str, ...] = ("position", "row", "column", "count", "largest", "read")
-    # or ("caption",)
+    # or ("caption",), or for videos ("needle",)
     turns: int = 1  # questions in a conversation; one that asks for the whole page is alone
     augment: bool = False  # tilt, scale and fade the digits; for train only
     seed: int = 0
@@ -75,10 +75,23 @@ class DigitsConfig:
             problems.append(f"kinds are {self.kinds!r}; choose from {', '.join(KINDS)}")
         if "caption" in self.kinds and (self.turns > 1 or self.frames):
             problems.append("captions are for single pictures and one turn")
+        if not 0 <= self.fewest_frames <= self.frames:
+            problems.append(
+                f"fewest_frames is {self.fewest_frames}; give 0 to frames, {self.frames}"
+            )
+        if "needle" in self.kinds and self.shortest < _FEWEST_WITH_NEEDLE:
+            problems.append(
+                f"a needle needs videos of {_FEWEST_WITH_NEEDLE} pages or more, not {self.shortest}"
+            )
         if self.augment and self.split != "train":
             problems.append("augment is for the train split; held-out pages stay as they are")
         if problems:
             raise InputError("; ".join(problems))
+
+    @property
+    def shortest(self) -> int:
+        """Pages of the shortest videos."""
+        return self.fewest_frames or self.frames
 
 
 class _Plan(NamedTuple):
@@ -104,13 +117,13 @@ class DigitsPages:
             raise InputError(f"length is {length}; a source needs at least 1 item")
         self.config = config
         self.length = length
-        labels = _load_scans(config.split)[1].tolist()
+        labels = load_scans(config.split)[1].tolist()
         self._scans_of = [[i for i, label in enumerate(labels) if label == d] for d in range(10)]
         cell = config.page_size // max(config.rows, config.columns)
         self._zoom = -(-cell * 5 // 6 // _LARGEST_GLYPH)
         # The glyph leaves a sixth of the cell's smaller side free, and moves over half of that.
         self._glyph_size = cell // self._zoom * 5 // 6
-        self._glyphs = _glyph_bank(config.split, self._glyph_size, config.augment, config.seed)
+        self._glyphs = glyph_bank(config.split, self._glyph_size, config.augment, config.seed)
 
     def __repr__(self) -> str:
         return f"DigitsPages({self.config!r}, length={self.length})"
@@ -146,11 +159,16 @@ class DigitsPages:
         pages = self._plan(operator.index(index)).pages
         return np.array(pages).reshape(-1, self.config.rows, self.config.columns)
 
+    def odd_page(self, index: SupportsIndex) -> int:
+        """Which page of a "needle" video differs, from 0."""
+        firsts = [page[0] for page in self._plan(operator.index(index)).pages]
+        return next(n for n, digit in enumerate(firsts) if firsts.count(digit) == 1)
+
     def _plan(self, number: int) -> _Plan:
         if not 0 <= number < self.length:
             raise IndexError(f"item {number} of {self!r}")
         config = self.config
-        cells, pages = config.rows * config.columns, max(1, config.frames)
+        cells, pages = config.rows * config.columns, max(1, config.frames)  # `pages`: the most
         # The split is part of the key: a training page and a held-out page with the same number
         # must not share their digits, questions and colours. One call draws all the numbers of an
         # item, because a call costs more than a hundred numbers.
@@ -161,12 +179,17 @@ class DigitsPages:
             return int(next(draw) * limit)
 
         kinds = [config.kinds[below(len(config.kinds))]]
-        others = [kind for kind in config.kinds if kind not in _GIVE_ALL]
+        others = [kind for kind in config.kinds if kind not in _ALONE]
         while kinds[0] in others and len(kinds) < config.turns:
             fewest = min(map(kinds.count, others))  # each kind comes once before one comes again
             rare = [kind for kind in others if kinds.count(kind) == fewest]
             kinds.append(rare[below(len(rare))])
+        if config.shortest < config.frames:
+            pages = config.shortest + below(config.frames - config.shortest + 1)
         asked_pages = [below(pages) for _ in kinds]
+        if kinds == ["needle"]:
+            digits, turn = _needle(pages, cells, asked_pages[0], below)
+            return _Plan(kinds, digits, [turn], below)
         digits = [[below(10) for _ in range(cells)] for _ in range(pages)]
         digits[asked_pages[0]], counted = _digits_for(kinds[0], cells, below)
         turns = []
@@ -225,6 +248,20 @@ def _digits_for(kind: str, cells: int, below: Callable[[int], int]) -> tuple[lis
     return digits, counted
 
 
+def _needle(
+    pages: int, cells: int, odd_page: int, below: Callable[[int], int]
+) -> tuple[list[list[int]], tuple[str, str]]:
+    """Pages full of one digit, one of them of another; the question for that, and its answer.
+
+    Pages are full, because one digit in an unclear hand would make a page look like the odd one,
+    and among a thousand pages there are many such: here the eight beside it tell what it is.
+    """
+    common = below(10)
+    odd = (common + 1 + below(9)) % 10
+    digits = [[odd if page == odd_page else common] * cells for page in range(pages)]
+    return digits, (NEEDLE_QUESTION, str(odd))
+
+
 def _ask(
     kind: str, digits: list[int], columns: int, counted: int, page: str, below: Callable[[int], int]
 ) -> tuple[str, str]:
@@ -266,58 +303,6 @@ def _turned(rows: list[list[int]]) -> list[list[int]]:
 
 def _say(digits: list[int]) -> str:
     return " ".join(map(str, digits))
-
-
-@functools.cache
-def _load_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The scans of a split, float32 [N, 8, 8] in [0, 1] with 1 = ink, and their digits [N]."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError(
-            "the digits world needs scikit-learn, which carries the scans; install it with: "
-            "pip install 'llava-mini-jax[demo]'"
-        ) from error
-    levels, labels = load_digits(return_X_y=True)
-    scans_NHW = (np.asarray(levels, np.float32) / 16).reshape(-1, _SCAN_SIZE, _SCAN_SIZE)
-    part = slice(HELD_OUT_SCANS, None) if split == "train" else slice(HELD_OUT_SCANS)
-    return scans_NHW[part], np.asarray(labels)[part]
-
-
-@functools.lru_cache(maxsize=8)
-def _glyph_bank(split: str, size: int, augment: bool, seed: int) -> np.ndarray:
-    """All scans of a split enlarged to `size` pixels: uint8 [N, variants, size, size], 255 = ink.
-
-    With `augment` the variants of a scan differ in tilt, slant, width, scale, sub-pixel shift,
-    thickness of the stroke and strength of ink: what writers differ in. Drawn once, because
-    enlarging costs more than all the rest of a page.
-    """
-    scans_NHW, _ = _load_scans(split)
-    count, variants = len(scans_NHW), _VARIANTS if augment else 1
-    rng = np.random.default_rng(seed)
-    glyphs = np.empty((count, variants, size, size), np.uint8)
-    for variant in range(variants):
-        spread = rng.uniform(-1, 1, (8, count, 1)).astype(np.float32) * augment
-        angle, scale, strength = 0.25 * spread[0], 0.92 + 0.12 * spread[1], 0.85 + 0.15 * spread[2]
-        narrow, slant, thickness = 0.15 * spread[5], 0.25 * spread[6], np.exp(0.5 * spread[7])
-        # Where each pixel of the glyph lies in the scan, in scan pixels.
-        step = np.float32(_SCAN_SIZE / size) / scale
-        axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
-        y, x = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
-        y, x = y * (1 + narrow), x * (1 - narrow) + y * slant
-        middle = (_SCAN_SIZE - 1) / 2
-        rows = step * (np.cos(angle) * y + np.sin(angle) * x) + middle + 0.5 * spread[3]
-        columns = step * (np.cos(angle) * x - np.sin(angle) * y) + middle + 0.5 * spread[4]
-        inked = (_tent(rows) @ scans_NHW * _tent(columns)).sum(-1).clip(0, 1) ** thickness
-        inked *= 255 * (strength if augment else 1)
-        glyphs[:, variant] = inked.reshape(count, size, size).round()
-    return glyphs
-
-
-def _tent(places: np.ndarray) -> np.ndarray:
-    """Weights of linear interpolation between scan pixels; outside the scan there is paper."""
-    distance = np.abs(places[..., None] - np.arange(_SCAN_SIZE, dtype=np.float32))
-    return np.maximum(0, 1 - distance)
 
 
 # All words of this world. Saved models count on their order: new words go to the end.

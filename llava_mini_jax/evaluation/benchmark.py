@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llava_mini_jax.errors import InputError
 
 MODELS = ("LLaVA-1.5 7B", "LLaVA-Mini 7B", "LLaVA-Mini 7B HD", "LLaVA-Mini 8B")  # of the paper
@@ -31,8 +33,7 @@ class Question:
     text: str  # the user's whole text, instruction included, "<image>" not
     prompt: str  # what LLaVA's answers files record of it (MMBench leaves the instruction out)
     image: Path | bytes | None = None  # a file, or the bytes of one
-    video: Path | None = None  # a file, or a folder of frames
-    clip: tuple[float, float] | None = None  # seconds of the video; None: all of it
+    video: Path | np.ndarray | None = None  # a file, a folder, or frames, uint8 [F, H, W, 3]
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more fields of its answer
     gold: Any = None  # what is right, None where it is hidden
 

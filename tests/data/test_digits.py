@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import random
 import re
@@ -10,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from llava_mini_jax.data import digits
+from llava_mini_jax.data import digits, glyphs
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
 
@@ -25,12 +26,14 @@ CONFIGS = {
     "caption": DigitsConfig(kinds=("caption",)),
     "oblong": DigitsConfig(kinds=("caption", "row", "column"), rows=2),
     "video": DigitsConfig(frames=4, turns=2, rows=2, columns=2),
+    "clips": DigitsConfig(frames=6, fewest_frames=2, turns=2),
+    "needle": DigitsConfig(frames=9, fewest_frames=3, kinds=("needle",)),
     "one digit": DigitsConfig(rows=1, columns=1, page_size=10, turns=5),
     "large page": DigitsConfig(page_size=224, rows=3, columns=2),
 }
 
 
-GIVE_ALL = {"read", "caption"}  # their answers hold every digit, so nothing is asked beside them
+ALONE = {"read", "caption", "needle"}  # nothing is asked beside them
 
 
 def turns_of(item):
@@ -41,6 +44,10 @@ def turns_of(item):
 
 def answer(question, pages):
     """The answer worked out from the question's words and the digits [pages, rows, columns]."""
+    if question == digits.NEEDLE_QUESTION:
+        shown = [set(grid.ravel().tolist()) for grid in pages]
+        (odd,) = (digit for digit in range(10) if sum(digit in on for on in shown) == 1)
+        return str(odd)
     page = re.search(r"page (\d+)", question)
     grid = pages[int(page[1]) - 1 if page else 0]
     if place := re.search(r"row (\d+) column (\d+)", question):
@@ -101,8 +108,8 @@ def test_answers_follow_from_the_digits_of_the_page(config):
     for index in range(150):
         item, pages = source[index], source.page_digits(index)
         turns, kinds = turns_of(item), item["kind"].split("+")
-        assert len(turns) == len(kinds) == (1 if kinds[0] in GIVE_ALL else config.turns)
-        assert GIVE_ALL.isdisjoint(kinds[1:])
+        assert len(turns) == len(kinds) == (1 if kinds[0] in ALONE else config.turns)
+        assert ALONE.isdisjoint(kinds[1:])
         for question, given in turns:
             if question:
                 assert given == answer(question, pages), (index, question)
@@ -130,8 +137,8 @@ def test_pictures_show_the_digits_and_scans_of_their_split(split):
 
 
 def test_splits_share_no_scan_and_no_layout():
-    train, _ = digits._load_scans("train")
-    heldout, _ = digits._load_scans("heldout")
+    train, _ = glyphs.load_scans("train")
+    heldout, _ = glyphs.load_scans("heldout")
     assert (len(train), len(heldout)) == (1437, 360)
     distances = np.abs(train.reshape(-1, 1, 64) - heldout.reshape(1, -1, 64)).sum(-1)
     assert distances.min() > 0
@@ -144,7 +151,9 @@ def test_shapes_and_fields(config):
     item = DigitsPages(config, 3)[2]
     side = config.page_size
     if config.frames:
-        assert item["frames"].shape == (config.frames, side, side, 3)
+        pages = len(item["frames"])
+        assert (config.fewest_frames or config.frames) <= pages <= config.frames
+        assert item["frames"].shape == (pages, side, side, 3)
         assert "image" not in item
     else:
         assert item["image"].shape == (side, side, 3)
@@ -178,7 +187,7 @@ def test_kinds_and_answers_are_balanced():
         plan = source._plan(index)
         kinds[plan.kinds[0]] += 1
         answers[plan.kinds[0]][plan.turns[0][1]] += 1
-    assert set(kinds) == set(digits.KINDS) - {"caption"}
+    assert set(kinds) == set(digits.KINDS) - {"caption", "needle"}
     assert max(kinds.values()) < 1.2 * min(kinds.values())
     for kind, options in {"position": 10, "count": 5, "largest": 10}.items():
         assert len(answers[kind]) == options
@@ -198,6 +207,54 @@ def test_a_conversation_asks_for_the_whole_page_alone_or_for_every_other_kind(tu
         assert counts.total() == turns
         assert max(counts.values()) - min(counts.values()) <= 1
     assert len({tuple(kinds) for kinds in conversations}) > 6  # in every order
+
+
+def test_items_are_those_that_models_were_trained_on():
+    # A hash of the words, and the mean of the pixels: glyphs may round differently elsewhere.
+    known = {
+        DigitsConfig(augment=True): ("aef6c1a6ff339dcb", 208.1026),
+        DigitsConfig(split="heldout"): ("d1f583b605e163bc", 202.0466),
+        DigitsConfig(turns=3, seed=5): ("05942c06685c9597", 201.2141),
+        DigitsConfig(kinds=("caption",)): ("dacc847553001362", 201.6781),
+        DigitsConfig(frames=4, turns=2, rows=2, columns=2): ("6b0f32ae6eb27501", 202.4387),
+    }
+    for config, (words, light) in known.items():
+        items = list(itertools.islice(DigitsPages(config, 40), 40))
+        said = repr([(item["id"], item["conversations"], item["kind"]) for item in items])
+        shown = [item["frames"] if config.frames else item["image"] for item in items]
+        assert hashlib.sha256(said.encode()).hexdigest()[:16] == words, config
+        assert np.mean(shown) == pytest.approx(light, abs=1e-3), config
+
+
+def test_one_page_of_a_needle_video_differs_and_is_asked_for():
+    config = dataclasses.replace(CONFIGS["needle"], split="heldout")
+    source, lengths, places, answers = DigitsPages(config, 400), [], [], []
+    for index in range(400):
+        pages, number = source.page_digits(index), source.odd_page(index)
+        others = np.delete(pages, number, axis=0)
+        assert (pages[number] == pages[number].flat[0]).all()
+        assert (others == others.flat[0]).all() and others.flat[0] != pages[number].flat[0]
+        ((question, given),) = source._plan(index).turns
+        assert question == digits.NEEDLE_QUESTION and given == str(pages[number].flat[0])
+        lengths.append(len(pages))
+        places.append(number / (len(pages) - 1))
+        answers.append(given)
+    assert set(lengths) == set(range(3, 10))
+    assert min(collections.Counter(answers).values()) > 20  # of 40: no digit is a good guess
+    # Depths are spread evenly: three standard errors of a mean of 400, and both ends are met.
+    assert abs(np.mean(places) - 0.5) < 3 * 0.35 / 20 and {0, 1} < set(places)
+
+
+def test_pages_of_a_needle_video_are_drawn_anew():
+    item = DigitsPages(DigitsConfig(frames=6, kinds=("needle",), split="heldout"), 3)[1]
+    seen = {frame.tobytes() for frame in item["frames"]}
+    assert len(seen) == 6
+    source = DigitsPages(DigitsConfig(frames=3, kinds=("needle",)), 2)
+    labels = glyphs.load_scans("train")[1]
+    for frame, grid in zip(source[0]["frames"], source.page_digits(0), strict=True):
+        scans = read_page(source, frame)
+        assert labels[scans].tolist() == grid.ravel().tolist()
+        assert len(set(scans)) > 5  # other hands in every cell
 
 
 def test_source_feeds_grain():
@@ -270,6 +327,9 @@ def test_saved_tokenizer_opens_as_any_other(tokenizer, tmp_path):
         ({"kinds": ("caption", "read"), "turns": 2}, "one turn"),
         ({"split": "heldout", "augment": True}, "train split"),
         ({"seed": -1}, "seed"),
+        ({"frames": 8, "fewest_frames": 9}, "fewest_frames is 9; give 0 to frames, 8"),
+        ({"frames": 8, "fewest_frames": 2, "kinds": ("needle",)}, "3 pages or more, not 2"),
+        ({"kinds": ("needle", "row")}, "3 pages or more, not 0"),
     ],
 )
 def test_bad_configs_are_refused(change, message):
@@ -281,6 +341,6 @@ def test_empty_source_and_missing_scikit_learn_are_explained(monkeypatch):
     with pytest.raises(InputError, match="length is 0"):
         DigitsPages(DigitsConfig(), 0)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    digits._load_scans.cache_clear()
+    glyphs.load_scans.cache_clear()
     with pytest.raises(InputError, match=r"llava-mini-jax\[demo\]"):
         DigitsPages(DigitsConfig(), 1)
