@@ -35,7 +35,7 @@ endif
 	@touch $@
 
 test: $(STAMP) ## the fast tests, on CPU (the slow ones too: make test ARGS="-m ''")
-	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(ARGS)
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 demo: $(STAMP) ## train, evaluate and use a small model of the built-in digits world, on CPU
 	@JAX_PLATFORMS=cpu $(TRAIN) out/demo
