@@ -1,0 +1,47 @@
+"""A session against the release's own run of a video, frame by frame (golden case video_f5)."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llava_mini_jax.inference import generate
+from llava_mini_jax.inference.frames import Medium
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.weights import verify
+from llava_mini_jax.weights.folders import load_params
+from tests.conftest import ROOT
+
+TOLERANCE = 2e-4  # the golden data's own for float32 forward passes
+
+
+@pytest.fixture(scope="module")
+def case():
+    return verify.open_case(ROOT / "tests/golden/model/video_f5")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 8, 32])
+def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
+    params = load_params(case.bundle, case.published, dtype="float32", unrolled=True)
+    model = SimpleNamespace(bundle=case.bundle, params=params, in_sessions=True)
+    session = Session(model, chunk=chunk)
+    frames = case.inputs["images"][0].transpose(0, 1, 3, 4, 2)  # normalised, [F, J, Y, X, C]
+    session._watched.media.append(Medium(iter(frames), len(frames)))
+    ids_T = case.inputs["input_ids"][0].astype(np.int32)
+    fuse_T = ids_T > 0
+
+    text_BTD = generate.embed_text(params, ids_T[None], case.bundle.model)
+    text_BTD = session._fuse(text_BTD, fuse_T[None])
+    prompt_S = session._marks(ids_T, fuse_T)
+    logits_BV = session._prefill(text_BTD, prompt_S, np.flatnonzero(ids_T >= 0), room=8)
+
+    def close(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+    golden = case.outputs
+    close(session._watched.visual(), golden["compressed_tokens"].reshape(len(frames), -1))
+    fused_TD = golden["fused_text"][:, 0].mean(axis=0)
+    assert np.abs(fused_TD[fuse_T] - golden["fused_text"][0, 0][fuse_T]).max() > 0.01
+    close(np.asarray(text_BTD)[0][fuse_T], fused_TD[fuse_T])
+    close(np.asarray(text_BTD)[0][ids_T >= 0], golden["inputs_embeds"][0][prompt_S >= 0])
+    close(np.asarray(logits_BV)[0], golden["logits"][0, -1])
