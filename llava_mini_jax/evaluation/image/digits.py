@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation import exact
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
 
 KINDS = ("position", "row", "column", "largest")
 SEED = 2501_03895
@@ -46,24 +47,7 @@ def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     del folder
-    said = {q.key: answers[q.key].text.split() if q.key in answers else [] for q in questions}
-    items = {q.key: float(said[q.key] == q.gold.split()) for q in questions}
-    parts = {
-        kind: 100 * _mean([right for key, right in items.items() if key.startswith(f"{kind}-")])
-        for kind in KINDS
-        if any(key.startswith(f"{kind}-") for key in items)
-    }
-    rule = Rule(value=100 * _mean(list(items.values())), items=items, details={"parts": parts})
-    return Scores(
-        headline="exact",
-        rules={"exact": rule},
-        parsed={key: " ".join(words) for key, words in said.items()},
-        unparsed=[key for key, words in said.items() if not words],
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return exact.score(questions, answers, lambda question: question.key.split("-")[0])
 
 
 def _illustrate(

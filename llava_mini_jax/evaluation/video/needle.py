@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation import exact
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512, 1000)
 CHANCE = 10.0  # %, of ten digits
@@ -53,24 +54,7 @@ def _questions(folder: Path) -> list[Question]:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     del folder
-    said = {q.key: answers[q.key].text.strip() if q.key in answers else "" for q in questions}
-    items = {q.key: float(said[q.key] == q.gold) for q in questions}
-    parts, counts = {}, {}
-    for frames in FRAMES:
-        own = [right for key, right in items.items() if key.startswith(f"{frames}-")]
-        if own:
-            parts[_part(frames)], counts[_part(frames)] = 100 * sum(own) / len(own), len(own)
-    rule = Rule(
-        value=100 * sum(items.values()) / len(items),
-        items=items,
-        details={"parts": parts, "questions": counts},
-    )
-    return Scores(
-        headline="exact",
-        rules={"exact": rule},
-        parsed=said,
-        unparsed=[key for key, text in said.items() if not text],
-    )
+    return exact.score(questions, answers, lambda question: _part(int(question.key.split("-")[0])))
 
 
 def _part(frames: int) -> str:

@@ -1,0 +1,37 @@
+"""Exact match of words, by parts: how the built-in world's benchmarks are scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llava_mini_jax.evaluation.benchmark import Answer, Question, Rule, Scores
+
+
+def score(
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    part_of: Callable[[Question], str],
+) -> Scores:
+    """The share of answers with the words of `gold`, in %; the details have each part's, and of how
+    many questions."""
+    said = {q.key: answers[q.key].text.split() if q.key in answers else [] for q in questions}
+    items = {q.key: float(said[q.key] == q.gold.split()) for q in questions}
+    by_part: dict[str, list[float]] = {}
+    for question in questions:
+        by_part.setdefault(part_of(question), []).append(items[question.key])
+    rule = Rule(
+        value=_percent(list(items.values())),
+        items=items,
+        details={
+            "parts": {name: _percent(right) for name, right in by_part.items()},
+            "questions": {name: len(right) for name, right in by_part.items()},
+        },
+    )
+    return Scores(
+        headline="exact",
+        rules={"exact": rule},
+        parsed={key: " ".join(words) for key, words in said.items()},
+        unparsed=[key for key, words in said.items() if not words],
+    )
+
+
+def _percent(right: Sequence[float]) -> float:
+    return 100 * sum(right) / len(right)
