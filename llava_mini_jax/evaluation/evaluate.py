@@ -19,6 +19,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, report
 from llava_mini_jax.evaluation.answers import join, read_lines
 from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
+from llava_mini_jax.journal import write_whole
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge import Replies
@@ -102,8 +103,8 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
                 more = _ask(loaded, name, benchmark, asked[benchmark.name], own, command)
             results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
     header, rows = report.table(results, command.paper)
-    (command.out / "results.md").write_text(report.markdown(header, rows))
-    (command.out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
+    write_whole(command.out / "results.md", report.markdown(header, rows))
+    write_whole(command.out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
 
 

@@ -13,6 +13,7 @@ from etils import epath
 from llava_mini_jax import distributed
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.weights.export_hf import export_model, gather_model
@@ -38,8 +39,8 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"workdir {workdir} cannot be made ({reason}): give another") from error
     path = folder / "config.json"
-    changed = changed_fields(folder, stages)
-    if changed and any((folder / "checkpoints").glob("*/*")):
+    trained = any((folder / "checkpoints").glob("*/*"))
+    if trained and (changed := changed_fields(folder, stages)):
         raise InputError(
             f"{path} was written by a run with another configuration (it differs in "
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
@@ -47,7 +48,7 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
         )
     distributed.wait_for_all()  # all have read the one before
     if distributed.is_first():
-        path.write_text(_as_json(stages))
+        write_whole(path, _as_json(stages))
     return folder
 
 

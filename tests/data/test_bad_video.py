@@ -1,7 +1,6 @@
 """Videos that are broken, odd or none: frames or one sentence that names the file, never a hang."""
 
 import os
-from pathlib import Path
 
 import av
 import numpy as np
@@ -23,17 +22,6 @@ from tests.data.clips import (
     moving_video,
     sound_alone,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("videos")
-
-
-@pytest.fixture(scope="module")
-def video(folder) -> Path:
-    """Two seconds, ten frames a second."""
-    return make_video(folder / "steady.mp4", range(20))
 
 
 def read(path) -> int:

@@ -45,17 +45,6 @@ def make_cfg(aspect="pad", grid=1, size=336):
     )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("videos")
-
-
-@pytest.fixture(scope="module")
-def video(folder) -> Path:
-    """Two seconds, ten frames a second."""
-    return make_video(folder / "steady.mp4", range(20))
-
-
 # --- The release's frames -------------------------------------------------------------------------
 
 
