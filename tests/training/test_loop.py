@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from llava_mini_jax import params as param_tree
@@ -19,7 +20,7 @@ from llava_mini_jax.data.pipeline import Encoder
 from llava_mini_jax.data.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.training import loop
+from llava_mini_jax.training import loop, workdir
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.optimizer import schedule
 from llava_mini_jax.training.profile import ProfileConfig
@@ -330,3 +331,10 @@ def test_a_run_over_broken_samples_of_ten_kinds_ends_and_lists_them(samples, tmp
     assert all(REJECTED[line["id"]] in line["reason"] for line in found)
     assert all(np.isfinite(line).all() for line in metrics_of(tmp_path).values())
     assert (tmp_path / "captions" / "model" / "model.safetensors").is_file()
+
+
+def test_half_a_config_that_a_kill_left_is_written_anew(tmp_path):
+    (tmp_path / "config.json").write_text('[{"name": "capt')
+    stages = tiny_stages.stages()
+    workdir.open_workdir(str(tmp_path), stages)
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
