@@ -73,12 +73,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         runs.check_same(plan.jobs, out, args.limit)
     for name in names:
-        trained = page.collect(name, plan, seeds, out)
+        trained = page.collect(name, args.scale, plan, seeds, out)
         command = f"llava-mini reproduce {name} --scale {args.scale} --seeds {_listed(seeds)}"
         files = page.write(name, args.scale, trained, out, command, _cut(args))
         print(f"\n{TABLES[name].title} ({TABLES[name].source})")
-        for claim, ours, theirs in page.claims(name, trained):
-            print(f"  {claim}\n    here: {ours}; in the paper: {theirs}")
+        for claim, ours, theirs in page.claims(name, args.scale, trained):
+            score, *parts = ours.items()
+            print(f"  {claim}\n    here: {score[1]}; in the paper: {theirs}")
+            print("    " + "; ".join(f"{title}: {verdict}" for title, verdict in parts))
         print("written:", *files)
     return 0
 

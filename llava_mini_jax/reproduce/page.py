@@ -21,12 +21,17 @@ from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.profiling import flops, paper
 from llava_mini_jax.reproduce import runs
-from llava_mini_jax.reproduce.scales import METRICS, Plan
+from llava_mini_jax.reproduce.scales import METRICS, PARTS, Plan
 from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, TABLES, Claim, Row
 
 _NOTHING = "–"
 FLOPS = {"digits": ("MFLOPs", 1e6), "full": ("TFLOPs", 1e12)}
 PAPER = ("tokens", *BENCHMARKS)  # what is known of the paper's row
+
+SCORE = "score"  # the mean over the parts that a scale's score has
+_MARKERS = ("D", "^", "v", "<")  # of the score and its parts
+
+Scores = Mapping[int, float]  # by seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,10 @@ class Trained:
     row: Row
     model: LlavaMiniConfig | None  # None: the paper's figures only
     grid: int  # of its images' parts
-    scores: Mapping[int, float]  # by seed; those that are done
+    scores: Mapping[str, Scores]  # SCORE and its parts, by the seeds that are done
 
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.scores.values()) if self.scores else math.nan
+    def mean(self, title: str) -> float:
+        return statistics.mean(self.scores[title].values() or [math.nan])
 
     @property
     def paper(self) -> float:
@@ -71,13 +75,14 @@ class Verdict:
         return f"{word} ({self.step:+.1f}{spread})"
 
 
-def collect(table: str, plan: Plan, seeds: Sequence[int], out: Path) -> list[Trained]:
+def collect(table: str, scale: str, plan: Plan, seeds: Sequence[int], out: Path) -> list[Trained]:
     found = []
     for name in TABLES[table].rows:
         jobs = {
             seed: plan.jobs[plan.names[name, seed]] for seed in seeds if (name, seed) in plan.names
         }
-        scores = {seed: runs.score_of(job, out) for seed, job in jobs.items()}
+        results = {seed: runs.scores_of(job, out) for seed, job in jobs.items()}
+        done = {seed: found for seed, found in results.items() if found}
         stage = next(iter(jobs.values())).stages[-1] if jobs else None
         found.append(
             Trained(
@@ -85,13 +90,26 @@ def collect(table: str, plan: Plan, seeds: Sequence[int], out: Path) -> list[Tra
                 row=ROWS[name],
                 model=stage and stage.model,
                 grid=stage.images.grid if stage else 1,
-                scores={seed: score for seed, score in scores.items() if score is not None},
+                scores={
+                    title: {seed: _mean(found, names) for seed, found in done.items()}
+                    for title, names in _columns(scale).items()
+                },
             )
         )
     return found
 
 
-def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Verdict:
+def _columns(scale: str) -> dict[str, list[str]]:
+    """What is a mean of what: the score of all parts, and each part by itself."""
+    parts = {title: list(names) for title, names in PARTS[scale].items()}
+    return {SCORE: [name for names in parts.values() for name in names], **parts}
+
+
+def _mean(found: Mapping[str, float], names: Sequence[str]) -> float:
+    return statistics.mean(found[name] for name in names)
+
+
+def judge(claim: Claim, scores: Mapping[str, Scores]) -> Verdict:
     """By the means over the seeds that all rows of the claim have."""
     rows = [scores.get(name, {}) for name in claim.order]
     seeds = sorted(set.intersection(*(set(row) for row in rows)))
@@ -110,45 +128,52 @@ def write(
 ) -> list[Path]:
     """The table's files in `out`. `cut` says what was made shorter for a trial, or is empty."""
     files = [out / f"{table}.{ending}" for ending in ("csv", "md", "png")]
-    write_whole(files[0], _csv(trained))
+    write_whole(files[0], _csv(scale, trained))
     _plot(table, scale, trained, files[2])
     write_whole(files[1], _markdown(table, scale, trained, command, cut))
     return files
 
 
-def _csv(trained: Sequence[Trained]) -> str:
+def _csv(scale: str, trained: Sequence[Trained]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    ours = ("row", "label", "layers", "tokens", "seed", "score")
+    ours = ("row", "label", "layers", "tokens", "seed", *_columns(scale))
     writer.writerow([*ours, *(f"paper_{name}" for name in PAPER)])
     for each in trained:
         layers = each.model.prefusion_layers if each.model else ""
         start = [each.name, each.row.label, layers, each.tokens]
         end = [each.row.tokens, *each.row.paper]
-        for seed, score in sorted(each.scores.items()) or [("", "")]:
-            writer.writerow([*start, seed, f"{score:.3f}" if each.scores else "", *end])
+        for seed in sorted(each.scores[SCORE]):
+            scores = (f"{by_seed[seed]:.3f}" for by_seed in each.scores.values())
+            writer.writerow([*start, seed, *scores, *end])
+        if not each.scores[SCORE]:
+            writer.writerow([*start, "", *[""] * len(each.scores), *end])
     return text.getvalue()
 
 
 def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, cut: str) -> str:
     table = TABLES[name]
     unit, _ = FLOPS[scale]
-    header = ["model", "layers", "tokens", unit, METRICS[scale], "seeds"]
+    header = ["model", "layers", "tokens", unit, METRICS[scale], "seeds", *PARTS[scale]]
     header += ["paper: tokens", "VQAv2", "GQA", "MMBench"]
     lines = [f"# {table.title}", "", f"{table.source}. `{command}`", ""]
     if cut:
         lines += [f"**A trial: {cut}. These scores mean nothing.**", ""]
     lines += [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
     lines += [_row(_cells(each, scale)) for each in trained]
-    lines += ["", _row(["what the paper says", "here", "in the paper"]), _row(["---"] * 3)]
-    lines += [_row(line) for line in claims(name, trained)]
+    header = ["what the paper says", "here", *PARTS[scale], "in the paper"]
+    lines += ["", _row(header), _row(["---"] * len(header))]
+    lines += [
+        _row([text, *ours.values(), theirs]) for text, ours, theirs in claims(name, scale, trained)
+    ]
     about = versions()
     lines += [
         "",
-        "Brackets: the smallest step between the rows that a claim compares, in points of the mean"
-        ' score, with its standard error over seeds; "not clearly" where the bound is within two of'
-        f" them. The paper's scores are the means of its three benchmarks. {unit}: one picture and"
-        f" {paper.TEXT} tokens of text, by `profiling/flops.py`.",
+        f"A score is the mean of its parts: {', '.join(PARTS[scale])}. Brackets: the smallest step"
+        " between the rows that a claim compares, in points, with its standard error over seeds;"
+        ' "not clearly" where the bound is within two of them. The paper\'s scores are the means of'
+        f" its three benchmarks. {unit}: one picture and {paper.TEXT} tokens of text, by"
+        " `profiling/flops.py`.",
         *(["", table.note] if table.note else []),
         "",
         f"![{table.title}]({name}.png)",
@@ -162,24 +187,35 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
 def _cells(each: Trained, scale: str) -> list[Any]:
     cells: list[Any] = [each.row.label]
     if each.model is None:
-        cells += [_NOTHING] * 5
+        cells += [_NOTHING] * (5 + len(PARTS[scale]))
     else:
         cfg = each.model
         size = paper.shape(cfg, paper.TEXT, each.grid * cfg.vision.image_size)
         total = sum(flops.forward_flops(cfg, size).values()) / FLOPS[scale][1]
-        seeds = " ".join(f"{score:.1f}" for _, score in sorted(each.scores.items()))
-        mean = f"**{each.mean:.1f}**" if each.scores else _NOTHING
         layers = cfg.prefusion_layers or (f"{cfg.inside_layers} inside" if cfg.inside_layers else 0)
-        cells += [layers, each.tokens, f"{total:.3g}", mean, seeds or _NOTHING]
+        seeds = " ".join(f"{score:.1f}" for _, score in sorted(each.scores[SCORE].items()))
+        mean, *parts = (
+            f"{each.mean(title):.1f}" if by_seed else _NOTHING
+            for title, by_seed in each.scores.items()
+        )
+        cells += [layers, each.tokens, f"{total:.3g}", f"**{mean}**", seeds or _NOTHING, *parts]
     scores = [f"{score:.1f}" for score in each.row.paper] or [_NOTHING] * 3
     return [*cells, each.row.tokens or _NOTHING, *scores]
 
 
-def claims(name: str, trained: Sequence[Trained]) -> list[tuple[str, Verdict, Verdict]]:
-    """A table's claims, each against our scores and against the paper's."""
-    ours = {each.name: each.scores for each in trained}
+def claims(
+    name: str, scale: str, trained: Sequence[Trained]
+) -> list[tuple[str, dict[str, Verdict], Verdict]]:
+    """A table's claims, each against our scores (SCORE and its parts) and against the paper's."""
     theirs = {each.name: {0: each.paper} for each in trained if each.row.paper}
-    return [(claim.text, judge(claim, ours), judge(claim, theirs)) for claim in TABLES[name].claims]
+    found = []
+    for claim in TABLES[name].claims:
+        ours = {
+            title: judge(claim, {each.name: each.scores[title] for each in trained})
+            for title in _columns(scale)
+        }
+        found.append((claim.text, ours, judge(claim, theirs)))
+    return found
 
 
 def _row(cells: Sequence[Any]) -> str:
@@ -189,20 +225,24 @@ def _row(cells: Sequence[Any]) -> str:
 def _plot(name: str, scale: str, trained: Sequence[Trained], path: Path) -> None:
     """Every seed's score and their mean, row by row; beside it the paper's."""
     plt = plots.pyplot()
-    shown = [each for each in trained if each.scores or each.row.paper]
+    shown = [each for each in trained if each.scores[SCORE] or each.row.paper]
     height = 1.6 + 0.42 * len(shown)
     figure, (ours, theirs) = plt.subplots(
         1, 2, figsize=(9.5, height), sharey=True, layout="constrained"
     )
     for place, each in enumerate(shown):
-        scores = list(each.scores.values())
+        scores = list(each.scores[SCORE].values())
         ours.plot(scores, [place] * len(scores), "o", color="tab:blue", alpha=0.35)
-        ours.plot([each.mean], [place], "D", color="tab:blue")
         theirs.plot([each.paper], [place], "s", color="tab:red")
+    for title, marker in zip(_columns(scale), _MARKERS, strict=False):
+        means = [each.mean(title) for each in shown]
+        colour = "tab:blue" if title == SCORE else "tab:gray"
+        ours.plot(means, range(len(shown)), marker, color=colour, label=title)
+    figure.legend(loc="outside lower left", ncols=len(_MARKERS), fontsize=9)
     ours.set_yticks(range(len(shown)), [_named(each) for each in shown])
     ours.invert_yaxis()
     ours.set_xlabel(METRICS[scale])
-    ours.set_title("here: seeds (discs), mean (diamond)", fontsize=10)
+    ours.set_title("here: means, and seeds (discs)", fontsize=10)
     theirs.set_xlabel("mean of VQAv2, GQA and MMBench")
     theirs.set_title("the paper, 7B", fontsize=10)
     for axis in (ours, theirs):

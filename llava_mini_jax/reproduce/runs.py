@@ -105,8 +105,9 @@ class _Crew:
             self._one(job, cores)
         finally:
             self._cores.put(cores)
-        score = "".join(f"{score:.1f}, " for score in [score_of(job, self._given[0])] if score)
-        return f"{job.name}: {score}{time.monotonic() - began:.0f} s"
+        found = scores_of(job, self._given[0])
+        scores = "".join(f"{found[name]:.1f}, " for name in job.benchmarks)
+        return f"{job.name}: {scores}{time.monotonic() - began:.0f} s"
 
     def _one(self, job: Job, cores: set[int]) -> None:
         process = multiprocessing.get_context("spawn").Process(
@@ -201,10 +202,13 @@ def _steps_done(job: Job, out: Path) -> int:
     return sum(steps.values())
 
 
-def score_of(job: Job, out: Path) -> float | None:
-    """The mean of the job's benchmarks, None as long as it has no results."""
+def scores_of(job: Job, out: Path) -> dict[str, float]:
+    """The job's scores by benchmark and by kind of question; none as long as it has no results."""
     path = job.results(out)
     if not job.benchmarks or not path.exists():
-        return None
-    values = [result["value"] for result in json.loads(path.read_text())]
-    return sum(values) / len(values)
+        return {}
+    scores: dict[str, float] = {}
+    for result in json.loads(path.read_text()):
+        scores |= result["rules"][result["headline"]]["details"].get("parts", {})
+        scores[result["benchmark"]] = result["value"]
+    return scores

@@ -19,6 +19,11 @@ from llava_mini_jax.training.stages import TrainConfig, load_config, rebuilt, st
 
 SCALES = ("digits", "full")
 METRICS = {"digits": "exact match, %", "full": "mean of VQAv2, GQA and MMBench"}
+# The equal parts of a score: each the mean over benchmarks, or over kinds of question.
+PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "digits": {"one digit": ("position", "largest"), "a line": ("row", "column")},
+    "full": {"VQAv2": ("vqav2",), "GQA": ("gqa",), "MMBench": ("mmbench",)},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from llava_mini_jax import cli
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.reproduce import page, scales
-from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim
+from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, TABLES, Claim
 from llava_mini_jax.training.stages import check
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -94,7 +94,19 @@ def leave_results(plan, out, scores):
     for key, score in scores.items():
         path = plan.jobs[plan.names[key]].results(out)
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps([{"value": score, "settings": {"limit": None}}]))
+        path.write_text(json.dumps([result_of("digits", score)]))
+
+
+def result_of(benchmark, score):
+    """One digit is 6 points better than the mean, a line 6 worse."""
+    kinds = {"position": score + 4, "largest": score + 8, "row": score - 3, "column": score - 9}
+    return {
+        "benchmark": benchmark,
+        "value": score,
+        "headline": "exact",
+        "rules": {"exact": {"value": score, "details": {"parts": kinds}}},
+        "settings": {"limit": None},
+    }
 
 
 def test_the_page_has_what_the_runs_left(tmp_path, capsys):
@@ -104,17 +116,41 @@ def test_the_page_has_what_the_runs_left(tmp_path, capsys):
     assert cli.main(["reproduce", "table8", "--collect", *options]) == 0
     text = (tmp_path / "table8.md").read_text()
     (mini,) = [line for line in text.splitlines() if line.startswith("| LLaVA-Mini | 4 | 1 |")]
-    assert "| **91.0** | 90.0 92.0 | 1 | 77.6 | 60.9 | 65.6 |" in mini
-    assert "| holds (+8.8) | holds (+1.4) |" in text  # seed 0 only: pool-1 has no other
-    assert "| – | holds" in text  # four tokens are not trained yet
+    assert "| **91.0** | 90.0 92.0 | 97.0 | 85.0 | 1 | 77.6 | 60.9 | 65.6 |" in mini
+    steps = " | holds (+8.8)" * 3  # seed 0 only: pool-1 has no other
+    assert f"{steps} | holds (+1.4) |" in text
+    assert "| – | – | – | holds" in text  # four tokens are not trained yet
     assert "A trial" not in text and "[0m" not in text
     rows = list(csv.DictReader((tmp_path / "table8.csv").open()))
-    found = {(r["row"], r["seed"]): r["score"] for r in rows}
-    assert found["mini", "1"] == "92.000" and found["pool-1", "0"] == "81.250"
-    assert found["pool-4", ""] == ""
+    found = {(r["row"], r["seed"]): r for r in rows}
+    assert found["mini", "1"]["score"] == "92.000" and found["pool-1", "0"]["score"] == "81.250"
+    assert found["mini", "1"]["one digit"] == "98.000" and found["mini", "1"]["a line"] == "86.000"
+    assert found["mini", "1"]["paper_gqa"] == "60.9"
+    assert found["pool-4", ""]["score"] == "" and found["pool-4", ""]["paper_gqa"] == "60.3"
     with Image.open(tmp_path / "table8.png") as picture:
         assert picture.width > 600
-    assert "here: holds (+8.8); in the paper: holds (+1.4)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "here: holds (+8.8); in the paper: holds (+1.4)" in said
+    assert "one digit: holds (+8.8); a line: holds (+8.8)" in said
+
+
+def test_at_full_scale_each_benchmark_is_a_part_of_the_score(tmp_path):
+    plan = make_plan("full", TABLES["table11"].rows, seeds=(0,), out=tmp_path)
+    for row, scores in (("llava", (78.0, 62.0, 64.0)), ("whole", (80.0, 61.0, 66.0))):
+        path = plan.jobs[plan.names[row, 0]].results(tmp_path)
+        path.parent.mkdir(parents=True)
+        found = [result_of(*each) for each in zip(BENCHMARKS, scores, strict=True)]
+        path.write_text(json.dumps(found))
+    llava, whole = page.collect("table11", "full", plan, (0,), tmp_path)
+    assert llava.mean(page.SCORE) == pytest.approx(68)
+    assert [whole.mean(title) for title in ("VQAv2", "GQA", "MMBench")] == [80, 61, 66]
+    ((_, ours, _),) = page.claims("table11", "full", [llava, whole])
+    assert {title: verdict.step for title, verdict in ours.items()} == {
+        page.SCORE: pytest.approx(1),
+        "VQAv2": 2,
+        "GQA": -1,
+        "MMBench": 2,
+    }
 
 
 def test_a_trial_is_not_taken_for_a_run(tmp_path, capsys):
