@@ -122,8 +122,7 @@ class _Crew:
         process.join()
         if process.exitcode:
             log = self._given[0] / job.name / "log.txt"
-            last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-            raise InputError(f"{job.name} failed: {last} (all of it: {log})")
+            raise InputError(f"{job.name} failed: {_why(process.exitcode, log)} (its log: {log})")
 
     def stop(self) -> None:
         """Ends what still runs; training leaves a checkpoint."""
@@ -133,6 +132,15 @@ class _Crew:
             process.terminate()
         for process in processes:
             process.join()
+
+
+def _why(exitcode: int, log: Path) -> str:
+    if exitcode < 0:  # it had no time for a word
+        name = signal.Signals(-exitcode).name
+        hint = ", as is done where memory runs out" if name == "SIGKILL" else ""
+        return f"it was ended by {name}{hint}"
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "it said nothing"
 
 
 @contextlib.contextmanager

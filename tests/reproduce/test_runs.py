@@ -61,9 +61,21 @@ def test_jobs_run_after_what_they_need_and_once(tmp_path, monkeypatch, capsys):
 def test_a_job_that_fails_says_why_and_the_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_do", pretend)
     jobs = plan(tmp_path, (1,)).jobs
-    with pytest.raises(InputError, match=r"mini-seed1 failed: no room is left \(all of it: .*log"):
+    with pytest.raises(InputError, match=r"mini-seed1 failed: no room is left \(its log: .*log"):
         runs.run(jobs, tmp_path, workers=1, data=tmp_path)
     assert jobs["llava-seed1"].is_done(tmp_path) and not jobs["mini-seed1"].is_done(tmp_path)
+
+
+def killed(job, out, data, limit, cores):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_do", killed)
+    jobs = plan(tmp_path, (0,)).jobs
+    said = "start failed: it was ended by SIGKILL, as is done where memory runs out"
+    with pytest.raises(InputError, match=said):
+        runs.run(jobs, tmp_path, workers=1, data=tmp_path)
 
 
 def test_cores_are_shared_out():
