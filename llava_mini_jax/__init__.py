@@ -20,7 +20,7 @@ Array names end in the letters of their dimensions, and einsum strings use the s
     T  text, or query positions         E  width of the vision tower
     S  sequence, or key positions       M  width of an MLP
     L  layers                           V  vocabulary
-    R  LoRA rank                        Y X C  rows, columns and colours of pixels
+                                        Y X C  rows, columns and colours of pixels
 """
 
 from typing import TYPE_CHECKING, Any

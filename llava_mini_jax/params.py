@@ -53,6 +53,11 @@ class ParamSpec:
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in rank")
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis is that of the layers."""
+        return self.axes[:1] == ("layers",)
+
 
 def is_spec(x: Any) -> bool:
     return isinstance(x, ParamSpec)
@@ -144,7 +149,7 @@ def _create(key: Array, path: str, spec: ParamSpec, dtype: Any) -> Array:
     numbered = re.fullmatch(r"(.*?)/(\d+)/(.*)", path)
     name = f"{numbered[1]}/{numbered[3]}" if numbered else path
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    if spec.axes[:1] != ("layers",):
+    if not spec.stacked:
         key = jax.random.fold_in(key, int(numbered[2])) if numbered else key
         return spec.init(key, spec.shape, dtype)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(spec.shape[0]))

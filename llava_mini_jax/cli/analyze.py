@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="out/analyze if not")
     add("--no-plots", action="store_true", help="no pictures; they need matplotlib (extra plots)")
-    add("--dtype", metavar="TYPE", help="float32 or bfloat16 (default: float32 on CPU)")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     data = parser.add_argument_group("attention, drop").add_argument
     data("--data", metavar="FILE", help="digits, or LLaVA's JSON (default: digits); drop: eval's")

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=0, metavar="K", help="default: 0, all tokens")
     add("--seed", type=int, default=0, metavar="S", help="for temperatures above 0; default: 0")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
-    add("--dtype", metavar="TYPE", help="float32 or bfloat16 (default: float32 on CPU)")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
 
 
@@ -94,20 +94,18 @@ def _plan(
     args: argparse.Namespace, settings: "Settings", sampling: "FrameSampling"
 ) -> "Iterable[str]":
     """What the question would take; no weights are read and no frame is decoded."""
-    import jax
-
     from llava_mini_jax.data.conversation import encode
     from llava_mini_jax.data.tokenizer import load_tokenizer
     from llava_mini_jax.data.video import read_video
     from llava_mini_jax.inference import request
+    from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.inference.plan import plan
     from llava_mini_jax.inference.session import CHUNK
     from llava_mini_jax.inference.shelf import Budget
     from llava_mini_jax.weights import folders
 
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    folder = folders.resolve_folder(args.model)
-    bundle, _ = folders.open_model(folder, compute_dtype=dtype)
+    folder, computing = folders.resolve_folder(args.model), computing_dtype(args.dtype)
+    bundle, _ = folders.open_model(folder, compute_dtype=computing)
     media = len(args.image) + len(args.video)
     turns = request.open_turns(args.question or "", media, "the question")
     prompt = encode(request.template_of(bundle), turns, load_tokenizer(folder), double_bos=False)
@@ -115,7 +113,7 @@ def _plan(
         bundle,
         len(args.image) + sum(len(read_video(video, sampling)) for video in args.video),
         int((prompt.ids >= 0).sum()),
-        dtype=dtype,
+        dtype=args.dtype or computing,
         chunk=CHUNK,
         answer=settings.max_new_tokens,
         budget=Budget() if args.interactive else Budget(host=0),

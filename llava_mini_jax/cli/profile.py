@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flops = parser.add_argument_group("flops").add_argument
     flops("--xla", action="store_true", help="XLA's own count too: seconds a row")
     latency = parser.add_argument_group("latency, memory").add_argument
-    latency("--dtype", metavar="TYPE", help="default: float32 on CPU, bfloat16 elsewhere")
+    latency("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     latency("--new-tokens", type=int, default=32, metavar="N", help="of an answer (default: 32)")
     latency("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
     latency("--peak", action="store_true", help="memory: compile, or run, for the peak too")
@@ -60,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
             " --layers"
+        )
+    if args.dtype == "int8" and (args.what != "latency" or not args.model):
+        raise InputError(
+            "--dtype int8 is for the latency of a MODEL; memory tells int8's bytes in any case"
         )
     with waiting("starting"):
         result = {"flops": _flops, "latency": _latency, "memory": _memory}[args.what](args)
@@ -125,7 +129,7 @@ def _latency(args: argparse.Namespace) -> dict[str, Any]:
     with waiting("measuring"):
         times = latency.measure(models, request, args.repeats)
     device = jax.local_devices()[0].device_kind
-    dtype = next(iter(models.values())).cfg.compute_dtype
+    dtype = args.dtype or next(iter(models.values())).cfg.compute_dtype
     spreads = {
         name: {"first": latency.spread(t.first), "token": latency.spread(t.token)}
         for name, t in times.items()
@@ -146,22 +150,20 @@ def _latency(args: argparse.Namespace) -> dict[str, Any]:
 
 def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
     """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
-    import jax
-
+    from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.profiling import latency, paper
     from llava_mini_jax.profiling.baseline import backbone, llava_1_5, shared_params
     from llava_mini_jax.profiling.latency import Candidate
 
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if args.model:
         import llava_mini_jax
 
-        model = llava_mini_jax.load(args.model, dtype=dtype, vision_tower=args.vision_tower)
+        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
         side = _one(args.resolution, cfg.vision.image_size * model.bundle.images.grid)
         return found | {args.model: Candidate(model.params, cfg)}, side
-    llm = backbone(args.abstract or _no_shape())
+    llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
     rows = [
         paper.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
@@ -198,10 +200,11 @@ def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Re
 def _memory(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
+    from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.profiling import memory
     from llava_mini_jax.profiling.baseline import llava_1_5
 
-    cfg = _config(args, args.dtype or "bfloat16")
+    cfg = _config(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args.resolution, cfg.vision.image_size)
     request = _request(args, cfg, side)
     weights = {dtype: memory.weight_bytes(cfg, dtype) for dtype in memory.DTYPES}
@@ -226,11 +229,10 @@ def _memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
-    import jax
-
+    from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.profiling import memory
 
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = computing_dtype(args.dtype)
     typed = dataclasses.replace(cfg, compute_dtype=dtype)
     found = memory.compiled_programs(typed, request, dtype)
     each = {n: dataclasses.asdict(p) | {"total": p.total} for n, p in found.items()}

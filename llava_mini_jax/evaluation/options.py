@@ -34,7 +34,7 @@ def parse(argv: Sequence[str], description: str | None) -> Command:
     add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="ask part I of N only")
     add("--batch-size", type=int, default=8, help="questions that are answered together")
     add("--max-new-tokens", type=int, help="of an answer (default: the benchmark's)")
-    add("--dtype", help="default: float32 on CPU, else bfloat16")
+    add("--dtype", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--score-only", action="store_true", help="score the answers that are there")
     add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")
     add("--paper", default="LLaVA-Mini 7B", help="the paper's column to compare with")

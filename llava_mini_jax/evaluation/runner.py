@@ -249,6 +249,7 @@ def settings_of(model: Model, benchmark: Benchmark, **given: Any) -> dict[str, A
     return {
         "benchmark": benchmark.name,
         "model": dataclasses.asdict(model.bundle),
+        "weights_dtype": model.weights_dtype,
         "frames": dataclasses.asdict(sampling_for(model.bundle, max_frames=benchmark.max_frames)),
         **given,
     }

@@ -32,7 +32,7 @@ from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Pictures, Pr
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import folders
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill, generate.decode),
     *(blocks.look, blocks.read, blocks.fuse, blocks.extend),  # of sessions
@@ -185,6 +185,12 @@ class Model:
         return not self.bundle.model.inside_layers
 
     @cached_property
+    def weights_dtype(self) -> str:
+        """That of the weights of products; `bundle.model.compute_dtype` is that of the products."""
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}
+        return "int8" if "int8" in dtypes else str(self.params.llm.embed_tokens.dtype)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's, the tokenizer's and the model's."""
         template = request.template_of(self.bundle)
@@ -263,21 +269,33 @@ def load(
     """The model of a folder, or of a name on the Hugging Face hub.
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
-    given. `vision_tower` is the folder of the CLIP tower, where the model's own does not name it.
+    given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
+    that would be taken if none were given. `vision_tower` is the folder of the CLIP tower, where
+    the model's own does not name it.
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
     """
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    if dtype not in DTYPES:
-        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    computing, int8 = computing_dtype(dtype), dtype == "int8"
     path = folders.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
-    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=dtype)
+    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
     request.template_of(bundle)
     tokenizer = load_tokenizer(path)
-    params = folders.load_params(bundle, published, dtype=dtype, unrolled=True)
+    params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, rows.buckets_for(bundle))
+
+
+def computing_dtype(dtype: str | None) -> str:
+    """The dtype of products with weights of `dtype`; None leaves the choice to the backend.
+
+    Raises InputError where `dtype` is none of DTYPES.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    if dtype is not None and dtype != "int8":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def compiled_programs() -> int:

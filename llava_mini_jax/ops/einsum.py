@@ -8,12 +8,28 @@ from llava_mini_jax import sharding
 from llava_mini_jax.params import Leaf
 
 
-def einsum(equation: str, x: jax.Array, weight: jax.Array, axes: sharding.Axes) -> jax.Array:
+@struct.dataclass
+class Int8Weight:
+    """A weight as int8 (weights/quantize.py): `values` [out.., in..] times `scale` [out..]."""
+
+    values: Leaf
+    scale: Leaf  # float32
+
+
+Weight = jax.Array | Int8Weight
+
+
+def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> jax.Array:
     """`jnp.einsum` in the activation's dtype; the result is laid out by its logical `axes`.
 
     Weights keep Hugging Face's order, output features first ("BTD,NHD->BTNH"): importing needs
     no transpose, and contracting the last axis of both is the faster product on CPU.
     """
+    if isinstance(weight, Int8Weight):
+        # A channel's scale may as well multiply its product, which is smaller than the weight.
+        product = einsum(equation, x, weight.values, axes).astype(jnp.float32)
+        scale = sharding.constrain(weight.scale, axes[-weight.scale.ndim :])
+        return (product * scale).astype(x.dtype)
     weight = weight.astype(x.dtype)
     inputs, output = equation.split("->")
     left, right = inputs.split(",")

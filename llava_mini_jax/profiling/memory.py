@@ -20,16 +20,16 @@ from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
-from llava_mini_jax.params import Tree
+from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.profiling.latency import Request
+from llava_mini_jax.weights.quantize import is_product
 
-DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}
-# Tables that are looked up or added: int8 leaves them, like norms and biases, in bfloat16.
-_TABLES = ("embed_tokens", "position", "class_token", "query")
+DTYPES = ("float32", "bfloat16", "int8")  # of weights
 
 
 def weight_bytes(cfg: LlavaMiniConfig, dtype: str) -> dict[str, int]:
-    """Bytes of the weights by component; with "int8" one byte a weight of a matrix product.
+    """Bytes of the weights by component; with "int8" one byte a weight of a matrix product, while
+    everything else is in the dtype of computing.
 
     int8's scales, one a channel, are not counted: less than 0.1 %.
     """
@@ -37,26 +37,28 @@ def weight_bytes(cfg: LlavaMiniConfig, dtype: str) -> dict[str, int]:
     found = {}
     for field in dataclasses.fields(spec):
         leaves = param_tree.paths(getattr(spec, field.name))
-        found[field.name] = sum(_leaf_bytes(path, s.shape, dtype) for path, s in leaves.items())
+        found[field.name] = sum(_leaf_bytes(path, s, dtype, cfg) for path, s in leaves.items())
     return found
 
 
-def _leaf_bytes(path: str, shape: tuple[int, ...], dtype: str) -> int:
-    name = path.rsplit("/", 1)[-1]
-    multiplied = len(shape) > 1 and name != "bias" and name not in _TABLES
-    size = DTYPES["bfloat16"] if dtype == "int8" and not multiplied else DTYPES[dtype]
-    return math.prod(shape) * size
+def _leaf_bytes(path: str, spec: ParamSpec, dtype: str, cfg: LlavaMiniConfig) -> int:
+    kept = dtype == "int8" and not is_product(path, spec)
+    return math.prod(spec.shape) * _itemsize(cfg.compute_dtype if kept else dtype)
+
+
+def _itemsize(dtype: str) -> int:
+    return jnp.dtype(dtype).itemsize
 
 
 def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
     """Keys and values of one position in all layers."""
-    return _cache_bytes(cfg, cfg.llm.layers, DTYPES[dtype])
+    return _cache_bytes(cfg, cfg.llm.layers, _itemsize(dtype))
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
     """Keys and values of a picture's or frame's visual tokens."""
-    outside = _cache_bytes(cfg, cfg.llm.layers - cfg.inside_layers, DTYPES[dtype])
-    inside = _cache_bytes(cfg, cfg.inside_layers, DTYPES[dtype])
+    outside = _cache_bytes(cfg, cfg.llm.layers - cfg.inside_layers, _itemsize(dtype))
+    inside = _cache_bytes(cfg, cfg.inside_layers, _itemsize(dtype))
     return outside * cfg.tokens_per_image(parts) + inside * cfg.seen_per_image(parts)
 
 

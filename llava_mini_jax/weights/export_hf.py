@@ -50,10 +50,9 @@ def published_tensors(
         sources = names.sources(path, specs[path], table, cfg.vision.read_layers)
         if sources is None:
             raise InputError(f"this format has no tensor for {path}: export it as --format release")
-        stacked = specs[path].axes[:1] == ("layers",)
         shape = _published_shape(specs[path])
         for i, source in enumerate(sources):
-            array = distributed.fetch(leaf[i] if stacked else leaf).reshape(shape)
+            array = distributed.fetch(leaf[i] if specs[path].stacked else leaf).reshape(shape)
             if source.parts == 1:
                 yield source.name, array
                 continue

@@ -131,11 +131,15 @@ def load_params(
     published: Iterable[Published],
     *,
     dtype: Any,
+    int8: bool = False,
     unrolled: bool,
     fresh: Iterable[str] = (),
     key: jax.Array | None = None,
 ) -> LlavaMini:
-    """Parameters from published tensors, with layers stacked (training) or unrolled (inference)."""
+    """Parameters from published tensors, with layers stacked (training) or unrolled (inference).
+
+    `int8`: weights of products as int8, everything else in `dtype`.
+    """
     spec = llava_mini.spec(bundle.model)
     return import_hf.load(
         llava_mini.unrolled(spec) if unrolled else spec,
@@ -143,6 +147,7 @@ def load_params(
         read_vision_layers=bundle.model.vision.read_layers,
         linear_projector=bundle.model.projector.kind == "linear",
         dtype=jnp.dtype(dtype),
+        int8=int8,
         fresh=fresh,
         key=key,
     )

@@ -22,9 +22,11 @@ import numpy as np
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.lazy_tensor import LazyTensor
+from llava_mini_jax.weights.quantize import channel_axes, is_product, quantize
 
 XLA_ALIGNMENT = 64  # bytes
 
@@ -72,12 +74,14 @@ def load(
     *,
     read_vision_layers: int,
     dtype: Any,
+    int8: bool = False,
     linear_projector: bool = False,
     fresh: Iterable[str] = (),
     key: jax.Array | None = None,
 ) -> Tree:
     """Parameters of `spec` from published folders; earlier folders win where two have a tensor.
 
+    With `int8` the weights of products are rounded, one after the other (quantize.py).
     Leaves whose path matches a pattern of `fresh` are initialised from `key` if no folder has them.
     Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
     """
@@ -92,7 +96,7 @@ def load(
             is_leaf=None,
         )
     leaves = [
-        made[path] if path in made else _assemble(leaf, plan[path], dtype)
+        made[path] if path in made else _assemble(path, leaf, plan[path], dtype, int8)
         for path, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=param_tree.is_spec), leaves)
@@ -111,7 +115,7 @@ def make_plan(
     used: set[tuple[int, str]] = set()
     problems: list[str] = []
     for path, leaf in param_tree.paths(spec).items():
-        shape = leaf.shape[1:] if leaf.axes[:1] == ("layers",) else leaf.shape
+        shape = leaf.shape[leaf.stacked :]  # of a layer
         found: list[Piece] | None = None
         expected: list[str] = []
         for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
@@ -196,8 +200,17 @@ def _regroup(
     return tuple(result)
 
 
-def _assemble(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:
-    if leaf.axes[:1] != ("layers",):
+def _assemble(
+    path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, int8: bool
+) -> jax.Array | Int8Weight:
+    weight = _whole(leaf, pieces, dtype)
+    if not int8 or not is_product(path, leaf):
+        return weight
+    return quantize(weight, channel_axes(leaf, pieces[0].shape[0]))
+
+
+def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:
+    if not leaf.stacked:
         return _place(leaf.shape, leaf.axes, pieces[0], dtype)
     spec = sharding.partition(leaf.shape, leaf.axes)
     stacked = jnp.zeros(leaf.shape, dtype, out_sharding=spec)

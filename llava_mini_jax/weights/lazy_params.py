@@ -92,13 +92,12 @@ def lazy_params(
     made = made or {}
 
     def leaf(path: str, spec: ParamSpec) -> LazyLeaf:
-        stacked = spec.axes[:1] == ("layers",)
         own, parts = jnp.dtype(bundle.model.compute_dtype), (made[path],) if path in made else ()
         if path in plan:
-            shape = spec.shape[1:] if stacked else spec.shape
+            shape = spec.shape[spec.stacked :]  # of a layer
             parts = tuple(partial(_read_piece, piece, shape) for piece in plan[path])
             own = plan[path][0].tensor.dtype if parts else own
-        return LazyLeaf(spec.shape, jnp.dtype(dtype) if dtype else own, parts, stacked, watch)
+        return LazyLeaf(spec.shape, jnp.dtype(dtype) if dtype else own, parts, spec.stacked, watch)
 
     return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(bundle.model)))
 

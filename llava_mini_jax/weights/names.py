@@ -164,7 +164,6 @@ def sources(
     A path of an unrolled tree carries its layer number ("llm/layers/3/q_proj").
     """
     numbered = re.fullmatch(r"(.*?)/(\d+)/(.*)", path)
-    stacked = spec.axes[:1] == ("layers",)
     key = f"{numbered[1]}/{numbered[3]}" if numbered else path
     if key not in names:
         return None
@@ -172,7 +171,7 @@ def sources(
     if numbered:
         layers: Iterator[int] = iter([int(numbered[2])])
     else:
-        layers = iter(range(spec.shape[0] if stacked else 1))
+        layers = iter(range(spec.shape[0] if spec.stacked else 1))
     return [_parse(names[key].replace("{}", str(first + layer))) for layer in layers]
 
 
