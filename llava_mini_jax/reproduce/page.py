@@ -82,7 +82,7 @@ def collect(table: str, scale: str, plan: Plan, seeds: Sequence[int], out: Path)
             seed: plan.jobs[plan.names[name, seed]] for seed in seeds if (name, seed) in plan.names
         }
         results = {seed: runs.scores_of(job, out) for seed, job in jobs.items()}
-        done = {seed: found for seed, found in results.items() if found}
+        done = {seed: by_name for seed, by_name in results.items() if by_name}
         stage = next(iter(jobs.values())).stages[-1] if jobs else None
         found.append(
             Trained(
@@ -91,7 +91,7 @@ def collect(table: str, scale: str, plan: Plan, seeds: Sequence[int], out: Path)
                 model=stage and stage.model,
                 grid=stage.images.grid if stage else 1,
                 scores={
-                    title: {seed: _mean(found, names) for seed, found in done.items()}
+                    title: {seed: _mean(by_name, names) for seed, by_name in done.items()}
                     for title, names in _columns(scale).items()
                 },
             )
@@ -105,8 +105,9 @@ def _columns(scale: str) -> dict[str, list[str]]:
     return {SCORE: [name for names in parts.values() for name in names], **parts}
 
 
-def _mean(found: Mapping[str, float], names: Sequence[str]) -> float:
-    return statistics.mean(found[name] for name in names)
+def _mean(by_name: Mapping[str, float], names: Sequence[str]) -> float:
+    """NaN where there is none: a trial of few questions may not ask every kind."""
+    return statistics.mean([by_name[name] for name in names if name in by_name] or [math.nan])
 
 
 def judge(claim: Claim, scores: Mapping[str, Scores]) -> Verdict:
