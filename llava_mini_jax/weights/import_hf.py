@@ -206,7 +206,8 @@ def _assemble(
     weight = _whole(leaf, pieces, dtype)
     if not int8 or not is_product(path, leaf):
         return weight
-    return quantize(weight, channel_axes(leaf, pieces[0].shape[0]))
+    # Waited for: otherwise the next tensors are read while this one is still there as a float.
+    return jax.block_until_ready(quantize(weight, channel_axes(leaf, pieces[0].shape[0])))
 
 
 def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:

@@ -42,9 +42,8 @@ def quantize(weight: jax.Array, channels: int) -> Int8Weight:
 
     The error of a weight is at most half of its channel's scale.
     """
-    exact = weight.astype(jnp.float32)
     inputs = tuple(range(channels, weight.ndim))
-    largest = jnp.max(jnp.abs(exact), axis=inputs)
+    largest = jnp.max(jnp.abs(weight), axis=inputs).astype(jnp.float32)
     scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
-    values = jnp.round(exact / jnp.expand_dims(scale, inputs)).astype(jnp.int8)
+    values = jnp.round(weight / jnp.expand_dims(scale, inputs)).astype(jnp.int8)
     return Int8Weight(values=values, scale=scale)
