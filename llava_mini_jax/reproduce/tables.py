@@ -174,7 +174,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "tokens": Table(
         title="Number of vision tokens",
-        source='the second "Table 7", section 6.3',
+        source='Second "Table 7", section 6.3',
         rows=("llava", "mini", "mini-4", "mini-16", "mini-9"),
         claims=(
             Claim(
@@ -190,7 +190,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "hd": Table(
         title="High resolution",
-        source='the second "Table 7", section 6.3',
+        source='Second "Table 7", section 6.3',
         rows=("low-llava", "low-mini", "hd-1", "hd-4", "hd-9", "hd-576"),
         claims=(
             Claim(text="high resolution is better than low", order=("low-mini", "hd-1")),
