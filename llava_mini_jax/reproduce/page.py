@@ -106,8 +106,8 @@ def _columns(scale: str) -> dict[str, list[str]]:
 
 
 def _mean(by_name: Mapping[str, float], names: Sequence[str]) -> float:
-    """NaN where there is none: a trial of few questions may not ask every kind."""
-    return statistics.mean([by_name[name] for name in names if name in by_name] or [math.nan])
+    """NaN where one is missing: a trial may not ask every kind, a test set may have no answers."""
+    return statistics.mean(by_name.get(name, math.nan) for name in names)
 
 
 def judge(claim: Claim, scores: Mapping[str, Scores]) -> Verdict:
@@ -194,14 +194,15 @@ def _cells(each: Trained, scale: str) -> list[Any]:
         size = paper.shape(cfg, paper.TEXT, each.grid * cfg.vision.image_size)
         total = sum(flops.forward_flops(cfg, size).values()) / FLOPS[scale][1]
         layers = cfg.prefusion_layers or (f"{cfg.inside_layers} inside" if cfg.inside_layers else 0)
-        seeds = " ".join(f"{score:.1f}" for _, score in sorted(each.scores[SCORE].items()))
-        mean, *parts = (
-            f"{each.mean(title):.1f}" if by_seed else _NOTHING
-            for title, by_seed in each.scores.items()
-        )
+        seeds = " ".join(_shown(score) for _, score in sorted(each.scores[SCORE].items()))
+        mean, *parts = (_shown(each.mean(title)) for title in each.scores)
         cells += [layers, each.tokens, f"{total:.3g}", f"**{mean}**", seeds or _NOTHING, *parts]
     scores = [f"{score:.1f}" for score in each.row.paper] or [_NOTHING] * 3
     return [*cells, each.row.tokens or _NOTHING, *scores]
+
+
+def _shown(score: float) -> str:
+    return _NOTHING if math.isnan(score) else f"{score:.1f}"
 
 
 def claims(

@@ -106,7 +106,7 @@ class _Crew:
         finally:
             self._cores.put(cores)
         found = scores_of(job, self._given[0])
-        scores = "".join(f"{found[name]:.1f}, " for name in job.benchmarks)
+        scores = "".join(f"{found[name]:.1f}, " for name in job.benchmarks if name in found)
         return f"{job.name}: {scores}{time.monotonic() - began:.0f} s"
 
     def _one(self, job: Job, cores: set[int]) -> None:
@@ -219,4 +219,4 @@ def scores_of(job: Job, out: Path) -> dict[str, float]:
     for result in json.loads(path.read_text()):
         scores |= result["rules"][result["headline"]]["details"].get("parts", {})
         scores[result["benchmark"]] = result["value"]
-    return scores
+    return {name: value for name, value in scores.items() if value is not None}

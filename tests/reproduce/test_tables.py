@@ -134,19 +134,22 @@ def test_the_page_has_what_the_runs_left(tmp_path, capsys):
     assert "one digit: holds (+8.8); a line: holds (+8.8)" in said
 
 
-def test_a_trial_may_lack_kinds_of_questions(tmp_path):
+def test_what_is_missing_is_not_averaged_over(tmp_path):
+    """A trial may ask too few questions for a kind; a set without answers has null for a score."""
     plan = make_plan("digits", TABLES["table11"].rows, seeds=(0,), out=tmp_path)
-    for row, right in (("llava", 100.0), ("whole", 0.0)):
+    for row, right in (("llava", 90.0), ("whole", 80.0)):
         result = result_of("digits", right)
-        result["rules"]["exact"]["details"]["parts"] = {"position": right}  # --limit 1
+        kinds = result["rules"]["exact"]["details"]["parts"]
+        kinds["column"] = None
+        del kinds["row"]
         path = plan.jobs[plan.names[row, 0]].results(tmp_path)
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([result]))
     trained = page.collect("table11", "digits", plan, (0,), tmp_path)
     ((_, ours, _),) = page.claims("table11", "digits", trained)
-    assert [str(verdict) for verdict in ours.values()] == ["does not hold (-100.0)"] * 2 + ["–"]
-    page.write("table11", "digits", trained, tmp_path, "the command", "1 question")
-    assert "| **100.0** | 100.0 | 100.0 | nan |" in (tmp_path / "table11.md").read_text()
+    assert [str(verdict) for verdict in ours.values()] == ["–", "does not hold (-10.0)", "–"]
+    page.write("table11", "digits", trained, tmp_path, "the command", "")
+    assert "| **–** | – | 96.0 | – |" in (tmp_path / "table11.md").read_text()
 
 
 def test_at_full_scale_each_benchmark_is_a_part_of_the_score(tmp_path):
