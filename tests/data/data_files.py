@@ -1,0 +1,33 @@
+"""Data sets written for tests: rows in LLaVA's form, files of them, and what opens them."""
+
+import json
+from pathlib import Path
+
+from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+
+ANSWER = "the digit is 3"
+
+
+def turns(question="<image>\nwhich digit is in row 1?", answer=ANSWER):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def rows(count):
+    return [{"id": f"s{i}", "conversations": turns("hello", str(i))} for i in range(count)]
+
+
+def write(path: Path, content) -> str:
+    if path.suffix == ".jsonl":
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def config_of(*datasets, **changes):
+    made = tuple(d if isinstance(d, Dataset) else Dataset(path=str(d)) for d in datasets)
+    return SourcesConfig(**(dict(datasets=made, fps=1.0, max_frames=4) | changes))
+
+
+def ids(*datasets, **changes):
+    samples = Samples(config_of(*datasets, **changes))
+    return [samples[i]["id"] for i in range(len(samples))]
