@@ -1,6 +1,7 @@
 """Files that survive a kill: JSON lines that are appended to and taken up again, whole texts."""
 
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ def write_whole(path: epath.PathLike, text: str) -> None:
     if "://" in str(path):  # a bucket, where every writing is like that
         path.write_text(text)
         return
-    beside = path.with_name(f".{path.name}")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines may share the folder
     try:
         beside.write_text(text)
         beside.replace(path)

@@ -10,7 +10,6 @@ Answers are greedy, and every token is computed from the whole sequence anew: a 
 one question a second sooner, but inference would have to know of an analysis.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import numpy as np
 
 from llava_mini_jax.analysis.data import padded_batch, refuse_inside
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import runner
+from llava_mini_jax.evaluation import layouts, runner, settings_file
 from llava_mini_jax.evaluation.answers import join, read_lines
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.inference import rows
@@ -175,19 +174,34 @@ def scores(
     """The benchmark's score with each range of layers blinded, by the range's name.
 
     Answers go to `out`/layers-NAME/answers.jsonl, and are taken from there if the same model and
-    questions were asked before. Raises InputError for benchmarks that need a judge.
+    questions were asked before. Raises InputError for benchmarks that cannot be scored here, and
+    for pictures that cannot be read: a model that sees less is what is measured.
     """
     refuse_inside(model.bundle.model)
     if benchmark.judge is not None:
         raise InputError(
             f"{benchmark.name} is graded by another model; take a benchmark that is scored by rule"
         )
+    if all(question.gold is None for question in questions):
+        raise InputError(
+            f"{benchmark.name} has questions here whose answers only a server knows; take a split"
+            " with answers"
+        )
+    layouts.check_pictures(benchmark.name, questions)
+    tokens = benchmark.max_new_tokens
+    settings = runner.settings_of(
+        model,
+        model_id,
+        benchmark,
+        prompts=settings_file.digest(questions),
+        max_new_tokens=tokens,
+    )
     found = {}
     for hidden in chosen:
         blinded = Blinded(model.params, model.bundle, model.tokenizer, model.buckets, hidden)
         folder = out / f"layers-{hidden.name}"
-        _check_same(folder, {"model": model_id, "questions": [q.key for q in questions]})
-        runner.ask(
+        settings_file.check_same(folder, settings)
+        run = runner.ask(
             blinded,
             model_id,
             benchmark,
@@ -195,20 +209,15 @@ def scores(
             folder,
             shard=runner.Shard(),
             batch_size=batch_size,
-            max_new_tokens=benchmark.max_new_tokens,
+            max_new_tokens=tokens,
         )
+        if run.unreadable:
+            key, reason = next(iter(run.unreadable.items()))
+            raise InputError(
+                f"{benchmark.name}: {len(run.unreadable)} of {len(questions)} questions cannot be"
+                f" asked, such as {key}: {reason}"
+            )
         lines = [line for path in runner.files(folder) for line in read_lines(path, benchmark)]
         judged = benchmark.score(data, questions, join(benchmark, questions, lines).answers)
         found[hidden.name] = judged.rules[judged.headline].value
     return found
-
-
-def _check_same(folder: Path, settings: dict[str, Any]) -> None:
-    """Answers of another model or to other questions do not go into one file."""
-    path, text = folder / "settings.json", json.dumps(settings)
-    if path.exists() and path.read_text() != text:
-        raise InputError(
-            f"{folder} holds answers of another model or to other questions; give another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)

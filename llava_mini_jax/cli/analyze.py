@@ -8,7 +8,6 @@ MODEL, --benchmark --> drop: its score when some layers do not see the picture (
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,5 +215,7 @@ def _some(first: int, end: int, most: int) -> list[int]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    from llava_mini_jax.evaluation import report
+
+    path.write_text(report.as_json(result, indent=1) + "\n")
     return path

@@ -52,8 +52,9 @@ class Answer:
 class Rule:
     """One way to score, the official one or another tool's."""
 
-    value: float  # in the unit of the paper's table
+    value: float  # in the unit of the paper's table; NaN where there is none
     items: Mapping[str, float]  # by key, each item's own score (a fraction)
+    scale: float | None  # the value is `scale` times the items' mean; None: it is no such mean
     details: Mapping[str, Any]  # per split, type, task, ...: whatever the official script prints
 
 

@@ -7,16 +7,14 @@ OUT/results.md, OUT/results.json: all of them beside the paper's figures
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import layouts, report
+from llava_mini_jax.evaluation import layouts, report, settings_file
 from llava_mini_jax.evaluation.answers import join, read_lines
 from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
 from llava_mini_jax.journal import write_whole
@@ -65,6 +63,10 @@ class Command:
             (self.offset < 0, f"--offset is {self.offset}; give 0 or more"),
             (not 0 <= index < count, f"--shard is {index + 1}/{count}; give 1/N to N/N"),
             (self.batch_size < 1, f"--batch-size is {self.batch_size}; give 1 or more"),
+            (
+                self.max_new_tokens is not None and self.max_new_tokens < 1,
+                f"--max-new-tokens is {self.max_new_tokens}; give 1 or more",
+            ),
             (self.paper not in MODELS, f"--paper is {self.paper}; give one of {', '.join(MODELS)}"),
             (
                 self.answers is not None and len(self.benchmarks) != 1,
@@ -79,14 +81,22 @@ class Command:
                 raise InputError(message)
 
 
+class Asked(NamedTuple):
+    """The part of a benchmark's questions that is to be asked and scored."""
+
+    questions: Sequence[Question]
+    prompts: str  # settings_file.digest of all its questions
+
+
 def evaluate(command: Command) -> list[dict[str, Any]]:
     """Asks and scores; the results, of which each benchmark's folder and OUT have the files."""
     benchmarks = [find(name) for name in command.benchmarks]
+    _check_judge_options(benchmarks, command.judge.options)
     asking = not command.score_only and command.answers is None
     asked = {b.name: _selected(b, command) for b in benchmarks}  # before a model is loaded
     if asking:
-        for name, questions in asked.items():
-            layouts.check_pictures(name, questions)
+        for name, part in asked.items():
+            layouts.check_pictures(name, part.questions)
     try:
         command.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,11 +114,22 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
             results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
     header, rows = report.table(results, command.paper)
     write_whole(command.out / "results.md", report.markdown(header, rows))
-    write_whole(command.out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    write_whole(command.out / "results.json", report.as_json(results, indent=2) + "\n")
     return results
 
 
-def _selected(benchmark: Benchmark, command: Command) -> list[Question]:
+def _check_judge_options(benchmarks: Sequence[Benchmark], given: Mapping[str, Any]) -> None:
+    """Each judge is told those of the options that it has; one that none has is misspelt."""
+    known = {b.name: list(b.judge.options) for b in benchmarks if b.judge and b.judge.options}
+    if unknown := sorted(set(given).difference(*known.values())):
+        have = "; ".join(f"{name}: {', '.join(options)}" for name, options in known.items())
+        raise InputError(
+            f"--judge-options has {', '.join(unknown)}, which no judge of these benchmarks has;"
+            f" they have {have or 'none'}"
+        )
+
+
+def _selected(benchmark: Benchmark, command: Command) -> Asked:
     folder = command.data / benchmark.folder
     questions = benchmark.questions(folder)
     end = None if command.limit is None else command.offset + command.limit
@@ -118,7 +139,7 @@ def _selected(benchmark: Benchmark, command: Command) -> list[Question]:
             f"{benchmark.name} has {len(questions)} questions; --offset {command.offset} leaves"
             " none of them"
         )
-    return chosen
+    return Asked(chosen, settings_file.digest(questions))
 
 
 def _slug(name: str) -> str:
@@ -136,16 +157,18 @@ def _ask(
     model: Any,
     name: str,
     benchmark: Benchmark,
-    questions: Sequence[Question],
+    asked: Asked,
     folder: Path,
     command: Command,
 ) -> dict[str, Any]:
     """Runs what is left to ask; what the results should say about it."""
     from llava_mini_jax.evaluation import runner
 
-    tokens = command.max_new_tokens or benchmark.max_new_tokens
-    settings = runner.settings_of(model, benchmark, max_new_tokens=tokens)
-    _check_same(folder, name, settings)
+    questions, prompts = asked
+    given = command.max_new_tokens
+    tokens = benchmark.max_new_tokens if given is None else given
+    settings = runner.settings_of(model, name, benchmark, prompts=prompts, max_new_tokens=tokens)
+    settings_file.check_same(folder, settings)
     with counting(f"{_slug(name)}: {benchmark.name}", len(questions)) as bar:
         run = runner.ask(
             model,
@@ -161,42 +184,15 @@ def _ask(
     return {"unreadable": run.unreadable, "run": dataclasses.asdict(run)}
 
 
-def _check_same(folder: Path, name: str, settings: dict[str, Any]) -> None:
-    """Answers of another model or of other settings do not go into one file."""
-    settings = {"folder": str(Path(name).resolve()), "weights": _weights(name), **settings}
-    text = json.dumps(settings, sort_keys=True, default=str)
-    path = folder / "settings.json"
-    if path.exists() and any(folder.glob("answers*.jsonl")):
-        before = json.loads(path.read_text())
-        changed = sorted(
-            k for k in {**before, **settings} if before.get(k) != json.loads(text).get(k)
-        )
-        if changed:
-            raise InputError(
-                f"{folder} holds answers that were made with another {', '.join(changed)}: give "
-                "another --out, or remove them to ask anew"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
-
-
-def _weights(name: str) -> str:
-    """Tells weights apart without reading gigabytes: their files' names, sizes and first bytes."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(name).glob("*.safetensors")) + sorted(Path(name).glob("*.bin")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
-    return digest.hexdigest()[:16]
-
-
 def _score(
     name: str,
     benchmark: Benchmark,
-    questions: Sequence[Question],
+    asked: Asked,
     folder: Path,
     command: Command,
     more: dict[str, Any],
 ) -> dict[str, Any]:
+    questions, prompts = asked
     data = command.data / benchmark.folder
     paths = sorted(folder.glob("answers*.jsonl"))
     if command.answers is not None:
@@ -205,6 +201,9 @@ def _score(
         raise InputError(
             f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"
         )
+    settings = {} if command.answers is not None else settings_file.read(folder)
+    if settings.get("prompts", prompts) != prompts:  # with --score-only nobody has looked yet
+        settings_file.refuse(folder, ["prompts"])
     lines = [line for path in paths for line in read_lines(path, benchmark)]
     joined = join(benchmark, questions, lines)
     if benchmark.judge is None:
@@ -215,8 +214,6 @@ def _score(
         if not replies.pending:
             judged = (data, questions, joined.answers, replies, folder / "judged", _slug(name))
             benchmark.judge.write(*judged)
-    settings_file = folder / "settings.json"
-    settings = json.loads(settings_file.read_text()) if settings_file.exists() else {}
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
     report.write(folder, found, report.samples(questions, joined, scores))

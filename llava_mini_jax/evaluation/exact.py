@@ -20,6 +20,7 @@ def score(
     rule = Rule(
         value=_percent(list(items.values())),
         items=items,
+        scale=100,
         details={
             "parts": {name: _percent(right) for name, right in by_part.items()},
             "questions": {name: len(right) for name, right in by_part.items()},

@@ -70,9 +70,10 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    text: str  # "" where the judge refused
+    text: str  # "" where the judge refused, or its server
     model: str  # as the server calls itself
     date: str  # ISO, UTC
+    refused: str = ""  # why the server refused the request for good; "" where it did not
 
 
 class NoReplyError(Exception):
@@ -94,7 +95,9 @@ class Replies:
 
     def about(self) -> dict[str, Any]:
         """What every judged score says: who judged, in whose words, when, and what is lacking."""
-        given = [reply for replies in self.by_key.values() for reply in replies]
+        every = [(key, reply) for key, replies in self.by_key.items() for reply in replies]
+        given = [reply for _, reply in every if not reply.refused]
+        refused = {key: reply.refused for key, reply in every if reply.refused}
         dates = sorted(reply.date for reply in given)
         return {
             "model": self.plan.model,
@@ -107,6 +110,8 @@ class Replies:
             "asks": len(self.plan.asks),
             "replies": len(given),
             "sent now": self.sent,
+            "refused": len(refused),
+            "first of the refused": dict(itertools.islice(refused.items(), 20)),
             "pending": len(self.pending),
             "first of the pending": dict(itertools.islice(self.pending.items(), 20)),
         }
@@ -117,11 +122,11 @@ class Replies:
 
 
 def climb(ask: Ask, send: Callable[[JudgeRequest], Reply]) -> list[Reply]:
-    """Replies of one ladder; raises NoReplyError where `send` does."""
+    """Replies of one ladder, which a refusal ends; raises NoReplyError where `send` does."""
     replies = []
     for request in ask.requests:
         replies.append(send(request))
-        if ask.readable(replies[-1].text):
+        if replies[-1].refused or ask.readable(replies[-1].text):
             break
     return replies
 

@@ -4,11 +4,16 @@
                                           | no                                              ^
                     POST {base}/chat/completions --whole response--> KEPT.jsonl (appended) -'
                           | 408, 409, 425, 429, 5xx, silence, garbage: wait, again, `tries` times
+                          | 400, 413, 422: this request is refused for good, a Reply without text
                           '-> else: the ask is pending, with the reason
 
 A reply is in the file before it is used, so a run that is killed and started again sends what was
 under way and what is left, nothing else. A server that fails ten asks in a row, refuses the key or
 is out of quota is left alone: all that is left is pending.
+
+Refusals are of single requests (filtered, or longer than the judge reads) where the server goes on
+answering others. Where it answers none, or none any more, all are asked wrongly, or the account is
+empty: then they are pending. They cost nothing, so they are kept only when that is clear.
 
 No reply is paid for twice; but what a server does with a request that it does not answer in time is
 its own affair, so `timeout_s` should be generous.
@@ -50,6 +55,7 @@ from llava_mini_jax.journal import Journal
 
 # 0 is silence, 200 garbage instead of a chat completion.
 _RETRIED = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+_REFUSED = (400, 413, 422)
 _MOST_FAILURES = 10  # asks in a row
 
 
@@ -67,7 +73,7 @@ def ask(
     for one in plan.asks:
         ladders.setdefault(one.requests[0].digest, []).append(one)
     with _locked(file):
-        sender = _Sender(endpoint, key, Journal(file, _is_reply))
+        sender = _Sender(endpoint, key, Journal(file, _is_reply), plan)
         with ThreadPoolExecutor(endpoint.concurrency) as pool:
             try:
                 running = {pool.submit(sender.climb, same[0]): same for same in ladders.values()}
@@ -77,6 +83,7 @@ def ask(
             finally:  # where something is raised, an interrupt above all, nothing more is sent
                 sender.stopped.set()
                 pool.shutdown(cancel_futures=True)
+        sender.end()
     return replies_of(plan, sender.found, sender.sent)
 
 
@@ -95,11 +102,14 @@ def kept(plan: Plan, file: Path) -> Replies:
 class _Sender:
     """What the threads share. Everything that changes does so under the lock."""
 
-    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal):
+    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal, plan: Plan):
         self.stopped = threading.Event()
         self.sent = 0
         self._endpoint, self._key, self._journal = endpoint, key, journal
         self._known = _by_digest(journal)
+        # Whether the server has answered any of the plan's requests.
+        self._answers = any(r.digest in self._known for one in plan.asks for r in one.requests)
+        self._refusals: list[dict[str, Any]] = []  # since its last answer: lines for the file
         self._failed: dict[str, str] = {}  # by digest: why there is no reply
         self._lock = threading.Lock()
         self._not_before = 0.0  # when a server that limits the rate takes requests again
@@ -125,6 +135,17 @@ class _Sender:
             return self._known[request.digest]
         raise NoReplyError(self._failed.get(request.digest, self._reason))
 
+    def end(self) -> None:
+        """When all threads are done."""
+        if self._answers and len(self._refusals) <= _MOST_FAILURES:
+            self._keep_refusals()
+
+    def _keep_refusals(self) -> None:
+        for line in self._refusals:
+            self._journal.append(line)
+            self._known[line["digest"]] = _reply(line)
+        self._refusals.clear()
+
     def _get(self, request: JudgeRequest) -> Reply:
         if (reply := self._known.get(request.digest)) is not None:
             return reply
@@ -134,10 +155,19 @@ class _Sender:
             with self._lock:
                 self._failed[request.digest] = str(reason)
             raise
+        reply = _reply(line)
         with self._lock:
+            if reply.refused:
+                self._refusals.append(line)
+                self._failed[request.digest] = reply.refused
+                if not self._answers:
+                    raise NoReplyError(reply.refused)
+                return reply
             self._journal.append(line)
+            self._keep_refusals()
+            self._answers = True
             self.sent += 1
-            reply = self._known[request.digest] = _reply(line)
+            self._known[request.digest] = reply
         return reply
 
     def _send(self, request: JudgeRequest) -> dict[str, Any]:
@@ -157,6 +187,9 @@ class _Sender:
                 return self._line(request, data, text, time.monotonic() - began)
             if status:
                 reason = said(status, data)
+            if status in _REFUSED:
+                line = self._line(request, data, "", time.monotonic() - began)
+                return {**line, "refused": reason}
             wait = self._pause(number, status, retry_after(headers), reason)
         raise NoReplyError(f"{reason}, {self._endpoint.tries} times")
 
@@ -212,7 +245,12 @@ def _reply(line: Mapping[str, Any]) -> Reply:
     response = line.get("response")
     model = response.get("model") if isinstance(response, dict) else None
     asked = (line.get("request") or {}).get("model", "")
-    return Reply(text=line["text"], model=str(model or asked), date=str(line.get("date", "")))
+    return Reply(
+        text=line["text"],
+        model=str(model or asked),
+        date=str(line.get("date", "")),
+        refused=str(line.get("refused", "")),
+    )
 
 
 def _by_digest(journal: Journal) -> dict[str, Reply]:

@@ -13,6 +13,7 @@ be read has lost its yes or no as well.
 import ast
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -110,8 +111,8 @@ def _in_range(score: Any) -> float | None:
 
 
 def mean_score(verdicts: Sequence[Verdict]) -> float:
-    """Of all verdicts, those without a score too, which count as 0; 0 of none."""
-    return sum(v.score or 0 for v in verdicts) / len(verdicts) if verdicts else 0.0
+    """Of all verdicts, those without a score too, which count as 0; NaN of none."""
+    return sum(v.score or 0 for v in verdicts) / len(verdicts) if verdicts else math.nan
 
 
 def find_video(folders: Sequence[Path], name: str) -> Path:

@@ -132,14 +132,14 @@ def check_prompts(
     answers: Mapping[str, Answer],
     spelled: Callable[[str], str] = lambda text: text,
 ) -> None:
-    """Raises InputError for answers whose recorded prompt lacks their question's first line.
+    """Raises InputError for answers whose recorded prompt lacks the first line of their question's.
 
     Where answers are joined by a number, files of two versions would meet without a word. `spelled`
     is applied to the prompts; answers that record none are taken as they are.
     """
     strange = []
     for question in questions:
-        asked = question.text.split("\n")[0].strip().lower()
+        asked = question.prompt.removeprefix("<image>\n").split("\n")[0].strip().lower()
         answer = answers.get(question.key)
         if answer and answer.prompt and asked not in spelled(answer.prompt).lower():
             strange.append(question.key)
@@ -165,7 +165,7 @@ def check_all_answered(
 def hidden(rule: str, parsed: Mapping[str, str], unparsed: Sequence[str]) -> Scores:
     """Scores of a split whose answers only a server has: the value is NaN."""
     details = {"hidden": "the server that takes the submission file has the answers"}
-    rules = {rule: Rule(value=math.nan, items={}, details=details)}
+    rules = {rule: Rule(value=math.nan, items={}, scale=None, details=details)}
     return Scores(headline=rule, rules=rules, parsed=parsed, unparsed=unparsed)
 
 

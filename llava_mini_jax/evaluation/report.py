@@ -46,18 +46,21 @@ def result(
     """
     headline = scores.rules[scores.headline]
     text = json.dumps(settings, sort_keys=True, default=str)
-    return {
+    error = math.nan
+    if headline.scale is not None and math.isfinite(headline.value):
+        error = headline.scale * standard_error(headline.items)
+    found = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "metric": benchmark.metric,
         "headline": scores.headline,
-        "value": _finite(headline.value),
-        "standard_error": _finite(_error(headline.value, headline.items)),
+        "value": headline.value,
+        "standard_error": error,
         "n": len(headline.items) or len(questions),
         "asked": len(questions),
         "answered": len(joined.answers),
         "rules": {
-            name: {"value": _finite(rule.value), "details": rule.details}
+            name: {"value": rule.value, "details": rule.details}
             for name, rule in scores.rules.items()
         },
         "not_parsed": list(scores.unparsed),
@@ -72,17 +75,7 @@ def result(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **more,
     }
-
-
-def _error(value: float, items: Mapping[str, float]) -> float:
-    """The standard error of a score that is a multiple (1 or 100) of its items' mean."""
-    if not items:
-        return math.nan
-    mean = sum(items.values()) / len(items)
-    for scale in (1.0, 100.0):
-        if math.isclose(scale * mean, value, rel_tol=1e-3, abs_tol=6e-3):  # values may be rounded
-            return scale * standard_error(items)
-    return math.nan
+    return _finite(found)
 
 
 def samples(
@@ -105,10 +98,22 @@ def samples(
 def write(folder: Path, found: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> None:
     """results.json and samples.jsonl; each is whole, or as it was before."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=2, default=str) + "\n"
-    rows = "".join(json.dumps(line, default=str) + "\n" for line in lines)
-    write_whole(folder / "samples.jsonl", rows)
-    write_whole(folder / "results.json", text)
+    write_whole(folder / "samples.jsonl", "".join(as_json(line) + "\n" for line in lines))
+    write_whole(folder / "results.json", as_json(found, indent=2) + "\n")
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON as other languages read it, too, in which NaN is null."""
+    return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for all numbers in it that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -213,10 +218,6 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     """What a reader of the table has to know, a line each: what is missing, odd, or to be seen."""
     for found in results:
@@ -229,7 +230,10 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         ):
             if keys := found[name]:
                 yield f"{where}: {len(keys)} {what} ({_some(keys)})"
-        judge = found["rules"][found["headline"]]["details"].get("judge", {})
+        details = found["rules"][found["headline"]]["details"]
+        if remark := details.get("remark"):
+            yield f"{where}: {remark}"
+        judge = details.get("judge", {})
         if judge.get("pending"):
             reason = next(iter(judge["first of the pending"].values()))
             yield (
@@ -238,6 +242,12 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             )
         elif judge:
             yield f"{where}: judged by {judge['model']}, wording: {judge['wording']}"
+        if judge.get("refused"):
+            key, reason = next(iter(judge["first of the refused"].items()))
+            yield (
+                f"{where}: the judge's server refused {judge['refused']} of {judge['asks']}"
+                f" questions for good ({key}: {reason}); they count as replies that cannot be read"
+            )
         for key, reason in list(found.get("unreadable", {}).items())[:3]:
             yield f"{where}: {key} was not asked: {reason}"
         yield from found.get("shown", ())

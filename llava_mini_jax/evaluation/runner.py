@@ -244,12 +244,23 @@ def _answer_id(benchmark: Benchmark, question: Question) -> str:
     return base64.urlsafe_b64encode(digest)[:22].decode()
 
 
-def settings_of(model: Model, benchmark: Benchmark, **given: Any) -> dict[str, Any]:
-    """What the answers depend on, for the results and for telling two runs apart."""
+def settings_of(model: Model, name: str, benchmark: Benchmark, **given: Any) -> dict[str, Any]:
+    """What the answers of the model in folder `name` depend on, for settings_file.check_same."""
     return {
+        "folder": str(Path(name).resolve()),
+        "weights": _weights(name),
         "benchmark": benchmark.name,
         "model": dataclasses.asdict(model.bundle),
         "weights_dtype": model.weights_dtype,
         "frames": dataclasses.asdict(sampling_for(model.bundle, max_frames=benchmark.max_frames)),
         **given,
     }
+
+
+def _weights(name: str) -> str:
+    """Tells weights apart without reading gigabytes: their files' names, sizes and first bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")) + sorted(Path(name).glob("*.bin")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
+    return digest.hexdigest()[:16]

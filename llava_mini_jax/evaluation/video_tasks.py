@@ -108,10 +108,11 @@ def task_rule(
 
     Questions `left_out` are in no denominator; a task that has no other ones has accuracy 0.
     """
-    tasks = {}
+    tasks, sizes = {}, set()
     for title in dict.fromkeys(q.gold["task"] for q in questions):
         own = [q.key for q in questions if q.gold["task"] == title and q.key not in left_out]
         tasks[title] = 100 * _mean([items[key] for key in own])
+        sizes.add(len(own))
     counted = [items[q.key] for q in questions if q.key not in left_out]
     means = {}
     for group, members in (groups or {}).items():
@@ -120,6 +121,8 @@ def task_rule(
     return Rule(
         value=_mean(list(tasks.values())),
         items=items,
+        # Tasks of one size: the mean of their means is that of all items.
+        scale=100 if len(sizes) == 1 and not left_out else None,
         details={**details, "over_all_questions": 100 * _mean(counted), "parts": means | tasks},
     )
 

@@ -1,6 +1,8 @@
 """Layers that do not see the picture."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from llava_mini_jax.analysis import drop
 from llava_mini_jax.analysis.drop import NOTHING, Blinded, Range
 from llava_mini_jax.cli import main
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation.benchmark import all_names, find
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.models import llama, llava_mini
 from tests import tiny, tiny_model
@@ -103,12 +106,38 @@ def test_the_command(tmp_path, capsys):
     assert len(answers.splitlines()) == 3
     assert (tmp_path / "out/drop.png").stat().st_size > 5000
     assert main([*words, "--limit", "4"]) == 2
-    assert "answers of another model or to other questions" in capsys.readouterr().err
+    assert "made with other settings (prompts)" in capsys.readouterr().err
+
+
+def test_another_model_in_the_same_folder_is_noticed(tmp_path, capsys):
+    own, out = tmp_path / "model", str(tmp_path / "out")
+    words = ["analyze", "drop", str(own), "--width", "1", "--limit", "2", "--no-plots"]
+    shutil.copytree(tiny_model.folder("llava-1.5"), own)
+    assert main([*words, "--out", out]) == 0
+    shutil.rmtree(own)
+    shutil.copytree(tiny_model.folder("release"), own)
+    assert main([*words, "--out", out]) == 2
+    assert "made with other settings (" in capsys.readouterr().err
+
+
+def test_what_cannot_be_scored_or_seen_is_refused(model, tmp_path):
+    digits = find("digits")
+    questions = digits.questions(tmp_path)[:2]
+    for change, said in (
+        ({"gold": None}, "only a server knows"),
+        ({"image": tmp_path / "none.png"}, "none of 2 pictures or videos is there"),
+    ):
+        changed = [dataclasses.replace(question, **change) for question in questions]
+        with pytest.raises(InputError, match=said):
+            drop.scores(model, "m", digits, tmp_path, changed, [NOTHING], tmp_path, batch_size=2)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    changed = [questions[0], dataclasses.replace(questions[1], image=broken)]
+    with pytest.raises(InputError, match=r"1 of 2 questions cannot be asked, such as .*broken"):
+        drop.scores(model, "m", digits, tmp_path, changed, [NOTHING], tmp_path, batch_size=2)
 
 
 def test_benchmarks_with_a_judge_are_refused(model, tmp_path):
-    from llava_mini_jax.evaluation.benchmark import all_names, find
-
     judged = next(find(name) for name in all_names() if find(name).judge is not None)
     with pytest.raises(InputError, match="graded by another model"):
         drop.scores(model, "m", judged, tmp_path, [], [NOTHING], tmp_path, batch_size=1)

@@ -201,7 +201,7 @@ def test_other_settings_do_not_go_into_the_same_answers(whole, model, data, caps
     argv = options(model, data, whole)
     argv[argv.index("--max-new-tokens") + 1] = "5"
     assert status_of(argv) == 2
-    assert "made with another max_new_tokens: give another --out" in capsys.readouterr().err
+    assert "made with other settings (max_new_tokens): give another" in capsys.readouterr().err
 
 
 # Writes an answer every few hundredths of a second, so that a kill finds some written.
@@ -267,6 +267,12 @@ def test_digits_stand_by_kind_beside_each_other(model, tmp_path, capsys):
     [
         (["--benchmarks", "popeye"], 'benchmark "popeye" is unknown; known: digits'),
         (["--limit", "0"], "--limit is 0; give 1 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0; give 1 or more"),
+        (
+            ["--benchmarks", "mmvet,msvd_qa", "--judge-options", '{"run": 5, "runs": 5}'],
+            "has run, which no judge of these benchmarks has; they have mmvet: runs; msvd_qa: temp",
+        ),
+        (["--judge-options", '{"runs": 5}'], "has runs, which no judge of these benchmarks has; "),
         (["--shard", "3/2"], "--shard is 3/2; give 1/N to N/N"),
         (["--shard", "half"], "--shard"),
         (

@@ -166,19 +166,6 @@ def test_what_no_repetition_mends_stops_the_run(status, error, serve, tmp_path):
     assert KEY not in str(replies.about())
 
 
-def test_an_item_that_the_server_rejects_is_pending_alone(serve, tmp_path):
-    def reject(handler, body, nth):
-        if number(body) == 3:
-            handler.give(400, {"error": {"message": "content policy"}})
-        else:
-            handler.give(200, completion("ok"))
-
-    server = serve(reject)
-    replies = judge_endpoint.ask(plan(12), endpoint(server), tmp_path / "r.jsonl")
-    assert dict(replies.pending) == {"item3": "status 400: content policy"}
-    assert sum(server.came.values()) == 12 and len(replies.by_key) == 11
-
-
 def test_a_server_that_dies_half_way_costs_nothing_twice(serve, tmp_path):
     def die(handler, body, nth):
         with server.lock:

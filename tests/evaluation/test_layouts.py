@@ -8,7 +8,8 @@ from llava_mini_jax.evaluation.benchmark import Answer, Question
 
 
 def question(key, **more):
-    return Question(key=key, question_id=key, text=f"Is {key}?\nShort.", prompt="", **more)
+    text = f"Is {key}?\nShort."
+    return Question(key=key, question_id=key, text=text, prompt=text, **more)
 
 
 def answer(text, prompt=""):

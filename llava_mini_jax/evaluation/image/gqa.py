@@ -8,6 +8,7 @@ LLaVA takes periods from the end of an answer and lower-cases it, nothing else; 
 Questions that are not balanced are asked where LLaVA's file has them, and never counted.
 """
 
+import math
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -165,17 +166,18 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
         for q in counted
     }
     missing = {"missing": sum(q.key not in answers for q in counted)}  # count as wrong
-    n = len(counted) or 1
+    n = len(counted) or math.nan  # a part may have none that counts
     return Scores(
         headline="official",
         rules={
             "official": Rule(
                 value=100 * sum(official.values()) / n,
                 items=official,
+                scale=100,
                 details=_details(counted, said, official) | missing,
             ),
             "lmms_eval": Rule(
-                value=100 * sum(tolerant.values()) / n, items=tolerant, details=missing
+                value=100 * sum(tolerant.values()) / n, items=tolerant, scale=100, details=missing
             ),
         },
         parsed=said,

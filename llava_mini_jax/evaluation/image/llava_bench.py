@@ -221,6 +221,7 @@ def _rule(
     return Rule(
         value=replies.value(whole["relative_score"]),
         items={key: pair[1] / 10 for key, pair in pairs.items()},  # the model's score of ten
+        scale=None,  # the value sets the model's mean against that of the reference
         details={
             "all": whole,
             **parts,

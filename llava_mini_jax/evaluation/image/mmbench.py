@@ -9,12 +9,16 @@ whose passes are all right, "vanilla" looks at the first passes only, both with 
 extractor and no judge; "lmms_eval" is that tool's static evaluation. The paper's figures are the
 server's, whose extractor is a language model.
 
+Of a part of the rows "circular" and "lmms_eval" count the questions that it has all passes of.
+
 LLaVA reads the table with pandas, to which a cell "None", "NA" or "nan" is empty: its prompts end
 at the first such option, and so do these. The parquet files write "nan" into empty cells.
 """
 
 import base64
 import csv
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,7 +71,9 @@ def _questions(chinese: bool, folder: Path) -> list[Question]:
                 f"{place}: the answer of row {row['index']} is {row['answer']!r}; expected A to D,"
                 " as in the dev split. Get the file again."
             )
-    found = layouts.check_keys(benchmark.name, [_question(row, instruction) for row in rows])
+    passes = Counter(row["index"] % _PASS for row in rows)
+    found = [_question(row, instruction, passes[row["index"] % _PASS]) for row in rows]
+    layouts.check_keys(benchmark.name, found)
     there = {question.question_id for question in found}
     if strange := [q.key for q in found if int(q.question_id) % _PASS not in there]:
         raise InputError(
@@ -77,7 +83,7 @@ def _questions(chinese: bool, folder: Path) -> list[Question]:
     return found
 
 
-def _question(row: Mapping[str, Any], instruction: str) -> Question:
+def _question(row: Mapping[str, Any], instruction: str, passes: int) -> Question:
     options = []
     for letter in "ABCD":
         if _ends_options(row.get(letter)):
@@ -101,6 +107,7 @@ def _question(row: Mapping[str, Any], instruction: str) -> Question:
             "category": row["category"],
             "ability": _SHORT.get(ability, ability or "other"),
             "split": row.get("split") or "",
+            "passes": passes,  # of its question, in the whole table
         },
     )
 
@@ -166,21 +173,32 @@ def _by_question(
     for key, own in passes.items():
         if first_only:
             own = [question for question in own if question.key == key]
-        if own:
+        if own and (first_only or len(own) == own[0].gold["passes"]):
             items[key] = float(all(said.get(q.key) == q.gold["letter"] for q in own))
             for kind, name in (("parts", "ability"), ("categories", "category")):
                 kinds[kind].setdefault(own[0].gold[name], []).append(items[key])
     details = {kind: {n: _percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
     missing = sum(q.key not in said for q in questions)
+    remarks = {}
+    if left_out := len(passes) - len(items):
+        why = "this part of the rows lacks some of their passes"
+        remarks["remark"] = f"{left_out} questions are left out: {why}"
     return Rule(
         value=_percent(list(items.values())),
         items=items,
-        details={**details, "questions": len(items), "rows": len(questions), "missing": missing},
+        scale=100,
+        details={
+            **details,
+            "questions": len(items),
+            "rows": len(questions),
+            "missing": missing,
+            **remarks,
+        },
     )
 
 
 def _percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values) if values else 0.0
+    return 100 * sum(values) / len(values) if values else math.nan
 
 
 def _said(

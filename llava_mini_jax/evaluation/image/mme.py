@@ -7,10 +7,12 @@
 
 LLaVA's question_id is the picture, so it names two questions; the key is picture and question. The
 official tool pairs lines that follow each other; here a picture's two questions are a pair wherever
-they stand, and the files that we write keep them together. Tabs and newlines of an answer become
+they stand, and the files that we write keep them together. Of a part of the questions only whole
+pairs count, and where a subtask is not in it there is no sum. Tabs and newlines of an answer become
 blanks there, since they would break the table.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,6 +154,8 @@ def read_tolerant(text: str) -> str:
 def _rules(
     name: str, read, questions: Sequence[Question], answers: Mapping[str, Answer]
 ) -> dict[str, Rule]:
+    of_picture = Counter(map(_picture, questions))
+    questions = [q for q in questions if of_picture[_picture(q)] == 2]
     said = {q.key: read(answers[q.key].text) for q in questions if q.key in answers}
     right = {q.key: float(said.get(q.key) == q.gold["answer"]) for q in questions}
     subtasks: dict[str, Any] = {}
@@ -177,13 +181,18 @@ def _rules(
         there = {subtask: subtasks[subtask] for subtask in group if subtask in subtasks}
         items = {q.key: right[q.key] for q in questions if q.gold["subtask"] in there}
         missing = sum(key not in answers for key in items)  # count as "other", so as wrong
+        parts = {subtask: figures["score"] for subtask, figures in there.items()}
+        whole = len(there) == len(group)
+        remark = f"no sum: this part of the questions has {len(there)} of {len(group)} subtasks"
         rules[name + suffix] = Rule(
-            value=sum(figures["score"] for figures in there.values()),
+            value=sum(parts.values()) if whole else math.nan,
             items=items,
+            scale=None,
             details={
                 "subtasks": there,
                 "missing": missing,
-                "parts": {subtask: figures["score"] for subtask, figures in there.items()},
+                "parts": parts,
+                **({} if whole else {"remark": remark}),
             },
         )
     return rules

@@ -155,6 +155,7 @@ def _rule(questions: Sequence[Question], replies: Replies, tolerant: bool) -> Ru
     return Rule(
         value=replies.value(float(np.round(total.mean(), _DECIMALS))),
         items={key: sum(of_item) / runs for key, of_item in scores.items()},
+        scale=100,
         details={
             "parts": {k: replies.value(v) for k, v in _rounded(tables["capability"]).items()},
             **tables,  # not rounded

@@ -163,6 +163,7 @@ def _rule(read, questions: Sequence[Question], answers: Mapping[str, Answer]) ->
     return Rule(
         value=100 * sum(c["f1_score"] for c in splits.values()) / (len(splits) or 1),
         items={q.key: float(said[q.key] == q.gold["label"]) for q in questions},
+        scale=None,  # items are right or wrong; the value is F1
         details=details,
     )
 

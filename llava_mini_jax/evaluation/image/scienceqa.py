@@ -13,6 +13,7 @@ Parquet files have no ids: with pid_splits.json beside them, ScienceQA-FULL gets
 order; otherwise a question's id is its row ("row 17"), and only answers of our own can be joined.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,8 @@ def _rule(
     questions: Sequence[Question], right: Mapping[str, float], details: Mapping[str, Any]
 ) -> Rule:
     items = {q.key: right[q.key] for q in questions}
-    return Rule(value=100 * sum(items.values()) / (len(items) or 1), items=items, details=details)
+    value = 100 * sum(items.values()) / len(items) if items else math.nan
+    return Rule(value=value, items=items, scale=100, details=details)
 
 
 def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[str, dict]:
@@ -161,6 +163,7 @@ def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[st
 
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+    layouts.check_prompts("scienceqa", questions, answers)
     parsed = {q.key: read_official(answers[q.key].text) for q in questions if q.key in answers}
     lmms = {q.key: read_lmms(answers[q.key].text) for q in questions if q.key in answers}
 

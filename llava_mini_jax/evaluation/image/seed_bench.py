@@ -114,6 +114,7 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
     return Rule(
         value=_percent(list(items.values())),
         items=items,
+        scale=100,
         details={
             "parts": {name: _percent(own) for name, own in groups.items() if own},
             "missing": len(questions) - len(said),

@@ -122,6 +122,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
     rule = Rule(
         value=100 * sum(items.values()) / (len(items) or 1),
         items=items,
+        scale=100,
         details={"missing": len(items) - len(said)},  # count as wrong
     )
     return Scores(

@@ -132,6 +132,7 @@ def _rule(
     return Rule(
         value=100 * sum(items.values()) / (len(items) or 1),
         items=items,
+        scale=100,
         details={
             "answerable": of(lambda gold: gold["answerable"]),
             "unanswerable": of(lambda gold: not gold["answerable"]),

@@ -140,6 +140,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
     return Rule(
         value=normalise.percent(list(items.values())),
         items={key: normalise.percent([item]) / 100 for key, item in items.items()},
+        scale=100,
         details={
             "perAnswerType": table("answer_type"),
             "perQuestionType": table("question_type"),
@@ -168,6 +169,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
             "lmms_eval": Rule(
                 value=100 * sum(common.values()) / (len(common) or 1),
                 items=common,
+                scale=100,
                 details={"missing": len(questions) - len(raw)},
             ),
         },

@@ -113,7 +113,7 @@ def read_lmms(text: str, options: Sequence[str]) -> int | None:
 
 def _rule(items: Mapping[str, float], details: Mapping[str, Any]) -> Rule:
     value = 100 * sum(items.values()) / len(items) if items else math.nan
-    return Rule(value=value, items=items, details=details)
+    return Rule(value=value, items=items, scale=100, details=details)
 
 
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:

@@ -95,6 +95,7 @@ def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer
         notebook=Rule(
             value=notebook_rule.details["over_all_questions"],
             items=by_notebook,
+            scale=100,
             details=notebook_rule.details,
         ),
         lmms_eval=task_rule(

@@ -13,6 +13,7 @@ The release shows the judge of consistency Q1 twice and Q2 never; Video-ChatGPT'
 sent both. The judge's option `second_question` True sends both.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -110,16 +111,20 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _items(
     kind: str, questions: Sequence[Question], answers: Mapping[str, Answer]
 ) -> list[tuple[str, Mapping[str, str], tuple[str, ...] | None]]:
-    """(key, row, answers) of the items of a set, in order; None where one of them is missing."""
+    """(key, row, answers) of the items of a set, in order; None where one of them is missing.
+
+    A part of the questions may end between the two of an item of consistency: that is none.
+    """
+    count = 2 if kind == "consistency" else 1
     members: dict[str, list[Question]] = {}
     for question in questions:
         if question.gold["set"] == kind:
             members.setdefault(question.gold["item"], []).append(question)
     found = []
     for item, own in members.items():
-        texts = [answers[q.key].text for q in own if q.key in answers]
-        whole = len(texts) == (2 if kind == "consistency" else 1)
-        found.append((item, own[0].gold["row"], tuple(texts) if whole else None))
+        if len(own) == count:
+            texts = tuple(answers[q.key].text for q in own if q.key in answers)
+            found.append((item, own[0].gold["row"], texts if len(texts) == count else None))
     return found
 
 
@@ -177,8 +182,9 @@ def _rule(
         items |= {key: float(v.score or 0) for key, v in verdicts.items()}
         no_score += [key for key, v in verdicts.items() if v.score is None]
     return Rule(
-        value=replies.value(sum(means.values()) / len(means) if means else 0.0),
+        value=replies.value(sum(means.values()) / len(means) if means else math.nan),
         items=items,
+        scale=None,  # five means, of sets of different sizes
         details={
             "parts": {name: replies.value(mean) for name, mean in means.items()},
             **counts,

@@ -6,7 +6,8 @@
 
 How a question is put matters for the score. Video-ChatGPT asks the bare question. LLaVA-Mini's
 release puts an instruction before it, with examples of whole sentences; put that text, byte for
-byte, in the folder as instruction.txt to ask as the release does. Scores say which it was.
+byte, in the folder as instruction.txt to ask as the release does. Our answers record which it was,
+and scores say so.
 
 The official figures leave out questions without an answer (their videos were not found), replies
 that never parse (ten rounds) and verdicts that are neither yes nor no. "all questions" counts each
@@ -14,6 +15,7 @@ of them as wrong, with score 0; "tolerant" does so too and reads more of the rep
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,6 +57,7 @@ def _questions(name: str, folder: Path) -> list[Question]:
             " that belong together"
         )
     before = _instruction(folder)
+    style = _style(before)
     places = [folder / part for part in ("videos", "test_videos", "videos/all", "all_test")]
     videos: dict[str, Path] = {}
     found = []
@@ -76,6 +79,7 @@ def _questions(name: str, folder: Path) -> list[Question]:
                 text=before + row["question"],
                 prompt=row["question"],
                 video=videos[video],
+                record={"asked_with": style},
                 gold={"question": row["question"], "answer": gold["answer"]},
             )
         )
@@ -90,11 +94,10 @@ def _instruction(folder: Path) -> str:
         raise InputError(f"the instruction {path} cannot be read: {error}") from error
 
 
-def _style(folder: Path) -> str:
-    text = _instruction(folder)
-    if not text:
+def _style(instruction: str) -> str:
+    if not instruction:
         return "bare question"
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(instruction.encode()).hexdigest()
     return "the release's instruction" if digest[:12] in _RELEASE else f"instruction {digest[:12]}"
 
 
@@ -106,6 +109,7 @@ def _ladders(
     options: Mapping[str, Any],
 ) -> list[Ladder]:
     """Ten times the same request an item; the release's temperature is 0, the original's unset."""
+    layouts.check_prompts("video QA", questions, answers)
     found = []
     for question in questions:
         if question.key in answers:
@@ -128,8 +132,9 @@ def _rule(
     yes = sum(verdicts[key].right is True for key in counted)
     score = replies.value(mean_score(list(verdicts.values())))
     return Rule(
-        value=replies.value(100 * yes / len(counted) if counted else 0.0),
+        value=replies.value(100 * yes / len(counted) if counted else math.nan),
         items={key: float(verdicts[key].right is True) for key in counted},
+        scale=100,
         details={
             "parts": {"mean score, of 5": score},
             "yes_count": yes,
@@ -151,12 +156,14 @@ def _score(
     replies: Replies | None = None,
 ) -> Scores:
     replies = need_replies("video QA", replies)
+    layouts.check_prompts("video QA", questions, answers)
     said = {q.key: text for q in questions if (text := replies.final(q.key)) is not None}
     official = {key: v for key, text in said.items() if (v := read_official(text)) is not None}
     never = [key for key in said if key not in official]
     keys = [question.key for question in questions]
+    styles = {str(answer.line.get("asked_with", "not recorded")) for answer in answers.values()}
     more = {
-        "asked with": _style(folder),
+        "asked with": ", ".join(sorted(styles)),
         "no answer": [key for key in keys if key not in answers],
         "never judged": never,
     }

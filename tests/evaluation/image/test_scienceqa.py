@@ -1,6 +1,7 @@
 """ScienceQA: every golden figure in both layouts; the question that leaves the denominator."""
 
 import json
+import math
 
 import pytest
 
@@ -48,8 +49,16 @@ def test_missing_answers_are_counted_and_a_rule_keeps_them(tmp_path):
     assert scores.rules["all_image_questions"].details["missing"] == 2
     assert scores.rules["official_all"].details["missing"] == 3
     _, scores = golden.scored("scienceqa", place, [])
-    assert scores.rules["official"].items == {} and scores.rules["official"].value == 0
+    assert scores.rules["official"].items == {} and math.isnan(scores.rules["official"].value)
     assert len(scores.rules["all_image_questions"].items) == 38
+
+
+def test_answers_to_other_questions_are_refused(tmp_path):
+    place = golden.folder("scienceqa", "llava", tmp_path)
+    prompt = "<image>\nWhat is the capital of France?\nA. Nice\nB. Paris"
+    lines = [{**line, "prompt": prompt} for line in golden.answer_lines("scienceqa")]
+    with pytest.raises(InputError, match=r"scienceqa: .* answers were given to other questions"):
+        golden.scored("scienceqa", place, lines)
 
 
 def test_both_layouts_ask_the_same(tmp_path):

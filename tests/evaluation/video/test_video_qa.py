@@ -1,8 +1,10 @@
 """MSVD-QA, MSRVTT-QA, ActivityNet-QA: golden figures, verdicts and requests; what data breaks."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import pytest
 
@@ -112,17 +114,40 @@ def test_predictions_as_the_release_writes_them(tmp_path):
 def test_both_ways_to_ask(tmp_path):
     place, found, questions, given, replies, _ = asked("msvd_qa", tmp_path)
 
-    def style():
+    def style(given):
         rules = found.score(place, questions, given, replies=replies).rules
         return rules["official"].details["asked with"]
 
-    assert style() == "bare question" and questions[0].text == questions[0].prompt
+    assert style(given) == "not recorded"  # in the release's file
+    bare = {q.key: ours(q, given[q.key]) for q in questions if q.key in given}
+    assert style(bare) == "bare question" and questions[0].text == questions[0].prompt
     (place / "instruction.txt").write_bytes(b"Say it in a sentence.\n\n")
     (question, *_) = found.questions(place)
     assert question.text == "Say it in a sentence.\n\n" + questions[0].text
     assert question.prompt == questions[0].prompt
     digest = hashlib.sha256(b"Say it in a sentence.\n\n").hexdigest()
-    assert style() == f"instruction {digest[:12]}"
+    mixed = {**bare, question.key: ours(question, given[question.key])}
+    assert style(mixed) == f"bare question, instruction {digest[:12]}"
+
+
+def ours(question, answer):
+    """The answer as our own file would have it."""
+    line = answers.line_of(question, answer.text, answer_id="a", model_id="m", cut=False)
+    return dataclasses.replace(answer, prompt=line["prompt"], line=line)
+
+
+def test_answers_to_other_questions_are_refused(tmp_path):
+    place, found, questions, given, replies, _ = asked("msvd_qa", tmp_path)
+    (place / "instruction.txt").write_bytes(b"Say it in a sentence.\n\n")
+    questions = found.questions(place)
+    found.judge.plan(place, questions, given)  # recorded is the bare question, as in golden files
+    key, answer = next(iter(given.items()))
+    full = {key: dataclasses.replace(answer, prompt=f"Say it.\n{answer.prompt}")}
+    found.judge.plan(place, questions, given | full)  # or all of the prompt
+    other = given | {key: dataclasses.replace(answer, prompt="What else?")}
+    for use in (found.judge.plan, partial(found.score, replies=replies)):
+        with pytest.raises(InputError, match=f"other questions .* same id: {key}"):
+            use(place, questions, other)
 
 
 def test_videos(tmp_path):
