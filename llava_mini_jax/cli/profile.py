@@ -61,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
             " --layers"
         )
+    for option, least in (("tokens", 1), ("layers", 0), ("resolution", 1), ("frames", 1)):
+        given = getattr(args, option)
+        for number in [given] if isinstance(given, int) else given or []:
+            if number < least:
+                raise InputError(f"--{option} is {number}; give {least} or more")
     if args.dtype == "int8" and (args.what != "latency" or not args.model):
         raise InputError(
             "--dtype int8 is for the latency of a MODEL; memory tells int8's bytes in any case"
@@ -83,8 +88,8 @@ def _flops(args: argparse.Namespace) -> dict[str, Any]:
     if text < 1 or args.frames != 1:
         raise InputError("flops are of one picture and at least 1 token of text; see --text")
     if args.model:
-        cfg = _config(args, "bfloat16")
-        resolutions = args.resolution or [cfg.vision.image_size]
+        cfg, side = _shape(args, "bfloat16")
+        resolutions = args.resolution or [side]
         entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
     elif chosen:
         llm = backbone(args.abstract or "vicuna-7b")
@@ -161,7 +166,7 @@ def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
         model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
-        side = _one(args.resolution, cfg.vision.image_size * model.bundle.images.grid)
+        side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
         return found | {args.model: Candidate(model.params, cfg)}, side
     llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
@@ -172,17 +177,18 @@ def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
     ]
     built = {row.name if row.tokens else BASELINE: paper.build(row, llm) for row in rows}
     typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
-    return latency.random_candidates(typed, dtype), _one(args.resolution, 336)
+    return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
 
 
 def _no_shape() -> str:
     raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
 
 
-def _one(resolutions: list[int] | None, default: int) -> int:
-    if resolutions and len(resolutions) > 1:
-        raise InputError(f"{len(resolutions)} resolutions are given; latency and memory take one")
-    return resolutions[0] if resolutions else default
+def _one(args: argparse.Namespace, option: str, default: int) -> int:
+    given = getattr(args, option) or [default]
+    if len(given) > 1:
+        raise InputError(f"--{option} has {len(given)} numbers; {args.what} takes one")
+    return given[0]
 
 
 def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
@@ -204,8 +210,8 @@ def _memory(args: argparse.Namespace) -> dict[str, Any]:
     from llava_mini_jax.profiling import memory
     from llava_mini_jax.profiling.baseline import llava_1_5
 
-    cfg = _config(args, computing_dtype(args.dtype or "bfloat16"))
-    side = _one(args.resolution, cfg.vision.image_size)
+    cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
+    side = _one(args, "resolution", side)
     request = _request(args, cfg, side)
     weights = {dtype: memory.weight_bytes(cfg, dtype) for dtype in memory.DTYPES}
     kept = {}
@@ -252,8 +258,11 @@ def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
 # ------------------------------------------------------------------------------------------ shared
 
 
-def _config(args: argparse.Namespace, dtype: str) -> "LlavaMiniConfig":
-    """The configuration of a folder, or of a named shape; no weight is read."""
+def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]":
+    """A folder's configuration, or a named shape's, and its pictures' resolution in pixels.
+
+    No weight is read.
+    """
     from llava_mini_jax.profiling import paper
     from llava_mini_jax.profiling.baseline import backbone
     from llava_mini_jax.weights import folders
@@ -261,8 +270,9 @@ def _config(args: argparse.Namespace, dtype: str) -> "LlavaMiniConfig":
     if args.model:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
         folder = folders.resolve_folder(args.model)
-        return folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)[0].model
+        bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)
+        return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())
-    tokens, layers, _ = _settings(args) or ([1], [4], [336])
-    row = paper.Row(table="", tokens=tokens[0], layers=layers[0], tera=None)
-    return dataclasses.replace(paper.build(row, llm), compute_dtype=dtype)
+    tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
+    row = paper.Row(table="", tokens=tokens, layers=layers, tera=None)
+    return dataclasses.replace(paper.build(row, llm), compute_dtype=dtype), 336

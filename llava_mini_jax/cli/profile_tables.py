@@ -4,21 +4,24 @@ from typing import Any
 
 from llava_mini_jax.cli.terminal import human_bytes
 
+_UNITS = (("TFLOPs", 1), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
+
 
 def flops(found: list[Any], text: int, notes: list[str]) -> None:
     from llava_mini_jax.profiling.paper import PARTS
 
     names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
-    rows = []
+    rows, largest = [], max(counts["ours"]["total"] for _, counts in found)
+    unit, times = next((u, n) for u, n in _UNITS if largest * n >= 1 or n == _UNITS[-1][1])
     for entry, counts in found:
         title = (f"table {entry.table}: " if entry.table else "") + entry.name
         rows.append([title, *[""] * (len(PARTS) + 1)])
         for kind, counted in counts.items():
             if counted is not None:
                 cells = [counted.get(part) for part in (*PARTS, "total")]
-                shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]
+                shown = ["" if cell is None else f"{cell * times:.3f}" for cell in cells]
                 rows.append([f"  {names[kind]}", *shown])
-    print(f"TFLOPs of a first token, {text} tokens of text; the head is in llm\n")
+    print(f"{unit} of a first token, {text} tokens of text; the head is in llm\n")
     _columns(["", *PARTS, "total"], rows)
     print(
         "\nthis package, XLA's count: what is computed here, attention scores included, last layers"

@@ -123,18 +123,18 @@ def _tell(plan: "Plan", out: Path, args: argparse.Namespace) -> None:
         state = "done" if job.is_done(out) else f"{job.steps} steps"
         print(f"# {job.name}: {state}" + (f", after {job.needs}" if job.needs else ""))
         if args.scale == "full":
-            for words in _commands(job, out, args.data):
+            for words in _commands(job, out, args):
                 print(shlex.join(words))
 
 
-def _commands(job: "Job", out: Path, data: Path) -> list[list[str]]:
+def _commands(job: "Job", out: Path, args: argparse.Namespace) -> list[list[str]]:
     (stage,) = job.stages
     train = ["python", "train.py", str(job.config), "--workdir", str(out / job.name)]
     train += ["--start", stage.start, "--seed", str(stage.seed)]
+    train += ["--steps", str(stage.steps)] * bool(args.steps)
     if not job.benchmarks:
         return [train]
     asked = ["--model", str(job.model(out)), "--benchmarks", ",".join(job.benchmarks)]
-    return [
-        train,
-        ["python", "eval.py", *asked, "--data", str(data), "--out", str(job.results(out).parent)],
-    ]
+    asked += ["--data", str(args.data), "--out", str(job.results(out).parent)]
+    asked += ["--limit", str(args.limit)] * bool(args.limit)
+    return [train, ["python", "eval.py", *asked]]

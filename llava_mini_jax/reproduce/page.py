@@ -22,11 +22,11 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.profiling import flops, paper
 from llava_mini_jax.reproduce import runs
 from llava_mini_jax.reproduce.scales import METRICS, PARTS, Plan
-from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, TABLES, Claim, Row
+from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim, Row
 
 _NOTHING = "–"
 FLOPS = {"digits": ("MFLOPs", 1e6), "full": ("TFLOPs", 1e12)}
-PAPER = ("tokens", *BENCHMARKS)  # what is known of the paper's row
+PAPER = ("tokens", "vqav2", "gqa", "mmbench")  # what is known of the paper's row
 
 SCORE = "score"  # the mean over the parts that a scale's score has
 _MARKERS = ("D", "^", "v", "<")  # of the score and its parts
@@ -64,12 +64,13 @@ class Verdict:
     step: float
     error: float  # standard error of that step over seeds; NaN for one seed
     by: float
+    seeds: int
 
     def __str__(self) -> str:
         if math.isnan(self.step):
             return _NOTHING
         word = "holds" if self.step >= self.by else "does not hold"
-        if abs(self.step - self.by) < 2 * self.error:
+        if abs(self.step - self.by) < _student(self.seeds) * self.error:
             word += ", not clearly"
         spread = "" if math.isnan(self.error) else f" ± {self.error:.1f}"
         return f"{word} ({self.step:+.1f}{spread})"
@@ -115,13 +116,20 @@ def judge(claim: Claim, scores: Mapping[str, Scores]) -> Verdict:
     rows = [scores.get(name, {}) for name in claim.order]
     seeds = sorted(set.intersection(*(set(row) for row in rows)))
     if not seeds:
-        return Verdict(step=math.nan, error=math.nan, by=claim.by)
+        return Verdict(step=math.nan, error=math.nan, by=claim.by, seeds=0)
     steps = [
         [after[seed] - before[seed] for seed in seeds] for before, after in itertools.pairwise(rows)
     ]
     smallest = min(steps, key=statistics.mean)
     error = statistics.stdev(smallest) / math.sqrt(len(seeds)) if len(seeds) > 1 else math.nan
-    return Verdict(step=statistics.mean(smallest), error=error, by=claim.by)
+    return Verdict(step=statistics.mean(smallest), error=error, by=claim.by, seeds=len(seeds))
+
+
+def _student(seeds: int) -> float:
+    """Standard errors to either side of a mean that its 95 % interval takes: 4.3 of three seeds."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, seeds - 1)) if seeds > 1 else math.nan
 
 
 def write(
@@ -172,9 +180,9 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
         "",
         f"A score is the mean of its parts: {', '.join(PARTS[scale])}. Brackets: the smallest step"
         " between the rows that a claim compares, in points, with its standard error over seeds;"
-        ' "not clearly" where the bound is within two of them. The paper\'s scores are the means of'
-        f" its three benchmarks. {unit}: one picture and {paper.TEXT} tokens of text, by"
-        " `profiling/flops.py`.",
+        ' "not clearly" where the bound is in the 95 % interval (Student\'s t) around the step. The'
+        f" paper's scores are the means of its three benchmarks. {unit}: one picture and"
+        f" {paper.TEXT} tokens of text, by `profiling/flops.py`.",
         *(["", table.note] if table.note else []),
         "",
         f"![{table.title}]({name}.png)",

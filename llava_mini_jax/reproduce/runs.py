@@ -24,6 +24,7 @@ from etils import epath
 
 from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation.benchmark import find
 from llava_mini_jax.reproduce.scales import Job
 from llava_mini_jax.training.workdir import changed_fields
 
@@ -45,9 +46,16 @@ def run(
     """
     check_same(jobs, out, limit)
     waiting = [job for job in jobs.values() if not job.is_done(out)]
+    for name in {name for job in waiting for name in job.benchmarks}:
+        benchmark = find(name)
+        benchmark.questions(data / benchmark.folder)  # what is missing is said before training
     crew = _Crew(out, data, limit, workers)
     total = sum(job.steps for job in waiting)
-    with ThreadPoolExecutor(workers) as pool, counting("steps of training", total) as bar:
+    with (
+        _unwound_by_sigterm(),
+        ThreadPoolExecutor(workers) as pool,
+        counting("steps of training", total) as bar,
+    ):
         for job in waiting:
             crew.futures[job.name] = pool.submit(crew.work, job)
         left = set(crew.futures.values())
@@ -60,6 +68,21 @@ def run(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """A scheduler's signal ends the run as Ctrl-C does: no process of it is left behind."""
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the processes are given time to end
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_same(jobs: Mapping[str, Job], out: Path, limit: int | None) -> None:

@@ -1,8 +1,8 @@
 """The two scales at which tables are trained anew: the digits world on CPU, and the paper's.
 
-              once                   for each seed   for each seed and row     scored by
-    digits    captions, questions    stage 1         stage 2, its model        exact match
-    full      -                      stage 1         stage 2, its config file  VQAv2, GQA, MMBench
+              once                   a seed     a seed and row            scored by
+    digits    captions, questions    stage 1    stage 2, its model        exact match
+    full      -                      stage 1    stage 2, its config file  VQAv2 val, GQA, MMBench
 
 `plan` makes jobs of them: stages of train.py in a workdir of their own, and an evaluation.
 """
@@ -18,11 +18,11 @@ from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, World
 from llava_mini_jax.training.stages import TrainConfig, load_config, rebuilt, stages_of
 
 SCALES = ("digits", "full")
-METRICS = {"digits": "exact match, %", "full": "mean of VQAv2, GQA and MMBench"}
+METRICS = {"digits": "exact match, %", "full": "mean of VQAv2 val, GQA and MMBench"}
 # The equal parts of a score: each the mean over benchmarks, or over kinds of question.
 PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "digits": {"one digit": ("position", "largest"), "a line": ("row", "column")},
-    "full": {"VQAv2": ("vqav2",), "GQA": ("gqa",), "MMBench": ("mmbench",)},
+    "full": {"VQAv2 val": ("vqav2_val",), "GQA": ("gqa",), "MMBench": ("mmbench",)},
 }
 
 

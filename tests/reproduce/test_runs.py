@@ -78,6 +78,30 @@ def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
         runs.run(jobs, tmp_path, workers=1, data=tmp_path)
 
 
+def endless(job, out, data, limit, cores):
+    (out / "pid").write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(600)
+
+
+def test_sigterm_leaves_no_process_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_do", endless)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        runs.run(plan(tmp_path, (0,)).jobs, tmp_path, workers=1, data=tmp_path)
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_missing_data_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_do", pretend)
+    jobs = scales.plan("full", CONFIGS, ("mini",), (0,), tmp_path).jobs
+    with pytest.raises(InputError, match="nowhere"):
+        runs.run(jobs, tmp_path, workers=1, data=Path("nowhere"))
+    assert not (tmp_path / "order").exists()
+
+
 def test_cores_are_shared_out():
     cores = os.sched_getaffinity(0)
     shares = runs._shares(len(cores))

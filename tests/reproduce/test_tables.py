@@ -85,6 +85,8 @@ def test_a_claim_is_judged_by_its_smallest_step():
     assert verdict.error == pytest.approx(0.5 / math.sqrt(3))
     assert str(verdict) == "does not hold, not clearly (-1.5 ± 0.3)"
     assert str(page.judge(Claim(text="", order=("a", "b"), by=2), scores)) == "holds (+8.0 ± 1.2)"
+    near = page.judge(Claim(text="", order=("a", "b"), by=5), scores)  # 2.6 standard errors: of 3
+    assert str(near) == "holds, not clearly (+8.0 ± 1.2)"
     one = {name: {0: seeds[0]} for name, seeds in scores.items()}
     assert str(page.judge(Claim(text="", order=("b", "a")), one)) == "does not hold (-10.0)"
     assert str(page.judge(Claim(text="", order=("a", "d")), scores)) == "–"
@@ -161,11 +163,11 @@ def test_at_full_scale_each_benchmark_is_a_part_of_the_score(tmp_path):
         path.write_text(json.dumps(found))
     llava, whole = page.collect("table11", "full", plan, (0,), tmp_path)
     assert llava.mean(page.SCORE) == pytest.approx(68)
-    assert [whole.mean(title) for title in ("VQAv2", "GQA", "MMBench")] == [80, 61, 66]
+    assert [whole.mean(title) for title in ("VQAv2 val", "GQA", "MMBench")] == [80, 61, 66]
     ((_, ours, _),) = page.claims("table11", "full", [llava, whole])
     assert {title: verdict.step for title, verdict in ours.items()} == {
         page.SCORE: pytest.approx(1),
-        "VQAv2": 2,
+        "VQAv2 val": 2,
         "GQA": -1,
         "MMBench": 2,
     }
@@ -215,5 +217,11 @@ def test_full_scale_is_told_as_commands(capsys, monkeypatch):
     assert trains[0].startswith("python train.py configs/stage1_vicuna_7b.py --workdir o/stage1")
     assert trains[2].endswith("--start o/stage1-seed0/stage1/model --seed 0")
     assert sum(line.startswith("python eval.py") for line in lines) == 2
+    trial = ["--steps", "5", "--limit", "3"]
+    words = ["reproduce", "table11", "--scale", "full", "--dry-run", "--out", "o", *trial]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.endswith("--steps 5") for line in lines if line.startswith("python train"))
+    assert sum(line.endswith("--limit 3") for line in lines) == 2
     with pytest.raises(InputError):
         scales.plan("full", Path("docs"), ("mini",), (0,), Path("o"))
