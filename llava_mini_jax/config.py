@@ -336,8 +336,6 @@ def clip_from_hf(
     values = values.get("vision_config", values)
     f = Fields(values, where, _CLIP_DEFAULTS)
     preprocessor = preprocessor or {}
-    if select_feature not in ("patch", "cls_patch", "default", "full"):
-        raise InputError(f'{where}: vision feature "{select_feature}"; expected patch or cls_patch')
     return ClipConfig(
         image_size=f.get("image_size", int),
         patch_size=f.get("patch_size", int),
@@ -348,7 +346,7 @@ def clip_from_hf(
         norm_eps=f.get("layer_norm_eps", float),
         activation=f.get("hidden_act", str),
         select_layer=select_layer,
-        select_feature="patch" if select_feature in ("patch", "default") else "cls_patch",
+        select_feature="patch" if select_feature == "default" else select_feature,
         mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
         std=tuple(preprocessor.get("image_std", CLIP_STD)),
     )

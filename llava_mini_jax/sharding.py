@@ -96,14 +96,6 @@ def piece(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return NamedSharding(jax.sharding.get_abstract_mesh(), spec).shard_shape(shape)
 
 
-def named_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: Axes) -> NamedSharding:
-    """Where an array of this shape and these logical axes lies on `mesh`."""
-    with jax.set_mesh(mesh):
-        spec = partition(shape, axes)
-    assert spec is not None
-    return NamedSharding(mesh, spec)
-
-
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` laid out by its logical axes (moves data if it lies otherwise)."""
     spec = partition(x.shape, axes)

@@ -7,18 +7,22 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import llava_mini_jax
 from llava_mini_jax import Model, cli
 from llava_mini_jax.cli import verify as verify_command
 from llava_mini_jax.data.conversation import Turn
+from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.weights import verify as verify_module
 from tests import tiny_model
 
@@ -114,6 +118,45 @@ def test_ask_interactively(
     assert (status, out, err) == (0, f"{answer}\n{follow_up}\n", "")
 
 
+def test_a_question_that_cannot_be_asked_does_not_end_a_conversation(
+    run: Run, model: Model, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["what is this <image> ?", "digits " * 300, "which \udcff digit", QUESTION]
+    content = io.BytesIO("\n".join(lines).encode(errors="surrogateescape"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
+    status, out, err = run("ask", model_folder, "-i", *SHORT)
+    assert (status, out) == (2, f"{model.generate(QUESTION, max_new_tokens=12)}\n")
+    said = err.splitlines()
+    assert len(said) == 3 and all(line.startswith("llava-mini: the ") for line in said)
+
+
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(
+    run: Run, model: Model, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, left = AnswerText.push, [2]
+
+    def interrupted(text: AnswerText, ids: Iterable[int]) -> str:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return push(text, ids)
+
+    monkeypatch.setattr(AnswerText, "push", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n{QUESTION}\n"))
+    status, out, err = run("ask", model_folder, "-i", *SHORT)
+    begun, whole = out.splitlines()
+    assert (status, err, whole) == (0, "", model.generate(QUESTION, max_new_tokens=12))
+    assert begun and whole.startswith(begun.strip()) and len(begun) < len(whole)
+
+    def typed() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, readline=typed))
+    assert run("ask", model_folder, "-i") == (130, "", "")
+    left[0] = 1
+    assert run("ask", model_folder, QUESTION) == (130, "", "")
+
+
 def test_people_at_a_terminal_see_more(
     run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +181,37 @@ def test_a_dry_run_tells_what_a_video_takes_and_reads_no_weights(
     assert first.startswith("positions") and "3 of 3 frames" in first and "256" in first
     for term in ("KV cache", "weights", "host", "passes"):
         assert term in out
+
+
+def with_bos(model: Path) -> Path:
+    """The model's tokenizer then begins every text with a bos, as LLaMA's does."""
+    path = model / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    bos = json.loads((model / "tokenizer_config.json").read_text())["bos_token"]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    tokenizer.save(str(path))
+    return model
+
+
+def test_a_dry_run_is_of_the_same_model_and_prompt(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = files / "a.png"
+    twice = with_bos(Path(shutil.copytree(tiny_model.folder("release"), tmp_path / "release")))
+    asked = llava_mini_jax.load(twice)
+    text = int((asked.request(QUESTION, asked.read_pictures(picture, None)).ids >= 0).sum())
+    _, out, _ = run("ask", twice, "--image", picture, "--dry-run", QUESTION)
+    assert f"+ {text} of text" in out
+    _, out, _ = run("ask", twice, "--dry-run", QUESTION, "--max-length", 99, "--conv-mode", "brief")
+    assert "of the model's 99" in out and f"+ {text} of text" not in out
+    clip, _ = write_parts(tmp_path)
+    arrays = {name: array for name, array in tensors(twice).items() if "vision_tower" not in name}
+    save_file(arrays, twice / "model.safetensors")
+    assert run("ask", twice, "--dry-run", QUESTION)[0] == 2
+    status, out, _ = run("ask", twice, "--dry-run", QUESTION, "--vision-tower", clip)
+    assert status == 0 and out.startswith("positions")
 
 
 def test_ask_says_when_the_context_is_full(run: Run) -> None:

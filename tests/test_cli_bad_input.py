@@ -68,6 +68,16 @@ def corrupt_video(model: Path) -> Path:
     return truncated(path, path.stat().st_size // 2)
 
 
+def siglip(model: Path) -> Path:
+    """A folder of another kind of tower."""
+    folder = model / "siglip"
+    folder.mkdir()
+    config = {"vision_config": {"hidden_act": "gelu_pytorch_tanh", "image_size": 32}}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
 # What is wrong -> (the command's words, from a model folder that may be changed; what is said)
 BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
@@ -177,6 +187,38 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         '"welsh" is unknown',
     ),
     "no case": (lambda m: ["verify", m], "is no golden case"),
+    "no Unicode": (lambda m: ["ask", m, "which \udcff digit"], "'\\udcff' at character 7"),
+    "no Unicode, dry run": (lambda m: ["ask", m, "\udcff", "--dry-run"], "'\\udcff' at character"),
+    "large top-k": (lambda m: ["ask", m, "a", "--top-k", "99999999999"], "top_k is 99999999999"),
+    "no such user": (lambda m: ["ask", "~nosuchuser/m", "a"], "~nosuchuser/m does not exist"),
+    "fps": (lambda m: ["ask", m, "a", "--fps", "inf"], "fps inf; give a number above 0"),
+    "template": (lambda m: ["ask", m, "a", "--conv-mode", "welsh"], 'template "welsh"'),
+    "length": (lambda m: ["ask", m, "a", "--max-length", "0"], "max_length is 0; give 2 to 256"),
+    "length, dry run": (
+        lambda m: ["ask", m, "a", "--max-length", "999", "--dry-run"],
+        "max_length is 999; give 2 to 256",
+    ),
+    "mark, dry run": (lambda m: ["ask", m, "<image>", "--dry-run"], "1 times for 0 pictures"),
+    "another tower": (
+        lambda m: ["convert", "--clip", siglip(m), "--llm", m, m / "o"],
+        'activation "gelu_pytorch_tanh" is unknown',
+    ),
+    "class token": (
+        lambda m: ["inspect", changed_config(m, "mm_vision_select_feature", value="cls_patch")],
+        'vision feature "cls_patch"; expected "patch"',
+    ),
+    "marks around pictures": (
+        lambda m: ["ask", changed_config(m, "mm_use_im_start_end", value=True), "a"],
+        '"mm_use_im_start_end" is true',
+    ),
+    "layers below 0": (
+        lambda m: ["inspect", "--abstract", "vicuna-7b", "--prefusion-layers", "-1"],
+        "-1 pre-fusion layers; give 0",
+    ),
+    "no grid": (
+        lambda m: ["inspect", "--abstract", "vicuna-7b", "--grid", "0"],
+        "grid is 0; give 1 or more",
+    ),
 }
 
 

@@ -6,10 +6,12 @@ pictures, seen once --> Session --question--> pieces of the answer to stdout, as
 """
 
 import argparse
+import io
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini_jax.cli.terminal import note, waiting
@@ -57,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--conv-mode", metavar="NAME", help="prompt template, if config.json's is not meant")
+    add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,25 +80,38 @@ def run(args: argparse.Namespace) -> int:
     )
     # Pillow warns of pictures that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-    sampling = FrameSampling(fps=args.fps, max_frames=args.max_frames)
-    _check_files(args.image, args.video, sampling)
+    _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))
     if args.dry_run:
-        print(*_plan(args, settings, sampling), sep="\n")
+        print(*_plan(args, settings), sep="\n")
         return 0
     with waiting(f"loading {args.model}"):
-        model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+        model = load(
+            args.model,
+            dtype=args.dtype,
+            vision_tower=args.vision_tower,
+            template=args.conv_mode,
+            max_length=args.max_length,
+        )
     with waiting("reading pictures"):
-        chat = _conversation(model, args, settings, sampling)
+        chat = _conversation(model, args, settings)
+    status = 0
     for question in _questions(args):
-        _answer(chat, question)
-    return 0
+        try:
+            _answer(chat, question)
+        except InputError as error:
+            if not args.interactive:
+                raise
+            print(f"llava-mini: {error}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:  # ends this answer; a second one, at the prompt, ends it all
+            if not args.interactive:
+                raise
+            print(flush=True)
+    return status
 
 
-def _plan(
-    args: argparse.Namespace, settings: "Settings", sampling: "FrameSampling"
-) -> "Iterable[str]":
+def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     """What the question would take; no weights are read and no frame is decoded."""
-    from llava_mini_jax.data.conversation import encode
     from llava_mini_jax.data.tokenizer import load_tokenizer
     from llava_mini_jax.data.video import read_video
     from llava_mini_jax.inference import request
@@ -105,10 +122,14 @@ def _plan(
     from llava_mini_jax.weights import folders
 
     folder, computing = folders.resolve_folder(args.model), computing_dtype(args.dtype)
-    bundle, _ = folders.open_model(folder, compute_dtype=computing)
+    tower = None if args.vision_tower is None else Path(args.vision_tower)
+    bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
+    bundle = request.with_prompt(bundle, args.conv_mode, args.max_length)
+    sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
     media = len(args.image) + len(args.video)
     turns = request.open_turns(args.question or "", media, "the question")
-    prompt = encode(request.template_of(bundle), turns, load_tokenizer(folder), double_bos=False)
+    tokenizer = load_tokenizer(folder)
+    prompt = request.encode_turns(turns, media, bundle, tokenizer, "the question")
     return plan(
         bundle,
         len(args.image) + sum(len(read_video(video, sampling)) for video in args.video),
@@ -121,13 +142,15 @@ def _plan(
 
 
 def _conversation(
-    model: "Model", args: argparse.Namespace, settings: "Settings", sampling: "FrameSampling"
+    model: "Model", args: argparse.Namespace, settings: "Settings"
 ) -> "Chat | Session":
+    from llava_mini_jax.inference import request
     from llava_mini_jax.inference.model import Chat
     from llava_mini_jax.inference.session import Session
     from llava_mini_jax.inference.shelf import Budget
 
-    if model.bundle.model.inside_layers:
+    sampling = request.sampling_for(model.bundle, fps=args.fps, max_frames=args.max_frames)
+    if not model.in_sessions:
         return Chat(model, model.read_pictures(args.image, args.video, sampling), settings)
     # One question alone has no use for what it leaves of the frames.
     session = Session(model, settings, budget=Budget() if args.interactive else Budget(host=0))
@@ -159,6 +182,8 @@ def _questions(args: argparse.Namespace) -> Iterator[str]:
         import readline
 
         del readline  # importing it is what gives `input` its editing
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as arguments are read; request.py tells of them
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> ") if by_hand else sys.stdin.readline()

@@ -5,6 +5,7 @@ file (video_file.py) --index--> the time stamp of every frame --choose--> the wa
 frames --preprocess_frames--> uint8 [F, J, size, size, 3]
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ LONGEST_FRAME_HOURS = 1 / 6
 class FrameSampling:
     """Which frames of a video are read; exactly one of `fps` and `count` is given.
 
-    The chosen number of frames n is `count` (at most the number of frames there are), or `fps`
-    times the length; at most `max_frames`, at least one. Where they lie:
+    The chosen number of frames n is `count`, or `fps` times the length; at most `max_frames` and
+    the number of frames there are, at least one. Where they lie:
       rule "time_stamps": what is on screen in the middle of each of n equal spans of time; right
         for variable frame rates too.
       rule "release": `release_frame_indices(total, n)`, n counted with the average frame rate.
@@ -54,13 +55,13 @@ class FrameSampling:
                 f'Frame sampling has rule {self.rule!r}; use "time_stamps" or "release".'
             )
         for name, value in (("fps", self.fps), ("count", self.count), ("max", self.max_frames)):
-            if value is not None and not value > 0:
-                raise InputError(f"Frame sampling has {name} {value}; it must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"Frame sampling has {name} {value}; give a number above 0.")
 
     def number(self, total: int, by_rate: float) -> int:
         """How many of `total` frames are read, where `fps` would make it `by_rate`; never 0."""
-        n = by_rate if self.count is None else min(self.count, total)
-        return max(1, int(n if self.max_frames is None else min(n, self.max_frames)))
+        n = by_rate if self.count is None else self.count
+        return max(1, int(min(n, total, self.max_frames or total)))
 
 
 def release_frame_indices(total_frames: int, count: int) -> np.ndarray:

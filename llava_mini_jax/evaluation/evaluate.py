@@ -50,7 +50,10 @@ class Command:
     shard: tuple[int, int] = (0, 1)  # which, of how many
     batch_size: int = 8
     max_new_tokens: int | None = None  # None: the benchmark's own
-    dtype: str | None = None
+    dtype: str | None = None  # these four are llava_mini_jax.load's
+    vision_tower: Path | None = None
+    template: str | None = None
+    max_length: int | None = None
     score_only: bool = False
     answers: Path | None = None  # an answers file from elsewhere, to be scored
     paper: str = "LLaVA-Mini 7B"  # the column to compare with
@@ -109,7 +112,7 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
             own = folder / benchmark.name
             more: dict[str, Any] = {}
             if asking:
-                loaded = loaded or _load(name, command.dtype)
+                loaded = loaded or _load(name, command)
                 more = _ask(loaded, name, benchmark, asked[benchmark.name], own, command)
             results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
     header, rows = report.table(results, command.paper)
@@ -147,10 +150,16 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"
 
 
-def _load(name: str, dtype: str | None) -> Any:
+def _load(name: str, command: Command) -> Any:
     import llava_mini_jax
 
-    return llava_mini_jax.load(name, dtype=dtype)
+    return llava_mini_jax.load(
+        name,
+        dtype=command.dtype,
+        vision_tower=command.vision_tower,
+        template=command.template,
+        max_length=command.max_length,
+    )
 
 
 def _ask(

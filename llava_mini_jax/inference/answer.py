@@ -33,7 +33,7 @@ class Settings:
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "a number from 0 (all tokens) to 2147483647"),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
             ("seed", 0 <= self.seed < 2**32, "a number from 0 to 4294967295"),
         ):

@@ -27,19 +27,37 @@ Frames = Iterator[np.ndarray]  # as the model reads them, uint8 [J, Y, X, C]
 
 
 class Medium:
-    """An image or a video: frames that were seen, and those still to be read."""
+    """An image or a video: frames that were seen, and those still to be read.
 
-    def __init__(self, waiting: Frames, expected: int, reopen: Callable[[], Frames] | None = None):
+    Ctrl-C, or a full disk, loses none of them: a frame is in `waiting`, `taken` or `tokens`.
+    """
+
+    def __init__(
+        self,
+        waiting: Frames,
+        expected: int,
+        reopen: Callable[[], Frames] | None = None,
+        *,
+        is_picture: bool = False,
+    ):
         self.waiting = waiting
+        self.taken: list[np.ndarray] = []  # read, and not yet seen
         self.expected = expected  # how many there are in all
         self.reopen = reopen  # reads the first `in_file` of them again
         self.in_file = expected if reopen else 0
+        self.is_picture = is_picture
         self.tokens: list[np.ndarray] = []  # visual tokens [frames, Q, D] of each chunk
         self.kept: list[Kept] = []
 
     @property
     def seen(self) -> int:
         return sum(map(len, self.tokens))
+
+    def take(self, count: int) -> list[np.ndarray]:
+        """The next `count` frames, or all that are left; the same ones until they are seen."""
+        while len(self.taken) < count and (frame := next(self.waiting, None)) is not None:
+            self.taken.append(frame)
+        return self.taken
 
 
 class Watched:
@@ -58,15 +76,16 @@ class Watched:
         return sum(medium.expected for medium in self.media)
 
     def show_image(self, image: Picture) -> None:
-        pixels = request.read_pictures(image, None, self._model.bundle.images).pixels
-        self.media.append(Medium(iter(pixels), 1))
+        pixels = request.read_pictures(image, None, self._model.bundle).pixels
+        self.media.append(Medium(iter(pixels), 1, is_picture=True))
 
     def open_video(self, video: Video, sampling: FrameSampling) -> Medium:
         """A video that is not among `media` yet; nothing of it has been decoded."""
         if isinstance(video, np.ndarray):
             if not len(video):
                 raise InputError("a video is an array of 0 frames; give 1 or more")
-            return Medium(self._prepared(_checked(video), "bicubic"), len(video))
+            frames = self._prepared(_checked(video), "bicubic")
+            return Medium(_ReadAhead(frames, self._chunk), len(video))
         resize, first = request.resize_of(video, sampling), read_video(video, sampling)
 
         def reopen() -> Frames:
@@ -76,9 +95,9 @@ class Watched:
 
     def append_frames(self, frames: Sequence[np.ndarray]) -> None:
         medium = self.media[-1]
-        more = self._prepared(_checked(list(frames)), "bicubic")
+        more = list(self._prepared(_checked(list(frames)), "bicubic"))
         medium.waiting = itertools.chain(medium.waiting, more)
-        medium.expected += len(frames)
+        medium.expected += len(more)
 
     def _prepared(self, frames: Iterable[np.ndarray], resize: str) -> Frames:
         cfg = self._model.bundle.images
@@ -98,15 +117,18 @@ class Watched:
     def memories(self) -> Iterator[tuple[Any, int]]:
         """(pre-fusion's keys and values, frames) of every chunk; what is new is seen on the way.
 
-        Keys and values are None for a model without pre-fusion. Raises InputError for a video that
-        cannot be read to its end, then and whenever it is called again.
+        Keys and values are None for a model without pre-fusion; without any picture they are those
+        of a blank one, where the model wants that. Raises InputError for a video that cannot be
+        read to its end, then and whenever it is called again.
         """
         if self._broken:
             raise InputError(self._broken)
+        if not self.media and self._model.bundle.prompt.blank_image:
+            yield self._read(request.blank_image(self._model.bundle.images))[1], 1
         try:
             for medium in self.media:
                 yield from self._again(medium)
-                while frames := list(itertools.islice(medium.waiting, self._chunk)):
+                while frames := medium.take(self._chunk):
                     yield self._see(medium, frames), len(frames)
                 _check_all(medium.seen, medium.expected)
         except InputError as error:
@@ -133,13 +155,16 @@ class Watched:
         pixels_IJYXC = self._chunk_of(frames)
         tokens_IQD, memory, features = self._read(pixels_IJYXC)
         can_be_read_again = medium.seen + len(frames) <= medium.in_file
-        medium.tokens.append(np.asarray(tokens_IQD)[: len(frames)])
+        tokens = [np.asarray(tokens_IQD)[: len(frames)]]
         stages = {"memory": memory, "features": features}
         if not can_be_read_again:
             stages["pixels"] = pixels_IJYXC
+        kept = []
         if memory is not None:  # without pre-fusion nothing of a frame is read again
-            unseen = self.frames - sum(medium.seen for medium in self.media)
-            medium.kept.append(self._shelf.put(len(frames), stages, -(-unseen // self._chunk)))
+            unseen = self.frames - sum(medium.seen for medium in self.media) - len(frames)
+            kept = [self._shelf.put(len(frames), stages, -(-unseen // self._chunk))]
+        # In one statement, which Ctrl-C does not divide: a frame is seen or it is not.
+        medium.tokens, medium.kept, medium.taken = medium.tokens + tokens, medium.kept + kept, []
         return memory
 
     def _recall(self, kept: Kept) -> Any:
@@ -185,7 +210,7 @@ class _ReadAhead(Iterator[np.ndarray]):
     def __next__(self) -> np.ndarray:
         frame, error = self._ready.get()
         if frame is None:
-            self._ready.put((None, None))  # the end stays the end
+            self._ready.put((None, error))  # the end stays the end
             raise StopIteration if error is None else error
         return frame
 

@@ -28,7 +28,7 @@ from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, generate, request, rows
 from llava_mini_jax.inference.answer import Answer, Settings
-from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Pictures, Prompt, Video
+from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import folders
 
@@ -64,7 +64,7 @@ class Model:
         top_k: int = 0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        sampling: FrameSampling = ONE_A_SECOND,
+        sampling: FrameSampling | None = None,
         batch_size: int = 8,
     ) -> str | list[str]:
         """The answer to a prompt, or the answers to a list of prompts.
@@ -72,7 +72,8 @@ class Model:
         A prompt is text, or a conversation as a list of Turns. `images` and `videos` are those of
         the prompt (what they may be: `request.read_pictures`), or for a list of prompts a list
         with an entry, or None, for each. They stand where the prompt says "<image>", images first,
-        then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos.
+        then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos; if
+        it is None they are one a second, as the model's dialect chooses them.
 
         A row's answer does not depend on the rows beside it. Warns where the model's positions are
         full before an answer ends. Raises InputError for whatever cannot be used.
@@ -102,7 +103,7 @@ class Model:
         videos: Sequence[Any] | None,
         settings: Settings,
         *,
-        sampling: FrameSampling = ONE_A_SECOND,
+        sampling: FrameSampling | None = None,
         batch_size: int = 8,
     ) -> list[Answer]:
         """`generate` for a list of prompts, with the answers' token counts and why they end."""
@@ -143,7 +144,7 @@ class Model:
         top_k: int = 0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        sampling: FrameSampling = ONE_A_SECOND,
+        sampling: FrameSampling | None = None,
     ) -> Iterator[str]:
         """The answer to one prompt in pieces as they arrive; together they are `generate`'s.
 
@@ -167,10 +168,10 @@ class Model:
         self._warn_if_full(run.answers[0], "the prompt")
 
     def read_pictures(
-        self, images: Any, videos: Any, sampling: FrameSampling = ONE_A_SECOND
+        self, images: Any, videos: Any, sampling: FrameSampling | None = None
     ) -> Pictures:
         """Images and videos of one prompt, read once; they serve any number of requests."""
-        return request.read_pictures(images, videos, self.bundle.images, sampling)
+        return request.read_pictures(images, videos, self.bundle, sampling)
 
     def request(self, prompt: Prompt, pictures: Pictures, where: str = "the prompt") -> Example:
         """A prompt with its pictures, checked: InputError where it does not fit the model."""
@@ -264,14 +265,21 @@ class Chat:
 
 
 def load(
-    folder: Path | str, *, dtype: str | None = None, vision_tower: Path | str | None = None
+    folder: Path | str,
+    *,
+    dtype: str | None = None,
+    vision_tower: Path | str | None = None,
+    template: str | None = None,
+    max_length: int | None = None,
 ) -> Model:
     """The model of a folder, or of a name on the Hugging Face hub.
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
     given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
     that would be taken if none were given. `vision_tower` is the folder of the CLIP tower, where
-    the model's own does not name it.
+    the model's own does not name it. `template` is the prompts' (a name of
+    data/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the folder's
+    config.json does not say what was meant (docs/weights.md).
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
@@ -280,7 +288,7 @@ def load(
     path = folders.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
-    request.template_of(bundle)
+    bundle = request.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
     params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, rows.buckets_for(bundle))
@@ -310,7 +318,7 @@ def _place(number: int, count: int) -> str:
 def _entry(given: Sequence[Any] | None, number: int, count: int, name: str) -> Any:
     if given is None:
         return None
-    one = isinstance(given, str | bytes | Path)
+    one = isinstance(given, str | bytes | Path) or not hasattr(given, "__len__")
     if one or len(given) != count:
         raise InputError(
             f"{name} holds {'one file' if one else f'{len(given)} entries'} for {count} prompts;"

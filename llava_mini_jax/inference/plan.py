@@ -18,12 +18,14 @@ fragmentation, and a file's own index (about 60 bytes a frame of the file, wante
 
 import argparse
 import dataclasses
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.examples import power_of_two
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, rows
 from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.inference.work import FLOAT32, Work
@@ -136,10 +138,11 @@ def plan(
         "KV cache": slots * (per_slot + 1),
         "text and the sum of fused text": T * cfg.llm.width * (2 * cfg.dtype.itemsize + FLOAT32),
     }
+    pictures = frames > 0 or bundle.prompt.blank_image
     cast = 0 if dtype == cfg.compute_dtype else work.largest_weight()
     phases = {
         name: terms | ({"a weight in the products' dtype": cast} if cast else {})
-        for name, terms in work.phases(slots, min(prompt, length), frames > 0).items()
+        for name, terms in work.phases(slots, min(prompt, length), pictures).items()
     }
     kept, host = _kept(work, frames, chunk, budget)
     width = cfg.llm.width * cfg.dtype.itemsize
@@ -188,17 +191,31 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:8.3f} GB"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the plan of a published shape: vicuna-7b, vicuna-13b or llama-3.1-8b."""
-    from llava_mini_jax.profiling.baseline import backbone
-
     parser = argparse.ArgumentParser(prog="python -m llava_mini_jax.inference.plan")
     add = parser.add_argument
     add("name", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
     add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
     add("--dtype", default="bfloat16", metavar="TYPE", help="of weights; default: bfloat16")
     add("--chunk", type=int, default=8, metavar="N", help="frames together; default: 8")
-    args = parser.parse_args()
+    try:
+        print("\n".join(_published(parser.parse_args(argv)).lines()))
+        return 0
+    except InputError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
+
+
+def _published(args: argparse.Namespace) -> Plan:
+    from llava_mini_jax.inference.model import DTYPES
+    from llava_mini_jax.profiling.baseline import backbone
+
+    if args.dtype not in DTYPES:
+        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    for name, number, least in (("--frames", args.frames, 0), ("--chunk", args.chunk, 1)):
+        if number < least:
+            raise InputError(f"{name} is {number}; give {least} or more")
     llm, vision = backbone(args.name), configs.CLIP_L_336
     bundle = Bundle(
         model=configs.build(llm, vision, "release"),
@@ -207,9 +224,11 @@ def main() -> None:
         eos_ids=(),
         pad_id=0,
     )
-    sizes = dict(dtype=args.dtype, chunk=args.chunk, answer=512, budget=Budget(host=0))
-    print("\n".join(plan(bundle, args.frames, 60, **sizes).lines()))
+    nothing = Budget(host=0)
+    return plan(
+        bundle, args.frames, 60, dtype=args.dtype, chunk=args.chunk, answer=512, budget=nothing
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

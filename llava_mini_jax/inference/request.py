@@ -47,15 +47,16 @@ class Pictures:
 def read_pictures(
     images: Picture | Sequence[Picture] | None,
     videos: Video | Sequence[Video] | None,
-    cfg: ImageConfig,
-    sampling: FrameSampling = ONE_A_SECOND,
+    bundle: Bundle,
+    sampling: FrameSampling | None = None,
 ) -> Pictures:
-    """Pictures of one prompt.
+    """Pictures of one prompt; without a `sampling`, videos are read as `sampling_for` says.
 
     A picture is a path, the bytes of a file, a Pillow image, or uint8 [H, W, 3]; a video is the
     path of a file or of a folder of pictures, or its frames, uint8 [F, H, W, 3]. One alone needs
     no list. Raises InputError for what cannot be read.
     """
+    cfg, sampling = bundle.images, sampling or sampling_for(bundle)
     shown = [_image(image, cfg) for image in _listed(images, Picture)]
     shown += [_video(video, cfg, sampling) for video in _listed(videos, Path | str | np.ndarray)]
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
@@ -92,7 +93,10 @@ def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarr
 def sampling_for(
     bundle: Bundle, *, fps: float = 1.0, max_frames: int | None = None
 ) -> FrameSampling:
-    """Frames by time; chosen as the release chooses them for weights of its dialect."""
+    """Frames by time; chosen as the release chooses them for weights of its dialect.
+
+    What is taken wherever a caller gives no sampling of its own.
+    """
     rule = "release" if bundle.model.compress == "features" else "time_stamps"
     return FrameSampling(fps=fps, max_frames=max_frames, rule=rule)
 
@@ -137,10 +141,30 @@ def template_of(bundle: Bundle) -> Template:
     name = bundle.prompt.template
     if name not in TEMPLATES:
         raise InputError(
-            f'the prompt template "{name}" of config.json is unknown; use one of'
-            f" {', '.join(TEMPLATES)}"
+            f'the prompt template "{name}" is unknown; give one of {", ".join(TEMPLATES)}'
+            " (--conv-mode, load's template, or the model's config.json)"
         )
     return TEMPLATES[name]
+
+
+def with_prompt(bundle: Bundle, template: str | None, max_length: int | None) -> Bundle:
+    """`bundle` with another template and another number of positions, where they are given.
+
+    What a published config.json says of them is a guess of ours, or a training run's setting.
+    """
+    changes: dict[str, Any] = {}
+    if template is not None:
+        changes["template"] = template
+    if max_length is not None:
+        if not 2 <= max_length <= bundle.model.llm.max_positions:
+            raise InputError(
+                f"max_length is {max_length}; give 2 to {bundle.model.llm.max_positions}, the"
+                " positions of the language model"
+            )
+        changes["max_length"] = max_length
+    bundle = replace(bundle, prompt=replace(bundle.prompt, **changes))
+    template_of(bundle)
+    return bundle
 
 
 def make_request(
@@ -154,16 +178,23 @@ def make_request(
     encoded = encode_turns(turns, len(pictures.frames), bundle, tokenizer, where)
     pixels = pictures.pixels
     if not len(pixels) and bundle.prompt.blank_image:
-        # The release's training fuses text without a picture with normalised zeros, which no
-        # uint8 picture is exactly (release_facts section 6).
-        pixels = np.zeros((1, *pixels.shape[1:]), np.float32)
+        pixels = blank_image(bundle.images)
     return make_example(encoded, pixels, pictures.frames, bundle.prompt, training=False)
+
+
+def blank_image(cfg: ImageConfig) -> np.ndarray:
+    """float32 [1, J, Y, X, C]: what the release's training fuses text without a picture with.
+
+    Normalised zeros, which no uint8 picture is exactly (release_facts section 6).
+    """
+    return np.zeros((1, cfg.parts, cfg.size, cfg.size, 3), np.float32)
 
 
 def encode_turns(
     turns: Sequence[Turn], pictures: int, bundle: Bundle, tokenizer: Any, where: str
 ) -> EncodedPrompt:
     """The ids of a conversation, checked against the pictures and the model's vocabulary."""
+    _check_unicode(turns, where)
     encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
     check_images(encoded, pictures, where)
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
@@ -172,6 +203,17 @@ def encode_turns(
             f" {bundle.model.llm.vocab_size} tokens; use the tokenizer that belongs to the weights"
         )
     return encoded
+
+
+def _check_unicode(turns: Sequence[Turn], where: str) -> None:
+    for turn in turns:
+        try:
+            (turn.text or "").encode()
+        except UnicodeEncodeError as error:  # what Python makes of bytes that are not UTF-8
+            raise InputError(
+                f"{where} has {error.object[error.start]!r} at character {error.start + 1}, which"
+                " is no character of Unicode; give UTF-8 text"
+            ) from error
 
 
 def end_of_turn(template: Template, tokenizer: Any) -> int | None:

@@ -33,7 +33,7 @@ from llava_mini_jax.inference import blocks, generate, request, rows
 from llava_mini_jax.inference.answer import Answer, AnswerText, Settings
 from llava_mini_jax.inference.frames import Watched
 from llava_mini_jax.inference.model import Model
-from llava_mini_jax.inference.request import ONE_A_SECOND, Picture, Video
+from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.models import llava_mini
@@ -63,8 +63,9 @@ class Session:
         self.turns: list[Turn] = []
         self.answer: Answer | None = None  # the last one
         self._watched = Watched(model, budget or Budget(), chunk)
-        self._cache: Any = None
+        self._cache: Any = None  # also while a program has it, which may never give it back
         self._cached = np.zeros(0, np.int64)  # what stands in the cache's slots (`_marks`)
+        self._moves = 0  # questions and pictures so far: an answer before the last one is over
 
     # ------------------------------------------------------------------------------- pictures
 
@@ -74,20 +75,25 @@ class Session:
         self._watched.show_image(image)
         self._forget()
 
-    def show_video(self, video: Video, sampling: FrameSampling = ONE_A_SECOND) -> None:
+    def show_video(self, video: Video, sampling: FrameSampling | None = None) -> None:
         """Adds a video, which is read while it is asked about.
 
+        `sampling` None: one frame a second, as the model's dialect chooses them.
         Raises InputError at once for what is no video, or has more frames than the model has
         positions.
         """
+        sampling = sampling or request.sampling_for(self.model.bundle)
         medium = self._watched.open_video(video, sampling)
         self._check_frames(medium.expected)
         self._watched.media.append(medium)
         self._forget()
 
     def append_frames(self, frames: Sequence[np.ndarray]) -> None:
-        """More frames, uint8 [H, W, 3], of the last video: one that is still being made."""
-        if not self._watched.media:
+        """More frames, uint8 [H, W, 3], of the last video: one that is still being made.
+
+        Raises InputError where none has been shown, or a picture since.
+        """
+        if not self._watched.media or self._watched.media[-1].is_picture:
             raise InputError("there is no video to append to; begin with show_video")
         self._check_frames(len(frames))
         self._watched.append_frames(frames)
@@ -95,6 +101,7 @@ class Session:
 
     def _forget(self) -> None:
         """All earlier text is fused with the new picture too: the cache holds nothing of use."""
+        self._moves += 1
         self._cached = self._cached[:0]
 
     @property
@@ -107,15 +114,17 @@ class Session:
         cache = 0 if self._cache is None else sum(x.nbytes for x in jax.tree.leaves(self._cache))
         return {**self._watched.memory(), "kv cache": cache}
 
-    def _check_frames(self, more: int) -> None:
-        count = self.frames + more
+    def _check_frames(self, new: int) -> None:
+        count = self.frames + new
         needed = count * rows.tokens_per_image(self.model.bundle)
         longest = rows.longest_prompt(self.model.bundle)
+        most = self.model.bundle.model.llm.max_positions
         if needed >= longest:
+            more = f", or allow up to {most} positions (--max-length)" if longest < most - 1 else ""
             raise InputError(
                 f"{count} images and frames take {needed} positions, but the model has {longest} "
                 "for them and the text: give fewer frames a second, or at most so many of them "
-                "(--fps, --max-frames)"
+                f"(--fps, --max-frames){more}"
             )
 
     # ------------------------------------------------------------------------------ questions
@@ -125,7 +134,7 @@ class Session:
 
         Pictures shown since the last question stand in front of this one. A piece holds up to
         `steps` tokens. Raises InputError where the conversation no longer fits the model, before
-        anything is computed.
+        anything is computed; and for a piece that is taken after the session has gone on.
         """
         turns, where, bundle = self._with_marks(question), "the conversation", self.model.bundle
         counts = tuple(medium.expected for medium in self._watched.media)
@@ -141,6 +150,7 @@ class Session:
 
     def new_conversation(self) -> None:
         """Forgets questions and answers; what was shown stands before the next question."""
+        self._moves += 1
         self.turns, self.answer = [], None
 
     def answer_alone(self, question: str) -> Answer:
@@ -169,6 +179,8 @@ class Session:
 
     def _answer(self, ids_T: np.ndarray, fuse_T: np.ndarray, steps: int) -> Iterator[str]:
         model, params, cfg = self.model, self.model.params, self.model.bundle.model
+        self._moves += 1
+        move = self._moves
         T = model.buckets.length(len(ids_T))
         padded = np.zeros((2, 1, T), np.int32)
         padded[0, 0, : len(ids_T)], padded[1, 0, : len(ids_T)] = ids_T, fuse_T
@@ -197,14 +209,19 @@ class Session:
         read = 0
         while text.finish is None:
             limit_step = jnp.int32(min(read + steps, allowance))
+            self._cache = None
             state = generate.decode(params, state, sampling, limit_step, cfg)
+            self._cache = state.cache
             new_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
             read = int(state.step)
-            # The old cache is gone: whatever happens next, this is what there is.
-            self._cache = state.cache
             self._cached = np.concatenate([self._cached, _text_marks(new_N, fuse=False)])
             if piece := text.push(new_N):
                 yield piece
+            if self._moves != move:
+                raise InputError(
+                    "the session has gone on (another question, a picture, a new conversation) "
+                    "before this answer was taken to its end; ask again"
+                )
         self.answer = text.answer
 
     # ------------------------------------------------------------------------------- one pass
@@ -212,16 +229,17 @@ class Session:
     def _fuse(self, text_BTD: jax.Array, fuse_BT: np.ndarray) -> jax.Array:
         """The text's mean over all frames [1, T, D]; new frames are seen on the way."""
         params, cfg = self.model.params, self.model.bundle.model
-        total_TD = jnp.zeros(text_BTD.shape[1:], jnp.float32)
+        total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():
             if memory is not None:
                 total_TD = blocks.fuse(
                     params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
                 )
             del memory  # so that two chunks are never on the device at once
-        if params.prefusion is None or not self.frames:
+            frames += count
+        if params.prefusion is None or not frames:
             return text_BTD
-        return llava_mini.finish_mean(total_TD[None], jnp.full(1, self.frames), text_BTD)
+        return llava_mini.finish_mean(total_TD[None], jnp.full(1, frames), text_BTD)
 
     def _prefill(
         self, text_BTD: jax.Array, prompt: np.ndarray, places_T: np.ndarray, room: int
@@ -231,13 +249,14 @@ class Session:
         `places_T` are the places of text in `text_BTD`, image marks left out.
         """
         params, cfg = self.model.params, self.model.bundle.model
-        same = min(len(self._cached), len(prompt) - 1)
+        same = 0 if self._cache is None else min(len(self._cached), len(prompt) - 1)
         common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
         needed = blocks.slots(len(prompt) + blocks.LENGTH + room)
-        self._cache = blocks.with_room(self._cache, needed, common, cfg)
+        cache, self._cache = self._cache, None
+        cache = blocks.with_room(cache, needed, common, cfg)
         visual_VD = self._watched.visual()
         logits_BV = None
-        length = blocks.length(self._cache.valid_BS.shape[1])
+        length = blocks.length(cache.valid_BS.shape[1])
         for start in range(common, len(prompt), length):
             marks = prompt[start : start + length]
             size = max(16, power_of_two(len(marks)))
@@ -250,11 +269,11 @@ class Session:
             slots_S[: len(marks)] = np.where(
                 marks < 0, text_BTD.shape[1] + np.arange(len(marks)), places_T[before]
             )
-            logits_BV, self._cache = blocks.extend(
-                params, self._cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
+            logits_BV, cache = blocks.extend(
+                params, cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
                 np.int32(len(marks)), cfg,
             )  # fmt: skip
-        self._cached = prompt
+        self._cache, self._cached = cache, prompt
         assert logits_BV is not None
         return logits_BV
 

@@ -83,8 +83,16 @@ class Shelf:
             if tree is not None
         }
         tier, place = self.choose(sizes, following)
-        stored = None if tier == "source" else self._store(stages[tier], place)
-        return Kept(tier, place, frames, stored)
+        if tier == "source":
+            return Kept(tier, place, frames, None)
+        written = self._files
+        try:
+            return Kept(tier, place, frames, self._store(stages[tier], place))
+        except BaseException:  # a full disk, Ctrl-C: nothing of the chunk stays
+            self._used[place] -= sizes[tier]
+            for number in range(written, self._files):
+                self._path(number + 1).unlink(missing_ok=True)
+            raise
 
     def choose(self, sizes: Mapping[str, int], following: int) -> tuple[str, str]:
         """(tier, place) of a chunk that takes `sizes` bytes in its tiers; its room is taken."""
@@ -115,12 +123,15 @@ class Shelf:
         return host if place == "host" else jax.tree.map(self._write, host)
 
     def _write(self, array: np.ndarray) -> _File:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="llava-mini-")
         self._files += 1
-        path = Path(self._folder.name) / str(self._files)
+        path = self._path(self._files)
         array.tofile(path)
         return _File(path, array.shape, array.dtype)
+
+    def _path(self, number: int) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="llava-mini-")
+        return Path(self._folder.name) / str(number)
 
 
 def _read(leaf: Any) -> Any:

@@ -56,6 +56,8 @@ class LmmsEvalModel(lmms):
         self,
         pretrained: str,
         dtype: str | None = None,
+        conv_template: str | None = None,
+        max_length: int | None = None,
         batch_size: int | str = 1,
         use_until: bool = False,
         fps: float = 1.0,
@@ -64,7 +66,7 @@ class LmmsEvalModel(lmms):
         device: Any = None,
         **unknown: Any,
     ) -> None:
-        """`pretrained` and `dtype` are llava_mini_jax.load's.
+        """`pretrained`, `dtype`, `conv_template` and `max_length` are llava_mini_jax.load's.
 
         `use_until` ends answers before the strings that a task names. LLaVA's own wrapper ignores
         them: lmms-eval names "\\n\\n" for every task that names none, which cuts long answers.
@@ -74,14 +76,16 @@ class LmmsEvalModel(lmms):
         if unknown:
             raise InputError(
                 f"--model_args has {', '.join(sorted(unknown))}; known are pretrained, dtype,"
-                " use_until, fps and max_frames"
+                " conv_template, max_length, use_until, fps and max_frames"
             )
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"--batch_size is {batch_size}; give a number, 1 or more")
         self.batch_size = int(batch_size)
         self.device = "cpu"  # where lmms-eval counts its own numbers
         self._use_until = use_until
-        self._load: Callable[[], Model] = lambda: llava_mini_jax.load(str(pretrained), dtype=dtype)
+        self._load: Callable[[], Model] = lambda: llava_mini_jax.load(
+            str(pretrained), dtype=dtype, template=conv_template, max_length=max_length
+        )
         self._model: Model | None = self._load()
         self._sampling = sampling_for(self._model.bundle, fps=fps, max_frames=max_frames)
 

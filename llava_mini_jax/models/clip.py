@@ -41,7 +41,7 @@ class ClipConfig:
     select_layer: (
         int  # as in Hugging Face's hidden_states: -1 the last block's output, -2 the one before
     )
-    select_feature: str  # "patch", or "cls_patch" to keep the class token in front
+    select_feature: str  # "patch": all but the class token, the only one there is
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -51,6 +51,11 @@ class ClipConfig:
             raise ValueError(f'activation "{self.activation}" is unknown; use one of {known}')
         if not 0 <= self.read_layers <= self.layers:
             raise ValueError(f"select_layer {self.select_layer} of a tower of {self.layers} layers")
+        if self.select_feature != "patch":
+            raise ValueError(
+                f'vision feature "{self.select_feature}"; expected "patch" (llava-hf: "default"):'
+                " with the class token beside them patches are no square grid"
+            )
 
     @property
     def grid(self) -> int:
@@ -135,7 +140,7 @@ def apply(params: Clip, pixels_IYXC: Array, cfg: ClipConfig, dtype: jnp.dtype) -
         pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
         x_ISE = _embed(params, pixels_IYXC, cfg)
         x_ISE, _ = fold_layers(partial(_block, cfg=cfg), params.layers, x_ISE)
-        return x_ISE if cfg.select_feature == "cls_patch" else x_ISE[:, 1:]
+        return x_ISE[:, 1:]
 
 
 def normalize(pixels: Array, cfg: ClipConfig) -> Array:

@@ -41,6 +41,8 @@ class CompressorConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f'compressor "{self.kind}" is unknown; use one of {", ".join(KINDS)}')
+        if self.grid < 1:
+            raise ValueError(f"grid is {self.grid}; give 1 or more: its square is the tokens")
         if self.kind in ("similarity", "multi_head") and self.width % 4:
             raise ValueError(f"compressor width {self.width} is not a multiple of 4")
         if self.kind == "multi_head" and self.width % self.heads:

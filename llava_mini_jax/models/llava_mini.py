@@ -55,6 +55,8 @@ class LlavaMiniConfig:
         check_remat(self.remat)
         if self.compress not in ("projected", "features"):
             raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
+        if self.prefusion_layers < 0:
+            raise ValueError(f"{self.prefusion_layers} pre-fusion layers; give 0 (none) or more")
         if self.inside_layers and (self.prefusion_layers or self.compressor.kind == "none"):
             raise ValueError(
                 "compression inside the LLM needs a compressor and no pre-fusion layers"

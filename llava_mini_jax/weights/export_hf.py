@@ -8,6 +8,7 @@ compressor and pre-fusion.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -21,14 +22,17 @@ import numpy as np
 from llava_mini_jax import distributed
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.conversation import IMAGE_MARK
+from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.files import save_tensors
-from llava_mini_jax.weights.folders import SECTION, section_of
+from llava_mini_jax.weights.folders import KNOWN_TOWERS, SECTION, section_of
 
 FORMATS = ("release", "llava-1.5", "llava-hf")
 
@@ -103,15 +107,21 @@ def export_model(
         raise InputError(f"{folder} exists and is not empty: choose another output folder")
     layout = names.LAYOUTS["llava-hf" if format == "llava-hf" else "release"]
     with _written_beside(folder) as work:
-        for name, content in config_files(bundle, format).items():
-            (work / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         elif copy_from is not None:
             for path in copy_from.iterdir():
                 if path.name.startswith(("tokenizer", "special_tokens_map", "chat_template")):
                     shutil.copy2(path, work)
-        save_tensors(work, published_tensors(params, bundle.model, layout))
+        tensors = published_tensors(params, bundle.model, layout)
+        files = config_files(bundle, format)
+        if format == "llava-hf" and any(work.glob("tokenizer*")):
+            token = _add_image_token(work)
+            files |= _with_image_token(files, bundle, token)
+            tensors = _with_rows(tensors, token + 1)
+        for name, content in files.items():
+            (work / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_tensors(work, tensors)
 
 
 def gather_model(params: LlavaMini, bundle: Bundle) -> None:
@@ -150,9 +160,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             "text_config": {"model_type": "llama", **llm},
             "vision_config": vision,
             "vision_feature_layer": model.vision.select_layer,
-            "vision_feature_select_strategy": "default"
-            if model.vision.select_feature == "patch"
-            else "full",
+            "vision_feature_select_strategy": "default",
             "projector_hidden_act": "gelu",
             "torch_dtype": dtype,
             **ids,
@@ -165,7 +173,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             ],
             "model_type": "llava_mini_llama" if compressed else "llava_llama",
             **llm,
-            "mm_vision_tower": "vision",
+            "mm_vision_tower": _tower_name(model.vision),
             "vision_config": vision,
             "mm_hidden_size": model.vision.width,
             "mm_projector_type": model.projector.kind,
@@ -193,6 +201,62 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
         "generation_config.json": ids,
         "preprocessor_config.json": _preprocessor_json(model),
     }
+
+
+def _add_image_token(folder: Path) -> int:
+    """The id of "<image>" in the folder's tokenizer, which has it from now on.
+
+    transformers finds pictures by it; our prompts are cut at the word before they are tokenised.
+    """
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+
+
+def _with_image_token(
+    files: dict[str, dict[str, Any]], bundle: Bundle, token: int
+) -> dict[str, dict[str, Any]]:
+    """What transformers needs to know of it; and how many tokens we had, for the way back."""
+    config, vision = files["config.json"], bundle.model.vision
+    words = bundle.model.llm.vocab_size
+    return {
+        "config.json": {
+            **config,
+            "text_config": {**config["text_config"], "vocab_size": max(words, token + 1)},
+            "image_token_index": token,
+            "image_seq_length": vision.grid**2,
+            SECTION: {"vocab_size": words},
+        },
+        "processor_config.json": {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_MARK,
+            "patch_size": vision.patch_size,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,  # the tower's class token, which "default" drops
+        },
+    }
+
+
+def _with_rows(
+    tensors: Iterator[tuple[str, np.ndarray]], tokens: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Tables of at least so many tokens: a row that is added is the mean, which is never said."""
+    for name, array in tensors:
+        missing = tokens - len(array) if name.endswith(names.TABLES) else 0
+        if missing > 0:
+            mean = array.mean(axis=0, keepdims=True, dtype=np.float32).astype(array.dtype)
+            array = np.concatenate([array, np.repeat(mean, missing, axis=0)])
+        yield name, array
+
+
+def _tower_name(vision: ClipConfig) -> str:
+    """What LLaVA's own code builds the tower by: it takes published names only. Here the embedded
+    copy is read, whatever its name."""
+    for name, known in KNOWN_TOWERS.items():
+        if dataclasses.replace(known, select_layer=vision.select_layer) == vision:
+            return name
+    return "vision"
 
 
 def _llama_json(cfg: LlamaConfig) -> dict[str, Any]:

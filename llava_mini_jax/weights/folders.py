@@ -8,9 +8,10 @@ our export           the release's format, and the section "llava_mini_jax" in c
            open_model(folder) --> Bundle (configuration) + Published tensors
 """
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +26,14 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import import_hf, names
 from llava_mini_jax.weights.files import open_tensors
+from llava_mini_jax.weights.hub import expanded, resolve_folder
 from llava_mini_jax.weights.import_hf import Published
+from llava_mini_jax.weights.lazy_tensor import LazyTensor
 
 SECTION = "llava_mini_jax"  # our own section of config.json
 
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": configs.CLIP_L_336}
-
-
-def resolve_folder(name: str | Path) -> Path:
-    """A local folder as it is, or a hub name as its (downloaded) snapshot."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{path} is a file; give the model's folder")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise InputError(f"model folder {path} does not exist: check the path")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(str(name)))
-    except Exception as error:  # the hub raises a dozen unrelated types
-        raise InputError(
-            f'"{name}" is no local folder and could not be fetched from the hub '
-            f"({type(error).__name__}): check the name and the network, or download the model "
-            "and give its folder"
-        ) from None
 
 
 def open_model(
@@ -66,13 +48,20 @@ def open_model(
     values = configs.read_json(folder / "config.json")
     where = str(folder / "config.json")
     tensors = open_tensors(folder)
-    try:
+    with _described_in(where):
         if "text_config" in values:
             return _open_llava_hf(folder, values, where, tensors, compute_dtype)
         return _open_llava(folder, values, where, tensors, vision_tower, compute_dtype, dialect)
+
+
+@contextlib.contextmanager
+def _described_in(where: str) -> Iterator[None]:
+    """What a part's own configuration raises, as a sentence about the file."""
+    try:
+        yield
     except InputError:
         raise
-    except (ValueError, ZeroDivisionError) as error:  # from a part's own configuration
+    except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"{where} does not describe a model: {error}") from error
 
 
@@ -86,6 +75,11 @@ def _open_llava(
     dialect: str,
 ) -> tuple[Bundle, list[Published]]:
     f = Fields(values, where)
+    if f.get("mm_use_im_start_end", bool, False):
+        raise InputError(
+            f'{where}: "mm_use_im_start_end" is true, but pictures between <im_start> and <im_end>'
+            " are not supported; only models trained without these tokens can be used"
+        )
     llm = configs.llama_from_hf(values, where)
     tower = _tower(folder, values, where, tensors, vision_tower)
     select_layer = f.get("mm_vision_select_layer", int, -2)
@@ -157,18 +151,21 @@ def open_parts(
     vision_tower: Path, llm: Path
 ) -> tuple[configs.ClipConfig, configs.LlamaConfig, list[Published]]:
     """A training run's starting point: a CLIP folder and a LLaMA or Vicuna folder."""
-    tower_values = configs.read_json(vision_tower / "config.json")
-    vision = configs.clip_from_hf(
-        tower_values,
-        str(vision_tower / "config.json"),
-        select_layer=-2,
-        select_feature="patch",
-        preprocessor=_preprocessor(vision_tower, None),
-    )
+    where = str(vision_tower / "config.json")
+    with _described_in(where):
+        vision = configs.clip_from_hf(
+            configs.read_json(vision_tower / "config.json"),
+            where,
+            select_layer=-2,
+            select_feature="patch",
+            preprocessor=_preprocessor(vision_tower, None),
+        )
     where = str(llm / "config.json")
+    with _described_in(where):
+        language = configs.llama_from_hf(configs.read_json(llm / "config.json"), where)
     return (
         vision,
-        configs.llama_from_hf(configs.read_json(llm / "config.json"), where),
+        language,
         [
             Published(str(vision_tower), open_tensors(vision_tower), names.LAYOUTS["clip"]),
             Published(str(llm), open_tensors(llm), names.LAYOUTS["llama"]),
@@ -181,6 +178,9 @@ def _open_llava_hf(
 ) -> tuple[Bundle, list[Published]]:
     f = Fields(values, where)
     llm = configs.llama_from_hf(f.get("text_config", dict), f"{where}: text_config", nested=True)
+    if words := Fields(f.get(SECTION, dict, {}), f"{where}: {SECTION}").get("vocab_size", int, 0):
+        llm = dataclasses.replace(llm, vocab_size=words)
+        tensors = {name: _rows_of_words(tensor, words) for name, tensor in tensors.items()}
     strategy = f.get("vision_feature_select_strategy", str, "default")
     preprocessor = _preprocessor(folder, None)
     vision = configs.clip_from_hf(
@@ -197,13 +197,20 @@ def _open_llava_hf(
         model=model,
         # This class's own processor pads nothing: shortest side and centre crop.
         images=dataclasses.replace(image_config_from_hf({}, preprocessor), size=vision.image_size),
-        prompt=configs.prompt_config("paper", "vicuna_v1", llm.max_positions),
+        prompt=configs.prompt_config("paper", template_of(llm), llm.max_positions),
         eos_ids=eos_ids(folder, {**f.get("text_config", dict), **values}),
         pad_id=f.get("pad_token_id", int, 0),
     )
     new = any(name.startswith("model.language_model.") for name in tensors)
     layout = names.LAYOUTS["llava-hf-4.52" if new else "llava-hf"]
     return bundle, [Published(str(folder), tensors, layout)]
+
+
+def _rows_of_words(tensor: LazyTensor, words: int) -> LazyTensor:
+    """A table of tokens without the row that our export adds for "<image>", others as they are."""
+    if not tensor.name.endswith(names.TABLES) or tensor.shape[:1] <= (words,):
+        return tensor
+    return dataclasses.replace(tensor, shape=(words, *tensor.shape[1:]))
 
 
 def _has_tower(tensors: Mapping[str, Any]) -> bool:
@@ -218,7 +225,7 @@ def _tower(
     if override is not None:
         return resolve_folder(override)
     name = Fields(values, where).get("mm_vision_tower", str, "")
-    for candidate in (folder / name, folder.parent / name, Path(name).expanduser()):
+    for candidate in (folder / name, folder.parent / name, expanded(name)):
         if name and (candidate / "config.json").is_file():
             return candidate
     known = name in KNOWN_TOWERS or "vision_config" in values
@@ -275,8 +282,11 @@ def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
 
 
 def template_of(llm: configs.LlamaConfig) -> str:
-    """The release's models on LLaMA-3.1 (rope scaling) speak llama_3_1, all others vicuna_v1."""
-    return "llama_3_1" if llm.rope.scaling is not None else "vicuna_v1"
+    """A guess, for no config.json says it: LLaMA-3.1 (rope scaling) speaks llama_3_1, as in the
+    release, LLaMA-3 (its theta) llama_3, and all others vicuna_v1."""
+    if llm.rope.scaling is not None:
+        return "llama_3_1"
+    return "llama_3" if llm.rope.theta == configs.LLAMA_3_1_8B.rope.theta else "vicuna_v1"
 
 
 def _apply_section(bundle: Bundle, section: Any, where: str) -> Bundle:

@@ -118,6 +118,8 @@ LAYOUTS = {
     "llama": Layout(llm="model.", head="lm_head"),
 }
 
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token, in every layout
+
 # Buffers and parts that the model does not use, in the layouts that have them.
 IGNORED = (
     re.compile(r".*\.rotary_emb\.inv_freq"),

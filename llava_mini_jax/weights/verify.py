@@ -6,7 +6,7 @@
 
 The format is that of the golden data: the release's own model folders with its inputs, intermediate
 arrays, logits, loss, gradients and greedily generated ids. The release runs images and frames one
-call at a time; `Call` holds what one such call saw.
+call at a time: `Plan.calls` has what each call saw, and intermediate arrays lie in their order.
 """
 
 import dataclasses

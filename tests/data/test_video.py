@@ -131,11 +131,14 @@ def test_number_of_frames(folder, video):
         assert len(list(read_video(still, sampling))) == 1
     assert len(list(read_video(still, FrameSampling(count=8)))) == 1
     assert len(list(read_video(video, FrameSampling(fps=10, max_frames=3)))) == 3
+    assert levels(read_video(short, FrameSampling(fps=1e9))) == list(range(5))  # not one more
+    assert len(list(read_video(short, FrameSampling(fps=1e9, rule="release")))) == 5
     # One second, but 0.999 by Matroska's milliseconds.
     rounded = make_video(folder / "rounded.mkv", range(24), rate=24)
     assert len(list(read_video(rounded, FrameSampling(fps=3)))) == 3
     for fps, count, rule in [(None, None, "release"), (1, 1, "release"), (0, None, "release"),
-                             (1, None, "middle")]:  # fmt: skip
+                             (1, None, "middle"), (float("inf"), None, "release"),
+                             (float("nan"), None, "release")]:  # fmt: skip
         with pytest.raises(InputError, match="Frame sampling"):
             FrameSampling(fps=fps, count=count, rule=rule)
 

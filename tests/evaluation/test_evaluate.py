@@ -385,6 +385,17 @@ def test_the_releases_own_rows_are_answers_too(tmp_path, name, rows, expected):
     assert found["missing"] == found["unknown"] == [] and found["value"] > 0
 
 
+def test_another_template_makes_other_prompts_and_is_another_setting(model, data, tmp_path, capsys):
+    words = options(model, data, tmp_path, "--limit", "2")
+    assert status_of([*words, "--conv-mode", "llama_3_1"]) == 0
+    (path,) = tmp_path.glob("*/pope/settings.json")
+    assert json.loads(path.read_text())["model"]["prompt"]["template"] == "llama_3_1"
+    assert status_of(words) == 2
+    assert "made with other settings (model)" in capsys.readouterr().err
+    assert status_of([*words, "--conv-mode", "alpaca"]) == 2
+    assert '"alpaca" is unknown; give one of' in capsys.readouterr().err
+
+
 def test_averages_are_the_papers():
     """Table 1's row of LLaVA-Mini 7B, printed with 57.9."""
     row = (77.6, 60.9, 56.2, 70.4, 57.0, 84.4, 1466.0, 65.6, 58.5, 68.9, 36.6)

@@ -18,7 +18,6 @@ from llava_mini_jax.inference import blocks, generate, rows
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.plan import plan
-from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.weights.export_hf import export_model
@@ -157,7 +156,7 @@ def test_a_video_in_chunks_gives_the_logits_and_answers_of_generate(
 def test_pictures_and_a_video_in_one_conversation(model, clip):
     session = Session(model, SETTINGS, chunk=4, budget=Budget(best="features"))
     session.show_image(picture(1))
-    session.show_video(clip, ONE_A_SECOND)
+    session.show_video(clip)
     marks = "<image>\n" * 2
     text = "".join(session.ask(QUESTIONS[0]))
     expected = model.generate(marks + QUESTIONS[0], picture(1), clip, max_new_tokens=TOKENS)

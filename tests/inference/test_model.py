@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import llava_mini_jax
 from llava_mini_jax import InputError, Model
@@ -17,6 +18,8 @@ from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.inference import rows
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Chat, compiled_programs
+from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.inference.session import Session
 from llava_mini_jax.sharding import make_mesh
 from tests import tiny_model
 
@@ -234,6 +237,39 @@ def test_release_rule_for_frames_squeezes_files(model: Model, files: dict[str, P
     assert np.abs(theirs.pixels[:, 0, 0] - fill).max() > 8, "nothing is padded"
 
 
+def test_videos_are_read_in_the_dialect_of_the_weights(
+    model: Model, release: Model, files: dict[str, Path]
+) -> None:
+    """As eval.py reads them, wherever no sampling is given."""
+    clip = files["clip.mp4"]
+    for asked, rule in ((model, "time_stamps"), (release, "release")):
+        assert sampling_for(asked.bundle) == FrameSampling(fps=1.0, rule=rule)
+        pixels = asked.read_pictures(None, clip).pixels
+        given = asked.read_pictures(None, clip, sampling_for(asked.bundle)).pixels
+        np.testing.assert_array_equal(pixels, given)
+        session = Session(asked, Settings(max_new_tokens=6))
+        session.show_video(clip)
+        (medium,) = session._watched.media
+        np.testing.assert_array_equal(np.stack(medium.take(8)), pixels)
+    ours = model.read_pictures(None, clip).pixels
+    assert (ours != release.read_pictures(None, clip).pixels).any()
+
+
+def test_template_and_length_may_be_given() -> None:
+    folder = tiny_model.folder("paper")
+    given = llava_mini_jax.load(folder, template="brief", max_length=100)
+    assert (given.bundle.prompt.template, given.bundle.prompt.max_length) == ("brief", 100)
+    with pytest.raises(InputError, match="but the model has 100"):
+        given.generate("digits " * 120)
+    for template, max_length, said in (
+        ("welsh", None, 'template "welsh" is unknown; give one of plain, vicuna_v1'),
+        (None, 257, "max_length is 257; give 2 to 256"),
+        (None, 1, "max_length is 1; give 2 to 256"),
+    ):
+        with pytest.raises(InputError, match=said):
+            llava_mini_jax.load(folder, template=template, max_length=max_length)
+
+
 # --- What cannot be used --------------------------------------------------------------------------
 
 BAD_CALLS = {
@@ -257,6 +293,12 @@ BAD_CALLS = {
     "empty stop": (dict(prompts="a", stop=[""]), "none of them empty"),
     "batch_size": (dict(prompts=["a", "b"], batch_size=0), "batch_size is 0"),
     "too long": (dict(prompts="digits " * 300), "positions"),
+    "open picture for a list": (
+        dict(prompts=["a"], images=Image.new("RGB", (8, 8))),
+        "one file for 1 prompts",
+    ),
+    "no character": (dict(prompts="which \udcff digit"), "'\\udcff' at character 7"),
+    "large top_k": (dict(prompts="a", top_k=99999999999), "top_k is 99999999999"),
 }
 
 

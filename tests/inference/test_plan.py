@@ -16,7 +16,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, session
 from llava_mini_jax.inference import cache as kv
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.plan import Plan, plan
+from llava_mini_jax.inference.plan import Plan, main, plan
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.models import llava_mini
@@ -222,6 +222,26 @@ def test_what_is_planned_is_what_a_session_refuses():
         chatting.show_video(frames)
     assert not planned(model.bundle, 255, text=1).fits_positions
     assert planned(model.bundle, 250, text=5).fits_positions
+
+
+BAD_PLANS = {
+    "gpt-2": ["gpt-2"],
+    "int3": ["vicuna-7b", "--dtype", "int3"],
+    "--chunk is 0": ["vicuna-7b", "--chunk", "0"],
+    "--frames is -5": ["vicuna-7b", "--frames", "-5"],
+}
+
+
+@pytest.mark.parametrize("said", BAD_PLANS)
+def test_plans_that_cannot_be_made(said, capsys):
+    assert main(BAD_PLANS[said]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.startswith("plan: ") and err.count("\n") == 1
+
+
+def test_plans_of_published_shapes(capsys):
+    assert main(["vicuna-7b", "--frames", "0", "--dtype", "int8"]) == 0
+    assert "0 of 0 frames + 60 of text" in capsys.readouterr().out
 
 
 def test_lines_name_every_term():

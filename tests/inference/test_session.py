@@ -1,5 +1,7 @@
 """Sessions: every answer is the one that the whole conversation, asked anew, would get."""
 
+import contextlib
+import dataclasses
 import gc
 import random
 import threading
@@ -12,12 +14,12 @@ import llava_mini_jax
 from llava_mini_jax.data.conversation import Turn
 from llava_mini_jax.data.video import FrameSampling, read_video
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks
+from llava_mini_jax.inference import blocks, generate
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.plan import plan
 from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
-from llava_mini_jax.inference.shelf import Budget
+from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.sharding import make_mesh
 from tests import tiny_model
 
@@ -278,6 +280,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(paper, tmp_pat
 def test_mistakes(paper):
     with pytest.raises(InputError, match="no video to append to"):
         Session(paper).append_frames([tiny_model.picture(1)])
+    session = Session(paper)
+    session.show_image(tiny_model.picture(1))
+    with pytest.raises(InputError, match="no video to append to"):
+        session.append_frames([tiny_model.picture(2)])
+    assert session.frames == 1
     with pytest.raises(InputError, match="1 times for 0 pictures or videos"):
         said(Session(paper), "what is <image> ?")
     with pytest.raises(InputError, match="chunk is 0"):
@@ -295,3 +302,111 @@ def test_an_abandoned_answer_spoils_nothing(paper):
     expected = paper.generate(WORDS[1], tiny_model.picture(1), max_new_tokens=6)
     assert said(session, WORDS[1]) == expected
     assert jax.tree.leaves(session._cache)
+
+
+# ----------------------------------------------------------------------------- interruptions
+
+
+def interrupting(function, call, error, after):
+    """`function`, which raises `error` in, or right behind, one of its calls."""
+    calls = iter(range(1, 1000))
+
+    def interrupted(*given):
+        now = next(calls) == call
+        if now and not after:
+            raise error
+        found = function(*given)
+        if now:
+            jax.block_until_ready(found)
+            raise error
+        return found
+
+    return interrupted
+
+
+CUT_OFF = {
+    # what is interrupted: in which of its calls, and whether its work was done
+    "looking at frames": (blocks, "look", 2, False),
+    "frames that were looked at": (blocks, "look", 2, True),
+    "reading features": (blocks, "read", 2, True),
+    "keeping frames": (Shelf, "put", 2, True),
+    "fusing": (blocks, "fuse", 2, True),
+    "making room in the cache": (blocks, "with_room", 1, True),
+    "a block of the prompt": (blocks, "extend", 1, True),
+    "another block of the prompt": (blocks, "extend", 2, True),
+    "decoding": (generate, "decode", 2, True),
+}
+
+
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_a_question_that_is_cut_off_spoils_nothing(paper, clip, monkeypatch, name):
+    """Ctrl-C anywhere: another question, and the same one again, have their answers."""
+    monkeypatch.setattr(blocks, "LENGTH", 16)  # several blocks
+    whole, session = Session(paper, SETTINGS, chunk=4), Session(paper, SETTINGS, chunk=4)
+    whole.show_video(clip)
+    session.show_video(clip)
+    home, function, call, after = CUT_OFF[name]
+    for cut in (pytest.raises, contextlib.suppress):  # a follow-up has less that could be cut off
+        with monkeypatch.context() as patch, cut(KeyboardInterrupt):
+            original = getattr(home, function)
+            patch.setattr(home, function, interrupting(original, call, KeyboardInterrupt, after))
+            list(session.ask(WORDS[2], steps=1))
+        for question in WORDS[:2]:
+            assert session.answer_alone(question) == whole.answer_alone(question)
+
+
+def test_a_full_disk_loses_no_frame(paper, clip, monkeypatch):
+    budget = Budget(host=0, disk=2**30)
+    whole, session = (Session(paper, SETTINGS, budget=budget, chunk=1) for _ in range(2))
+    whole.show_video(clip)
+    session.show_video(clip)
+    full = interrupting(Shelf._write, 2, OSError(28, "No space left on device"), True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "_write", full)
+        with pytest.raises(OSError, match="No space"):
+            said(session, WORDS[0])
+    assert session.memory()["disk"] == 0
+    found = []
+    fuse = Session._fuse
+    monkeypatch.setattr(Session, "_fuse", lambda *given: found.append(fuse(*given)) or found[-1])
+    assert said(session, WORDS[0]) == said(whole, WORDS[0])
+    np.testing.assert_array_equal(*found)
+    assert session.memory()["disk"] == whole.memory()["disk"]
+
+
+def test_an_answer_is_taken_to_its_end_or_not_at_all(paper):
+    """What is asked, shown or forgotten in between ends an answer that is still open."""
+    for go_on in (
+        lambda session: said(session, WORDS[1]),
+        lambda session: session.show_image(tiny_model.picture(2)),
+        lambda session: session.new_conversation(),
+    ):
+        session = Session(paper, SETTINGS)
+        session.show_image(tiny_model.picture(1))
+        pieces = session.ask(WORDS[0], steps=1)
+        next(pieces)
+        go_on(session)
+        turns = list(session.turns)
+        with pytest.raises(InputError, match="the session has gone on"):
+            list(pieces)
+        assert session.turns == turns
+        images = [tiny_model.picture(seed) for seed in range(1, session.frames + 1)]
+        expected = paper.generate(WORDS[2], images, max_new_tokens=6)
+        assert session.answer_alone(WORDS[2]).text == expected
+
+
+def test_text_alone_is_fused_with_a_blank_picture_where_the_model_wants_it(clip):
+    release = llava_mini_jax.load(tiny_model.folder("release"))
+    prompt = dataclasses.replace(release.bundle.prompt, blank_image=True)
+    bundle = dataclasses.replace(release.bundle, prompt=prompt)
+    blank = dataclasses.replace(release, bundle=bundle)
+    session = Session(blank, SETTINGS)
+    for question in WORDS[:2]:
+        assert said(session, question) == asked_anew(
+            blank, session.turns[:-2], question, None, None
+        )
+    assert session.turns[1].text != release.generate(WORDS[0], max_new_tokens=6)
+    history = list(session.turns)
+    session.show_video(clip)
+    expected = asked_anew(blank, history, f"<image>\n{WORDS[2]}", None, [clip])
+    assert said(session, WORDS[2]) == expected

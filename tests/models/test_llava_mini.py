@@ -214,18 +214,34 @@ def test_the_tower_runs_only_what_is_read() -> None:
     assert spec.layers.fc1.kernel.shape[0] == 2 and spec.unread_layers.fc1.kernel.shape[0] == 1
 
 
-def test_uint8_pixels_are_normalised_on_the_device_and_the_class_token_can_stay() -> None:
-    cfg = dataclasses.replace(tiny.VISION, select_feature="cls_patch")
+def test_uint8_pixels_are_normalised_on_the_device() -> None:
+    cfg = tiny.VISION
     params = tiny.on_device(tiny.weights(tiny.release_model()).vision)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     normal = ((pixels / 255.0 - configs.CLIP_MEAN) / configs.CLIP_STD).astype(np.float32)
     found = tower(params, jnp.asarray(pixels), cfg, jnp.dtype("float32"))
-    assert found.shape == (2, 17, 32)
+    assert found.shape == (2, 16, 32)
     np.testing.assert_allclose(
         found, tower(params, jnp.asarray(normal), cfg, jnp.dtype("float32")), atol=10 * ATOL
     )
-    patches = tower(params, jnp.asarray(pixels), tiny.VISION, jnp.dtype("float32"))
-    np.testing.assert_allclose(patches, found[:, 1:], atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(prefusion_layers=-1), "-1 pre-fusion layers; give 0"),
+        (dict(grid=0), "grid is 0; give 1 or more"),
+        (
+            dict(vision=dict(select_feature="cls_patch")),
+            'vision feature "cls_patch"; expected "patch"',
+        ),
+    ],
+)
+def test_what_is_no_model(change, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        if "vision" in change:
+            change = {"vision": dataclasses.replace(tiny.VISION, **change["vision"])}
+        tiny.model("release", **change)
 
 
 # LLaMA's and CLIP's own papers and model cards: 6.738e9, 8.030e9, 13.016e9 and 0.3035e9.

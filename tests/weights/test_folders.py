@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import constants as hub_constants
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax import config as configs
@@ -70,6 +71,19 @@ def test_a_llama_3_1_release(case: Path) -> None:
     change(case, rope_scaling=..., rope_theta=..., rope_parameters=one)
     assert opened(case).model.llm.rope == configs.LLAMA_3_1_8B.rope
     assert isinstance(opened(case).model.llm.rope.scaling, Llama3Scaling)
+
+
+def test_templates_of_language_models(case: Path, llava_hf: Path) -> None:
+    """Guessed, for no config.json names them."""
+    assert opened(case).prompt.template == "vicuna_v1"
+    change(case, rope_theta=500000.0)
+    assert opened(case).prompt.template == "llama_3"
+    change(case, rope_scaling=LLAMA_3_1_SCALING)
+    assert opened(case).prompt.template == "llama_3_1"
+    assert opened(llava_hf).prompt.template == "vicuna_v1"
+    text = json.loads((llava_hf / "config.json").read_text())["text_config"]
+    change(llava_hf, text_config={**text, "rope_scaling": LLAMA_3_1_SCALING})
+    assert opened(llava_hf).prompt.template == "llama_3_1"
 
 
 def test_the_paper_dialect_must_be_asked_for(case: Path) -> None:
@@ -139,6 +153,20 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads that do not fit": ({"num_key_value_heads": 3}, "4 heads are not a multiple of 3"),
     "no heads": ({"num_attention_heads": 0, "head_dim": ...}, "does not describe a model"),
     "unknown feature": ({"mm_vision_select_feature": "cls"}, 'vision feature "cls"; expected'),
+    "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches are no square grid"),
+    "class token of a public tower": (
+        {
+            "mm_vision_select_feature": "cls_patch",
+            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        },
+        "patches are no square grid",
+    ),
+    "marks around pictures": (
+        {"mm_use_im_start_end": True},
+        '"mm_use_im_start_end" is true, but pictures between <im_start> and <im_end>',
+    ),
+    "no tokens": ({"compressor_size": 0}, "grid is 0; give 1 or more"),
+    "layers below none": ({"prefusion_layer_num": -1}, "-1 pre-fusion layers; give 0"),
     "unknown pictures": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
     "no such layer": ({"mm_vision_select_layer": -9}, "select_layer -9 of a tower of 3 layers"),
     "our section is text": ({"llava_mini_jax": "paper"}, "is 'paper', expected an object"),
@@ -248,12 +276,39 @@ def test_hub_names_without_a_network(case: Path, monkeypatch: pytest.MonkeyPatch
         opened(case)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_only_what_is_read_is_fetched_from_the_hub(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"safetensors": ["model-00001-of-00002.safetensors"], "bin": []}[kind]
+    there = {
+        *weights,
+        *("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "config.json"),
+        *("tokenizer.model", "chat_template.jinja", "tf_model.h5", "flax_model.msgpack"),
+        *("original/consolidated.00.pth", "onnx/config.json", "image.png", "training_args.bin"),
+    }
+
+    def fetch(name: str, *, revision: str | None, **patterns: Any) -> str:
+        assert (name, revision) == ("owner/model", "v1.0")
+        for file in filter_repo_objects(there, **patterns):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert folders.resolve_folder("owner/model@v1.0") == tmp_path
+    torch = [] if weights else ["pytorch_model-00001-of-00002.bin"]
+    fetched = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    texts = ["chat_template.jinja", "config.json", "pytorch_model.bin.index.json"]
+    assert fetched == {*weights, *torch, *texts, "tokenizer.model"}
+
+
 def test_names_that_are_no_folders(tmp_path: Path) -> None:
     assert folders.resolve_folder(tmp_path) == tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file; give the model's folder"):
         folders.resolve_folder(tmp_path / "file")
-    for name in ("no/such/folder", "./nowhere at all", str(tmp_path / "nowhere")):
+    for name in ("no/such/folder", "./nowhere at all", str(tmp_path / "no"), "~nosuchuser/model"):
         with pytest.raises(InputError, match="does not exist: check the path"):
             folders.resolve_folder(name)
 
@@ -302,7 +357,8 @@ def test_llava_hf(llava_hf: Path) -> None:
     assert found.model.vision == tiny.VISION and found.model.compute_dtype == "bfloat16"
     assert (found.images.aspect, found.images.size, found.pad_id) == ("crop", 16, 63)
     change(llava_hf, vision_feature_select_strategy="full")
-    assert opened(llava_hf).model.vision.select_feature == "cls_patch"
+    with pytest.raises(InputError, match=r"hf/config.json does not describe a model: .*\"full\""):
+        opened(llava_hf)
     change(llava_hf, text_config=[])
     with pytest.raises(InputError, match=r'"text_config" is \[\], expected dict'):
         opened(llava_hf)

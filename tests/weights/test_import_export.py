@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig, AutoProcessor, LlavaProcessor
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.digits import build_tokenizer
+from llava_mini_jax.data.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -30,6 +34,7 @@ from tests import tiny
 fast_compilation = tiny.fast_compilation
 
 RELEASE = Path(__file__).parents[1] / "golden" / "model" / "hd_c2"
+GREY_LEVEL = 0.02  # a grey level and a half, normalised: Pillow's versions round differently
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
@@ -154,7 +159,6 @@ VARIANTS = {
         vision=dataclasses.replace(
             tiny.VISION,
             select_layer=-1,
-            select_feature="cls_patch",
             activation="gelu",
             mean=(0.5, 0.4, 0.3),
             std=(0.2, 0.3, 0.4),
@@ -367,6 +371,50 @@ def test_tokenizer_files_are_taken_over(tmp_path: Path) -> None:
     export_model(tiny.weights(cfg), bundle(cfg), tmp_path / "out", copy_from=tmp_path / "from")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "tokenizer.json"
     assert not (tmp_path / "out" / "x.txt").exists()
+
+
+def test_public_towers_keep_their_name(tmp_path: Path) -> None:
+    """LLaVA's own code builds no tower that is called anything else."""
+    public = dataclasses.replace(configs.CLIP_L_336, select_layer=-1)
+    for vision, name in ((public, "openai/clip-vit-large-patch14-336"), (tiny.VISION, "vision")):
+        for model in (tiny.model("release", vision=vision), tiny.model("llava-1.5", vision=vision)):
+            config = config_files(bundle(model), "release")["config.json"]
+            assert config["mm_vision_tower"] == name
+    # The embedded copy is read, without any network.
+    export_model(tiny.weights(tiny.release_model()), bundle(tiny.release_model()), tmp_path / "m")
+    values = json.loads((tmp_path / "m/config.json").read_text())
+    values["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
+    (tmp_path / "m/config.json").write_text(json.dumps(values))
+    found, params = opened(tmp_path / "m", "float32")
+    assert found.model.vision == tiny.VISION
+    assert_same_params(params, tiny.weights(tiny.release_model()))
+
+
+@pytest.mark.parametrize("spare", [0, 7], ids=["a full table", "rows to spare"])
+def test_transformers_finds_pictures_in_a_llava_hf_folder(spare: int, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    words = len(tokenizer)
+    cfg = tiny.model("llava-1.5", dataclasses.replace(tiny.LLM, vocab_size=words + spare))
+    params, given = tiny.weights(cfg), bundle(cfg, aspect="crop")
+    export_model(params, given, tmp_path / "hf", format="llava-hf", tokenizer=tokenizer)
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    rows = words + max(1, spare)
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        assert len(tensors[name]) == config.text_config.vocab_size == rows > config.image_token_id
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    assert isinstance(processor, LlavaProcessor)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
+    read = processor(text="what is <image>?", images=Image.fromarray(pixels), return_tensors="np")
+    assert (read["input_ids"] == config.image_token_id).sum() == cfg.vision.grid**2
+    assert config.image_seq_length == cfg.vision.grid**2
+    (parts,) = preprocess(Image.fromarray(pixels), given.images)
+    ours = (parts / 255.0 - cfg.vision.mean) / cfg.vision.std
+    theirs = np.asarray(read["pixel_values"])[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(theirs, ours, atol=GREY_LEVEL)
+    found, again = opened(tmp_path / "hf", "float32")
+    assert found.model.llm == cfg.llm
+    assert_same_params(again, params)
 
 
 def test_a_part_of_the_parameters_keeps_its_names() -> None:
