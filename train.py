@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
         default = stages.load_config(argv[0])
         stages.stages_of(default)
-        command = parse(default, argv)
+        command, status = parse(default, argv), 0
         chosen = stages.stages_of(command.config)
         if command.dry_run:
             describe.describe(chosen)
@@ -76,20 +76,22 @@ def main(argv: list[str]) -> int:
                 loop.run(chosen, command.workdir, command.profile)
             except loop.Stopped as stopped:
                 print(f"train.py: {stopped}; the same command continues there")
-                return command.stopped_status
+                status = command.stopped_status
+            if command.distributed:
+                distributed.stop()
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train.py: stopped; the same command continues from the last checkpoint")
         return 130
-    return 0
+    return status
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    if status == 2:
-        # A checkpoint that could not be written leaves threads of its writer that never end.
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads are not waited for: of data they read batches that nobody takes, and those that were
+    # to write a checkpoint and could not never end.
+    os._exit(status)

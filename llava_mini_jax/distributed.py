@@ -41,6 +41,11 @@ def start() -> None:
         ) from error
 
 
+def stop() -> None:
+    """Leaves the run's processes once all have come here: some would miss the first one."""
+    jax.distributed.shutdown()
+
+
 def is_first() -> bool:
     """Whether this is the process that writes what is written once."""
     return jax.process_index() == 0

@@ -162,6 +162,7 @@ def test_a_dry_run_tells_what_would_be_trained_and_trains_nothing(capsys, starte
     for stage in vars(digits.config()).values():
         assert f"{stage.name}: " in out
         assert f"{stage.steps} steps of {stage.batch_size} examples" in out
+    assert "1,000,000 samples, 1,200 steps x 64 = 0.0768 epochs" in out
     # Parameters of stage 1, worked out by hand: a projector of two layers, and nothing else.
     width = digits.WIDTH
     projector = 2 * (width * width + width)
@@ -169,6 +170,12 @@ def test_a_dry_run_tells_what_would_be_trained_and_trains_nothing(capsys, starte
     counts = [int(cell.replace(",", "")) for cell in row.split("│")[2:-1]]
     assert counts == [projector, projector, 16 * projector]  # 4 bytes each, four times
     assert not started
+
+
+def test_a_dry_run_needs_no_data(capsys, started):
+    assert status_of([ROOT / "configs" / "stage1_vicuna_7b.py", "--dry-run"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "558,128 samples, 2,181 steps x 256 = 1 epochs, by the config's `samples`" in out
 
 
 def test_a_dry_run_checks_the_stages(capsys, tmp_path):

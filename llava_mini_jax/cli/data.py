@@ -181,7 +181,7 @@ def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
         given = [name for name, value in options.items() if value is not None]
         if given:
             raise InputError(f"{', '.join(given)} is for data files; a config says it by itself")
-        yield from _of_training(args.source)
+        yield from _of_training(args.source, heldout=args.action == "verify")
         return
     images = args.images or ""
     if suffix in (".yaml", ".yml"):
@@ -195,12 +195,14 @@ def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
     )
 
 
-def _of_training(path: str) -> "list[SourcesConfig]":
+def _of_training(path: str, heldout: bool) -> "list[SourcesConfig]":
     """The different data of a config file's stages, as train.py reads it."""
     from llava_mini_jax.data.sources import SourcesConfig
     from llava_mini_jax.training.stages import load_config, stages_of
 
-    data = [stage.data for stage in stages_of(load_config(path))]
+    stages = stages_of(load_config(path))
+    data = [stage.data for stage in stages]
+    data += [stage.heldout.data for stage in stages if heldout and stage.heldout is not None]
     found = list(dict.fromkeys(d for d in data if isinstance(d, SourcesConfig)))
     if not found:
         raise InputError(f"no stage of {path} has data files; there is nothing to verify")

@@ -128,18 +128,25 @@ def collate(
     pixels (generation feeds frames in chunks) the batch has no images (I = 0).
 
     Sequences beyond `max_length` positions are refused with the arithmetic, or cut there if
-    `truncate` (the release cuts silently, release_facts section 6).
+    `truncate` (the release cuts silently, release_facts section 6). With compression inside the
+    language model the long sequence decides: of what is cut there the short one has nothing.
     """
     if not truncate:
         for e in examples:
-            check_fits(e, tokens_per_image, max_length)
+            check_fits(e, max(tokens_per_image, patches_per_image), max_length)
     text = buckets.length(max(len(e.ids) for e in examples))
 
-    def slots(per_image: int) -> np.ndarray:
-        rows = [_slots(e, per_image, text)[:max_length] for e in examples]
+    def cut(per_image: int) -> list[np.ndarray]:
+        return [_slots(e, per_image, text)[:max_length] for e in examples]
+
+    def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
         return pad_slots(rows, buckets.length(max(map(len, rows))), padding_side)
 
-    slots_BS = slots(tokens_per_image)
+    rows, wide_rows = cut(tokens_per_image), cut(patches_per_image) if patches_per_image else None
+    if wide_rows is not None:
+        sizes = text, tokens_per_image, patches_per_image
+        rows = [_also_in(wide, row, *sizes) for wide, row in zip(wide_rows, rows, strict=True)]
+    slots_BS = padded_slots(rows)
     most = max(len(e.pixels) for e in examples)
     images = buckets.image_count(most) if with_pixels else 0
 
@@ -158,7 +165,7 @@ def collate(
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
-        wide_slots_BU=slots(patches_per_image) if patches_per_image else None,
+        wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
     )
     return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
 
@@ -204,6 +211,14 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
 def _slots(example: Example, tokens_per_image: int, text: int) -> np.ndarray:
     counts = [frames * tokens_per_image for frames in example.frames]
     return plan_row(example.ids < 0, counts, text)
+
+
+def _also_in(
+    wide_U: np.ndarray, slots_S: np.ndarray, text: int, tokens: int, patches: int
+) -> np.ndarray:
+    """The slots whose text, or the last of whose image's patches, stands in the long sequence."""
+    last_patch_S = text + ((slots_S - text) // tokens + 1) * patches - 1
+    return slots_S[np.isin(np.where(slots_S < text, slots_S, last_patch_S), wide_U)]
 
 
 def positions(example: Example, tokens_per_image: int) -> int:

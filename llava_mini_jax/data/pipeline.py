@@ -4,15 +4,16 @@
                           |         |                     |
                           '- InputError: an empty row ----'--> who and why stand in `rejected`
 
-Process p of n takes every n-th sample; threads read ahead. Batch k depends on the seed and on k
-alone. So a resumed run needs no iterator state: it starts at `first_step`; and n processes together
-see the same samples in every batch as one does. No other sample takes the place of a broken one:
-that would move the order of all that follow.
+Process p of n takes every n-th sample; threads read the rows of a batch, a few batches ahead. Batch
+k depends on the seed and on k alone. So a resumed run needs no iterator state: it starts at
+`first_step`; and n processes together see the same samples in every batch as one does. No other
+sample takes the place of a broken one: that would move the order of all that follow.
 """
 
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -97,7 +98,9 @@ class Encoder:
             image = sample["image"]
             image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             return preprocess(load_image(image), self.images)[None], (1,)
-        blank = np.full((int(self.prompt.blank_image), *self.shape), 127, np.uint8)
+        # The release's is zero when normalised; of uint8 pictures this is the nearest (to 0.01).
+        grey = np.rint(255 * np.array(self.images.mean)).astype(np.uint8)
+        blank = np.broadcast_to(grey, (int(self.prompt.blank_image), *self.shape))
         return blank, (1,) * len(blank)
 
     def empty(self) -> Example:
@@ -143,12 +146,16 @@ def make_batches(
         raise InputError(f"batch_size {batch_size} is not divided by {processes} processes")
     if threads < 0:
         raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
+    # Half of the cores: the device's own threads need the others where it is the CPU.
+    threads = threads or max(1, (os.cpu_count() or 1) // 2)
+    seen_per_image = patches_per_image or tokens_per_image  # by the language model's first layer
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
 
     def read(index: int) -> _Row:
         try:
             sample = source[index]
             example = _cut(encode(sample), buckets.lengths[-1])
-            if not learns(example, tokens_per_image, max_length):
+            if not learns(example, seen_per_image, max_length):
                 raise InputError(
                     f"sample {sample['id']}: none of its first {max_length} positions is part of "
                     "an answer, so there is nothing to learn; raise max_length or remove the sample"
@@ -158,7 +165,10 @@ def make_batches(
             return _Row(encode.empty(), Rejected(*who, str(error)))
         return _Row(example, None)
 
-    def batch(rows: Sequence[_Row]) -> Batch:
+    def batch(indices: Sequence[int]) -> Batch:
+        size = -(-len(indices) // threads)
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        rows = [row for part in pool.map(lambda part: list(map(read, part)), parts) for row in part]
         arrays = collate(
             [row.example for row in rows],
             tokens_per_image=tokens_per_image,
@@ -171,14 +181,12 @@ def make_batches(
         return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
 
     order = make_order(source, grouping, batch_size, seed)
-    mine = order[process + first_step * batch_size :: processes].map(read)
+    mine = order[process + first_step * batch_size :: processes]
     return iter(
         # The samples never end; without drop_remainder their number overflows for a share of 1.
         mine.batch(batch_size // processes, drop_remainder=True, batch_fn=batch).to_iter_dataset(
-            # Half of the cores: the device's own threads need the others where it is the CPU.
-            grain.ReadOptions(
-                num_threads=threads or max(1, (os.cpu_count() or 1) // 2), prefetch_buffer_size=4
-            )
+            # Four batches are held. Each has a thread that waits for its rows and collates them.
+            grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
         )
     )
 

@@ -46,7 +46,8 @@ def squeeze(
 
     `sizes` are T, I, P and how many of an image's patches are compressed (with high resolution not
     those of the whole picture, which stand last). `wide_slots_BU` says what stood where in the long
-    sequence (models/splice.py), `slots_BS` what stands where in the short one.
+    sequence (models/splice.py), `slots_BS` what stands where in the short one: nothing that was cut
+    from the long one (data/examples.py).
     """
     T, I, P, detail = sizes
     B, U, D = hidden_BUD.shape

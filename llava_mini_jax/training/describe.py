@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.training.memory import Memory, estimate
+from llava_mini_jax.training import feed
+from llava_mini_jax.training.memory import FLOAT32, Memory, estimate
 from llava_mini_jax.training.stages import MeshConfig, TrainConfig, check, load_config, stages_of
 
 GIB = 2**30
@@ -31,8 +33,8 @@ DEVICES = {
     "TPU v5p": 95,
 }
 USABLE = 0.9
-# (what it is, the device, the mesh, dtype of parameters and moments): docs/sharding.md says why. A
-# v5p-8 has four devices.
+# (what it is, the device, the mesh, dtype of parameters and first moments): docs/sharding.md says
+# why. A v5p-8 has four devices.
 HARDWARE = (
     ("8 x 80 GB GPU", "80 GB GPU", MeshConfig(fsdp=8), "float32"),
     ("1 x 141 GB GPU", "141 GB GPU", MeshConfig(), "float32"),
@@ -66,6 +68,8 @@ def _table(stage: TrainConfig) -> Any:
     from rich.table import Table
 
     itemsize = jnp.dtype(stage.param_dtype).itemsize
+    # A trained scalar has a gradient beside it, and Adam's two moments.
+    moments = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize + FLOAT32
     table = Table(title=f"{stage.name}: {dialect_of(stage.model)}", title_justify="left")
     for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
         table.add_column(column, justify="left" if column == "component" else "right")
@@ -76,8 +80,7 @@ def _table(stage: TrainConfig) -> Any:
         sizes = {f"{field.name}/{path}": math.prod(leaf.shape) for path, leaf in leaves.items()}
         count = sum(sizes.values())
         trained = sum(n for path, n in sizes.items() if param_tree.matches(path, stage.trainable))
-        # A trained scalar has a gradient and the two moments of Adam beside it.
-        row = [count, trained, count * itemsize + trained * 3 * itemsize]
+        row = [count, trained, count * itemsize + trained * (itemsize + moments)]
         totals = [a + b for a, b in zip(totals, row, strict=True)]
         if count:
             table.add_row(field.name, *(f"{n:,}" for n in row))
@@ -192,7 +195,16 @@ def _lines(stage: TrainConfig) -> list[str]:
         f"{stage.steps} steps of {stage.batch_size} examples; learning rate {'; '.join(rates)}",
         f"parameters {stage.param_dtype}, computed in {model.compute_dtype}; mesh {stage.mesh}",
         f"data: {stage.data}",
+        _epochs(stage),
     ]
+
+
+def _epochs(stage: TrainConfig) -> str:
+    try:
+        return feed.epochs(stage, len(feed.open_data(stage.data, stage.samples)))
+    except InputError as error:
+        said = feed.epochs(stage, stage.samples)
+        return f"{said}, by the config's `samples`; the data itself cannot be opened: {error}"
 
 
 if __name__ == "__main__":

@@ -48,10 +48,14 @@ class Arrival(NamedTuple):
 
 
 def arrivals(
-    stage: TrainConfig, tokenizer: Any, workdir: epath.Path, first_step: int, stop: Sequence[int]
+    stage: TrainConfig,
+    source: Source,
+    tokenizer: Any,
+    workdir: epath.Path,
+    first_step: int,
+    stop: Sequence[int],
 ) -> Iterator[tuple[int, Arrival]]:
     """(step, its batch) from the step after `first_step` to the stage's last one."""
-    source = open_data(stage.data, stage.samples)
     path = workdir / "quarantine.jsonl"
     quarantine = open_quarantine(stage, path, len(source), first_step)
     rows = batches(stage, source, tokenizer, rows=stage.batch_size, first_step=first_step)
@@ -77,6 +81,15 @@ def counted(stage: TrainConfig, arrival: Arrival) -> Counted:
 def open_data(data: DigitsConfig | SourcesConfig, samples: int) -> Source:
     """`samples` is how many the digits world has before they repeat."""
     return DigitsPages(data, samples) if isinstance(data, DigitsConfig) else Samples(data)
+
+
+def epochs(stage: TrainConfig, samples: int) -> str:
+    """How often a stage sees its data, in words."""
+    seen = stage.steps * stage.batch_size
+    return (
+        f"{samples:,} samples, {stage.steps:,} steps x {stage.batch_size} = "
+        f"{seen / samples:.3g} epochs"
+    )
 
 
 def batches(

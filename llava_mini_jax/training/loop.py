@@ -13,6 +13,7 @@ On several processes each runs all of this; feed.py makes them agree, and the fi
 import contextlib
 import dataclasses
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,13 +32,9 @@ from llava_mini_jax.training import feed, heldout
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
 from llava_mini_jax.training.profile import ProfileConfig, Profiler
-from llava_mini_jax.training.stages import (
-    TrainConfig,
-    bundle_of,
-    check,
-    starting_params,
-)
-from llava_mini_jax.training.step import init_state, train_step
+from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
+from llava_mini_jax.training.start import starting_params
+from llava_mini_jax.training.step import abstract_state, init_state, train_step
 from llava_mini_jax.training.workdir import leave_model, open_workdir
 from llava_mini_jax.weights.checkpoint import Checkpoints
 from llava_mini_jax.weights.folders import load_params, open_model, resolve_folder
@@ -89,16 +86,23 @@ def run_stage(
             f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
             f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
         )
-    params = starting_params(stage, _start(stage, previous), key)
-    trainable, _ = param_tree.split(params, lambda p: param_tree.matches(p, stage.trainable))
+    abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
+    trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
-    state = init_state(params, stage.trainable, optimizer)
-    del params, trainable, previous  # the state's arrays are donated from here on
     folder = workdir / "checkpoints" / stage.name
     with Checkpoints(folder, keep=stage.keep, keep_every=stage.keep_every) as checkpoints:
-        first_step, state = checkpoints.resume(state)
+        like = abstract_state(abstract, stage.trainable, optimizer)
+        first_step, state, about = checkpoints.resume(like)
+        if state is None:
+            params = starting_params(stage, _start(stage, previous), key)
+            state = init_state(params, stage.trainable, optimizer)
+            del params
+        del previous  # the state's arrays are donated from here on
         if first_step < stage.steps:
-            arrivals = feed.arrivals(stage, tokenizer, workdir, first_step, stop)
+            source = feed.open_data(stage.data, stage.samples)
+            _check_samples(stage, len(source), about, folder / str(first_step))
+            print(_beginning(stage, len(source), first_step), file=sys.stderr)
+            arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
             evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
             metrics = Metrics(workdir, stage.name, stage.steps, first_step)
             with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
@@ -124,12 +128,34 @@ def run_stage(
                     stopping = arrival.stop and not is_last
                     if step % stage.checkpoint_every == 0 or is_last or stopping:
                         about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
-                        checkpoints.save(step, state, about)
+                        checkpoints.save(step, state, about | {"samples": len(source)})
                     if stopping:
                         raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
     params = param_tree.merge(state.trainable, state.frozen)
     leave_model(params, bundle_of(stage, tokenizer), workdir / stage.name / "model", tokenizer)
     return params
+
+
+def _check_samples(
+    stage: TrainConfig, samples: int, about: dict[str, Any], checkpoint: epath.Path
+) -> None:
+    """The order of samples depends on their number; checkpoints of old do not say it."""
+    before = about.get("samples", samples)
+    if before != samples:
+        raise InputError(
+            f"{stage.name}: its data has {samples} samples, but had {before} when {checkpoint} was "
+            "written, so the run would not go on as it began: give it the same data, or start anew "
+            "with another --workdir"
+        )
+
+
+def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
+    mesh = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(stage.mesh).items())
+    return (
+        f"{stage.name}: process {jax.process_index()} of {jax.process_count()}, "
+        f"{jax.local_device_count()} of {jax.device_count()} devices, mesh {mesh}, continues from "
+        f"step {first_step}; {feed.epochs(stage, samples)}"
+    )
 
 
 def _check_skipped(values: dict[str, float], step: int, stage: TrainConfig) -> None:

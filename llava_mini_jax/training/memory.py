@@ -6,7 +6,7 @@
         language    float32 sums | gradients        | kept activations | one layer's work
         fusion      float32 sums | gradients        | those of pre-fusion | one layer's work
         vision      float32 sums | one layer's work on all parts of all pictures
-        update      gradients, and new moments beside the old ones
+        update      gradients, and new moments before they may take the place of the old ones
 
 Sizes are arithmetic on shapes. What the backward pass keeps of the forward one is asked of JAX,
 which lists it while tracing: no formula of ours would follow every change of a layer or of `remat`.
@@ -31,9 +31,6 @@ from llava_mini_jax.params import Tree
 from llava_mini_jax.training.stages import TrainConfig
 
 FLOAT32 = 4
-# Arrays like the trained parameters at the end of a step: the gradients, and what of the new
-# moments is there before it may take the place of the old ones.
-UPDATE_COPIES = 2
 GROUPS = {
     "trained parameters": "parameters",
     "frozen parameters": "parameters",
@@ -86,13 +83,13 @@ def estimate(stage: TrainConfig, images: int = 1) -> Memory:
     piece = _Piece(stage, rows, images)
     trained, frozen = piece.parameters(True), piece.parameters(False)
     first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
-    # A first moment of another dtype than its gradient is rounded from one of the gradient's.
-    rounded = trained.count * first if trained.count * first != trained.bytes else 0
+    # Adam computes in float32: a first moment of another dtype is rounded from one of that.
+    rounded = trained.count * first if first != FLOAT32 else 0
     always = {
         "trained parameters": trained.bytes,
         "frozen parameters": frozen.bytes,
         "first moments": trained.count * first,
-        "second moments": trained.bytes,
+        "second moments": trained.count * FLOAT32,
         "batch": stage.accumulate * _bytes(piece.batch()),
     }
     sums = {"float32 sums of gradients": trained.count * FLOAT32} if stage.accumulate > 1 else {}
@@ -116,7 +113,7 @@ def estimate(stage: TrainConfig, images: int = 1) -> Memory:
         }
         | some,
         "vision": sums | {"work of a layer": piece.work_of_vision()},
-        "update": {"gradients and new moments": UPDATE_COPIES * trained.bytes + rounded},
+        "update": {"gradients and new moments": trained.bytes + trained.count * FLOAT32 + rounded},
     }
     return Memory(always, phases)
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: workdir/metrics.jsonl, TensorBoard, and a progress bar.
+"""Metrics of a run: workdir/metrics.jsonl, TensorBoard, and a progress bar or lines on stderr.
 
     a step's values on the device, what the host counted --add--> .. --log, every few steps--> lines
     {"stage": "stage2", "step": 10, "loss": 1.3, ...}    workdir/metrics.jsonl
@@ -9,6 +9,7 @@ for them. Every process computes them, the first one writes.
 """
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +34,10 @@ class Counted(NamedTuple):
 
 
 class Metrics:
-    """Use as a context manager: it holds a file open and shows a progress bar."""
+    """Use as a context manager: it holds a file open and shows a progress bar.
+
+    Where stderr is no terminal, as on a cluster, every `log` is a line there instead.
+    """
 
     def __init__(self, workdir: epath.Path, stage: str, steps: int, first_step: int):
         from rich.console import Console
@@ -57,14 +61,17 @@ class Metrics:
         self._values: list[Mapping[str, Any]] = []
         self._counted: list[Counted] = []
         self._since = time.perf_counter()
+        console = Console(stderr=True)
+        self._lines = first and not console.is_terminal
+        self._steps = steps
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[about]}"),
-            console=Console(stderr=True),
-            disable=not first,
+            console=console,
+            disable=not first or self._lines,
         )
         self._task = self._progress.add_task(stage, total=steps, completed=first_step, about="")
 
@@ -95,6 +102,10 @@ class Metrics:
         self._write(step, "training", values)
         about = f"loss {values['loss']:.3f}  {values['examples_per_second']:.0f} examples/s"
         self._progress.update(self._task, about=about)
+        if self._lines:
+            seconds_a_step = f"{values['step_seconds']:.3g} s a step"
+            line = f"{self._stage}  step {step} of {self._steps}  {about}  {seconds_a_step}"
+            print(line, file=sys.stderr, flush=True)
         self._values, self._counted, self._since = [], [], time.perf_counter()
         return values
 

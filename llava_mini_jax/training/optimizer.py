@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Hashable
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,14 +23,14 @@ class Group:
 class OptimizerConfig:
     learning_rate: float  # peak, of every parameter that is in no group
     groups: tuple[Group, ...]  # the first one that matches a path has it
-    warmup_ratio: float
+    warmup_ratio: float  # of the steps; 0: none, the first step has the full rate
     weight_decay: float  # on kernels and tables; never on norms and biases
-    max_grad_norm: float
+    max_grad_norm: float  # longer gradients are clipped to it; 0: none are
     beta1: float
     beta2: float
     eps: float
-    # Of Adam's first moment: "bfloat16" saves two bytes a parameter. The second one stays float32:
-    # its small steps would be lost.
+    # Of Adam's first moment: "bfloat16" saves two bytes a parameter. The second one is float32,
+    # whatever the parameters are: in bfloat16 it would never fall, 0.999 of it rounds back to it.
     first_moment_dtype: str = "float32"
 
 
@@ -44,16 +45,31 @@ def make_optimizer(
         index: optax.scale_by_learning_rate(schedule(peak, cfg.warmup_ratio, steps))
         for index, peak in enumerate(peaks)
     }
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=cfg.first_moment_dtype)
     return optax.chain(
-        optax.clip_by_global_norm(cfg.max_grad_norm),
-        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=cfg.first_moment_dtype),
+        optax.clip_by_global_norm(cfg.max_grad_norm) if cfg.max_grad_norm else optax.identity(),
+        _in_float32(adam),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
         optax.partition(rates, labels),
     )
 
 
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` for float32 parameters and gradients: optax makes moments in the dtype of these."""
+
+    def init(params: Tree) -> Tree:
+        return inner.init(optax.tree.cast(params, jnp.float32))
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        return inner.update(optax.tree.cast(updates, jnp.float32), state)
+
+    return optax.GradientTransformation(init, update)
+
+
 def schedule(peak: float, warmup_ratio: float, steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_ratio` of the steps, then cosine decay to zero."""
+    """Linear warm-up from 0 over `warmup_ratio` of the steps, then cosine decay to zero."""
+    if warmup_ratio == 0:
+        return optax.cosine_decay_schedule(peak, steps)
     warmup = max(1, round(warmup_ratio * steps))
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 

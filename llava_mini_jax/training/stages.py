@@ -10,14 +10,13 @@ run one after the other, each from the parameters that the one before left.
 import dataclasses
 import importlib.util
 import math
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from llava_mini_jax import params as param_tree
-from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle, PromptConfig, build
 from llava_mini_jax.data.conversation import TEMPLATES
 from llava_mini_jax.data.digits import DigitsConfig
@@ -87,17 +86,28 @@ class TrainConfig:
 
 
 def load_config(path: str) -> Any:
-    """What the function `config()` of a config file returns."""
+    """What the function `config()` of a config file returns.
+
+    Config files begin others: they are found beside it as `configs.NAME`, wherever it is started.
+    """
     if not Path(path).is_file():
         raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    if not hasattr(module, "config"):
-        raise InputError(f"{path} defines no function `config()` that returns the configuration")
-    return module.config()
+    # The project's folder, of configs/X.py or configs/ablations/X.py; what is installed is first.
+    found = map(str, Path(path).resolve().parents[1:3])
+    folders = [folder for folder in found if folder not in sys.path]
+    sys.path += folders
+    try:
+        spec.loader.exec_module(module)
+        if hasattr(module, "config"):
+            return module.config()
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+    raise InputError(f"{path} defines no function `config()` that returns the configuration")
 
 
 def stages_of(config: Any) -> list[TrainConfig]:
@@ -129,105 +139,79 @@ def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> Trai
 
 def check(stage: TrainConfig) -> None:
     """InputError for a stage that cannot be run as it is written."""
-    spec = llava_mini.spec(stage.model)
-    grouped = (pattern for group in stage.optimizer.groups for pattern in group.patterns)
+    for wrong, message in _mistakes(stage):
+        if wrong:
+            raise InputError(f"{stage.name}: {message}")
+
+
+def _mistakes(stage: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """(whether it was made, the sentence about it); what follows may rely on what stands before."""
+    optimizer, mesh, prompt = stage.optimizer, stage.mesh, stage.prompt
+    yield (
+        not re.fullmatch(r"\w[\w.-]*", stage.name),
+        "a stage's name is that of its folder in the workdir: use letters, digits, _ and -",
+    )
+    yield not stage.trainable, 'trainable is empty; name what is to be learnt, such as "llm/*"'
+    paths = param_tree.paths(spec_of(stage))
+    grouped = (pattern for group in optimizer.groups for pattern in group.patterns)
     for pattern in (*stage.trainable, *stage.fresh, *grouped):
-        if not any(param_tree.matches(path, (pattern,)) for path in param_tree.paths(spec)):
-            raise InputError(
-                f'{stage.name}: the pattern "{pattern}" matches no parameter of this model; '
-                "`llava-mini inspect` lists the paths"
-            )
+        yield (
+            not any(param_tree.matches(path, (pattern,)) for path in paths),
+            f'the pattern "{pattern}" matches no parameter of this model; `llava-mini inspect` '
+            "lists the paths",
+        )
     for name, value, known in (
         ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
-        ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
+        ("prompt.template", prompt.template, tuple(TEMPLATES)),
+        ("prompt.padding_side", prompt.padding_side, ("right", "left")),
         ("param_dtype", stage.param_dtype, DTYPES),
         ("model.compute_dtype", stage.model.compute_dtype, DTYPES),
-        ("optimizer.first_moment_dtype", stage.optimizer.first_moment_dtype, DTYPES),
+        ("optimizer.first_moment_dtype", optimizer.first_moment_dtype, DTYPES),
     ):
-        if value not in known:
-            expected = " or ".join(map(str, known))
-            raise InputError(f"{stage.name}: {name} is {value!r}; expected {expected}")
+        yield value not in known, f"{name} is {value!r}; expected {' or '.join(map(str, known))}"
     counts = ("samples", "steps", "batch_size", "accumulate", "max_skipped", "log_every")
-    for name in (*counts, "checkpoint_every", "keep"):
-        if (number := getattr(stage, name)) < 1:
-            raise InputError(f"{stage.name}: {name} is {number}; it must be 1 or more")
-    if stage.heldout is not None and min(stage.heldout.batches, stage.heldout.every) < 1:
-        raise InputError(f"{stage.name}: heldout.batches and heldout.every must be 1 or more")
-    for name in ("loss_chunk", "z_loss", "keep_every"):
-        if (number := getattr(stage, name)) < 0:
-            raise InputError(f"{stage.name}: {name} is {number}; it must be 0 (off) or more")
-    for rate in (stage.optimizer.learning_rate, *(g.learning_rate for g in stage.optimizer.groups)):
-        if not 0 <= rate < math.inf:
-            raise InputError(f"{stage.name}: a learning rate is {rate}; it must be 0 or more")
-    if not 0 <= stage.bad_samples <= 1:
-        raise InputError(
-            f"{stage.name}: bad_samples is {stage.bad_samples}; it is a share, from 0 to 1"
-        )
-    _check_micro_batches(stage)
+    numbers = {name: getattr(stage, name) for name in (*counts, "checkpoint_every", "keep")}
+    numbers |= {f"mesh.{axis}": size for axis, size in dataclasses.asdict(mesh).items()}
+    numbers |= {"prompt.max_length": prompt.max_length}
+    if stage.heldout is not None:
+        numbers |= {"heldout.batches": stage.heldout.batches, "heldout.every": stage.heldout.every}
+    for name, number in numbers.items():
+        yield number < 1, f"{name} is {number}; it must be 1 or more"
+    offs = {name: getattr(stage, name) for name in ("loss_chunk", "z_loss", "keep_every")}
+    for name, number in (offs | {"optimizer.max_grad_norm": optimizer.max_grad_norm}).items():
+        yield not 0 <= number < math.inf, f"{name} is {number}; it must be 0 (off) or more"
+    for rate in (optimizer.learning_rate, *(group.learning_rate for group in optimizer.groups)):
+        yield not 0 <= rate < math.inf, f"a learning rate is {rate}; it must be 0 or more"
+    shares = {"bad_samples": stage.bad_samples, "optimizer.warmup_ratio": optimizer.warmup_ratio}
+    for name, share in shares.items():
+        yield not 0 <= share <= 1, f"{name} is {share}; it is a share, from 0 to 1"
+    for name, beta in {"beta1": optimizer.beta1, "beta2": optimizer.beta2}.items():
+        yield not 0 <= beta < 1, f"optimizer.{name} is {beta}; it must be from 0 to below 1"
+    lengths = stage.lengths
+    yield (
+        not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1,
+        f"lengths is {lengths}; expected sizes that grow, such as (128, 256, 512)",
+    )
+    yield (
+        lengths[-1] < prompt.max_length,
+        f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
+        f"{prompt.max_length} positions: add that length, or lower max_length",
+    )
+    # Every device must have as many rows of each micro-batch.
+    parts = stage.accumulate * mesh.data * mesh.fsdp
+    yield (
+        stage.batch_size % parts > 0,
+        f"batch_size {stage.batch_size} cannot be divided into accumulate = {stage.accumulate} "
+        f"micro-batches over mesh.data x mesh.fsdp = {mesh.data * mesh.fsdp} devices: make it a "
+        f"multiple of {parts}, or change accumulate or the mesh",
+    )
 
 
-def _check_micro_batches(stage: TrainConfig) -> None:
-    """Every device must have as many rows of each micro-batch."""
-    shards = stage.mesh.data * stage.mesh.fsdp
-    if stage.accumulate > 1 and stage.batch_size % (stage.accumulate * shards):
-        raise InputError(
-            f"{stage.name}: batch_size {stage.batch_size} cannot be divided into accumulate = "
-            f"{stage.accumulate} micro-batches over mesh.data x mesh.fsdp = {shards} devices: make "
-            f"it a multiple of {stage.accumulate * shards}, or change accumulate"
-        )
-
-
-def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Array) -> LlavaMini:
-    """The parameters that a stage begins with.
-
-    What the previous stage has and `fresh` does not name is taken over; the rest is initialised
-    from `key`. Raises InputError where a parameter changed its shape between the stages.
-    """
+def spec_of(stage: TrainConfig) -> LlavaMini:
+    """The model's parameters in the form that the stage trains them in."""
     spec = llava_mini.spec(stage.model)
-    if not stage.scan_layers:
-        spec = llava_mini.unrolled(spec)
-    kept: dict[str, jax.Array] = {}
-    if previous is not None:
-        kept = param_tree.paths(previous, is_leaf=None)
-        kept = {path: leaf for path, leaf in kept.items() if not _is_fresh(path, stage)}
-    new = param_tree.split(spec, lambda path: path not in kept)[0]
-    made = param_tree.paths(param_tree.init(key, new, stage.param_dtype), is_leaf=None)
-
-    def choose(path: str, leaf: param_tree.ParamSpec) -> jax.Array:
-        found = kept.get(path)
-        if found is None:
-            return made[path]
-        if found.shape != leaf.shape:
-            raise InputError(
-                f"{stage.name}: {path} has shape {found.shape} after the stage before, but "
-                f"{leaf.shape} here: name it in `fresh`, or give both stages the same model"
-            )
-        return sharding.place(found, leaf.axes)  # the stage before may have had another mesh
-
-    params = param_tree.map_paths(choose, spec)
-    return _copy_llm_layers(params, made) if stage.prefusion_init == "copy" else params
-
-
-def _is_fresh(path: str, stage: TrainConfig) -> bool:
-    return param_tree.matches(path, stage.fresh)
-
-
-def _copy_llm_layers(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini:
-    """New pre-fusion layers as copies of the language model's first ones.
-
-    An option of our own: nobody has said what the authors did (release_facts section 11).
-    """
-    if params.prefusion is None or not any(path.startswith("prefusion/") for path in made):
-        return params
-    layers: Any = params.llm.layers
-    new = params.prefusion.layers
-    if isinstance(new, tuple):
-        copied: Any = jax.tree.map(lambda a: a.copy(), layers[: len(new)])
-    else:
-        copied = jax.tree.map(lambda a, b: a[: len(b)].copy(), layers, new)
-    prefusion = dataclasses.replace(params.prefusion, layers=copied)
-    return dataclasses.replace(params, prefusion=prefusion)
+    return spec if stage.scan_layers else llava_mini.unrolled(spec)
 
 
 def bundle_of(stage: TrainConfig, tokenizer: Any) -> Bundle:

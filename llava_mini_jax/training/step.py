@@ -45,6 +45,23 @@ def init_state(
     return sharding.settle(state)
 
 
+def abstract_state(
+    params: LlavaMini, trainable: tuple[str, ...], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """`init_state` of abstract parameters: its shapes, dtypes and shardings; nothing is made."""
+    state = jax.eval_shape(partial(init_state, trainable=trainable, optimizer=optimizer), params)
+    whole = jax.sharding.get_abstract_mesh().empty
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if not whole:  # of scalars JAX says nothing
+            spec = x.sharding.spec if x.ndim else jax.P()
+            where = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(place, state)
+
+
 @partial(
     jax.jit,
     static_argnames=("cfg", "optimizer", "accumulate", "loss_chunk", "z_loss"),

@@ -76,7 +76,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def leave_model(params: LlavaMini, bundle: Bundle, target: epath.Path, tokenizer: Any) -> None:
     """The parameters as a Hugging Face folder, if it is not there yet; all processes take part."""
-    exists = target.exists()
+    exists = (target / "config.json").exists()  # the last file of a copy to a bucket
     distributed.wait_for_all()  # all have looked
     if exists:
         return

@@ -7,20 +7,29 @@ A step's folder appears under its name only when it is complete. What happens to
 (a truncated copy, a flipped bit, a lost shard, which reads as zeros) is found by fingerprints: for
 every array a number that the devices compute from all of its bits, when saving and when restoring.
 Hashing files instead would read every checkpoint back from its bucket.
+
+On several processes all take part in everything, and what one of them cannot restore none does.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
+from llava_mini_jax import distributed
 from llava_mini_jax.errors import InputError
 
 _ODD = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x9E3779B9)
+
+
+class Resumed(NamedTuple):
+    step: int  # 0: there is no checkpoint
+    state: Any  # or None
+    about: dict[str, Any]  # what it was saved with
 
 
 class Checkpoints:
@@ -63,65 +72,81 @@ class Checkpoints:
         args = self._ocp.args
         about = {**about, "fingerprints": fingerprints(state)}
         with self._writing():
-            self._manager.save(
+            saved = self._manager.save(
                 step,
                 args=args.Composite(state=args.StandardSave(state), about=args.JsonSave(about)),
             )
+        if not saved:
+            raise InputError(
+                f"the checkpoint of step {step} was not written, because "
+                f"{self._manager.directory} has one of step {self._manager.latest_step()}: if "
+                "another run uses this workdir too, end one of them or give it another --workdir"
+            )
 
-    def resume(self, like: Any) -> tuple[int, Any]:
-        """(step, state) of the newest checkpoint that is whole; (0, `like`) if there is none.
+    def resume(self, like: Any) -> Resumed:
+        """The newest checkpoint that is whole, on all processes the same.
 
-        `like` gives shapes, dtypes and shardings, of any mesh. A damaged checkpoint is set aside,
-        said on stderr, and the one before is taken. Raises InputError if none can be restored: a
-        run must not begin again silently.
+        `like` gives shapes, dtypes and shardings, of any mesh; its arrays may be abstract. A
+        damaged checkpoint is set aside, said on stderr, and the one before is taken. Raises
+        InputError if none can be restored: a run must not begin again silently.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        own = sorted(self._manager.all_steps(), reverse=True)
+        steps = distributed.gather_json(own if distributed.is_first() else [])
         problems: dict[int, str] = {}
         for step in steps:
-            try:
-                state = self._restore(step, like)
-            except Exception as error:  # of many types; for damaged array data a plain Exception
-                problems[step] = (str(error) or type(error).__name__).splitlines()[0]
+            found, problem = self._restore(step, like)
+            if problem:
+                problems[step] = problem
                 continue
-            for damaged, reason in problems.items():
-                self._set_aside(damaged, reason, step)
-            return step, state
+            self._set_aside(problems, step)
+            return Resumed(step, found["state"], found["about"])
         if problems:
             raise InputError(
                 f"checkpoint {self._manager.directory / str(steps[0])} cannot be restored "
                 f"({problems[steps[0]]}), nor any other of its stage: use the config it was made "
                 f"with; if it is damaged, remove {self._manager.directory} to begin the stage again"
             )
-        return 0, like
+        return Resumed(0, None, {})
 
-    def _restore(self, step: int, like: Any) -> Any:
-        args = self._ocp.args
+    def _restore(self, step: int, like: Any) -> tuple[Any, str]:
+        """(what was saved, why it cannot be used by some process or "")."""
+        args, problem = self._ocp.args, ""
+        found: Any = None
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        found = self._manager.restore(
-            step,
-            args=args.Composite(state=args.StandardRestore(abstract), about=args.JsonRestore()),
-        )
-        written, read = found["about"]["fingerprints"], fingerprints(found["state"])
+        try:
+            # The manager's own restore waits for all processes at its end: for ever, if one fails.
+            found = self._ocp.CompositeCheckpointHandler().restore(
+                self._manager.directory / str(step),
+                args=args.Composite(state=args.StandardRestore(abstract), about=args.JsonRestore()),
+            )
+            written = dict(found["about"]["fingerprints"])
+        except Exception as error:  # of many types; for damaged array data a plain Exception
+            problem = (str(error) or type(error).__name__).splitlines()[0]
+        if problem := _anyones(problem):
+            return None, problem
+        read = fingerprints(found["state"])  # by all processes together
         wrong = [path for path in read if written.get(path) != read[path]]
         if wrong:
-            raise ValueError(f"{len(wrong)} of its arrays changed since, such as {wrong[0]}")
-        return found["state"]
+            problem = f"{len(wrong)} of its arrays changed since, such as {wrong[0]}"
+        return found, _anyones(problem)
 
-    def _set_aside(self, step: int, reason: str, taken: int) -> None:
+    def _set_aside(self, problems: dict[int, str], taken: int) -> None:
         folder = self._manager.directory
-        target = folder / f"damaged-{step}"
-        print(
-            f"checkpoint {folder / str(step)} is damaged ({reason}): continuing from step {taken}; "
-            f"the damaged one is now {target.name}",
-            file=sys.stderr,
-        )
-        if jax.process_index() == 0:
+        for step, reason in problems.items() if distributed.is_first() else ():
+            target = folder / f"damaged-{step}"
+            print(
+                f"checkpoint {folder / str(step)} is damaged ({reason}): continuing from step "
+                f"{taken}; the damaged one is now {target.name}",
+                file=sys.stderr,
+            )
             if target.exists():
                 target.rmtree()
             (folder / str(step)).rename(target)
-        self._manager.reload()
+        if problems:
+            distributed.wait_for_all()  # the first process has moved them
+            self._manager.reload()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -134,6 +159,11 @@ class Checkpoints:
                 "make room or give a writable --workdir, and start the same command again; "
                 "earlier checkpoints are whole"
             ) from error
+
+
+def _anyones(problem: str) -> str:
+    """The problem of the first process that has one; all of them ask."""
+    return next(iter(distributed.gather_json([problem] if problem else [])), "")
 
 
 def fingerprints(tree: Any) -> dict[str, int]:

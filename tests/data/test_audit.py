@@ -210,6 +210,24 @@ def config():
     assert verify("configs/digits.py") == 2 and "no stage" in capsys.readouterr().err
 
 
+def test_command_verifies_held_out_data_too(folder, tmp_path, capsys):
+    code = f"""
+import dataclasses
+from configs import digits
+from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.training.stages import HeldOut
+
+def config():
+    datasets = (Dataset(path={str(folder / "good.json")!r}, images={str(folder / "media")!r}),)
+    data = SourcesConfig(datasets=datasets, fps=1.0, max_frames=8)
+    heldout = HeldOut(data=data, samples=1, batches=1, every=1)
+    return dataclasses.replace(digits.config().stage1, heldout=heldout)
+"""
+    (tmp_path / "config.py").write_text(code)
+    assert verify(tmp_path / "config.py") == 0
+    assert capsys.readouterr().out == "good: 5 image, 1 video, 2 text, 0 rejected\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -119,6 +119,28 @@ def test_whether_anything_is_learnt_depends_on_what_fits():
     assert not learns(example([1, 2], learnt=0), 2, 8)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_with_compression_inside_the_long_sequence_decides_what_is_cut(side):
+    """Of PICTURE's ten positions with six patches eight fit, and of what is cut none is learnt."""
+    rows = [PICTURE, TEXT, example([1, 2, 3, MARK, 4, 5], learnt=1, frames=(1,))]
+    whole, cut = (
+        batch(rows, side, max_length=length, truncate=True, patches_per_image=6)
+        for length in (16, 8)
+    )
+    T = cut.inputs.ids_BT.shape[1]
+    slots, long = ([[s for s in row if s >= 0] for row in array.tolist()] for array in (
+        cut.inputs.slots_BS, cut.inputs.wide_slots_BU
+    ))  # fmt: skip
+    assert long[0] == [0, *range(T, T + 6), 2] and slots[0] == [0, T, T + 1, 2]
+    assert slots[1] == long[1] == [0, 1, 2]
+    # Five of the six patches of an image are not the whole of what is compressed.
+    assert long[2] == [0, 1, 2, *range(T, T + 5)] and slots[2] == [0, 1, 2]
+    assert (whole.labels_BS != IGNORE).sum(axis=1).tolist() == [2, 1, 1]
+    assert (cut.labels_BS != IGNORE).sum(axis=1).tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match="needs 10 positions"):
+        batch(rows, side, max_length=9, patches_per_image=6)
+
+
 def encoded(ids, answered, open_end=False):
     answered = np.array(answered, bool)
     return EncodedPrompt(np.array(ids, np.int32), answered & (not open_end), answered)

@@ -112,7 +112,7 @@ def test_logits_of_high_resolution(mesh: tuple[int, int, int]) -> None:
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
     groups=(Group(patterns=("projector/*",), learning_rate=1e-2),),
-    warmup_ratio=0.0,
+    warmup_ratio=0.1,
     weight_decay=0.1,
     max_grad_norm=1.0,
     beta1=0.9,

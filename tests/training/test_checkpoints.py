@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.training.optimizer import make_optimizer
-from llava_mini_jax.training.stages import starting_params
+from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import init_state
 from llava_mini_jax.weights.checkpoint import Checkpoints, fingerprints
 from tests import tiny
@@ -46,8 +47,8 @@ def two_steps(finished, tmp_path_factory):
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
     like = init_state(params, stage.trainable, optimizer)
     with Checkpoints(folder) as checkpoints:
-        step, state = checkpoints.resume(like)
-    assert step == 8
+        step, state, about = checkpoints.resume(like)
+    assert (step, about["stage"], about["samples"]) == (8, "stage2", stage.samples)
     return folder, like, fingerprints(state)
 
 
@@ -58,7 +59,7 @@ def test_a_damaged_checkpoint_is_never_loaded(two_steps, tmp_path, capsys, case)
     shutil.copytree(source, folder)
     what = damage(folder / "8", random.Random(case))
     with Checkpoints(folder) as checkpoints:
-        step, state = checkpoints.resume(like)
+        step, state, _ = checkpoints.resume(like)
     if step == 8:  # what was damaged says nothing about the arrays
         assert fingerprints(state) == whole, what
         return
@@ -67,9 +68,20 @@ def test_a_damaged_checkpoint_is_never_loaded(two_steps, tmp_path, capsys, case)
     assert "stage2/8 is damaged" in said and "continuing from step 6" in said
     assert (folder / "damaged-8").is_dir()
     with Checkpoints(folder) as checkpoints:  # and it is out of the way from then on
-        assert checkpoints.resume(like)[0] == 6
+        assert checkpoints.resume(like).step == 6
         checkpoints.save(8, like, {"stage": "stage2"})
     assert sorted(p.name for p in folder.iterdir() if p.name.isdigit()) == ["6", "8"]
+
+
+def test_a_checkpoint_that_is_not_taken_is_told(tmp_path):
+    """Two runs in one workdir: the other one was further."""
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.resume({}) == (0, None, {})
+        checkpoints.save(2, {"a": jax.numpy.zeros(2)}, {})
+        with pytest.raises(
+            InputError, match=r"step 1 was not written, because .* has one of step 2"
+        ):
+            checkpoints.save(1, {"a": jax.numpy.zeros(2)}, {})
 
 
 def test_fingerprints_see_every_bit_and_no_mesh():

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -93,6 +94,49 @@ stages.stages_of = lambda config: tiny_stages.stages()
 train.parse = lambda default, argv: train.Command(None, argv[1], False, False, 5, ProfileConfig())
 sys.exit(train.main(["config.py", sys.argv[1]]))
 """
+
+
+def test_batches_that_nobody_takes_do_not_hold_up_the_end(tmp_path):
+    status, out, err = output(program(SLOW_DATA, tmp_path))
+    assert (status, err.count("Traceback")) == (5, 0), err
+    assert "stage2 stopped at step 1 of 20" in out
+    assert saved_steps(tmp_path, "stage2") == [1]
+    (said,) = (line.split()[-1] for line in err.splitlines() if line.startswith("ended at "))
+    assert time.monotonic() - float(said) < SLEEP
+
+
+# After four batches a row takes a minute. Before the first step the run is asked to stop.
+SLEEP = 60
+SLOW_DATA = """
+import os, runpy, signal, sys, time
+from llava_mini_jax.data.pipeline import Encoder
+from llava_mini_jax.training import feed, loop
+
+encoded, encode = 0, Encoder.__call__
+
+def slowly(self, sample):
+    global encoded
+    encoded += 1
+    if encoded > 32:
+        time.sleep(SLEEP)
+    return encode(self, sample)
+
+def receive(*given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return received(*given)
+
+def run(*given):
+    try:
+        run_stages(*given)
+    finally:
+        print("ended at", time.monotonic(), file=sys.stderr)
+
+Encoder.__call__ = slowly
+received, feed.receive = feed.receive, receive
+run_stages, loop.run = loop.run, run
+sys.argv = ["train.py", "tests/training/one_stage.py", "--workdir", sys.argv[1], *OPTIONS]
+runpy.run_path("train.py", run_name="__main__")
+""".replace("SLEEP", str(SLEEP)).replace("*OPTIONS", '"--stopped-status", "5"')
 
 
 FULL = """resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))"""

@@ -9,25 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
-from PIL import Image
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.config import prompt_config
 from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
 from llava_mini_jax.data.examples import Buckets, collate
 from llava_mini_jax.data.pipeline import Encoder
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.training import loop, workdir
+from llava_mini_jax.training import loop
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.optimizer import schedule
 from llava_mini_jax.training.profile import ProfileConfig
 from llava_mini_jax.training.stages import HeldOut, MeshConfig
 from llava_mini_jax.weights import folders
 from tests import tiny
-from tests.data.test_quarantine import REJECTED, samples  # noqa: F401  a fixture
 from tests.training import tiny_stages
 from tests.training.runs import (
     arrays,
@@ -101,6 +96,21 @@ def test_a_finished_workdir_is_left_as_it_is(finished):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_is_continued_needs_no_start(finished, tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    shutil.copytree(finished[0] / "baseline" / "model", start)
+    stage = dataclasses.replace(tiny_stages.stages()[2], start=str(start))
+    whole = run([stage], tmp_path / "run")["stage1"]
+    shutil.rmtree(start)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "stage1" / "3")
+    shutil.rmtree(tmp_path / "run" / "stage1")
+    monkeypatch.setattr(loop, "starting_params", None)
+    continued = run([stage], tmp_path / "run")["stage1"]
+    assert_same(continued.params, whole.params)
+    assert continued.compiled == 1
+    assert_same(run([stage], tmp_path / "run")["stage1"].params, whole.params)  # it has ended
+
+
 def test_a_run_continues_on_another_mesh(finished, tmp_path):
     folder = copied(finished, tmp_path, "checkpoints/stage2/8", "stage2")
     mesh = MeshConfig(fsdp=2, tensor=2)
@@ -155,7 +165,7 @@ def test_configurations_that_cannot_run_are_refused(tmp_path):
             dataclasses.replace(captions, model=dataclasses.replace(captions.model, llm=small))
         ],
         "needs 64 devices, but 8 are visible": [
-            dataclasses.replace(captions, mesh=MeshConfig(data=64))
+            dataclasses.replace(captions, batch_size=64, mesh=MeshConfig(data=64))
         ],
         "no folder nothing": [dataclasses.replace(captions, tokenizer="nothing")],
     }
@@ -187,22 +197,6 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     shutil.copytree(folder / "checkpoints/stage2", folder / "checkpoints/captions")
     with pytest.raises(InputError, match=r"checkpoints/captions/8 cannot be restored"):
         loop.run(tiny_stages.stages(), str(folder))
-
-
-def test_a_stage_trains_on_data_sets(tmp_path):
-    pages = tiny_stages.stages()[0]
-    rows = []
-    for index in range(16):
-        item = DigitsPages(pages.data, 16)[index]
-        Image.fromarray(item["image"]).save(tmp_path / f"{index}.png")  # every bit is kept
-        rows.append({**item, "image": f"{index}.png"})
-    (tmp_path / "pages.json").write_text(json.dumps(rows))
-    files = Dataset(path=str(tmp_path / "pages.json"))
-    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
-    same = dataclasses.replace(pages, samples=16)
-    for name, stage in {"a": same, "b": dataclasses.replace(same, data=data)}.items():
-        loop.run([stage], str(tmp_path / name))
-    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
 
 
 def test_metrics_tell_speed_and_learning_rates_and_go_to_tensorboard(finished):
@@ -278,63 +272,3 @@ def test_checkpoints_of_chosen_steps_are_kept_for_ever(tmp_path):
     )
     loop.run([stage], str(tmp_path))
     assert saved_steps(tmp_path, "captions") == [3, 6, 7, 8]
-
-
-def test_broken_samples_are_listed_alike_by_a_run_that_was_interrupted(tmp_path):
-    """R6: one in fifty is broken; a raised budget lets the run end, the usual one ends it."""
-    pages = tiny_stages.stages()[0]
-    rows = []
-    for index in range(100):
-        item = DigitsPages(pages.data, 100)[index]
-        Image.fromarray(item["image"]).save(tmp_path / f"{index}.png")
-        rows.append({**item, "image": f"{index}.png"})
-    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:100])
-    (tmp_path / "9.png").unlink()
-    (tmp_path / "pages.json").write_text(json.dumps(rows))
-    files = Dataset(path=str(tmp_path / "pages.json"))
-    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
-    stage = dataclasses.replace(pages, data=data, steps=14, bad_samples=0.02, keep=9)
-    loop.run([stage], str(tmp_path / "whole"))
-    listed = (tmp_path / "whole" / "quarantine.jsonl").read_text()
-    assert sorted(json.loads(line)["id"] for line in listed.splitlines()) == [
-        rows[7]["id"], rows[9]["id"],
-    ]  # fmt: skip
-
-    shutil.copytree(tmp_path / "whole", tmp_path / "continued")
-    for step in range(4, 15, 2):
-        shutil.rmtree(tmp_path / "continued" / "checkpoints" / "captions" / str(step))
-    shutil.rmtree(tmp_path / "continued" / "captions")
-    loop.run([stage], str(tmp_path / "continued"))
-    assert (tmp_path / "continued" / "quarantine.jsonl").read_text() == listed
-    assert metrics_of(tmp_path / "continued") == metrics_of(tmp_path / "whole")
-
-    with pytest.raises(InputError, match="captions: 1 of 100 samples are broken"):
-        loop.run([dataclasses.replace(stage, bad_samples=0.001)], str(tmp_path / "strict"))
-
-
-def test_a_run_over_broken_samples_of_ten_kinds_ends_and_lists_them(samples, tmp_path):  # noqa: F811
-    """R6: one sample in a hundred; all of an epoch, within a budget of one in a hundred."""
-    first = tiny_stages.stages()[0]
-    stage = dataclasses.replace(
-        first,
-        data=samples.config,
-        prompt=prompt_config("paper", "brief", 64),
-        lengths=(64,),
-        batch_size=50,
-        steps=20,
-        bad_samples=0.01,
-        checkpoint_every=20,
-    )
-    loop.run([stage], str(tmp_path))
-    found = list(map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines()))
-    assert sorted(line["id"] for line in found) == sorted(REJECTED)
-    assert all(REJECTED[line["id"]] in line["reason"] for line in found)
-    assert all(np.isfinite(line).all() for line in metrics_of(tmp_path).values())
-    assert (tmp_path / "captions" / "model" / "model.safetensors").is_file()
-
-
-def test_half_a_config_that_a_kill_left_is_written_anew(tmp_path):
-    (tmp_path / "config.json").write_text('[{"name": "capt')
-    stages = tiny_stages.stages()
-    workdir.open_workdir(str(tmp_path), stages)
-    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []

@@ -65,6 +65,7 @@ def stage(
     )
     images = dataclasses.replace(of_paper.images, size=VISION.image_size)
     settings = dict(batch_size=8, accumulate=1, loss_chunk=0, lengths=(length,), mesh=mesh)
+    settings["prompt"] = dataclasses.replace(of_paper.prompt, max_length=length)
     return dataclasses.replace(of_paper, model=model, images=images, **(settings | changes))
 
 
@@ -169,6 +170,15 @@ def test_the_state_of_vicuna_7b_is_twelve_bytes_a_trained_parameter() -> None:
     # Norms and biases, which are whole on every device, are the hundredth more.
     assert found["parameters"] == pytest.approx((trained + frozen) * 4 / 8, rel=0.01)
     assert found["optimiser state"] == pytest.approx(trained * 8 / 8, rel=0.01)
+
+
+def test_second_moments_are_counted_as_float32() -> None:
+    half = dataclasses.replace(paper.adam(1e-4), first_moment_dtype="bfloat16")
+    given = stage(param_dtype="bfloat16", optimizer=half)
+    whole, found = estimate(stage()).always, estimate(given).always
+    assert found["second moments"] == whole["second moments"]
+    for name in ("trained parameters", "first moments"):
+        assert found[name] == whole[name] / 2
 
 
 def test_what_is_kept_falls_from_policy_to_policy_and_the_frozen_tower_keeps_nothing() -> None:

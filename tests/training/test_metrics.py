@@ -36,6 +36,12 @@ def test_skipped_steps_are_counted_and_kept_out_of_the_means(tmp_path):
         assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
+def test_a_log_is_a_line_where_stderr_is_no_terminal(tmp_path, capsys):
+    logged(tmp_path, [(1.5, 2, 0)] * 5)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stage  step 5 of 5  loss 1.500  ") and line.endswith(" s a step")
+
+
 def test_a_log_of_skipped_steps_alone_is_still_json(tmp_path):
     returned, written = logged(tmp_path, [(float("nan"), 9, 10), (float("inf"), 9, 11)])
     assert np.isnan(returned["loss"])

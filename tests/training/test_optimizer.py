@@ -83,7 +83,7 @@ def test_frozen_leaves_have_no_optimiser_state():
     assert sorted(shapes) == sorted(2 * moments)  # Adam's two, of the projector and nothing else
 
 
-@pytest.mark.parametrize(("ratio", "steps", "warmup"), [(0.03, 1000, 30), (0.5, 8, 4), (0, 10, 1)])
+@pytest.mark.parametrize(("ratio", "steps", "warmup"), [(0.03, 1000, 30), (0.5, 8, 4), (0, 10, 0)])
 def test_schedule_follows_the_formula(ratio, steps, warmup):
     rates = schedule(2e-3, ratio, steps)
     for step in {0, 1, warmup // 2, warmup, warmup + 1, steps // 2, steps - 1, steps}:
@@ -97,6 +97,30 @@ def test_schedule_follows_the_formula(ratio, steps, warmup):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_runs_have_a_schedule(steps):
     assert np.isfinite([schedule(1.0, 0.03, steps)(step) for step in range(steps + 1)]).all()
+
+
+def test_without_warm_up_and_clipping_the_first_step_has_the_whole_rate():
+    config = dataclasses.replace(CONFIG, warmup_ratio=0, max_grad_norm=0)
+    params = {"llm": jnp.zeros(2)}
+    (step,) = run(make_optimizer(config, 10, params), params, [{"llm": jnp.full(2, 0.5)}])
+    np.testing.assert_allclose(step["llm"], -CONFIG.learning_rate, rtol=1e-4)
+
+
+def test_the_second_moment_is_float32_and_falls_whatever_the_parameters_are():
+    config = dataclasses.replace(CONFIG, first_moment_dtype="bfloat16", max_grad_norm=0)
+    params = {"llm": jnp.ones(2, jnp.bfloat16)}
+    optimizer = make_optimizer(config, 100, params)
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    for gradient in [0.5] + 100 * [0.0]:
+        _, state = update({"llm": jnp.full(2, gradient, jnp.bfloat16)}, state, params)
+    moments = {
+        jax.tree_util.keystr(path).split(".")[-1]: leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.ndim
+    }
+    assert [leaf.dtype.name for leaf in moments.values()] == ["bfloat16", "float32"]
+    second = next(leaf for name, leaf in moments.items() if name.startswith("nu"))
+    np.testing.assert_allclose(second, 0.001 * 0.25 * 0.999**100, rtol=1e-4)
 
 
 def test_norms_and_biases_do_not_decay():

@@ -29,17 +29,17 @@ LOSS_RTOL = 1e-6
 CONFIG = "tests/training/one_stage.py"
 
 
-def start(workdir, *options, config=CONFIG):
-    """The two processes of a run, not waited for."""
+def start(workdir, *options, config=CONFIG, command=None):
+    """The two processes of a run, or of another command, not waited for."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     settings = {name.upper(): str(jax.config.values[name]) for name in SETTINGS}
     settings |= {"JAX_NUM_CPU_DEVICES": "4", "JAX_COORDINATOR_ADDRESS": address}
-    command = [sys.executable, "train.py", config, "--workdir", str(workdir), "--distributed"]
+    command = command or [sys.executable, "train.py", config, "--distributed", "--workdir"]
     return [
         subprocess.Popen(
-            [*command, *options],
+            [*command, str(workdir), *options],
             env=os.environ | settings | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -124,6 +124,65 @@ def test_sigterm_to_one_process_ends_both_with_a_checkpoint_of_the_same_step(tmp
     found = list(map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines()))
     broken = {rows[index]["id"] for index in range(64) if index % 3}
     assert sorted(line["id"] for line in found) == sorted(broken)
+
+
+@pytest.mark.parametrize("event", ["damaged", "unreadable by one"])
+def test_all_processes_take_the_same_checkpoint(tmp_path, event):
+    """Whether a file was damaged, or one process alone has an error; and they go on from there."""
+    said = ended(start(tmp_path, event, command=[sys.executable, "-c", RESUMED]))
+    for text in said:
+        assert "resumed from 1 with 1.0, there are [1]" in text and "saved [1, 2]" in text, text
+    assert sum("continuing from step 1" in text for text in said) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "damaged-2"]
+
+
+# The first process is slow to move what is damaged.
+RESUMED = """
+import sys, time
+from pathlib import Path
+import jax, numpy as np
+from llava_mini_jax import distributed, sharding
+from llava_mini_jax.weights import checkpoint
+from llava_mini_jax.weights.checkpoint import Checkpoints
+
+folder, event = Path(sys.argv[1]), sys.argv[2]
+distributed.start()
+
+def state(value):
+    return {"a": sharding.put_batch(np.full((4, 8), value, np.float32))}
+
+def slowly(*given, **options):
+    time.sleep(1)
+    print(*given, **options)
+
+def fail_on_2(handler, directory, args):
+    if directory.name == "2":
+        raise OSError("stale file handle")
+    return restore(handler, directory, args)
+
+with jax.set_mesh(sharding.make_mesh(data=8)):
+    with Checkpoints(folder, keep=3) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step), {})
+    distributed.wait_for_all()
+    if event == "damaged" and distributed.is_first():
+        checkpoint.print = slowly
+        for file in (folder / "2" / "state").glob("**/d/*"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    distributed.wait_for_all()
+    with Checkpoints(folder, keep=3) as checkpoints:
+        handler = checkpoints._ocp.CompositeCheckpointHandler
+        restore = handler.restore
+        if event != "damaged" and not distributed.is_first():
+            handler.restore = fail_on_2
+        step, found, _ = checkpoints.resume(state(0))
+        value = float(distributed.fetch(found["a"])[0, 0])
+        print("resumed from", step, "with", f"{value}, there are", checkpoints._manager.all_steps())
+        checkpoints.save(2, state(2.5), {})
+        checkpoints._manager.wait_until_finished()
+        print("saved", sorted(checkpoints._manager.all_steps()))
+distributed.stop()
+"""
 
 
 def text_only(item):

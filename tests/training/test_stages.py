@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 
 from configs import digits
 from llava_mini_jax import params as param_tree
-from llava_mini_jax import sharding
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
@@ -17,11 +17,12 @@ from llava_mini_jax.training.optimizer import Group, make_optimizer
 from llava_mini_jax.training.stages import (
     STAGE_1,
     STAGE_2,
+    MeshConfig,
     TrainConfig,
     bundle_of,
     check,
+    load_config,
     stages_of,
-    starting_params,
 )
 from llava_mini_jax.training.step import init_state, train_step
 from tests import tiny
@@ -80,6 +81,14 @@ def test_the_digits_stages_are_runnable():
         (dict(log_every=0), "log_every is 0"),
         (dict(checkpoint_every=0), "checkpoint_every is 0"),
         (dict(param_dtype="float31"), "param_dtype is 'float31'; expected float32 or"),
+        (dict(name="../stage2"), r"^\.\./stage2: a stage's name is that of its folder"),
+        (dict(trainable=()), "trainable is empty; name what is to be learnt"),
+        (dict(lengths=()), r"lengths is \(\); expected sizes that grow"),
+        (dict(lengths=(256, 128)), r"lengths is \(256, 128\); expected sizes that grow"),
+        (dict(lengths=(128,)), "lengths is 128, but rows may have prompt.max_length = 256 pos"),
+        (dict(mesh=MeshConfig(data=0)), "mesh.data is 0; it must be 1 or more"),
+        (dict(mesh=MeshConfig(data=3, fsdp=2)), "make it a multiple of 6, or change accumulate"),
+        (dict(accumulate=5), "batch_size 64 cannot be divided into accumulate = 5 micro-batches"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -90,11 +99,24 @@ def test_a_stage_that_cannot_run_is_refused(change, message):
 
 def test_nested_settings_are_checked_too():
     good = digits.config().stage2
+
+    def optimizer(**changes):
+        return dict(optimizer=dataclasses.replace(good.optimizer, **changes))
+
+    def prompt(**changes):
+        return dict(prompt=dataclasses.replace(good.prompt, **changes))
+
     groups = (Group(patterns=("llm/*", "nothing/*"), learning_rate=1.0),)
     wrong = {
-        '"nothing/': dict(optimizer=dataclasses.replace(good.optimizer, groups=groups)),
+        '"nothing/': optimizer(groups=groups),
+        "max_grad_norm is -1.0; it must be 0": optimizer(max_grad_norm=-1.0),
+        "warmup_ratio is 5.0; it is a share, from 0 to 1": optimizer(warmup_ratio=5.0),
+        "beta1 is -0.1; it must be from 0 to below 1": optimizer(beta1=-0.1),
+        "beta2 is 1; it must be from 0 to below 1": optimizer(beta2=1),
+        "padding_side is 'lefft'; expected right or left": prompt(padding_side="lefft"),
+        "prompt.max_length is 0; it must be 1 or more": prompt(max_length=0),
         "images.size is 333; expected": dict(images=dataclasses.replace(good.images, size=333)),
-        "template is 'vicuna'": dict(prompt=dataclasses.replace(good.prompt, template="vicuna")),
+        "template is 'vicuna'": prompt(template="vicuna"),
         "compute_dtype": dict(model=dataclasses.replace(good.model, compute_dtype="half")),
     }
     for message, change in wrong.items():
@@ -102,93 +124,32 @@ def test_nested_settings_are_checked_too():
             check(dataclasses.replace(good, **change))
 
 
+def test_no_clipping_and_no_warm_up_are_settings():
+    good = digits.config().stage2
+    off = dataclasses.replace(good.optimizer, max_grad_norm=0, warmup_ratio=0)
+    check(dataclasses.replace(good, optimizer=off))
+
+
+@pytest.mark.parametrize("name", ["run.py", "ablations/run.py"])
+def test_a_config_file_finds_those_beside_it_wherever_it_is_started(tmp_path, monkeypatch, name):
+    folder = tmp_path / "settings"
+    (folder / "ablations").mkdir(parents=True)
+    (folder / "base.py").write_text("WIDTH = 7\n")
+    (folder / name).write_text(
+        "from settings import base\n\ndef config():\n    return base.WIDTH\n"
+    )
+    before = list(sys.path)
+    monkeypatch.delitem(sys.modules, "settings", raising=False)
+    monkeypatch.delitem(sys.modules, "settings.base", raising=False)
+    assert load_config(str(folder / name)) == 7
+    assert sys.path == before
+
+
 def test_an_export_says_what_the_stage_is():
     one = digits.config().stage2
     bundle = bundle_of(one, build_tokenizer())
     assert (bundle.model, bundle.images, bundle.prompt) == (one.model, one.images, one.prompt)
     assert (bundle.eos_ids, bundle.pad_id) == ((2,), 3)
-
-
-# --- The beginning of a stage ---------------------------------------------------------------------
-
-
-@functools.cache
-def previous(model=BASELINE, unrolled=False):
-    """What the stage before left."""
-    params = tiny.on_device(tiny.weights(model))
-    return llava_mini.unrolled(params) if unrolled else params
-
-
-def test_parameters_are_carried_over_and_new_ones_are_made():
-    one = stage(prefusion_init="fresh")
-    begun, before = arrays(starting_params(one, previous(), KEY)), arrays(previous())
-    assert_same({path: begun[path] for path in before}, before)
-    new = {path: leaf.shape for path, leaf in begun.items() if path not in before}
-    spec = param_tree.paths(llava_mini.spec(MINI))
-    assert new == {
-        path: leaf.shape
-        for path, leaf in spec.items()
-        if path.startswith(("compressor/", "prefusion/"))
-    }
-    assert not np.array_equal(begun["prefusion/layers/q_proj"], begun["llm/layers/q_proj"])
-
-
-def test_fresh_parameters_are_made_anew_and_no_others():
-    one = stage(BASELINE, fresh=STAGE_1)
-    begun, again, other = (
-        arrays(starting_params(one, previous(), jax.random.key(seed))) for seed in (0, 0, 1)
-    )
-    before = arrays(previous())
-    for path in before:
-        is_fresh = path.startswith("projector/")
-        assert np.array_equal(begun[path], before[path]) != is_fresh, path
-        assert np.array_equal(begun[path], other[path]) != is_fresh, path
-    assert_same(begun, again)
-
-
-@pytest.mark.parametrize(
-    ("layers", "scan_layers"),
-    [(1, True), (2, True), (1, False)],  # fewer layers than the language model has, or as many
-)
-def test_new_prefusion_layers_are_copies_of_the_first_ones(layers, scan_layers):
-    model = tiny.model("paper", vision=VISION, prefusion_layers=layers, compressor="average_pool")
-    one = stage(model, scan_layers=scan_layers, prefusion_init="copy")
-    params = starting_params(one, previous(unrolled=not scan_layers), KEY)
-    where = [array.unsafe_buffer_pointer() for array in jax.tree.leaves(params)]
-    assert len(set(where)) == len(where)  # a training step cannot donate an array twice
-    params = llava_mini.unrolled(params)
-    assert len(params.prefusion.layers) == layers
-    for ours, theirs in zip(params.prefusion.layers, params.llm.layers[:layers], strict=True):
-        assert_same(arrays(ours), arrays(theirs))
-
-
-def test_prefusion_that_exists_is_not_overwritten():
-    one = stage(prefusion_init="copy")
-    assert_same(arrays(starting_params(one, previous(MINI), KEY)), arrays(previous(MINI)))
-
-
-def test_a_parameter_that_changed_its_shape_is_refused():
-    wider = tiny.model("llava-1.5", dataclasses.replace(tiny.LLM, mlp_width=64), VISION)
-    with pytest.raises(InputError, match=r"stage2: llm/layers/\w+ has shape .*name it in `fresh`"):
-        starting_params(stage(wider), previous(), KEY)
-    fresh = ("*/gate_proj", "*/up_proj", "*/down_proj")
-    params = starting_params(stage(wider, fresh=fresh), previous(), KEY)
-    assert params.llm.layers.up_proj.shape == (2, 64, 32)
-
-
-def test_a_stage_may_have_another_mesh_than_the_one_before():
-    model = tiny.model("paper", vision=VISION, prefusion_layers=1, compressor="average_pool")
-    one = stage(model, prefusion_init="copy")
-    with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=2)):
-        split = starting_params(one, previous(), KEY)
-        wanted = param_tree.paths(param_tree.abstract(llava_mini.spec(model)), is_leaf=None)
-        for path, leaf in param_tree.paths(split, is_leaf=None).items():
-            assert leaf.sharding.spec == wanted[path].sharding.spec, path
-            assert len(leaf.devices()) == 4, path
-    assert_same(arrays(split), arrays(starting_params(one, previous(), KEY)))
-    whole = starting_params(one, split, KEY)
-    assert {len(leaf.devices()) for leaf in jax.tree.leaves(whole)} == {1}
-    assert_same(arrays(whole), arrays(split))
 
 
 # --- What training changes ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ def stages() -> list[TrainConfig]:
             data=dataclasses.replace(stage.data, augment=False),
             steps=STEPS[stage.name],
             batch_size=8,
+            prompt=dataclasses.replace(stage.prompt, max_length=96),
             lengths=(96,),  # one bucket: a stage compiles once
             log_every=2,
             checkpoint_every=2,

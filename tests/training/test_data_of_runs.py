@@ -1,0 +1,112 @@
+"""Runs on data sets: with broken samples, and when the data is not what it was before."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_mini_jax.config import prompt_config
+from llava_mini_jax.data.digits import DigitsPages
+from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.training import loop
+from tests import tiny
+from tests.data.test_quarantine import REJECTED, samples  # noqa: F401  a fixture
+from tests.training import tiny_stages
+from tests.training.runs import metrics_of
+
+fast_compilation = tiny.fast_compilation
+
+
+def test_a_stage_trains_on_data_sets(tmp_path):
+    pages = tiny_stages.stages()[0]
+    rows = []
+    for index in range(16):
+        item = DigitsPages(pages.data, 16)[index]
+        Image.fromarray(item["image"]).save(tmp_path / f"{index}.png")  # every bit is kept
+        rows.append({**item, "image": f"{index}.png"})
+    (tmp_path / "pages.json").write_text(json.dumps(rows))
+    files = Dataset(path=str(tmp_path / "pages.json"))
+    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
+    same = dataclasses.replace(pages, samples=16)
+    for name, stage in {"a": same, "b": dataclasses.replace(same, data=data)}.items():
+        loop.run([stage], str(tmp_path / name))
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+
+
+def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys):
+    turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "7"}]
+    rows = [{"id": str(index), "conversations": turns} for index in range(50)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    data = SourcesConfig(datasets=(Dataset(path=str(path)),), fps=1.0, max_frames=8)
+    stage = dataclasses.replace(tiny_stages.stages()[0], data=data, steps=4)
+    folder = tmp_path / "run"
+    loop.run([stage], str(folder))
+    said = capsys.readouterr().err
+    assert "captions: process 0 of 1, 8 of 8 devices, mesh data=1 fsdp=1 tensor=1, cont" in said
+    assert "from step 0; 50 samples, 4 steps x 8 = 0.64 epochs\n" in said
+    shutil.rmtree(folder / "checkpoints" / "captions" / "4")
+    shutil.rmtree(folder / "captions")
+    path.write_text(json.dumps(rows[:37]))
+    with pytest.raises(
+        InputError, match=r"captions: its data has 37 samples, but had 50 when .*/2 "
+    ):
+        loop.run([stage], str(folder))
+    loop._check_samples(stage, 37, {}, folder)  # a checkpoint of before it was written down
+
+
+def test_broken_samples_are_listed_alike_by_a_run_that_was_interrupted(tmp_path):
+    """R6: one in fifty is broken; a raised budget lets the run end, the usual one ends it."""
+    pages = tiny_stages.stages()[0]
+    rows = []
+    for index in range(100):
+        item = DigitsPages(pages.data, 100)[index]
+        Image.fromarray(item["image"]).save(tmp_path / f"{index}.png")
+        rows.append({**item, "image": f"{index}.png"})
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:100])
+    (tmp_path / "9.png").unlink()
+    (tmp_path / "pages.json").write_text(json.dumps(rows))
+    files = Dataset(path=str(tmp_path / "pages.json"))
+    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
+    stage = dataclasses.replace(pages, data=data, steps=14, bad_samples=0.02, keep=9)
+    loop.run([stage], str(tmp_path / "whole"))
+    listed = (tmp_path / "whole" / "quarantine.jsonl").read_text()
+    assert sorted(json.loads(line)["id"] for line in listed.splitlines()) == [
+        rows[7]["id"], rows[9]["id"],
+    ]  # fmt: skip
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "continued")
+    for step in range(4, 15, 2):
+        shutil.rmtree(tmp_path / "continued" / "checkpoints" / "captions" / str(step))
+    shutil.rmtree(tmp_path / "continued" / "captions")
+    loop.run([stage], str(tmp_path / "continued"))
+    assert (tmp_path / "continued" / "quarantine.jsonl").read_text() == listed
+    assert metrics_of(tmp_path / "continued") == metrics_of(tmp_path / "whole")
+
+    with pytest.raises(InputError, match="captions: 1 of 100 samples are broken"):
+        loop.run([dataclasses.replace(stage, bad_samples=0.001)], str(tmp_path / "strict"))
+
+
+def test_a_run_over_broken_samples_of_ten_kinds_ends_and_lists_them(samples, tmp_path):  # noqa: F811
+    """R6: one sample in a hundred; all of an epoch, within a budget of one in a hundred."""
+    first = tiny_stages.stages()[0]
+    stage = dataclasses.replace(
+        first,
+        data=samples.config,
+        prompt=prompt_config("paper", "brief", 64),
+        lengths=(64,),
+        batch_size=50,
+        steps=20,
+        bad_samples=0.01,
+        checkpoint_every=20,
+    )
+    loop.run([stage], str(tmp_path))
+    found = list(map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines()))
+    assert sorted(line["id"] for line in found) == sorted(REJECTED)
+    assert all(REJECTED[line["id"]] in line["reason"] for line in found)
+    assert all(np.isfinite(line).all() for line in metrics_of(tmp_path).values())
+    assert (tmp_path / "captions" / "model" / "model.safetensors").is_file()

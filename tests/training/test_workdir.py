@@ -1,0 +1,45 @@
+"""The folder of a run: what kills leave of it is written anew."""
+
+from etils import epath
+
+from llava_mini_jax.training import workdir
+from tests.training import tiny_stages
+
+
+def test_half_a_config_that_a_kill_left_is_written_anew(tmp_path):
+    (tmp_path / "config.json").write_text('[{"name": "capt')
+    stages = tiny_stages.stages()
+    workdir.open_workdir(str(tmp_path), stages)
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
+
+
+class Bucket:
+    """A folder that says that it is in a bucket."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def __str__(self):
+        return f"gs://{self._folder}"
+
+    def __truediv__(self, name):
+        return self._folder / name
+
+    def exists(self):
+        return self._folder.exists()
+
+
+def test_a_model_of_which_a_kill_left_half_in_a_bucket_is_copied_again(tmp_path, monkeypatch):
+    def export(params, bundle, folder, tokenizer):
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (folder / name).write_text("whole")
+
+    monkeypatch.setattr(workdir, "export_model", export)
+    (tmp_path / "model.safetensors").write_text("half")
+    workdir.leave_model(None, None, Bucket(tmp_path), None)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("config.json", "model.safetensors", "tokenizer.json"), "whole"
+    )
+    monkeypatch.setattr(workdir, "export_model", None)
+    workdir.leave_model(None, None, Bucket(tmp_path), None)  # what is whole is left as it is
