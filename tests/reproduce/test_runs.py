@@ -115,7 +115,9 @@ def test_a_table_is_stopped_and_finished(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "import sys; from llava_mini_jax.cli import main; sys.exit(main())",
+        "import signal, sys; from llava_mini_jax.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
+        "sys.exit(main())",
     ]
     command += ["reproduce", "table11", "--seeds", "0", "--steps", "40", "--limit", "8"]
     command += ["--out", str(tmp_path)]
