@@ -183,14 +183,14 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-# One stage of 600 steps, saved every tenth, in a process of its own.
+# One stage of 1000 steps, saved every tenth, in a process of its own.
 LONG_RUN = """
 import dataclasses, sys
 from llava_mini_jax.training import loop
 from tests.training import tiny_stages
 
 first = tiny_stages.stages()[0]
-loop.run([dataclasses.replace(first, steps=600, checkpoint_every=10, log_every=10)], sys.argv[1])
+loop.run([dataclasses.replace(first, steps=1000, checkpoint_every=10, log_every=10)], sys.argv[1])
 """
 
 
@@ -205,7 +205,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
     for _ in range(20):
         running = start(tmp_path / "killed")
         try:
-            running.wait(moments.uniform(1, 12))
+            running.wait(moments.uniform(1, 8))
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
