@@ -56,12 +56,13 @@ class Checkpoints:
     def __exit__(self, kind: Any, *_: object) -> None:
         try:
             with self._writing():
-                self._manager.wait_until_finished()
+                try:
+                    self._manager.wait_until_finished()
+                finally:
+                    self._manager.close()  # raises what of a failed save nobody has been told yet
         except InputError:
             if kind is None:  # else the error that ended the stage is the one to tell
                 raise
-        finally:
-            self._manager.close()
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Copies the arrays and returns; the files are written while training goes on.

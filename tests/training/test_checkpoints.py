@@ -17,6 +17,7 @@ from llava_mini_jax.training.step import init_state
 from llava_mini_jax.weights.checkpoint import Checkpoints, fingerprints
 from tests import tiny
 from tests.training import tiny_stages
+from tests.training.runs import output, program
 
 fast_compilation = tiny.fast_compilation
 
@@ -82,6 +83,40 @@ def test_a_checkpoint_that_is_not_taken_is_told(tmp_path):
             InputError, match=r"step 1 was not written, because .* has one of step 2"
         ):
             checkpoints.save(1, {"a": jax.numpy.zeros(2)}, {})
+
+
+# The disk is full when the second checkpoint is written, and a stage ends with or without an error.
+FULL_DISK = """
+import os, resource, signal, sys
+import jax
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.weights.checkpoint import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for error in (None, InputError("the stage's own")):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    state = {"a": jax.numpy.ones((200, 200))}
+    try:
+        with Checkpoints(os.path.join(sys.argv[1], str(error))) as checkpoints:
+            checkpoints.save(1, state, {})
+            checkpoints._manager.wait_until_finished()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            checkpoints.save(2, state, {})
+            if error:
+                raise error
+    except BaseException as raised:
+        print(type(raised).__name__, raised)
+sys.stdout.flush()
+os._exit(0)  # the failed writer's threads never end
+"""
+
+
+def test_a_save_that_fails_at_the_end_is_told_but_not_instead_of_the_stages_error(tmp_path):
+    status, out, err = output(program(FULL_DISK, tmp_path))
+    without, own = out.splitlines()
+    assert status == 0, err
+    assert without.startswith("InputError a checkpoint in ") and "cannot be written (" in without
+    assert own == "InputError the stage's own"
 
 
 def test_fingerprints_see_every_bit_and_no_mesh():
