@@ -16,7 +16,6 @@ quarters of the time, and lets the padded square be resized without ever being w
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,7 +26,6 @@ from llava_mini_jax.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Pillow's own hard limit (twice MAX_IMAGE_PIXELS), checked here before anything is decoded.
 MAX_PIXELS = 178_956_970
-CLIP_SIZE = 336
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BAND_PIXELS = 2**24
@@ -67,65 +65,6 @@ class ImageConfig:
     def parts(self) -> int:
         """J, the number of parts of one picture."""
         return self.grid**2 + 1 if self.grid > 1 or self.repeat_whole else 1
-
-
-def image_config_from_hf(
-    config: dict[str, Any],
-    preprocessor: dict[str, Any] | None,
-    *,
-    split: str = "split_then_pad",
-    repeat_whole: bool = False,
-) -> ImageConfig:
-    """The image settings of a model folder.
-
-    config: config.json, of which `image_aspect_ratio` (every value but "pad" is a centre crop, as
-      in the release) and `resolution_ratio` are read.
-    preprocessor: preprocessor_config.json; None means the public CLIP ViT-L/14-336 tower's.
-    Raises InputError for "anyres" and for a preprocessor that does something else than CLIP's.
-    """
-    aspect = config.get("image_aspect_ratio")
-    if isinstance(aspect, str) and aspect.startswith("anyres"):
-        raise InputError(
-            f"config.json asks for image_aspect_ratio {aspect!r}, which LLaVA-Mini models do not"
-            ' use; set it to "pad" or "square", and resolution_ratio to 2 for high resolution.'
-        )
-    given = preprocessor or {}
-    size = _one_side("size", given.get("size", CLIP_SIZE))
-    crop = _one_side("crop_size", given.get("crop_size", size))
-    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    wrong = [f"{key} = {given[key]!r}" for key in steps if not given.get(key, True)]
-    if given.get("resample", _BICUBIC.value) != _BICUBIC.value:
-        wrong.append(f"resample = {given['resample']!r}")
-    if crop != size:
-        wrong.append(f"crop_size {crop} with size {size}")
-    if wrong:
-        raise InputError(
-            f"preprocessor_config.json has {', '.join(wrong)}; only CLIP's steps are supported:"
-            " bicubic resize of the shortest side (resample 3), centre crop to the same size,"
-            " rescale, normalise. Use the tower's own preprocessor_config.json."
-        )
-    mean, std = given.get("image_mean", CLIP_MEAN), given.get("image_std", CLIP_STD)
-    return ImageConfig(
-        size=size,
-        aspect="pad" if aspect == "pad" else "crop",
-        grid=int(config.get("resolution_ratio") or 1),
-        split=split,
-        repeat_whole=repeat_whole,
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-    )
-
-
-def _one_side(key: str, value: Any) -> int:
-    """336 from 336, {"shortest_edge": 336} or {"height": 336, "width": 336}."""
-    sides = set(value.values()) if isinstance(value, dict) else {value}
-    side = sides.pop() if len(sides) == 1 else None
-    if not isinstance(side, int):
-        raise InputError(
-            f"preprocessor_config.json has {key} = {value!r}; expected one side in pixels, such as"
-            ' {"shortest_edge": 336}.'
-        )
-    return side
 
 
 def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:

@@ -45,7 +45,7 @@ class CompressorConfig:
             raise ValueError(f"grid is {self.grid}; give 1 or more: its square is the tokens")
         if self.kind in ("similarity", "multi_head") and self.width % 4:
             raise ValueError(f"compressor width {self.width} is not a multiple of 4")
-        if self.kind == "multi_head" and self.width % self.heads:
+        if self.kind == "multi_head" and (self.heads < 1 or self.width % self.heads):
             raise ValueError(f"compressor width {self.width} is not divided by {self.heads} heads")
 
 

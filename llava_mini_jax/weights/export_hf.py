@@ -150,7 +150,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
     model = bundle.model
     dtype = "float32" if model.compute_dtype == "float32" else model.compute_dtype
     vision = _vision_json(model)
-    llm = _llama_json(model.llm)
+    llm = llama_json(model.llm)
     eos = list(bundle.eos_ids) if len(bundle.eos_ids) != 1 else bundle.eos_ids[0]
     ids = {"eos_token_id": eos, "pad_token_id": bundle.pad_id}
     if format == "llava-hf":
@@ -259,7 +259,7 @@ def _tower_name(vision: ClipConfig) -> str:
     return "vision"
 
 
-def _llama_json(cfg: LlamaConfig) -> dict[str, Any]:
+def llama_json(cfg: LlamaConfig) -> dict[str, Any]:
     scaling = None
     if cfg.rope.scaling is not None:
         scaling = {"rope_type": "llama3", **vars(cfg.rope.scaling)}

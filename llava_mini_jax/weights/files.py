@@ -21,6 +21,7 @@ named itself, because it is part of a model and not one.
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +46,7 @@ SAFETENSORS_FILE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_FILE = "pytorch_model.bin"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.(safetensors|bin)")
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 
@@ -110,23 +111,41 @@ def save_tensors(
 
 def _open_folder(folder: Path) -> dict[str, LazyTensor]:
     others = sorted(folder.glob("*.safetensors"))
-    if (folder / SAFETENSORS_INDEX).is_file():
-        return _open_index(folder / SAFETENSORS_INDEX)
-    if (folder / SAFETENSORS_FILE).is_file():
-        return _open_file(folder / SAFETENSORS_FILE)
-    if others:
-        _refuse_missing_shards(folder, [file.name for file in others])
-        return _union(others)
-    if (folder / TORCH_INDEX).is_file():
-        return _open_index(folder / TORCH_INDEX)
-    if (folder / TORCH_FILE).is_file():
-        return _open_file(folder / TORCH_FILE)
+    if others and (torch := [f for f in (TORCH_FILE, TORCH_INDEX) if (folder / f).is_file()]):
+        # Folders of the hub often hold one model in both formats; transformers reads this one too.
+        warnings.warn(
+            f"{folder} holds weights twice, *.safetensors and {torch[0]}: *.safetensors are read",
+            stacklevel=3,
+        )
+    for whole, index, pattern in (
+        (folder / SAFETENSORS_FILE, folder / SAFETENSORS_INDEX, "*.safetensors"),
+        (folder / TORCH_FILE, folder / TORCH_INDEX, "*.bin"),
+    ):
+        if whole.is_file() or index.is_file():
+            read = index if index.is_file() else whole
+            _refuse_second_model(read, whole, sorted(folder.glob(pattern)))
+            return _open_file(read)
+        if others:
+            _refuse_missing_shards(folder, [file.name for file in others])
+            return _union(others)
     alone = sorted(file.name for file in folder.iterdir() if file.suffix in TORCH_SUFFIXES)
     hint = f" It holds {', '.join(alone)}: name the file itself to read it." if alone else ""
     raise InputError(
         f"{folder} holds no model weights; expected {SAFETENSORS_INDEX}, *.safetensors, "
         f"{TORCH_INDEX} or {TORCH_FILE} in it, so check the path or download the model again.{hint}"
     )
+
+
+def _refuse_second_model(read: Path, whole: Path, files: list[Path]) -> None:
+    """What an older save left beside a newer one: nothing says which of the two is meant."""
+    used = {read.name} if read == whole else set(_weight_map(read).values())
+    rivals = [f for f in files if f == whole or SHARD_NAME.fullmatch(f.name)]
+    if stale := [f.name for f in rivals if f.name not in used]:
+        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        raise InputError(
+            f"{read.parent} holds two models: the one of {read.name}, and {stale[0]}{more}, which"
+            " does not belong to it; remove the files of the one that is not meant."
+        )
 
 
 def _open_file(path: Path) -> dict[str, LazyTensor]:

@@ -8,10 +8,9 @@ our export           the release's format, and the section "llava_mini_jax" in c
            open_model(folder) --> Bundle (configuration) + Published tensors
 """
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,31 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import config as configs
-from llava_mini_jax.config import Bundle, Fields
-from llava_mini_jax.data.images import image_config_from_hf
+from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights import import_hf, names
+from llava_mini_jax.weights import hf_config, hf_fields, import_hf, names
 from llava_mini_jax.weights.files import open_tensors
+from llava_mini_jax.weights.hf_json import Fields, described_in, read_json
+from llava_mini_jax.weights.hf_processor import (
+    Processor,
+    image_config,
+    image_settings,
+    read_processor,
+)
 from llava_mini_jax.weights.hub import expanded, resolve_folder
 from llava_mini_jax.weights.import_hf import Published
-from llava_mini_jax.weights.lazy_tensor import LazyTensor
+from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
 
 SECTION = "llava_mini_jax"  # our own section of config.json
 
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": configs.CLIP_L_336}
+
+Tensors = Mapping[str, LazyTensor]
 
 
 def open_model(
@@ -43,81 +52,103 @@ def open_model(
 
     `vision_tower` overrides where the tower is looked for; otherwise it is the embedded copy, or
     the folder that `mm_vision_tower` names (as it stands, or beside the model folder).
-    Raises InputError for what is missing, damaged, or not a model of this code.
+    Raises InputError for what is missing, damaged, or not a model of this code, and for every field
+    of config.json that may change what the model computes and is not known.
     """
-    values = configs.read_json(folder / "config.json")
-    where = str(folder / "config.json")
+    f = _config_of(folder)
     tensors = open_tensors(folder)
-    with _described_in(where):
-        if "text_config" in values:
-            return _open_llava_hf(folder, values, where, tensors, compute_dtype)
-        return _open_llava(folder, values, where, tensors, vision_tower, compute_dtype, dialect)
+    with described_in(f.where):
+        kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
+        if kind == "llava" and "text_config" in f.values:
+            return _open_llava_hf(folder, f, tensors, compute_dtype)
+        return _open_llava(folder, f, kind, tensors, vision_tower, compute_dtype, dialect)
 
 
-@contextlib.contextmanager
-def _described_in(where: str) -> Iterator[None]:
-    """What a part's own configuration raises, as a sentence about the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{where} does not describe a model: {error}") from error
+def _config_of(folder: Path) -> Fields:
+    """The fields of a folder's config.json; quantized weights and adapters end here."""
+    values, where = read_json(folder / "config.json"), str(folder / "config.json")
+    hf_config.refuse_quantized(values, where)
+    for name, what in hf_fields.FOREIGN_FILES.items():
+        if (folder / name).is_file():
+            raise InputError(f"{folder} holds {name}: {what}")
+    return Fields(values, where)
 
 
 def _open_llava(
     folder: Path,
-    values: dict[str, Any],
-    where: str,
-    tensors: Mapping,
+    f: Fields,
+    kind: str,
+    tensors: Tensors,
     vision_tower: Path | None,
     compute_dtype: str,
     dialect: str,
 ) -> tuple[Bundle, list[Published]]:
-    f = Fields(values, where)
-    if f.get("mm_use_im_start_end", bool, False):
-        raise InputError(
-            f'{where}: "mm_use_im_start_end" is true, but pictures between <im_start> and <im_end>'
-            " are not supported; only models trained without these tokens can be used"
-        )
-    llm = configs.llama_from_hf(values, where)
-    tower = _tower(folder, values, where, tensors, vision_tower)
-    select_layer = f.get("mm_vision_select_layer", int, -2)
-    preprocessor = _preprocessor(folder, tower)
-    vision = _vision_config(values, where, tower, select_layer, preprocessor)
-    compressed = values.get("compressor_size") is not None
+    hf_config.refuse_other_llava(f)
+    llm = hf_config.llama_from_hf(f, "mistral" if kind == "llava_mistral" else "llama")
+    llm = _with_head(llm, tensors, names.LAYOUTS["release"])
+    tower = _tower(folder, f, tensors, vision_tower)
+    processor = read_processor(folder, tower)
+    vision = _vision_config(f, tower, processor)
+    grid = f.size("compressor_size", None)
+    layers = f.get("prefusion_layer_num", int, 4)
+    if layers < 0:
+        raise f.wrong("prefusion_layer_num", "0 or more")
     model = configs.build(
         llm,
         vision,
         dialect,
-        compressor=None if compressed else "none",
-        grid=f.get("compressor_size", int, 1),
-        prefusion_layers=f.get("prefusion_layer_num", int, 4) if compressed else 0,
+        compressor="none" if grid is None else None,
+        grid=grid or 1,
+        prefusion_layers=0 if grid is None else layers,
         projector=f.get("mm_projector_type", str, "linear"),
         compute_dtype=compute_dtype,
     )
-    model = dataclasses.replace(model, detach_text=compressed)
+    model = dataclasses.replace(model, detach_text=grid is not None)
+    side = f.get("tokenizer_padding_side", str, "right")
+    if side not in ("left", "right"):
+        raise f.wrong("tokenizer_padding_side", '"left" or "right"')
     prompt = configs.prompt_config(
-        "release" if compressed else "paper",
+        "paper" if grid is None else "release",
         template_of(llm),
-        f.get("tokenizer_model_max_length", int, llm.max_positions),
-        "left" if values.get("tokenizer_padding_side") == "left" else "right",
+        f.size("tokenizer_model_max_length", llm.max_positions),
+        side,
     )
     bundle = Bundle(
         model=model,
-        images=dataclasses.replace(
-            image_config_from_hf(values, preprocessor), size=vision.image_size
-        ),
+        images=image_config(f, processor, vision.image_size),
         prompt=prompt,
-        eos_ids=eos_ids(folder, values),
+        eos_ids=eos_ids(folder, f.values),
         pad_id=f.get("pad_token_id", int, 0),
     )
-    if SECTION in values:
-        bundle = _apply_section(bundle, values[SECTION], where)
-    published = [Published(str(folder), tensors, names.LAYOUTS["release"])]
+    if (section := f.get(SECTION, object, None)) is not None:
+        bundle = _apply_section(bundle, section, f.where)
+    f.finish(hf_fields.LLAVA_HARMLESS, hf_fields.TRAINING_NOTES)
+    published = [_published(folder, tensors, "release")]
     if tower is not None and not _has_tower(tensors):
-        published.append(Published(str(tower), open_tensors(tower), names.LAYOUTS["clip"]))
+        published.append(_published(tower, open_tensors(tower), "clip"))
     return bundle, published
+
+
+def _published(folder: Path, tensors: Tensors, layout: str) -> Published:
+    return Published(str(folder), tensors, names.as_written(names.LAYOUTS[layout], tensors))
+
+
+def _with_head(llm: LlamaConfig, tensors: Tensors, layout: names.Layout) -> LlamaConfig:
+    """The configuration without `tied_head` where the files hold a head of its own, as fine-tunes
+    do whose config.json was left behind: transformers uses that head too."""
+    head = tensors.get(f"{layout.head}.weight")
+    table = tensors.get(f"{layout.llm}embed_tokens.weight")
+    if not llm.tied_head or head is None or table is None or same_numbers(head, table):
+        return llm
+    return dataclasses.replace(llm, tied_head=False)
+
+
+def same_numbers(a: LazyTensor, b: LazyTensor, rows: int = 4096) -> bool:
+    """Whether two matrices hold the same numbers; read a few rows at a time."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    parts = (slice(row, row + rows) for row in range(0, a.shape[0], rows))
+    return all((a.read((part,)) == b.read((part,))).all() for part in parts)
 
 
 def load_params(
@@ -147,63 +178,76 @@ def load_params(
     )
 
 
-def open_parts(
-    vision_tower: Path, llm: Path
-) -> tuple[configs.ClipConfig, configs.LlamaConfig, list[Published]]:
-    """A training run's starting point: a CLIP folder and a LLaMA or Vicuna folder."""
-    where = str(vision_tower / "config.json")
-    with _described_in(where):
-        vision = configs.clip_from_hf(
-            configs.read_json(vision_tower / "config.json"),
-            where,
+def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, list[Published]]:
+    """A training run's starting point: a CLIP folder and a LLaMA, Vicuna or Mistral folder."""
+    f = _config_of(vision_tower)
+    with described_in(f.where):
+        vision = hf_config.clip_from_hf(
+            f.values,
+            f.where,
             select_layer=-2,
             select_feature="patch",
-            preprocessor=_preprocessor(vision_tower, None),
+            processor=read_processor(vision_tower),
         )
-    where = str(llm / "config.json")
-    with _described_in(where):
-        language = configs.llama_from_hf(configs.read_json(llm / "config.json"), where)
+    f, tensors = _config_of(llm), open_tensors(llm)
+    with described_in(f.where):
+        kind = hf_config.check_kind(f, hf_config.LLM_TYPES)
+        language = hf_config.llama_from_hf(f, kind)
+        f.finish(hf_fields.LLM_HARMLESS)
+    language = _with_head(language, tensors, names.LAYOUTS["llama"])
     return (
         vision,
         language,
         [
-            Published(str(vision_tower), open_tensors(vision_tower), names.LAYOUTS["clip"]),
-            Published(str(llm), open_tensors(llm), names.LAYOUTS["llama"]),
+            _published(vision_tower, open_tensors(vision_tower), "clip"),
+            _published(llm, tensors, "llama"),
         ],
     )
 
 
 def _open_llava_hf(
-    folder: Path, values: dict[str, Any], where: str, tensors: Mapping, compute_dtype: str
+    folder: Path, f: Fields, tensors: Tensors, compute_dtype: str
 ) -> tuple[Bundle, list[Published]]:
-    f = Fields(values, where)
-    llm = configs.llama_from_hf(f.get("text_config", dict), f"{where}: text_config", nested=True)
-    if words := Fields(f.get(SECTION, dict, {}), f"{where}: {SECTION}").get("vocab_size", int, 0):
+    layout = "llava-hf-4.52" if _begins(tensors, "model.language_model.") else "llava-hf"
+    f.only("projector_hidden_act", "gelu", because="the projector has another activation")
+    f.only("multimodal_projector_bias", True, because="the projector has no biases")
+    text = Fields(f.get("text_config", dict), f"{f.where}: text_config")
+    kind = hf_config.check_kind(text, hf_config.LLM_TYPES, "llama")
+    llm = hf_config.llama_from_hf(text, kind, nested=True)
+    text.finish(hf_fields.LLM_HARMLESS)
+    # Either level may say it.
+    llm = dataclasses.replace(
+        llm, tied_head=f.get("tie_word_embeddings", bool, False) or llm.tied_head
+    )
+    llm = _with_head(llm, tensors, names.LAYOUTS[layout])
+    if words := Fields(f.get(SECTION, dict, {}), f"{f.where}: {SECTION}").size("vocab_size", None):
         llm = dataclasses.replace(llm, vocab_size=words)
         tensors = {name: _rows_of_words(tensor, words) for name, tensor in tensors.items()}
-    strategy = f.get("vision_feature_select_strategy", str, "default")
-    preprocessor = _preprocessor(folder, None)
-    vision = configs.clip_from_hf(
+    processor = read_processor(folder)
+    vision = hf_config.clip_from_hf(
         f.get("vision_config", dict),
-        f"{where}: vision_config",
+        f"{f.where}: vision_config",
         select_layer=f.get("vision_feature_layer", int, -2),
-        select_feature=strategy,
-        preprocessor=preprocessor,
+        select_feature=f.get("vision_feature_select_strategy", str, "default"),
+        processor=processor,
     )
     model = configs.build(
         llm, vision, "paper", compressor="none", prefusion_layers=0, compute_dtype=compute_dtype
     )
     bundle = Bundle(
         model=model,
-        # This class's own processor pads nothing: shortest side and centre crop.
-        images=dataclasses.replace(image_config_from_hf({}, preprocessor), size=vision.image_size),
+        # This class's usual processor pads nothing: shortest side and centre crop.
+        images=image_settings(processor, vision.image_size, pad=processor.pad, grid=1),
         prompt=configs.prompt_config("paper", template_of(llm), llm.max_positions),
-        eos_ids=eos_ids(folder, {**f.get("text_config", dict), **values}),
+        eos_ids=eos_ids(folder, {**text.values, **f.values}),
         pad_id=f.get("pad_token_id", int, 0),
     )
-    new = any(name.startswith("model.language_model.") for name in tensors)
-    layout = names.LAYOUTS["llava-hf-4.52" if new else "llava-hf"]
-    return bundle, [Published(str(folder), tensors, layout)]
+    f.finish(hf_fields.LLAVA_HF_HARMLESS)
+    return bundle, [_published(folder, tensors, layout)]
+
+
+def _begins(tensors: Tensors, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in tensors)
 
 
 def _rows_of_words(tensor: LazyTensor, words: int) -> LazyTensor:
@@ -213,75 +257,62 @@ def _rows_of_words(tensor: LazyTensor, words: int) -> LazyTensor:
     return dataclasses.replace(tensor, shape=(words, *tensor.shape[1:]))
 
 
-def _has_tower(tensors: Mapping[str, Any]) -> bool:
+def _has_tower(tensors: Tensors) -> bool:
     prefix = names.LAYOUTS["release"].vision or ""
-    return any(name.startswith(prefix) for name in tensors)
+    return _begins(tensors, prefix.removesuffix(names.VISION_MODEL))
 
 
-def _tower(
-    folder: Path, values: dict[str, Any], where: str, tensors: Mapping, override: Path | None
-) -> Path | None:
+def _tower(folder: Path, f: Fields, tensors: Tensors, override: Path | None) -> Path | None:
     """The tower's own folder, or None where the model folder says all about it."""
+    name = f.get("mm_vision_tower", str, "")
     if override is not None:
         return resolve_folder(override)
-    name = Fields(values, where).get("mm_vision_tower", str, "")
     for candidate in (folder / name, folder.parent / name, expanded(name)):
-        if name and (candidate / "config.json").is_file():
+        if name and _is_file(candidate / "config.json"):
             return candidate
-    known = name in KNOWN_TOWERS or "vision_config" in values
+    known = name in KNOWN_TOWERS or f.values.get("vision_config") is not None
     if known and _has_tower(tensors):
         return None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return resolve_folder(name)
     raise InputError(
-        f'{where}: the vision tower "{name}" is neither a folder beside the model nor in its '
+        f'{f.where}: the vision tower "{name}" is neither a folder beside the model nor in its '
         "weight files: give its folder with --vision-tower"
     )
 
 
-def _vision_config(
-    values: dict[str, Any],
-    where: str,
-    tower: Path | None,
-    select_layer: int,
-    preprocessor: dict[str, Any] | None,
-) -> configs.ClipConfig:
-    feature = values.get("mm_vision_select_feature", "patch")
-    name = values.get("mm_vision_tower", "")
-    if tower is None and "vision_config" not in values:
-        return dataclasses.replace(
-            KNOWN_TOWERS[name], select_layer=select_layer, select_feature=feature
-        )
-    found, source = values.get("vision_config"), where
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for a file, or with a zero byte
+        return False
+
+
+def _vision_config(f: Fields, tower: Path | None, processor: Processor) -> ClipConfig:
+    select_layer = f.get("mm_vision_select_layer", int, -2)
+    feature = f.get("mm_vision_select_feature", str, "patch")
+    found, source = f.get("vision_config", dict, None), f"{f.where}: vision_config"
+    if tower is None and found is None:
+        known = KNOWN_TOWERS[f.get("mm_vision_tower", str)]
+        return dataclasses.replace(known, select_layer=select_layer, select_feature=feature)
     if tower is not None:
-        source = str(tower / "config.json")
-        found = configs.read_json(tower / "config.json")
+        own = _config_of(tower)
+        found, source = own.values, own.where
     assert found is not None
-    return configs.clip_from_hf(
-        found,
-        source,
-        select_layer=select_layer,
-        select_feature=feature,
-        preprocessor=preprocessor,
+    return hf_config.clip_from_hf(
+        found, source, select_layer=select_layer, select_feature=feature, processor=processor
     )
-
-
-def _preprocessor(*folders: Path | None) -> dict[str, Any] | None:
-    for folder in folders:
-        if folder is not None and (folder / "preprocessor_config.json").is_file():
-            return configs.read_json(folder / "preprocessor_config.json")
-    return None
 
 
 def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
     """Tokens that end an answer: generation_config.json's, else config.json's."""
     path = folder / "generation_config.json"
-    found = configs.read_json(path).get("eos_token_id") if path.is_file() else None
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
     found = values.get("eos_token_id") if found is None else found
     return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
-def template_of(llm: configs.LlamaConfig) -> str:
+def template_of(llm: LlamaConfig) -> str:
     """A guess, for no config.json says it: LLaMA-3.1 (rope scaling) speaks llama_3_1, as in the
     release, LLaMA-3 (its theta) llama_3, and all others vicuna_v1."""
     if llm.rope.scaling is not None:
@@ -320,7 +351,9 @@ def _check_field(config: Any, field: str, value: Any, where: str) -> None:
             _check_field(current, inner, inner_value, f"{where}.{field}")
     elif type(value) is not type(current):
         expected = type(current).__name__
-        raise InputError(f"{where}.{field} is {value!r}, expected {expected}; correct it")
+        raise InputError(f"{where}.{field} is {short(value)}, expected {expected}; correct it")
+    elif isinstance(value, int | float) and not 0 <= value < 2**31:
+        raise InputError(f"{where}.{field} is {short(value)}, expected a number from 0 on")
 
 
 def section_of(bundle: Bundle) -> dict[str, Any]:

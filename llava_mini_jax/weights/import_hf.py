@@ -24,11 +24,15 @@ from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec, Tree
-from llava_mini_jax.weights import names
+from llava_mini_jax.weights import mismatch, names
 from llava_mini_jax.weights.lazy_tensor import LazyTensor
 from llava_mini_jax.weights.quantize import channel_axes, is_product, quantize
 
 XLA_ALIGNMENT = 64  # bytes
+
+# What weights may be stored as. Integers and 8-bit floats mean something only with scales, which
+# may lie in other tensors, other files or nowhere: read as numbers they would be wrong in silence.
+NUMBERS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +118,7 @@ def make_plan(
     plan: Plan = {}
     used: set[tuple[int, str]] = set()
     problems: list[str] = []
+    lost: list[str] = []
     for path, leaf in param_tree.paths(spec).items():
         shape = leaf.shape[leaf.stacked :]  # of a layer
         found: list[Piece] | None = None
@@ -130,21 +135,27 @@ def make_plan(
                 found = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
         if found is not None:
             plan[path] = found
-            problems += _shape_problems(path, shape, found)
+            problems += _misfits(path, shape, found)
         elif not param_tree.matches(path, fresh):
             missing = sorted(set(expected)) or ["(no published name)"]
+            lost += missing
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             problems.append(f"missing for {path}: {', '.join(missing[:3])}{more}")
-    for number, folder in enumerate(folders):
-        for name in folder.tensors:
-            if (number, name) not in used and not _ignored(name, spec):
-                shape = tuple(folder.tensors[name].shape)
-                problems.append(f"unexpected in {folder.where}: {name} {shape}")
+    strange = [
+        (folder, name)
+        for number, folder in enumerate(folders)
+        for name in folder.tensors
+        if (number, name) not in used and not _ignored(name, spec)
+    ]
+    problems += [
+        f"unexpected in {folder.where}: {name} {tuple(folder.tensors[name].shape)}"
+        for folder, name in strange
+    ]
     if problems:
         where = " and ".join(f.where for f in folders)
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
-            + "\n  ".join(problems)
+            + mismatch.summary(lost, [name for _, name in strange], problems)
             + "\nUse the config.json that belongs to these weights, or download the folder again."
         )
     return plan
@@ -153,13 +164,19 @@ def make_plan(
 def _ignored(name: str, spec: Tree) -> bool:
     if any(pattern.fullmatch(name) for pattern in names.IGNORED):
         return True
-    # A tied model's file may still hold the head: the same numbers as the embedding table.
+    # A tied model's file may still hold the head: the same numbers as the embedding table
+    # (folders.py has compared them).
     return name.endswith("lm_head.weight") and spec.llm is not None and spec.llm.lm_head is None
 
 
-def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> list[str]:
+def _misfits(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> list[str]:
     problems = []
     for piece in pieces:
+        if piece.tensor.dtype.name not in NUMBERS:
+            problems.append(
+                f"no numbers: {piece.tensor.name} is {piece.tensor.dtype}, codes of a quantized"
+                f" model; expected one of {', '.join(NUMBERS)}"
+            )
         rows = piece.tensor.shape[0] if piece.tensor.shape else 1
         try:
             if rows % piece.parts:

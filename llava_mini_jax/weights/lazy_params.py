@@ -28,6 +28,7 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders
+from llava_mini_jax.weights.hf_json import read_json
 from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
 
 PREFUSION_STARTS = ("fresh", "copy")
@@ -169,7 +170,7 @@ def start_from_parts(
         )
     except ValueError as error:
         raise InputError(f"these parts do not make a {dialect} model: {error}") from error
-    values = configs.read_json(llm / "config.json")
+    values = read_json(llm / "config.json")
     bundle = Bundle(
         model=model,
         images=configs.image_config(dialect, vision),

@@ -11,7 +11,7 @@ Tensor names: release_facts section 12; golden model.safetensors files.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llava_mini_jax.params import ParamSpec
 
@@ -117,6 +117,17 @@ LAYOUTS = {
     "clip": Layout(vision="vision_model."),
     "llama": Layout(llm="model.", head="lm_head"),
 }
+
+# transformers 5.12 took this word out of the names that it writes for CLIP's vision model.
+VISION_MODEL = "vision_model."
+
+
+def as_written(layout: Layout, names: Iterable[str]) -> Layout:
+    """The layout with the tower's prefix as `names` have it: with "vision_model." or without."""
+    if layout.vision is None or any(name.startswith(layout.vision) for name in names):
+        return layout
+    return dataclasses.replace(layout, vision=layout.vision.removesuffix(VISION_MODEL))
+
 
 TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token, in every layout
 

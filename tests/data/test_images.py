@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini_jax.data import images
-from llava_mini_jax.data.images import ImageConfig, image_config_from_hf, load_image, preprocess
+from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
 from llava_mini_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,24 +292,6 @@ def test_damaged_pictures_give_a_picture_or_an_input_error(kind, flips, cut):
 # --- Settings -------------------------------------------------------------------------------------
 
 
-def test_config_from_hugging_face_files():
-    preprocessor = json.loads((GOLDEN / "preprocessor_config.json").read_text())
-    cfg = image_config_from_hf({"image_aspect_ratio": "pad", "resolution_ratio": 2}, preprocessor)
-    assert cfg == make_cfg("pad", 2)
-    assert image_config_from_hf({"image_aspect_ratio": "square"}, None) == make_cfg("crop")
-    assert (
-        image_config_from_hf({}, {"size": 224, "crop_size": {"height": 224, "width": 224}}).size
-        == 224
-    )
-    for config, given_preprocessor, reason in [
-        ({"image_aspect_ratio": "anyres"}, None, "anyres"),
-        ({}, {"size": {"shortest_edge": 336}, "crop_size": 224}, "crop_size 224"),
-        ({}, {"size": {"height": 300, "width": 336}}, "one side"),
-        ({}, {"resample": 2}, "resample"),
-        ({}, {"do_center_crop": False}, "do_center_crop"),
-        ({"resolution_ratio": -1}, None, "grid"),
-    ]:
-        with pytest.raises(InputError, match=reason):
-            image_config_from_hf(config, given_preprocessor)
+def test_settings_that_do_not_exist():
     with pytest.raises(InputError, match="aspect"):
         make_cfg("stretch")

@@ -105,17 +105,55 @@ def test_the_order_in_which_a_folder_is_searched(tmp_path: Path) -> None:
     assert open_tensors(tmp_path / "mm_projector.bin").keys() == torch_names
     (tmp_path / "pytorch_model.bin").write_bytes(bin_file)
     assert open_tensors(tmp_path).keys() == torch_names
+    (tmp_path / "pytorch_model.bin").unlink()
     (tmp_path / "shard.bin").write_bytes(bin_file)
     index = {"weight_map": dict.fromkeys(torch_names, "shard.bin")}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     assert open_tensors(tmp_path)["bfloat16"].file.name == "shard.bin"
     save_file({"one": np.ones(2)}, tmp_path / "part-a.safetensors")
     save_file({"two": np.ones(2)}, tmp_path / "part-b.safetensors")
-    assert open_tensors(tmp_path).keys() == {"one", "two"}
+    with pytest.warns(UserWarning, match=r"holds weights twice.*\.safetensors are read"):
+        assert open_tensors(tmp_path).keys() == {"one", "two"}
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
     save_file({"whole": np.ones(2)}, tmp_path / "model.safetensors")
     assert open_tensors(tmp_path).keys() == {"whole"}
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"one": "part-a.safetensors"}}))
     assert open_tensors(tmp_path).keys() == open_tensors(tmp_path / INDEX).keys() == {"one"}
+
+
+def test_two_models_in_one_folder(tmp_path: Path) -> None:
+    """A new save over an old one: which is meant cannot be known, and no file is a part of both."""
+    save_three_shards(tmp_path)
+    save_file({"other": np.ones(2)}, tmp_path / "model.safetensors")
+    message = refusal(tmp_path)
+    assert "holds two models" in message and f"the one of {INDEX}, and model.safetensors" in message
+    (tmp_path / INDEX).unlink()  # now the whole file would be read, its old shards lie beside it
+    assert "the one of model.safetensors, and model-00001-of" in refusal(tmp_path)
+    assert "and 2 more" in refusal(tmp_path)
+
+
+def test_shards_of_an_older_save(tmp_path: Path) -> None:
+    save_three_shards(tmp_path)
+    save_file({"old": np.ones(2)}, tmp_path / "model-00004-of-00004.safetensors")
+    assert "and model-00004-of-00004.safetensors, which does not belong to it" in refusal(tmp_path)
+
+
+def test_two_models_of_torch(tmp_path: Path) -> None:
+    bin_file = (FIXTURES / "protocol4.bin").read_bytes()
+    names = open_tensors(FIXTURES / "protocol4.bin").keys()
+    (tmp_path / "pytorch_model-00001-of-00001.bin").write_bytes(bin_file)
+    index = {"weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00001.bin")}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert open_tensors(tmp_path).keys() == names
+    (tmp_path / "pytorch_model.bin").write_bytes(bin_file)
+    assert "holds two models" in refusal(tmp_path)
+
+
+def test_an_index_that_names_the_whole_file(tmp_path: Path) -> None:
+    save_file({"whole": np.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"whole": "model.safetensors"}}))
+    assert open_tensors(tmp_path).keys() == {"whole"}
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

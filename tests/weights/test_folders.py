@@ -134,24 +134,33 @@ def section(**parts: Any) -> dict[str, Any]:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "missing field": ({"hidden_size": ...}, r'config.json has no field "hidden_size" \(int\)'),
-    "text for a number": ({"num_hidden_layers": "2"}, "\"num_hidden_layers\" is '2', expected int"),
-    "truth for a number": ({"vocab_size": True}, '"vocab_size" is True, expected int'),
+    "missing field": (
+        {"hidden_size": ...},
+        r'config.json has no field "hidden_size" \(a whole number\)',
+    ),
+    "text for a number": (
+        {"num_hidden_layers": "2"},
+        "\"num_hidden_layers\" is '2', expected a whole number",
+    ),
+    "truth for a number": ({"vocab_size": True}, '"vocab_size" is True, expected a whole number'),
     "fraction for a whole number": ({"compressor_size": 1.5}, '"compressor_size" is 1.5'),
-    "list for text": ({"mm_projector_type": ["x"]}, '"mm_projector_type" is .* expected str'),
+    "list for text": ({"mm_projector_type": ["x"]}, '"mm_projector_type" is .* expected text'),
     "no such projector": ({"mm_projector_type": "q"}, 'projector "q" is unknown'),
-    "other activation": ({"hidden_act": "gelu"}, "only LLaMA's SiLU without attention biases"),
-    "attention biases": ({"attention_bias": True}, "only LLaMA's SiLU without attention biases"),
+    "other activation": ({"hidden_act": "gelu"}, "the MLP has another activation"),
+    "attention biases": ({"attention_bias": True}, "q, k, v and o have biases"),
     "unknown scaling": (
         {"rope_scaling": {"type": "yarn", "factor": 2.0}},
-        'rope scaling "yarn" is not supported; use "llama3" or none',
+        'rope_scaling: scaling "yarn" is not supported; use "llama3" or none',
     ),
     "incomplete scaling": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        'rope scaling has no field "low_freq_factor"',
+        'rope_scaling has no field "low_freq_factor"',
     ),
     "heads that do not fit": ({"num_key_value_heads": 3}, "4 heads are not a multiple of 3"),
-    "no heads": ({"num_attention_heads": 0, "head_dim": ...}, "does not describe a model"),
+    "no heads": (
+        {"num_attention_heads": 0, "head_dim": ...},
+        "is 0, expected a whole number from 1 on",
+    ),
     "unknown feature": ({"mm_vision_select_feature": "cls"}, 'vision feature "cls"; expected'),
     "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches are no square grid"),
     "class token of a public tower": (
@@ -165,8 +174,11 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"mm_use_im_start_end": True},
         '"mm_use_im_start_end" is true, but pictures between <im_start> and <im_end>',
     ),
-    "no tokens": ({"compressor_size": 0}, "grid is 0; give 1 or more"),
-    "layers below none": ({"prefusion_layer_num": -1}, "-1 pre-fusion layers; give 0"),
+    "no tokens": ({"compressor_size": 0}, '"compressor_size" is 0, expected a whole number from 1'),
+    "layers below none": (
+        {"prefusion_layer_num": -1},
+        '"prefusion_layer_num" is -1, expected 0 or more',
+    ),
     "unknown pictures": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
     "no such layer": ({"mm_vision_select_layer": -9}, "select_layer -9 of a tower of 3 layers"),
     "our section is text": ({"llava_mini_jax": "paper"}, "is 'paper', expected an object"),
@@ -251,7 +263,7 @@ BAD_FILES: list[tuple[Callable[[Path], None], str]] = [
     (tower_activation, 'activation "gelu_pytorch_tanh" is unknown; use one of quick_gelu, gelu'),
     (tower_config_is_text, r"clip/config\.json is not valid json"),
     (no_weights, "holds no model weights"),
-    (other_preprocessor, "preprocessor_config.json has do_center_crop = False"),
+    (other_preprocessor, 'preprocessor_config.json: field "do_center_crop" is False'),
     (remove_tower, 'the vision tower "clip" is neither a folder beside the model nor in its'),
     (empty_tower, 'the vision tower "" is neither a folder'),
 ]
@@ -350,7 +362,7 @@ def llava_hf(tmp_path: Path) -> Path:
 
 def test_llava_hf(llava_hf: Path) -> None:
     found, published = open_model(llava_hf, compute_dtype="bfloat16")
-    assert published[0].layout is names.LAYOUTS["llava-hf-4.52"]
+    assert published[0].layout == names.as_written(names.LAYOUTS["llava-hf-4.52"], ())
     llm = found.model.llm
     assert (llm.vocab_size, llm.kv_heads, llm.rope.theta) == (32000, 4, 10000.0)
     assert (found.model.compressor.kind, found.model.prefusion_layers) == ("none", 0)
@@ -360,5 +372,5 @@ def test_llava_hf(llava_hf: Path) -> None:
     with pytest.raises(InputError, match=r"hf/config.json does not describe a model: .*\"full\""):
         opened(llava_hf)
     change(llava_hf, text_config=[])
-    with pytest.raises(InputError, match=r'"text_config" is \[\], expected dict'):
+    with pytest.raises(InputError, match=r'"text_config" is \[\], expected an object'):
         opened(llava_hf)

@@ -26,7 +26,12 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.export_hf import config_files, export_model, published_tensors
+from llava_mini_jax.weights.export_hf import (
+    config_files,
+    export_model,
+    llama_json,
+    published_tensors,
+)
 from llava_mini_jax.weights.files import save_tensors
 from llava_mini_jax.weights.folders import load_params, open_model, open_parts
 from tests import tiny
@@ -247,7 +252,11 @@ def test_parts_of_a_training_run(tmp_path: Path) -> None:
     llm |= {n: tensors[n] for n in ("model.embed_tokens.weight", "model.norm.weight")}
     llm["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     (tmp_path / "llm").mkdir()
-    shutil.copy(tmp_path / "model" / "config.json", tmp_path / "llm")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    llm_fields = set(llama_json(cfg.llm)) | {"eos_token_id", "pad_token_id", "torch_dtype"}
+    kept = {name: value for name, value in values.items() if name in llm_fields}
+    kept |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(kept))
     save_file(llm, tmp_path / "llm" / "model.safetensors")
     vision_cfg, llm_cfg, published = open_parts(tmp_path / "clip", tmp_path / "llm")
     assert (vision_cfg, llm_cfg) == (cfg.vision, cfg.llm)
@@ -303,7 +312,8 @@ def test_all_that_does_not_fit_is_named_at_once(damaged) -> None:
         opened(folder, "float32")
     lines = str(caught.value).splitlines()
     assert str(folder) in lines[0]
-    problems = {line.strip() for line in lines[1:-1]}
+    assert "LLaVA-NeXT's newline" in lines[1]
+    problems = {line.strip() for line in lines[2:-1]}
     assert problems == {
         "missing for compressor/query: model.compressor.query",
         "missing for llm/layers/q_proj: model.layers.1.self_attn.q_proj.weight",

@@ -10,6 +10,9 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.weights import names
+from llava_mini_jax.weights.hf_config import clip_from_hf, llama_from_hf
+from llava_mini_jax.weights.hf_json import Fields, read_json
+from llava_mini_jax.weights.hf_processor import OPENAI_CLIP
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
@@ -110,13 +113,13 @@ def test_stacks_have_their_depth_in_front() -> None:
 
 @pytest.mark.parametrize("case", sorted(path.name for path in GOLDEN.iterdir() if path.is_dir()))
 def test_the_names_are_exactly_those_of_a_release_save(case: str) -> None:
-    values = configs.read_json(GOLDEN / case / "model" / "config.json")
-    tower = configs.read_json(GOLDEN / case / "clip" / "config.json")
-    vision = configs.clip_from_hf(
-        tower, "clip", select_layer=-2, select_feature="patch", preprocessor=None
+    values = read_json(GOLDEN / case / "model" / "config.json")
+    tower = read_json(GOLDEN / case / "clip" / "config.json")
+    vision = clip_from_hf(
+        tower, "clip", select_layer=-2, select_feature="patch", processor=OPENAI_CLIP
     )
     cfg = configs.build(
-        configs.llama_from_hf(values, "model"),
+        llama_from_hf(Fields(values, "model"), "llama"),
         vision,
         "release",
         grid=values["compressor_size"],
