@@ -15,7 +15,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets clean
+.PHONY: help setup test demo demo-short lint types snippets real-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ types: $(STAMP) ## static types
 
 snippets: $(STAMP) ## run the commands and examples of README.md and docs/
 	@JAX_PLATFORMS=cpu $(BIN)/python tests/readme_snippets.py
+
+real-check: $(STAMP) ## folders written by transformers itself: opened, compared, exported (needs torch)
+	@tests/real/run.sh $(BIN)/python
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -199,7 +199,8 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
     return {
         "config.json": config,
         "generation_config.json": ids,
-        "preprocessor_config.json": _preprocessor_json(model),
+        "preprocessor_config.json": _preprocessor_json(model)
+        | (_PADDING if format == "llava-hf" and bundle.images.aspect == "pad" else {}),
     }
 
 
@@ -294,6 +295,11 @@ def _vision_json(model: LlavaMiniConfig) -> dict[str, Any]:
         "layer_norm_eps": vision.norm_eps,
         "hidden_act": vision.activation,
     }
+
+
+# Squares of the mean colour first: transformers has a class of its own for that. In the other
+# formats config.json says it (image_aspect_ratio).
+_PADDING = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
 
 
 def _preprocessor_json(model: LlavaMiniConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _HARMLESS = words(
     processor_class data_format input_data_format device return_tensors disable_grouping
     image_seq_length num_image_tokens patch_size image_token chat_template auto_map
     num_additional_image_tokens vision_feature_select_strategy backend use_fast
+    _valid_processor_keys _processor_class
     """
 )
 

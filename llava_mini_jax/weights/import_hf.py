@@ -135,7 +135,7 @@ def make_plan(
                 found = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
         if found is not None:
             plan[path] = found
-            problems += _misfits(path, shape, found)
+            problems += _shape_problems(path, shape, found)
         elif not param_tree.matches(path, fresh):
             missing = sorted(set(expected)) or ["(no published name)"]
             lost += missing
@@ -151,8 +151,9 @@ def make_plan(
         f"unexpected in {folder.where}: {name} {tuple(folder.tensors[name].shape)}"
         for folder, name in strange
     ]
+    where = " and ".join(f.where for f in folders)
+    _refuse_codes(where, plan)
     if problems:
-        where = " and ".join(f.where for f in folders)
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
             + mismatch.summary(lost, [name for _, name in strange], problems)
@@ -169,14 +170,20 @@ def _ignored(name: str, spec: Tree) -> bool:
     return name.endswith("lm_head.weight") and spec.llm is not None and spec.llm.lm_head is None
 
 
-def _misfits(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> list[str]:
+def _refuse_codes(where: str, plan: Plan) -> None:
+    tensors = {piece.tensor.name: piece.tensor for pieces in plan.values() for piece in pieces}
+    codes = [tensor for tensor in tensors.values() if tensor.dtype.name not in NUMBERS]
+    if codes:
+        more = f" (and {len(codes) - 1} more)" if len(codes) > 1 else ""
+        raise InputError(
+            f"{where}: {codes[0].name}{more} is {codes[0].dtype}, codes of a quantized model and"
+            f" not its numbers; give the folder of the original, in {', '.join(NUMBERS[1:])}"
+        )
+
+
+def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> list[str]:
     problems = []
     for piece in pieces:
-        if piece.tensor.dtype.name not in NUMBERS:
-            problems.append(
-                f"no numbers: {piece.tensor.name} is {piece.tensor.dtype}, codes of a quantized"
-                f" model; expected one of {', '.join(NUMBERS)}"
-            )
         rows = piece.tensor.shape[0] if piece.tensor.shape else 1
         try:
             if rows % piece.parts:

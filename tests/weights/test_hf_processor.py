@@ -1,13 +1,18 @@
 """Processor files: every field that changes pixels is honoured or refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.weights.export_hf import config_files
+from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hf_json import Fields
 from llava_mini_jax.weights.hf_processor import (
     OPENAI_CLIP,
@@ -17,6 +22,8 @@ from llava_mini_jax.weights.hf_processor import (
     processor_of,
     read_processor,
 )
+from tests import tiny
+from tests.weights.test_import_export import bundle
 
 # As transformers 4.43 and 5.24 write it.
 CLIP_336 = {
@@ -163,3 +170,18 @@ def test_padding_and_squeezing_must_agree_with_the_model() -> None:
     assert settings(squeezing, image_aspect_ratio="pad").aspect == "pad"  # squares stay squares
     with pytest.raises(InputError, match="squeezes"):
         image_settings(squeezing, 336, pad=False, grid=1)
+
+
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+@pytest.mark.parametrize("format", ["llava-hf", "llava-1.5"])
+def test_an_export_says_whether_pictures_are_padded(
+    tmp_path: Path, format: str, aspect: str
+) -> None:
+    given = bundle(tiny.model("llava-1.5"))
+    given = dataclasses.replace(given, images=dataclasses.replace(given.images, aspect=aspect))
+    for name, values in config_files(given, format).items():
+        write(tmp_path, name, values)
+    tensor = {"model.vision_tower.vision_tower.x": np.ones(1)}
+    save_file(tensor, tmp_path / "model.safetensors")
+    found, _ = open_model(tmp_path, compute_dtype="float32")
+    assert found.images.aspect == aspect

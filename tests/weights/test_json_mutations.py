@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.weights.export_hf import config_files
 from llava_mini_jax.weights.folders import open_model
-from tests.weights.test_import_export import bundle, tiny
+from tests import tiny
+from tests.weights.test_import_export import bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 JUNK: list[Any] = [
