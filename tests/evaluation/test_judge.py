@@ -61,7 +61,7 @@ def drip(handler, body, nth):
     """Bytes come, one by one, but never all of them."""
     if nth == 0 and number(body) % 3 == 0:
         with contextlib.suppress(OSError):
-            for _ in range(100):
+            for _ in range(1200):
                 handler.wfile.write(b"H")
                 time.sleep(0.05)
         handler.close_connection = True
@@ -96,7 +96,7 @@ def test_troubles_that_pass(treat, serve, tmp_path):
     server, file, asks = serve(treat), tmp_path / "r.jsonl", plan(7)
     began = time.monotonic()
     replies = judge_endpoint.ask(asks, endpoint(server, timeout_s=0.4), file)
-    assert time.monotonic() - began < 4  # drip sends for 5 s: nobody waits for that
+    assert time.monotonic() - began < 40  # drip sends for a minute: nobody waits for that
     assert texts_of(replies) == {f"item{n}": ["ok"] for n in range(7)}
     assert replies.sent == 7 and len(file.read_text().splitlines()) == 7
     assert max(server.came.values()) > 1  # there was trouble
@@ -127,7 +127,7 @@ def test_rate_limits_are_waited_out_by_all_threads(serve, tmp_path):
             limited.append(1)
         time.sleep(0.05)
         if first:
-            handler.give(429, {"error": {"code": "rate_limit_exceeded"}}, Retry_After="0.6")
+            handler.give(429, {"error": {"code": "rate_limit_exceeded"}}, Retry_After="4")
         else:
             handler.give(200, completion("ok"))
 
@@ -136,9 +136,10 @@ def test_rate_limits_are_waited_out_by_all_threads(serve, tmp_path):
     replies = judge_endpoint.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
     assert len(replies.by_key) == 30 and not replies.pending
     began = server.times[0]
-    # What was under way comes through; then nothing, until the server's time is over.
-    within = [moment for moment in server.times if 0.2 < moment - began < 0.55]
-    assert not within and server.times[-1] - began > 0.55
+    # What was under way comes through (within 2 s on the busiest machine); then nothing, until the
+    # server's time is over.
+    within = [moment for moment in server.times if 2 < moment - began < 3.9]
+    assert not within and server.times[-1] - began > 3.9
 
 
 def test_a_server_that_asks_for_too_long_a_wait_is_left(serve, tmp_path):
@@ -203,11 +204,20 @@ print(json.dumps(tool.score(place, questions, given, replies=replies).rules["off
 """
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def test_killed_at_random_it_repeats_nothing_that_was_kept(serve, tmp_path):
     canned = judged.read("mmvet/judge_replies.json")
+    goal = None  # replies after which the server gives no more, so that the process is there still
 
     def grade(handler, body, nth):
-        time.sleep(0.03)
+        while goal is not None and sum(server.paid.values()) >= goal:
+            time.sleep(0.01)
         tag = judged._TAG.findall(body["messages"][0]["content"])[-1]
         given = [canned[tag]] if isinstance(canned[tag], str) else canned[tag]
         # Which reply it is shows in the request: asked again at 0, 0.5, 1, ...
@@ -219,15 +229,14 @@ def test_killed_at_random_it_repeats_nothing_that_was_kept(serve, tmp_path):
     place, file = golden.folder("mmvet", "llava", tmp_path), tmp_path / "replies.jsonl"
     command = [sys.executable, "-c", SCORING, str(place), server.url, str(file)]
     expected = golden.expected("mmvet")["mm_vet_evaluator"]["1_run"]
-    for goal in (5, 20, 45):
+    for more in (5, 15, 25):
+        goal = sum(server.paid.values()) + more
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while sum(server.paid.values()) < goal and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda end=goal: sum(server.paid.values()) >= end)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        time.sleep(0.1)  # what the server was about to give away
+        goal = None  # what the server was about to give away is paid for too
+        wait_until(lambda: sum(server.paid.values()) == sum(server.came.values()))
     with file.open("a") as half:
         half.write('{"digest": "0123')  # as a machine that lost its power might leave it
     before, kept = Counter(server.paid), file.read_text().count("\n")
