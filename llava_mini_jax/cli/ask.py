@@ -125,10 +125,11 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     tower = None if args.vision_tower is None else Path(args.vision_tower)
     bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, args.conv_mode, args.max_length)
+    tokenizer = load_tokenizer(folder)
+    bundle = request.with_tokenizer(bundle, tokenizer)
     sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
     media = len(args.image) + len(args.video)
     turns = request.open_turns(args.question or "", media, "the question")
-    tokenizer = load_tokenizer(folder)
     prompt = request.encode_turns(turns, media, bundle, tokenizer, "the question")
     return plan(
         bundle,

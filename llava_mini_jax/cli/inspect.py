@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
 
     print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
     print(f"dialect: {dialect_of(model)}")
+    if args.model is not None:
+        from llava_mini_jax.weights.folders import resolve_folder, template_told
+
+        print(template_told(shown, resolve_folder(args.model)))
     for name, value in _fields(shown):
         print(f"{name}: {value}")
     return 0

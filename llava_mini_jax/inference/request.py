@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data import chat_template
 from llava_mini_jax.data.conversation import (
     IMAGE_MARK,
     TEMPLATES,
@@ -26,6 +27,8 @@ from llava_mini_jax.data.conversation import (
 )
 from llava_mini_jax.data.examples import Example, make_example
 from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.templates import is_own, pieces, render
+from llava_mini_jax.data.tokenizer import told
 from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.errors import InputError
 
@@ -195,7 +198,10 @@ def encode_turns(
 ) -> EncodedPrompt:
     """The ids of a conversation, checked against the pictures and the model's vocabulary."""
     _check_unicode(turns, where)
-    encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
+    prompt = bundle.prompt
+    encoded = encode(
+        template_of(bundle), turns, tokenizer, double_bos=prompt.double_bos, date=prompt.date
+    )
     check_images(encoded, pictures, where)
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
         raise InputError(
@@ -216,18 +222,53 @@ def _check_unicode(turns: Sequence[Turn], where: str) -> None:
             ) from error
 
 
+def with_tokenizer(bundle: Bundle, tokenizer: Any) -> Bundle:
+    """`bundle` once its template and the tokenizer are known to write prompts together.
+
+    Where the tokenizer's chat template asks for the date, `prompt.date` is today's from now on, if
+    it says no other: the same for the whole run, and part of its settings.
+    Raises InputError for a chat template that cannot be used.
+    """
+    template = template_of(bundle)
+    if not is_own(template, tokenizer):
+        return bundle
+    if chat_template.asks_for_date(tokenizer):
+        date = bundle.prompt.date or chat_template.today()
+        bundle = replace(bundle, prompt=replace(bundle.prompt, date=date))
+    render(template, [Turn("user", "a"), Turn("assistant", None)], tokenizer, bundle.prompt.date)
+    return bundle
+
+
 def end_of_turn(template: Template, tokenizer: Any) -> int | None:
     """The token that ends every answer of a template; None if it has none of its own.
 
-    Found as what two different answers have in common at their end: the tokenizer's own chat
-    template may end answers differently from ours.
+    A token is an end only if it is the whole end: of a tokenizer without "</s>", the last piece of
+    those letters may be ">", which stands in many answers.
     """
-    last = set()
+    return _ending(template, tokenizer)[0]
+
+
+def stop_text(template: Template, tokenizer: Any) -> str | None:
+    """The text that ends every answer of a template, where no token does."""
+    return _ending(template, tokenizer)[1]
+
+
+def _ending(template: Template, tokenizer: Any) -> tuple[int | None, str | None]:
+    """Found as what two different answers have in common at their end: the tokenizer's own chat
+    template may end answers differently from ours."""
+    last, text = set(), ""
     for answer in ("a", "1"):
         turns = [Turn("user", "a"), Turn("assistant", answer)]
         try:
             encoded = encode(template, turns, tokenizer, double_bos=False)
-        except InputError:  # a chat template that ends answers with nothing: no labels, no token
-            return None
+            (text,) = [part.text for part in pieces(template, turns, tokenizer) if part.answer][-1:]
+        except InputError:  # a chat template that ends answers with nothing: no labels, no end
+            return None, None
         last.add(int(encoded.ids[encoded.supervised][-1]))
-    return last.pop() if len(last) == 1 and last != {tokenizer.unk_token_id} else None
+    ends = {text, text.strip()} - {""}
+    if len(last) == 1:
+        with told("the tokenizer", "cannot write a token"):
+            (token,) = last
+            if tokenizer.decode([token], skip_special_tokens=False) in ends:
+                return token, None
+    return None, (text.strip() or text) or None

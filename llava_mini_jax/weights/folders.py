@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle, Fields
 from llava_mini_jax.data.images import image_config_from_hf
+from llava_mini_jax.data.tokenizer_files import chat_template_of
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -99,7 +100,7 @@ def _open_llava(
     model = dataclasses.replace(model, detach_text=compressed)
     prompt = configs.prompt_config(
         "release" if compressed else "paper",
-        template_of(llm),
+        template_of(llm, folder, llava=True)[0],
         f.get("tokenizer_model_max_length", int, llm.max_positions),
         "left" if values.get("tokenizer_padding_side") == "left" else "right",
     )
@@ -197,7 +198,9 @@ def _open_llava_hf(
         model=model,
         # This class's own processor pads nothing: shortest side and centre crop.
         images=dataclasses.replace(image_config_from_hf({}, preprocessor), size=vision.image_size),
-        prompt=configs.prompt_config("paper", template_of(llm), llm.max_positions),
+        prompt=configs.prompt_config(
+            "paper", template_of(llm, folder, llava=True)[0], llm.max_positions
+        ),
         eos_ids=eos_ids(folder, {**f.get("text_config", dict), **values}),
         pad_id=f.get("pad_token_id", int, 0),
     )
@@ -275,18 +278,53 @@ def _preprocessor(*folders: Path | None) -> dict[str, Any] | None:
 
 def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
     """Tokens that end an answer: generation_config.json's, else config.json's."""
-    path = folder / "generation_config.json"
-    found = configs.read_json(path).get("eos_token_id") if path.is_file() else None
-    found = values.get("eos_token_id") if found is None else found
-    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+    path, name = folder / "generation_config.json", "eos_token_id"
+    found = configs.read_json(path).get(name) if path.is_file() else None
+    if found is None:
+        path, found = folder / "config.json", values.get(name)
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for number in ids:
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+            raise InputError(
+                f'{path}: "{name}" is {found!r:.80}, expected a token\'s id or a list of them;'
+                " correct it"
+            )
+    return tuple(dict.fromkeys(ids))
 
 
-def template_of(llm: configs.LlamaConfig) -> str:
-    """A guess, for no config.json says it: LLaMA-3.1 (rope scaling) speaks llama_3_1, as in the
-    release, LLaMA-3 (its theta) llama_3, and all others vicuna_v1."""
-    if llm.rope.scaling is not None:
-        return "llama_3_1"
-    return "llama_3" if llm.rope.theta == configs.LLAMA_3_1_8B.rope.theta else "vicuna_v1"
+def template_of(llm: configs.LlamaConfig, folder: Path, *, llava: bool) -> tuple[str, str]:
+    """The prompts' template of a model, and why, for no config.json says it.
+
+    Recognised are LLaMA-3.1 (its rope scaling) and LLaMA-3 (its theta), as the release tells them
+    apart, unless the folder's own chat template is another one; and LLaVA's models of Vicuna. All
+    others speak as their tokenizer's chat template does, or, without one, as Vicuna.
+    `llava`: the folder is that of a LLaVA, not of a language model alone.
+    """
+    own = chat_template_of(folder)
+    if own is None or "<|start_header_id|>" in own:
+        if llm.rope.scaling is not None:
+            return "llama_3_1", "the language model is a LLaMA-3.1, by its rope scaling"
+        if llm.rope.theta == configs.LLAMA_3_1_8B.rope.theta:
+            return "llama_3", "the language model is a LLaMA-3, by its rope_theta"
+    vicuna = llm.rope == configs.VICUNA_7B.rope
+    if llava and vicuna:
+        return "vicuna_v1", "the language model is a Vicuna, by its rope_theta"
+    if own is not None:
+        return "chat", "the language model is none of those known here; its own chat template"
+    if vicuna:
+        return "vicuna_v1", "the language model has Vicuna's rope_theta, and no chat template"
+    return "vicuna_v1", "a guess: the language model is not known, and has no chat template"
+
+
+def template_told(bundle: Bundle, folder: Path, *, llava: bool = True) -> str:
+    """A line for people: which template the prompts of a folder have, and why."""
+    section = configs.read_json(folder / "config.json").get(SECTION)
+    own = section.get("prompt") if isinstance(section, dict) else None
+    if isinstance(own, dict) and "template" in own:
+        why = "its config.json says so"
+    else:
+        why = template_of(bundle.model.llm, folder, llava=llava)[1]
+    return f"template of prompts: {bundle.prompt.template} ({why})"
 
 
 def _apply_section(bundle: Bundle, section: Any, where: str) -> Bundle:

@@ -174,7 +174,7 @@ def start_from_parts(
         model=model,
         images=configs.image_config(dialect, vision),
         prompt=configs.prompt_config(
-            dialect, folders.template_of(language), language.max_positions
+            dialect, folders.template_of(language, llm, llava=False)[0], language.max_positions
         ),
         eos_ids=folders.eos_ids(llm, values),
         pad_id=values.get("pad_token_id") or 0,
