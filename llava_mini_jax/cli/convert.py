@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
             export_model(params, bundle, target, format=args.format, copy_from=source)
         except SafetensorError as error:  # how that library reports a full disk
             raise InputError(f"{target} cannot be written ({error}): free some space") from error
-    note(template_told(bundle, source, llava=args.clip is None))
+    # Told to files and pipes too where it was chosen here, and not known of a LLaVA of Vicuna.
+    tell = note if args.clip is None and bundle.prompt.template == "vicuna_v1" else print
+    tell(template_told(bundle, source, llava=args.clip is None))
     note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 
