@@ -16,7 +16,11 @@ from llava_mini_jax.errors import InputError
 
 # One rendering takes about a millisecond. The prompt may be longer than its messages by as much as
 # the longest published templates write, and more.
-_SECONDS, _MEGABYTES, _MARKUP = 3.0, 512, 200_000
+_SECONDS, _MEGABYTES, _MARKUP = 1.0, 256, 200_000
+
+
+class TooMuch(InputError):  # noqa: N818
+    """A template takes more time or memory, or writes more, than any that is meant well."""
 
 
 def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
@@ -109,11 +113,17 @@ def apply(
         "tokens": tokens,
         "date": date or today(),
     }
-    return _applied(json.dumps(given))
+    outcome = _outcome(json.dumps(given))
+    if isinstance(outcome, str):
+        return outcome
+    raise (TooMuch if outcome.limit else InputError)(
+        f"The tokenizer's chat template fails: {outcome}; use another template (--conv-mode,"
+        " load's template), or mend the tokenizer's."
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _applied(request: str) -> str:
+def _outcome(request: str) -> str | Refused:
     given = json.loads(request)
     longest = _MARKUP + 8 * len(json.dumps(given["messages"]))
     try:
@@ -121,7 +131,4 @@ def _applied(request: str) -> str:
             "render", {**given, "longest": longest}, seconds=_SECONDS, megabytes=_MEGABYTES
         )
     except Refused as error:
-        raise InputError(
-            f"The tokenizer's chat template fails: {error}; use another template (--conv-mode,"
-            " load's template), or mend the tokenizer's."
-        ) from error
+        return error

@@ -27,6 +27,10 @@ _PATIENCE = 20  # times its processor time: a request may have to wait for a bus
 class Refused(Exception):  # noqa: N818
     """Why a request got no result, as part of a sentence."""
 
+    def __init__(self, reason: str, *, limit: bool = False):
+        super().__init__(reason.strip().splitlines()[0][:300].rstrip(".") if reason else "unknown")
+        self.limit = limit  # of memory, time or text: asking in another way will not help
+
 
 class Guarded:
     """A child process that is started by the first request; threads take turns."""
@@ -56,10 +60,13 @@ class Guarded:
             finally:
                 timer.cancel()
             if not line.endswith("\n"):
-                raise Refused(_end_of(self._end(), seconds, megabytes))
-        reply = json.loads(line)
+                raise Refused(_end_of(self._end(), seconds, megabytes), limit=True)
+            reply = json.loads(line)
+            if "limit" in reply:
+                self._end()  # it keeps what it took
+                raise Refused(reply["limit"], limit=True)
         if "error" in reply:
-            raise Refused(str(reply["error"]).strip().splitlines()[0].rstrip("."))
+            raise Refused(reply["error"])
         return reply["ok"]
 
     def start(self) -> None:

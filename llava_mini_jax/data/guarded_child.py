@@ -1,6 +1,7 @@
 """What strangers wrote, run where it can do no harm: the child of guarded.py.
 
-    a line of JSON on stdin --answer--> a line of JSON on stdout: {"ok": ...} or {"error": "why"}
+    a line of JSON on stdin --answer--> a line of JSON on stdout: {"ok": ...}, {"error": "why"}
+                                                            or {"limit": "which"}
 
 A script of its own that imports nothing of the package, so that it starts in a fraction of a
 second. Each request comes with limits of memory and processor time. Python code that exceeds them
@@ -28,7 +29,8 @@ LINES = (
 
 
 class TooLong(BaseException):
-    """The processor time of a request is over; no Exception, so that nothing holds it up."""
+    """The processor time of a request is over, or its text; no Exception, so that nothing holds
+    it up."""
 
 
 def main() -> None:
@@ -39,9 +41,9 @@ def main() -> None:
             with _limited(request["megabytes"], request["seconds"]):
                 reply = {"ok": WORK[request["work"]](**request["given"])}
         except MemoryError:
-            reply = {"error": f"it needs more than {request['megabytes']} MB of memory"}
-        except TooLong:
-            reply = {"error": f"it takes more than {request['seconds']} s"}
+            reply = {"limit": f"it needs more than {request['megabytes']} MB of memory"}
+        except TooLong as reason:
+            reply = {"limit": str(reason)}
         except RecursionError:
             reply = {"error": "it calls itself without end"}
         except (KeyboardInterrupt, SystemExit):
@@ -57,7 +59,7 @@ def _limited(megabytes: int, seconds: float) -> Iterator[None]:
     """Memory on top of what is taken now, and processor time; as far as the system knows them."""
 
     def stop(*_: Any) -> None:
-        raise TooLong
+        raise TooLong(f"it takes more than {seconds:g} s")
 
     try:
         import resource
@@ -119,7 +121,7 @@ def render(
         pieces.append(piece)
         size += len(piece)
         if size > longest:
-            raise ValueError(f"it makes more than {longest} letters of a short conversation")
+            raise TooLong(f"it makes more than {longest} letters of a short conversation")
     return "".join(pieces)
 
 

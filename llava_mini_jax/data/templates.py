@@ -228,6 +228,8 @@ class _ChatTemplate:
                 try:
                     self._markup(write, len(roles))
                     return write
+                except chat_template.TooMuch:
+                    raise
                 except InputError as error:
                     problem = problem or error
         assert problem is not None

@@ -111,9 +111,14 @@ def _named(values: Mapping[str, Any], path: Path) -> dict[str, str]:
 def _content(value: Any, path: Path, field: str) -> str:
     """Of a token that is its text, or an object with it."""
     text = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not _is_unicode(text):
         raise _wrong(path, field, value, 'a text, or {"content": text}')
     return text
+
+
+def _is_unicode(text: str) -> bool:
+    """json may say half of a character, which no tokenizer reads."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _declared(values: Any, path: Path) -> dict[int, tuple[str, dict[str, bool]]]:
@@ -142,7 +147,8 @@ def _added(
 ) -> dict[int, tuple[str, dict[str, bool]]]:
     found = {}
     for content, number in values.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        good = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        if not good or not _is_unicode(content):
             raise _wrong(folder / "added_tokens.json", content, number, "an id")
         flags = {"special": content in special, "normalized": content not in special}
         found[number] = (content, flags)

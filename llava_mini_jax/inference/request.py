@@ -6,6 +6,8 @@ prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assista
               make_request --> Example, checked: marks fit pictures, input fits the model
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -237,6 +239,19 @@ def with_tokenizer(bundle: Bundle, tokenizer: Any) -> Bundle:
         bundle = replace(bundle, prompt=replace(bundle.prompt, date=date))
     render(template, [Turn("user", "a"), Turn("assistant", None)], tokenizer, bundle.prompt.date)
     return bundle
+
+
+def written_as(bundle: Bundle, tokenizer: Any) -> str:
+    """A digest of what template, date and tokenizer make of prompts: others write others."""
+    template, date = template_of(bundle), bundle.prompt.date
+    own = chat_template.of_tokenizer(tokenizer) if is_own(template, tokenizer) else None
+    turns = [Turn("user", f"{IMAGE_MARK}\n a?"), Turn("assistant", "b c"), Turn("user", "d")]
+    prompts = [
+        render(template, [*turns[:count], Turn("assistant", None)], tokenizer, date)
+        for count in (1, 3)
+    ]
+    parts = json.dumps([own, prompts, tokenizer.backend_tokenizer.to_str()])
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def end_of_turn(template: Template, tokenizer: Any) -> int | None:
