@@ -114,12 +114,14 @@ def _from_others(folder: Path, files: TokenizerFiles) -> Any:
 _NOT_ITS = ("config.json", "generation_config.json", "preprocessor_config.json")
 
 
-def _transformers() -> Any:
-    def is_news(record: logging.LogRecord) -> bool:
-        known = ("PyTorch was not found", "None of PyTorch")
-        return not record.getMessage().startswith(known)
+def _is_news(record: logging.LogRecord) -> bool:
+    known = ("PyTorch was not found", "None of PyTorch", "Could not extract SentencePiece")
+    return not record.getMessage().startswith(known)
 
-    logging.getLogger("transformers").addFilter(is_news)
+
+def _transformers() -> Any:
+    for name in ("transformers", "transformers.tokenization_utils_tokenizers"):
+        logging.getLogger(name).addFilter(_is_news)
     import transformers
 
     return transformers
