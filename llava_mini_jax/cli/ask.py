@@ -59,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
-    add("--conv-mode", metavar="NAME", help="prompt template, if config.json's is not meant")
+    add(
+        "--conv-mode",
+        metavar="NAME",
+        help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
+    )
     add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
 
 

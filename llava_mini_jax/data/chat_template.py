@@ -23,12 +23,12 @@ class TooMuch(InputError):  # noqa: N818
     """A template takes more time or memory, or writes more, than any that is meant well."""
 
 
-def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The folder's chat template, in transformers' order: chat_template.jinja, then
     tokenizer_config.json, then chat_template.json, which older processors have.
 
-    Of templates with names the one named "default" is taken. Raises InputError where none of them
-    has that name, and for what is no text.
+    One text, or several by name if none of them is named "default". Raises InputError for what is
+    neither.
     """
     found = _read(folder / "chat_template.jinja")
     if found is not None:
@@ -47,7 +47,7 @@ def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     if found is None and more.is_dir() and (names := sorted(p.stem for p in more.glob("*.jinja"))):
         found = {name: _read(more / f"{name}.jinja") for name in names}
         place = "additional_chat_templates"
-    return None if found is None else _default(found, str(folder / place))
+    return None if found is None else _checked(found, str(folder / place))
 
 
 def _read(path: Path) -> str | None:
@@ -59,33 +59,41 @@ def _read(path: Path) -> str | None:
         raise InputError(f"{path} cannot be read ({error}); restore or remove it") from error
 
 
-def _default(found: Any, where: str) -> str:
+def _checked(found: Any, where: str) -> str | dict[str, str]:
+    named = found
     if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
-        found = {str(entry.get("name")): entry.get("template") for entry in found}
-    if isinstance(found, dict):
-        if "default" not in found:
-            names = ", ".join(map(str, found)) or "none at all"
-            raise InputError(
-                f'{where}: its chat templates are named {names}, and none of them "default";'
-                ' name the one that is to be used "default"'
-            )
-        found = found["default"]
-    if not isinstance(found, str):
-        raise InputError(
-            f"{where}: its chat_template is {found!r:.60}; expected the text of a template, or"
-            ' a list of {"name": text, "template": text}; correct or remove it'
-        )
-    return found
+        named = {str(entry.get("name")): entry.get("template") for entry in found}
+    if isinstance(named, dict):
+        if named and all(isinstance(text, str) for text in named.values()):
+            return named.get("default", named)
+    elif isinstance(named, str):
+        return named
+    raise InputError(
+        f"{where}: its chat_template is {found!r:.60}; expected the text of a template, or"
+        ' a list of {"name": text, "template": text}; correct or remove it'
+    )
 
 
 def of_tokenizer(tokenizer: Any) -> str | None:
-    """The text of a tokenizer's own chat template; None if it has none."""
+    """The text of a tokenizer's own chat template; None if it has none.
+
+    Raises InputError where it has several, and none of them is the one to be used.
+    """
     found = getattr(tokenizer, "chat_template", None)
-    return None if not found else _default(found, "the tokenizer")
+    if not found:
+        return None
+    text = _checked(found, "the tokenizer")
+    if isinstance(text, dict):
+        raise InputError(
+            f"the tokenizer's chat templates are named {', '.join(text)}, and none of them"
+            ' "default"; name the one that is to be used so, or use another template (--conv-mode,'
+            " load's template)"
+        )
+    return text
 
 
 def asks_for_date(tokenizer: Any) -> bool:
-    return "strftime_now" in (of_tokenizer(tokenizer) or "")
+    return "strftime_now" in json.dumps(getattr(tokenizer, "chat_template", None) or "")
 
 
 @functools.cache

@@ -130,6 +130,7 @@ def _compiled(template: str) -> Any:
     """The template in the environment that transformers' utils/chat_template_utils.py gives it."""
     import jinja2
     import jinja2.ext
+    import jinja2.nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):

@@ -28,7 +28,7 @@ class TokenizerFiles:
     named: Mapping[str, str]  # "eos_token": "</s>"
     declared: Mapping[int, tuple[str, Mapping[str, bool]]]  # id: content, AddedToken's flags
     options: Mapping[str, Any]  # of transformers' shell around the tokenizer
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     class_name: str | None  # transformers'
     add_bos: bool  # in front of every text, where there is no tokenizer.json to say it
 
@@ -85,8 +85,9 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """The text of a folder's own chat template; None if it has none."""
-    return chat_template.find(folder, _object(folder, "tokenizer_config.json"))
+    """The text of a folder's own chat template; None if it has none that is the default."""
+    found = chat_template.find(folder, _object(folder, "tokenizer_config.json"))
+    return found if isinstance(found, str) else None
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:

@@ -258,7 +258,11 @@ def test_chat_templates_of_every_file(folder: Path) -> None:
     assert text() == "5"
     (folder / "chat_template.jinja").unlink()
     change(folder / "tokenizer_config.json", chat_template={"tools": "4", "rag": "y"})
-    assert "named tools, rag" in refusal(folder)
+    several = load_tokenizer(folder)
+    turns = [Turn("user", "a"), Turn("assistant", None)]
+    with pytest.raises(InputError, match="named tools, rag, and none of them"):
+        encode(TEMPLATES["chat"], turns, several, double_bos=False)
+    assert len(encode(TEMPLATES["vicuna_v1"], turns, several, double_bos=False).ids)
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [
