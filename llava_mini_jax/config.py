@@ -95,7 +95,9 @@ class PromptConfig:
     fuse_id_zero: bool  # token id 0 takes part in pre-fusion (the release leaves it out)
     double_bos: bool  # prompts start with two bos ids (release, inference)
     blank_image: bool  # a row without image is fused with a blank one (release, training)
-    date: str  # what a chat template that asks is told ("2024-07-26"); "": the day the run began
+    date: str = (
+        ""  # what a chat template that asks is told ("2024-07-26"); "": the day the run began
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,6 @@ def prompt_config(
         template=template,
         max_length=max_length,
         padding_side=padding_side,
-        date="",
         **_PROMPT_DIALECTS[dialect],
     )
 

@@ -32,7 +32,7 @@ def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | dict[str, s
     """
     found = _read(folder / "chat_template.jinja")
     if found is not None:
-        return found
+        return found or None
     place, found = "tokenizer_config.json", tokenizer_config.get("chat_template")
     if found is None and (text := _read(folder / "chat_template.json")) is not None:
         place = "chat_template.json"
@@ -47,7 +47,7 @@ def find(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | dict[str, s
     if found is None and more.is_dir() and (names := sorted(p.stem for p in more.glob("*.jinja"))):
         found = {name: _read(more / f"{name}.jinja") for name in names}
         place = "additional_chat_templates"
-    return None if found is None else _checked(found, str(folder / place))
+    return None if found is None else _checked(found, str(folder / place)) or None
 
 
 def _read(path: Path) -> str | None:

@@ -80,11 +80,15 @@ def _from_others(folder: Path, files: TokenizerFiles) -> Any:
         for path in sorted(folder.iterdir()):
             if path.name.endswith((".model", ".txt", ".json")) and path.name not in _NOT_ITS:
                 Path(place, path.name).symlink_to(path.resolve())
+        names = {path.name for path in Path(place).iterdir()}
         try:
             with told(str(folder), "has no tokenizer that can be loaded"):
+                # Without any of them, some classes would make a vocabulary of three words.
+                if not any(n.endswith((".model", ".txt")) or n in _VOCABULARIES for n in names):
+                    raise FileNotFoundError("there are no files of one")
                 if name is None or name.startswith("Llama"):
-                    if not Path(place, "tokenizer.model").exists():
-                        raise FileNotFoundError("there are no files of one")
+                    if "tokenizer.model" not in names:
+                        raise FileNotFoundError("there is no tokenizer.model")
                     tokenizer = transformers.LlamaTokenizer.from_pretrained(
                         place, add_bos_token=files.add_bos
                     )
@@ -111,6 +115,7 @@ def _from_others(folder: Path, files: TokenizerFiles) -> Any:
     return tokenizer
 
 
+_VOCABULARIES = ("vocab.json", "tekken.json")
 _NOT_ITS = ("config.json", "generation_config.json", "preprocessor_config.json")
 
 

@@ -25,6 +25,7 @@ from etils import epath
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.data import chat_template
+from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
@@ -87,6 +88,7 @@ def run_stage(
             f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
             f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
         )
+    _check_template(stage, tokenizer)
     stage = _dated(stage, tokenizer, workdir)
     abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
@@ -169,6 +171,15 @@ def _check_skipped(values: dict[str, float], step: int, stage: TrainConfig) -> N
             f"this workdir (seed {stage.seed}) replays them from the last checkpoint; lower the "
             "learning rate, or look at the samples there"
         )
+
+
+def _check_template(stage: TrainConfig, tokenizer: Any) -> None:
+    """Raises InputError, once and not for every sample, if the template gives no labels."""
+    turns = [Turn("user", "a"), Turn("assistant", "b")]
+    try:
+        encode(TEMPLATES[stage.prompt.template], turns, tokenizer, double_bos=False)
+    except InputError as error:
+        raise InputError(f"{stage.name}: {error}") from error
 
 
 def _dated(stage: TrainConfig, tokenizer: Any, workdir: epath.Path) -> TrainConfig:

@@ -197,6 +197,14 @@ def test_a_sentencepiece_model_alone(
     assert isinstance(found, LlamaTokenizer) and found.eos_token_id == 2
 
 
+@pytest.mark.parametrize("name", [None, "LlamaTokenizer", "GPT2Tokenizer", "NoSuchTokenizer"])
+def test_a_folder_without_a_vocabulary(tmp_path: Path, name: str | None) -> None:
+    """Some of transformers' classes would make one of three words, without a word."""
+    change(tmp_path / "tokenizer_config.json", tokenizer_class=name, eos_token="</s>")
+    change(tmp_path / "config.json", model_type="llama")
+    assert "has no tokenizer that can be loaded (there are no files of one)" in refusal(tmp_path)
+
+
 # --- The other files ------------------------------------------------------------------------------
 
 
@@ -256,6 +264,8 @@ def test_chat_templates_of_every_file(folder: Path) -> None:
     assert text() == "4"
     (folder / "chat_template.jinja").write_text("5")
     assert text() == "5"
+    (folder / "chat_template.jinja").write_text("")
+    assert text() is None
     (folder / "chat_template.jinja").unlink()
     change(folder / "tokenizer_config.json", chat_template={"tools": "4", "rag": "y"})
     several = load_tokenizer(folder)

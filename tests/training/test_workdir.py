@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import pytest
 from etils import epath
 
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import loop, workdir
 from tests.data.toy_tokenizers import make_byte_level
 from tests.training import tiny_stages
@@ -61,3 +63,14 @@ def test_a_run_has_one_day(tmp_path, monkeypatch):
     assert loop._dated(own, tokenizer, epath.Path(tmp_path)) is own
     tokenizer.chat_template = None
     assert loop._dated(stage, tokenizer, epath.Path(tmp_path)) is stage
+
+
+def test_a_template_without_labels_ends_the_run_at_once():
+    tokenizer = make_byte_level()
+    (stage, *_) = tiny_stages.stages()
+    loop._check_template(stage, tokenizer)
+    chat = dataclasses.replace(stage, prompt=dataclasses.replace(stage.prompt, template="chat"))
+    for text, reason in ((None, "the tokenizer has none"), ("{{ 1 }}", "leaves messages out")):
+        tokenizer.chat_template = text
+        with pytest.raises(InputError, match=f"^{stage.name}: .*{reason}"):
+            loop._check_template(chat, tokenizer)
