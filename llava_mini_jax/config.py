@@ -90,6 +90,9 @@ class PromptConfig:
     fuse_id_zero: bool  # token id 0 takes part in pre-fusion (the release leaves it out)
     double_bos: bool  # prompts start with two bos ids (release, inference)
     blank_image: bool  # a row without image is fused with a blank one (release, training)
+    date: str = (
+        ""  # what a chat template that asks is told ("2024-07-26"); "": the day the run began
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

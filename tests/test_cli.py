@@ -206,7 +206,7 @@ def test_a_dry_run_is_of_the_same_model_and_prompt(
     assert f"+ {text} of text" in out
     _, out, _ = run("ask", twice, "--dry-run", QUESTION, "--max-length", 99, "--conv-mode", "brief")
     assert "of the model's 99" in out and f"+ {text} of text" not in out
-    clip, _ = write_parts(tmp_path)
+    clip, _ = tiny_model.write_parts(tmp_path)
     arrays = {name: array for name, array in tensors(twice).items() if "vision_tower" not in name}
     save_file(arrays, twice / "model.safetensors")
     assert run("ask", twice, "--dry-run", QUESTION)[0] == 2
@@ -302,27 +302,8 @@ def test_convert_to_another_dtype(run: Run, model_folder: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def write_parts(folder: Path) -> tuple[Path, Path]:
-    """(CLIP folder, LLaMA folder), cut out of a LLaVA-1.5 folder."""
-    source, found = tiny_model.folder("llava-1.5"), {}
-    prefix = "model.vision_tower.vision_tower."
-    for name, array in tensors(source).items():
-        if name.startswith(prefix):
-            found.setdefault("clip", {})[name.removeprefix(prefix)] = array
-        elif "projector" not in name:
-            found.setdefault("llm", {})[name] = array
-    for name, arrays in found.items():
-        shutil.copytree(source, folder / name)
-        save_file(arrays, folder / name / "model.safetensors")
-    config = json.loads((source / "config.json").read_text())
-    (folder / "clip" / "config.json").write_text(json.dumps(config["vision_config"]))
-    config = {name: config[name] for name in config if not name.startswith("mm_")}
-    (folder / "llm" / "config.json").write_text(json.dumps(config))
-    return folder / "clip", folder / "llm"
-
-
 def test_the_start_of_a_training_run(run: Run, tmp_path: Path) -> None:
-    clip, llm = write_parts(tmp_path)
+    clip, llm = tiny_model.write_parts(tmp_path)
 
     def start(name: str, *options: object) -> dict[str, np.ndarray]:
         parts = ("--clip", clip, "--llm", llm, "--prefusion-layers", 1)

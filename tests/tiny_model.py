@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits import build_tokenizer
@@ -55,6 +58,29 @@ def folder(dialect: str, positions: int = 256) -> Path:
 @functools.cache
 def _home() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="tiny-model-")
+
+
+def write_parts(place: Path) -> tuple[Path, Path]:
+    """(CLIP folder, LLaMA folder), cut out of a LLaVA-1.5 folder."""
+    source, found = folder("llava-1.5"), {}
+    prefix = "model.vision_tower.vision_tower."
+    for name, array in _tensors(source).items():
+        if name.startswith(prefix):
+            found.setdefault("clip", {})[name.removeprefix(prefix)] = array
+        elif "projector" not in name:
+            found.setdefault("llm", {})[name] = array
+    for name, arrays in found.items():
+        shutil.copytree(source, place / name)
+        save_file(arrays, place / name / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (place / "clip" / "config.json").write_text(json.dumps(config["vision_config"]))
+    config = {name: config[name] for name in config if not name.startswith("mm_")}
+    (place / "llm" / "config.json").write_text(json.dumps(config))
+    return place / "clip", place / "llm"
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    return {n: a for path in folder.glob("*.safetensors") for n, a in load_file(path).items()}
 
 
 def picture(seed: int, height: int = 30, width: int = 40) -> np.ndarray:

@@ -74,6 +74,7 @@ class Blinded(Model):
     ) -> list[Answer]:
         """As Model's, greedy only."""
         assert settings.temperature == 0
+        settings = self.with_stop_text(settings)
         layers = np.arange(1, self.bundle.model.llm.layers + 1)
         hidden_L = (layers >= self.hidden.first) & (layers <= self.hidden.last)
         answers: dict[int, Answer] = {}

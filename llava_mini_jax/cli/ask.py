@@ -59,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
-    add("--conv-mode", metavar="NAME", help="prompt template, if config.json's is not meant")
+    add(
+        "--conv-mode",
+        metavar="NAME",
+        help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
+    )
     add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
 
 
@@ -125,10 +129,11 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     tower = None if args.vision_tower is None else Path(args.vision_tower)
     bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, args.conv_mode, args.max_length)
+    tokenizer = load_tokenizer(folder)
+    bundle = request.with_tokenizer(bundle, tokenizer)
     sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
     media = len(args.image) + len(args.video)
     turns = request.open_turns(args.question or "", media, "the question")
-    tokenizer = load_tokenizer(folder)
     prompt = request.encode_turns(turns, media, bundle, tokenizer, "the question")
     return plan(
         bundle,

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
         from llava_mini_jax.inference.model import DTYPES
         from llava_mini_jax.weights.export_hf import export_model
-        from llava_mini_jax.weights.folders import resolve_folder
+        from llava_mini_jax.weights.hf_prompt import template_told
+        from llava_mini_jax.weights.hub import resolve_folder
 
     if args.dtype is not None and args.dtype not in DTYPES:
         raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(DTYPES)}')
@@ -67,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
             export_model(params, bundle, target, format=args.format, copy_from=source)
         except SafetensorError as error:  # how that library reports a full disk
             raise InputError(f"{target} cannot be written ({error}): free some space") from error
+    # Told to files and pipes too where it was chosen here, and not known of a LLaVA of Vicuna.
+    tell = note if args.clip is None and bundle.prompt.template == "vicuna_v1" else print
+    tell(template_told(bundle, source, llava=args.clip is None))
     note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 

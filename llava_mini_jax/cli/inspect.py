@@ -71,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
 
     print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
     print(f"dialect: {dialect_of(model)}")
+    if args.model is not None:
+        from llava_mini_jax.weights.hf_prompt import template_told
+        from llava_mini_jax.weights.hub import resolve_folder
+
+        print(template_told(shown, resolve_folder(args.model)))
     for name, value in _fields(shown):
         print(f"{name}: {value}")
     return 0

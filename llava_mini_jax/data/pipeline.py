@@ -85,7 +85,9 @@ class Encoder:
         given = int("frames" in sample or "image" in sample)
         turns = conversation.place_image_mark(turns, given)
         template = TEMPLATES[self.prompt.template]
-        encoded = conversation.encode(template, turns, self.tokenizer, double_bos=False)
+        encoded = conversation.encode(
+            template, turns, self.tokenizer, double_bos=False, date=self.prompt.date
+        )
         conversation.check_images(encoded, given, where)
         conversation.check_supervised(encoded, sample["id"])
         return make_example(encoded, pixels, frames, self.prompt, training=True)

@@ -174,6 +174,7 @@ def _ask(
     from llava_mini_jax.evaluation import runner
 
     questions, prompts = asked
+    model = runner.of_date(model, settings_file.read(folder))
     given = command.max_new_tokens
     tokens = benchmark.max_new_tokens if given is None else given
     settings = runner.settings_of(model, name, benchmark, prompts=prompts, max_new_tokens=tokens)

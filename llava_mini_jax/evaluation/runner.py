@@ -31,7 +31,7 @@ from llava_mini_jax.evaluation.answers import join, line_of
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
-from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.inference.request import sampling_for, written_as
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.journal import Journal
@@ -250,11 +250,25 @@ def settings_of(model: Model, name: str, benchmark: Benchmark, **given: Any) -> 
         "folder": str(Path(name).resolve()),
         "weights": _weights(name),
         "benchmark": benchmark.name,
-        "model": dataclasses.asdict(model.bundle),
+        "model": {
+            **dataclasses.asdict(model.bundle),
+            "written_as": written_as(model.bundle, model.tokenizer),
+        },
         "weights_dtype": model.weights_dtype,
         "frames": dataclasses.asdict(sampling_for(model.bundle, max_frames=benchmark.max_frames)),
         **given,
     }
+
+
+def of_date(model: Model, settings: dict[str, Any]) -> Model:
+    """`model` on the day of these settings: a run that goes on another day asks as it began."""
+    now, prompt = model.bundle.prompt, (settings.get("model") or {}).get("prompt") or {}
+    if not now.date or not prompt.get("date"):
+        return model
+    bundle = dataclasses.replace(
+        model.bundle, prompt=dataclasses.replace(now, date=str(prompt["date"]))
+    )
+    return dataclasses.replace(model, bundle=bundle)
 
 
 def _weights(name: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava_mini_jax.data.tokenizer import told
 from llava_mini_jax.errors import InputError
 
 BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not yet one
@@ -111,9 +112,10 @@ class AnswerText:
             self._raw, self.finish = self._raw[: min(found)], "stop"
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        with told("the tokenizer", "cannot write what the model said"):
+            return self.tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
 
     def _held(self) -> int:
         """How many of the last characters may be the beginning of a stop string."""

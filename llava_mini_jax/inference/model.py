@@ -12,7 +12,7 @@ is compiled any more (`compiled_programs` counts).
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
@@ -123,6 +123,7 @@ class Model:
         """Answers of `request`s, in their order; ones of the same size are answered together."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
+        settings = self.with_stop_text(settings)
         steps = rows.STEPS_WITH_STOP if settings.stop else rows.STEPS
         answers: dict[int, Answer] = {}
         for numbers in rows.batches(examples, self.bundle, batch_size):
@@ -195,9 +196,23 @@ class Model:
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's, the tokenizer's and the model's."""
         template = request.template_of(self.bundle)
-        own = (request.end_of_turn(template, self.tokenizer), self.tokenizer.eos_token_id)
+        eos = self.tokenizer.eos_token_id
+        if self.tokenizer.convert_ids_to_tokens(eos or 0) != self.tokenizer.eos_token:
+            eos = None  # what a name that is no token stands for is the unknown one
+        own = (request.end_of_turn(template, self.tokenizer), eos)
         ids = [*(token for token in own if token is not None), *self.bundle.eos_ids]
         return tuple(dict.fromkeys(ids))
+
+    @cached_property
+    def stop_text(self) -> str | None:
+        """The text that ends an answer, where the template's end is no single token."""
+        return request.stop_text(request.template_of(self.bundle), self.tokenizer)
+
+    def with_stop_text(self, settings: Settings) -> Settings:
+        """`settings` whose answers also end before the template's `stop_text`."""
+        if self.stop_text is None or self.stop_text in settings.stop:
+            return settings
+        return replace(settings, stop=(*settings.stop, self.stop_text))
 
     def full_context(self, where: str) -> str:
         """The sentence for an answer that ends because no positions are left."""
@@ -215,7 +230,7 @@ class Run:
     """One batch of requests being answered: iterating gives every row's new piece, call by call."""
 
     def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):
-        stop_ids = model.stop_ids
+        stop_ids, settings = model.stop_ids, model.with_stop_text(settings)
         self._texts = rows.empty_texts(examples, model.bundle, model.tokenizer, stop_ids, settings)
         self._calls = rows.decode(
             model.params,
@@ -290,6 +305,7 @@ def load(
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
+    bundle = request.with_tokenizer(bundle, tokenizer)
     params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, rows.buckets_for(bundle))
 

@@ -6,6 +6,8 @@ prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assista
               make_request --> Example, checked: marks fit pictures, input fits the model
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data import chat_template
 from llava_mini_jax.data.conversation import (
     IMAGE_MARK,
     TEMPLATES,
@@ -26,6 +29,8 @@ from llava_mini_jax.data.conversation import (
 )
 from llava_mini_jax.data.examples import Example, make_example
 from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.templates import is_own, pieces, render
+from llava_mini_jax.data.tokenizer import told
 from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.errors import InputError
 
@@ -195,7 +200,10 @@ def encode_turns(
 ) -> EncodedPrompt:
     """The ids of a conversation, checked against the pictures and the model's vocabulary."""
     _check_unicode(turns, where)
-    encoded = encode(template_of(bundle), turns, tokenizer, double_bos=bundle.prompt.double_bos)
+    prompt = bundle.prompt
+    encoded = encode(
+        template_of(bundle), turns, tokenizer, double_bos=prompt.double_bos, date=prompt.date
+    )
     check_images(encoded, pictures, where)
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
         raise InputError(
@@ -216,18 +224,66 @@ def _check_unicode(turns: Sequence[Turn], where: str) -> None:
             ) from error
 
 
+def with_tokenizer(bundle: Bundle, tokenizer: Any) -> Bundle:
+    """`bundle` once its template and the tokenizer are known to write prompts together.
+
+    Where the tokenizer's chat template asks for the date, `prompt.date` is today's from now on, if
+    it says no other: the same for the whole run, and part of its settings.
+    Raises InputError for a chat template that cannot be used.
+    """
+    template = template_of(bundle)
+    if not is_own(template, tokenizer):
+        return bundle
+    if chat_template.asks_for_date(tokenizer):
+        date = bundle.prompt.date or chat_template.today()
+        bundle = replace(bundle, prompt=replace(bundle.prompt, date=date))
+    render(template, [Turn("user", "a"), Turn("assistant", None)], tokenizer, bundle.prompt.date)
+    return bundle
+
+
+def written_as(bundle: Bundle, tokenizer: Any) -> str:
+    """A digest of what template, date and tokenizer make of prompts: others write others."""
+    template, date = template_of(bundle), bundle.prompt.date
+    own = chat_template.of_tokenizer(tokenizer) if is_own(template, tokenizer) else None
+    turns = [Turn("user", f"{IMAGE_MARK}\n a?"), Turn("assistant", "b c"), Turn("user", "d")]
+    prompts = [
+        render(template, [*turns[:count], Turn("assistant", None)], tokenizer, date)
+        for count in (1, 3)
+    ]
+    parts = json.dumps([own, prompts, tokenizer.backend_tokenizer.to_str()])
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
 def end_of_turn(template: Template, tokenizer: Any) -> int | None:
     """The token that ends every answer of a template; None if it has none of its own.
 
-    Found as what two different answers have in common at their end: the tokenizer's own chat
-    template may end answers differently from ours.
+    A token is an end only if it is the whole end: of a tokenizer without "</s>", the last piece of
+    those letters may be ">", which stands in many answers.
     """
-    last = set()
+    return _ending(template, tokenizer)[0]
+
+
+def stop_text(template: Template, tokenizer: Any) -> str | None:
+    """The text that ends every answer of a template, where no token does."""
+    return _ending(template, tokenizer)[1]
+
+
+def _ending(template: Template, tokenizer: Any) -> tuple[int | None, str | None]:
+    """Found as what two different answers have in common at their end: the tokenizer's own chat
+    template may end answers differently from ours."""
+    last, text = set(), ""
     for answer in ("a", "1"):
         turns = [Turn("user", "a"), Turn("assistant", answer)]
         try:
             encoded = encode(template, turns, tokenizer, double_bos=False)
-        except InputError:  # a chat template that ends answers with nothing: no labels, no token
-            return None
+            (text,) = [part.text for part in pieces(template, turns, tokenizer) if part.answer][-1:]
+        except InputError:  # a chat template that ends answers with nothing: no labels, no end
+            return None, None
         last.add(int(encoded.ids[encoded.supervised][-1]))
-    return last.pop() if len(last) == 1 and last != {tokenizer.unk_token_id} else None
+    ends = {text, text.strip()} - {""}
+    if len(last) == 1:
+        with told("the tokenizer", "cannot write a token"):
+            (token,) = last
+            if tokenizer.decode([token], skip_special_tokens=False) in ends:
+                return token, None
+    return None, (text.strip() or text) or None

@@ -59,7 +59,7 @@ class Session:
             )
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; give 1 or more frames")
-        self.model, self.settings = model, settings or Settings()
+        self.model, self.settings = model, model.with_stop_text(settings or Settings())
         self.turns: list[Turn] = []
         self.answer: Answer | None = None  # the last one
         self._watched = Watched(model, budget or Budget(), chunk)

@@ -24,6 +24,8 @@ from etils import epath
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.data import chat_template
+from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
@@ -35,7 +37,7 @@ from llava_mini_jax.training.profile import ProfileConfig, Profiler
 from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
-from llava_mini_jax.training.workdir import leave_model, open_workdir
+from llava_mini_jax.training.workdir import date_of_run, leave_model, open_workdir
 from llava_mini_jax.weights.checkpoint import Checkpoints
 from llava_mini_jax.weights.folders import load_params, open_model, resolve_folder
 
@@ -86,6 +88,8 @@ def run_stage(
             f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
             f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
         )
+    _check_template(stage, tokenizer)
+    stage = _dated(stage, tokenizer, workdir)
     abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
@@ -167,6 +171,23 @@ def _check_skipped(values: dict[str, float], step: int, stage: TrainConfig) -> N
             f"this workdir (seed {stage.seed}) replays them from the last checkpoint; lower the "
             "learning rate, or look at the samples there"
         )
+
+
+def _check_template(stage: TrainConfig, tokenizer: Any) -> None:
+    """Raises InputError, once and not for every sample, if the template gives no labels."""
+    turns = [Turn("user", "a"), Turn("assistant", "b")]
+    try:
+        encode(TEMPLATES[stage.prompt.template], turns, tokenizer, double_bos=False)
+    except InputError as error:
+        raise InputError(f"{stage.name}: {error}") from error
+
+
+def _dated(stage: TrainConfig, tokenizer: Any, workdir: epath.Path) -> TrainConfig:
+    """`stage` with one date for the whole run, where its prompts say one."""
+    if stage.prompt.date or not chat_template.asks_for_date(tokenizer):
+        return stage
+    prompt = dataclasses.replace(stage.prompt, date=date_of_run(workdir))
+    return dataclasses.replace(stage, prompt=prompt)
 
 
 def make_tokenizer(name: str) -> Any:

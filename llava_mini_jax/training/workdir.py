@@ -12,6 +12,7 @@ from etils import epath
 
 from llava_mini_jax import distributed
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.chat_template import today
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -50,6 +51,15 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
     if distributed.is_first():
         write_whole(path, _as_json(stages))
     return folder
+
+
+def date_of_run(workdir: epath.Path) -> str:
+    """The day on which the run began ("2024-07-26"), for chat templates that ask for the date."""
+    path = workdir / "date.txt"
+    if distributed.is_first() and not path.exists():
+        write_whole(path, today() + "\n")
+    distributed.wait_for_all()
+    return path.read_text().strip()
 
 
 def changed_fields(folder: epath.Path, stages: Sequence[TrainConfig]) -> list[str]:

@@ -32,9 +32,14 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.files import save_tensors
-from llava_mini_jax.weights.folders import KNOWN_TOWERS, SECTION, section_of
+from llava_mini_jax.weights.folders import KNOWN_TOWERS, section_of
+from llava_mini_jax.weights.hf_json import SECTION
 
 FORMATS = ("release", "llava-1.5", "llava-hf")
+TOKENIZER_FILES = (  # what data/tokenizer.py reads, by the beginnings of names
+    *("tokenizer", "special_tokens_map", "added_tokens", "chat_template"),
+    *("vocab.json", "merges.txt"),
+)
 
 
 def published_tensors(
@@ -111,8 +116,10 @@ def export_model(
             tokenizer.save_pretrained(work)
         elif copy_from is not None:
             for path in copy_from.iterdir():
-                if path.name.startswith(("tokenizer", "special_tokens_map", "chat_template")):
+                if path.name.startswith(TOKENIZER_FILES) and path.is_file():
                     shutil.copy2(path, work)
+                elif path.name == "additional_chat_templates" and path.is_dir():
+                    shutil.copytree(path, work / path.name)
         tensors = published_tensors(params, bundle.model, layout)
         files = config_files(bundle, format)
         if format == "llava-hf" and any(work.glob("tokenizer*")):

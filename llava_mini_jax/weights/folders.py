@@ -26,18 +26,17 @@ from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import hf_config, hf_fields, import_hf, names
 from llava_mini_jax.weights.files import open_tensors
-from llava_mini_jax.weights.hf_json import Fields, described_in, read_json
+from llava_mini_jax.weights.hf_json import SECTION, Fields, described_in, read_json
 from llava_mini_jax.weights.hf_processor import (
     Processor,
     image_config,
     image_settings,
     read_processor,
 )
+from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.hub import expanded, resolve_folder
 from llava_mini_jax.weights.import_hf import Published
 from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
-
-SECTION = "llava_mini_jax"  # our own section of config.json
 
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": configs.CLIP_L_336}
@@ -109,7 +108,7 @@ def _open_llava(
         raise f.wrong("tokenizer_padding_side", '"left" or "right"')
     prompt = configs.prompt_config(
         "paper" if grid is None else "release",
-        template_of(llm),
+        template_of(llm, folder, llava=True)[0],
         f.size("tokenizer_model_max_length", llm.max_positions),
         side,
     )
@@ -238,7 +237,9 @@ def _open_llava_hf(
         model=model,
         # This class's usual processor pads nothing: shortest side and centre crop.
         images=image_settings(processor, vision.image_size, pad=processor.pad, grid=1),
-        prompt=configs.prompt_config("paper", template_of(llm), llm.max_positions),
+        prompt=configs.prompt_config(
+            "paper", template_of(llm, folder, llava=True)[0], llm.max_positions
+        ),
         eos_ids=eos_ids(folder, {**text.values, **f.values}),
         pad_id=f.get("pad_token_id", int, 0),
     )
@@ -302,22 +303,6 @@ def _vision_config(f: Fields, tower: Path | None, processor: Processor) -> ClipC
     return hf_config.clip_from_hf(
         found, source, select_layer=select_layer, select_feature=feature, processor=processor
     )
-
-
-def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
-    """Tokens that end an answer: generation_config.json's, else config.json's."""
-    path = folder / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
-    found = values.get("eos_token_id") if found is None else found
-    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
-
-
-def template_of(llm: LlamaConfig) -> str:
-    """A guess, for no config.json says it: LLaMA-3.1 (rope scaling) speaks llama_3_1, as in the
-    release, LLaMA-3 (its theta) llama_3, and all others vicuna_v1."""
-    if llm.rope.scaling is not None:
-        return "llama_3_1"
-    return "llama_3" if llm.rope.theta == configs.LLAMA_3_1_8B.rope.theta else "vicuna_v1"
 
 
 def _apply_section(bundle: Bundle, section: Any, where: str) -> Bundle:

@@ -20,6 +20,8 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.weights.lazy_tensor import short
 
+SECTION = "llava_mini_jax"  # our own section of config.json
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"} | {
     dict: "an object",
     list: "a list",

@@ -27,7 +27,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.params import ParamSpec
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, hf_prompt
 from llava_mini_jax.weights.hf_json import read_json
 from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
 
@@ -175,9 +175,9 @@ def start_from_parts(
         model=model,
         images=configs.image_config(dialect, vision),
         prompt=configs.prompt_config(
-            dialect, folders.template_of(language), language.max_positions
+            dialect, hf_prompt.template_of(language, llm, llava=False)[0], language.max_positions
         ),
-        eos_ids=folders.eos_ids(llm, values),
+        eos_ids=hf_prompt.eos_ids(llm, values),
         pad_id=values.get("pad_token_id") or 0,
     )
     plan = plan_of(bundle, published, FRESH)

@@ -89,3 +89,31 @@ def test_pieces_are_what_tokenizers_decode(name: str, text: str, steps: int) -> 
 def test_half_a_character_at_the_end_is_left_out() -> None:
     answer = AnswerText(Bytes(), [0], (), 3, "length")
     assert answer.push("a€".encode()) == "a" and answer.finish == "length"
+
+
+WORLD = {
+    "joined emoji": "family 👨‍👩‍👧‍👦 flag 🏳️‍🌈 pirate 🏴‍☠️ technologist 👩🏽‍💻 end",
+    "chinese": "你好，世界。龘靐齉爩",
+    "hindi": "नमस्ते दुनिया क्षत्रिय श्री",
+    "combining": "e\u0301 n\u0303 Z\u0337\u0322\u0304a\u0338l\u0336go",
+    "thai": "ภาษาไทยสวัสดี",
+    "arabic": "مرحبا بالعالم",
+    "flags": "🇩🇪🇯🇵🇺🇳 keycap 1️⃣",
+    "rare": "𝔘𝔫𝔦 𓀀𓁐 ꧁꧂",
+    "code": "for i in range(10):\n    print(f'{i:>3} <b>')",
+}
+
+
+@pytest.mark.parametrize("text", WORLD.values(), ids=WORLD)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_streams_never_show_half_a_character(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    for steps in (1, 2, 3):
+        answer = AnswerText(tokenizer, (), (), len(ids), "length")
+        pieces = [answer.push(ids[i : i + steps]) for i in range(0, len(ids), steps)]
+        assert "".join(pieces) == whole.strip() == text.strip()
+        assert not any("\ufffd" in piece for piece in pieces)
+    for end in range(1, len(ids)):
+        assert "\ufffd" not in AnswerText(tokenizer, (), (), end, "length").push(ids[:end])

@@ -1,8 +1,13 @@
 """The folder of a run: what kills leave of it is written anew."""
 
+import dataclasses
+
+import pytest
 from etils import epath
 
-from llava_mini_jax.training import workdir
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.training import loop, workdir
+from tests.data.toy_tokenizers import make_byte_level
 from tests.training import tiny_stages
 
 
@@ -43,3 +48,29 @@ def test_a_model_of_which_a_kill_left_half_in_a_bucket_is_copied_again(tmp_path,
     )
     monkeypatch.setattr(workdir, "export_model", None)
     workdir.leave_model(None, None, Bucket(tmp_path), None)  # what is whole is left as it is
+
+
+def test_a_run_has_one_day(tmp_path, monkeypatch):
+    """Chat templates ask for it; a run that goes on tomorrow trains on the same prompts."""
+    tokenizer = make_byte_level()
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}"
+    (stage, *_) = tiny_stages.stages()
+    for day in ("2026-02-03", "2026-02-04"):
+        monkeypatch.setattr(workdir, "today", lambda day=day: day)
+        found = loop._dated(stage, tokenizer, epath.Path(tmp_path))
+        assert found.prompt.date == "2026-02-03" and stage.prompt.date == ""
+    own = dataclasses.replace(stage, prompt=dataclasses.replace(stage.prompt, date="2024-07-26"))
+    assert loop._dated(own, tokenizer, epath.Path(tmp_path)) is own
+    tokenizer.chat_template = None
+    assert loop._dated(stage, tokenizer, epath.Path(tmp_path)) is stage
+
+
+def test_a_template_without_labels_ends_the_run_at_once():
+    tokenizer = make_byte_level()
+    (stage, *_) = tiny_stages.stages()
+    loop._check_template(stage, tokenizer)
+    chat = dataclasses.replace(stage, prompt=dataclasses.replace(stage.prompt, template="chat"))
+    for text, reason in ((None, "the tokenizer has none"), ("{{ 1 }}", "leaves messages out")):
+        tokenizer.chat_template = text
+        with pytest.raises(InputError, match=f"^{stage.name}: .*{reason}"):
+            loop._check_template(chat, tokenizer)
