@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits import build_tokenizer
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights.export_hf import export_model
+from llava_mini_jax.weights.export_hf import export_model, llama_json
 from tests import tiny
 
 
@@ -74,9 +75,15 @@ def write_parts(place: Path) -> tuple[Path, Path]:
         save_file(arrays, place / name / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     (place / "clip" / "config.json").write_text(json.dumps(config["vision_config"]))
-    config = {name: config[name] for name in config if not name.startswith("mm_")}
-    (place / "llm" / "config.json").write_text(json.dumps(config))
+    (place / "llm" / "config.json").write_text(json.dumps(language_config(config)))
     return place / "clip", place / "llm"
+
+
+def language_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What a LLaVA's config.json says of its language model, as a LLaMA's own config.json."""
+    names = {*llama_json(tiny.LLM), "eos_token_id", "pad_token_id", "torch_dtype"}
+    kept = {name: value for name, value in config.items() if name in names}
+    return kept | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:

@@ -91,7 +91,7 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
-    from llava_mini_jax.config import read_json
+    from llava_mini_jax.json_fields import read_json
 
     if not (folder / name).is_file():
         return {}

@@ -25,6 +25,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.conversation import IMAGE_MARK
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import SECTION
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
@@ -33,7 +34,6 @@ from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.files import save_tensors
 from llava_mini_jax.weights.folders import KNOWN_TOWERS, section_of
-from llava_mini_jax.weights.hf_json import SECTION
 
 FORMATS = ("release", "llava-1.5", "llava-hf")
 TOKENIZER_FILES = (  # what data/tokenizer.py reads, by the beginnings of names

@@ -29,8 +29,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors.numpy import save_file
 
-from llava_mini_jax.errors import InputError
-from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
+from llava_mini_jax.errors import InputError, short
+from llava_mini_jax.weights.lazy_tensor import LazyTensor
 from llava_mini_jax.weights.safetensors_header import (
     DTYPES,
     MAX_HEADER_BYTES,

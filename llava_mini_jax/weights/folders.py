@@ -19,14 +19,14 @@ import jax.numpy as jnp
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, short
+from llava_mini_jax.json_fields import SECTION, Fields, described_in, read_json
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import hf_config, hf_fields, import_hf, names
 from llava_mini_jax.weights.files import open_tensors
-from llava_mini_jax.weights.hf_json import SECTION, Fields, described_in, read_json
 from llava_mini_jax.weights.hf_processor import (
     Processor,
     image_config,
@@ -36,7 +36,7 @@ from llava_mini_jax.weights.hf_processor import (
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.hub import expanded, resolve_folder
 from llava_mini_jax.weights.import_hf import Published
-from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
+from llava_mini_jax.weights.lazy_tensor import LazyTensor
 
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": configs.CLIP_L_336}

@@ -13,11 +13,11 @@ import math
 from typing import Any
 
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import Fields
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
 from llava_mini_jax.weights import hf_fields
-from llava_mini_jax.weights.hf_json import Fields
 from llava_mini_jax.weights.hf_processor import Processor
 
 LLM_TYPES = ("llama", "mistral")

@@ -14,8 +14,8 @@ from typing import Any
 
 from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.weights.hf_fields import words
-from llava_mini_jax.weights.hf_json import Fields, read_json
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 _CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor")

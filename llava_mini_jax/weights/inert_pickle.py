@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from llava_mini_jax.weights.lazy_tensor import short
+from llava_mini_jax.errors import short
 
 # A pickle takes about 300 bytes and 45 opcodes for each tensor. These limits, far above every
 # model, keep a made-up file from filling the memory (one byte can make a dict) or the day.

@@ -24,11 +24,11 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import read_json
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders, hf_prompt
-from llava_mini_jax.weights.hf_json import read_json
 from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
 
 PREFUSION_STARTS = ("fresh", "copy")

@@ -11,14 +11,13 @@ have checked that every element lies inside the file. Nothing is read before `re
 """
 
 import math
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, short
 
 MAX_RANK = 64  # numpy's own limit on the number of axes
 MAX_ADDRESSABLE_BYTES = 2**62  # numpy refuses arrays whose axes multiply to more, even empty ones
@@ -90,18 +89,3 @@ def shape_problem(shape: object, itemsize: int) -> str | None:
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides in bytes of a row-major tensor: (2, 3) of 4-byte elements gives (12, 4)."""
     return tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))
-
-
-def short(value: object, limit: int = 120) -> str:
-    """`repr` of a value from a file that nobody vouches for, fit for a message.
-
-    It stops early, and not after: values that hold each other make a `repr` that never ends.
-    """
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = limit
-    brief.maxlevel, brief.maxdict, brief.maxlist, brief.maxtuple = 3, 8, 8, 8
-    try:
-        text = brief.repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= limit else text[:limit] + "..."

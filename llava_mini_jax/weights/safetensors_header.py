@@ -22,12 +22,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.weights.lazy_tensor import (
     LazyTensor,
     contiguous_strides,
     shape_problem,
-    short,
 )
 
 DTYPES = {

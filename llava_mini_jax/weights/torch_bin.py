@@ -24,9 +24,9 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.weights.inert_pickle import MAX_PICKLE_BYTES, BadPickleError
-from llava_mini_jax.weights.lazy_tensor import LazyTensor, short
+from llava_mini_jax.weights.lazy_tensor import LazyTensor
 from llava_mini_jax.weights.torch_pickle import (
     STATE_DICT_ONLY,
     TorchTensor,

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from llava_mini_jax.errors import short
 from llava_mini_jax.weights.inert_pickle import BadPickleError, Name, read_pickle
-from llava_mini_jax.weights.lazy_tensor import shape_problem, short
+from llava_mini_jax.weights.lazy_tensor import shape_problem
 
 STORAGES: dict[str, np.dtype | None] = {  # None: bytes, whose meaning the tensor states
     "torch.DoubleStorage": np.dtype(np.float64),

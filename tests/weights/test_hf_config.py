@@ -14,12 +14,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import Fields
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
 from llava_mini_jax.weights import folders, names
 from llava_mini_jax.weights.folders import load_params, open_model, open_parts
 from llava_mini_jax.weights.hf_config import clip_from_hf, llama_from_hf
 from llava_mini_jax.weights.hf_fields import LLM_HARMLESS
-from llava_mini_jax.weights.hf_json import Fields
 from llava_mini_jax.weights.hf_processor import OPENAI_CLIP
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"

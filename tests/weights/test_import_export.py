@@ -29,12 +29,12 @@ from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_hf import (
     config_files,
     export_model,
-    llama_json,
     published_tensors,
 )
 from llava_mini_jax.weights.files import save_tensors
 from llava_mini_jax.weights.folders import load_params, open_model, open_parts
 from tests import tiny
+from tests.tiny_model import language_config
 
 fast_compilation = tiny.fast_compilation
 
@@ -253,10 +253,7 @@ def test_parts_of_a_training_run(tmp_path: Path) -> None:
     llm["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     (tmp_path / "llm").mkdir()
     values = json.loads((tmp_path / "model" / "config.json").read_text())
-    llm_fields = set(llama_json(cfg.llm)) | {"eos_token_id", "pad_token_id", "torch_dtype"}
-    kept = {name: value for name, value in values.items() if name in llm_fields}
-    kept |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    (tmp_path / "llm" / "config.json").write_text(json.dumps(kept))
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(language_config(values)))
     save_file(llm, tmp_path / "llm" / "model.safetensors")
     vision_cfg, llm_cfg, published = open_parts(tmp_path / "clip", tmp_path / "llm")
     assert (vision_cfg, llm_cfg) == (cfg.vision, cfg.llm)

@@ -8,10 +8,10 @@ from safetensors import safe_open
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.hf_config import clip_from_hf, llama_from_hf
-from llava_mini_jax.weights.hf_json import Fields, read_json
 from llava_mini_jax.weights.hf_processor import OPENAI_CLIP
 from tests import tiny
 

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.errors import InputError
-from llava_mini_jax.weights.lazy_tensor import short
+from llava_mini_jax.errors import InputError, short
 
 SECTION = "llava_mini_jax"  # our own section of config.json
 
