@@ -7,7 +7,12 @@ command goes on where it was stopped. `llava-mini benchmarks` lists what there i
 import os
 import sys
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, memory_sentence
+
+MEMORY_ADVICE = (
+    "try --dtype int8 or bfloat16, a smaller --batch-size, or a machine with more memory; the same "
+    "command goes on from here"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +26,11 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
+            raise
+        print(f"eval.py: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("eval.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130

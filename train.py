@@ -13,7 +13,13 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, memory_sentence
+
+MEMORY_ADVICE = (
+    "try larger --STAGE.accumulate (smaller micro-batches), --STAGE.model.remat full, or more "
+    "devices (--STAGE.mesh.fsdp); --dry-run tells what a stage takes, and the same command goes on "
+    "from the last checkpoint"
+)
 
 
 class Command(NamedTuple):
@@ -82,6 +88,11 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
+            raise
+        print(f"train.py: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("train.py: stopped; the same command continues from the last checkpoint")
         return 130

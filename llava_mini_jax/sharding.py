@@ -88,6 +88,11 @@ def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
     return PartitionSpec(*spec)
 
 
+def on_one_cpu() -> bool:
+    """Whether arrays are computed whole on a CPU: no mesh, and no accelerator."""
+    return jax.sharding.get_abstract_mesh().empty and jax.default_backend() == "cpu"
+
+
 def piece(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     """The shape of one device's piece of an array under the current mesh."""
     spec = partition(shape, axes)

@@ -3,6 +3,7 @@
     first word --> ask | benchmarks | convert | data | ..., one file each --arguments--> status
                                      |
        InputError --> one line on stderr, status 2;  Ctrl-C --> 130;  closed pipe --> 141
+       memory is full, or a disk --> one line on stderr, status 1
 
 Answers and tables go to stdout; progress and timing go to stderr, and only if it is a terminal.
 The files of the commands import JAX inside of their functions, so that --help is instant.
@@ -25,8 +26,12 @@ from llava_mini_jax.cli import (
     reproduce,
     verify,
 )
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, memory_sentence
 
+MEMORY_ADVICE = (
+    "try --dtype int8 or bfloat16, fewer or smaller pictures and frames (--max-frames), or a "
+    "machine with more memory; `llava-mini ask ... --dry-run` tells what a question takes"
+)
 COMMANDS = {
     "analyze": analyze,
     "ask": ask,
@@ -95,6 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"llava-mini: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
+            raise
+        print(f"llava-mini: {sentence}", file=sys.stderr)
         return 1
 
 

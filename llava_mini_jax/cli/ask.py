@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     """What the question would take; no weights are read and no frame is decoded."""
+    from llava_mini_jax import sharding
     from llava_mini_jax.data.tokenizer import load_tokenizer
     from llava_mini_jax.data.video import read_video
     from llava_mini_jax.inference import request
@@ -143,6 +144,7 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
         chunk=CHUNK,
         answer=settings.max_new_tokens,
         budget=Budget() if args.interactive else Budget(host=0),
+        in_parts=sharding.on_one_cpu(),
     ).lines()
 
 

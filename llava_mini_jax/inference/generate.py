@@ -2,7 +2,7 @@
 
     frames --encode_frames, a chunk a call--> visual tokens, running sum of fused text
     text ----------------------------------------|--splice--prefill--> cache, first logits
-                                                                          |
+                                                                          |   '--upcoming--> token
                                               decode: while_loop over steps, until `limit`
 
 Each function compiles once per bucket of shapes; how many tokens a call decodes, the sampling
@@ -149,6 +149,12 @@ def prefill(
 
 def _empty_cache(cfg: LlavaMiniConfig, layers: int, rows: int, slots: int) -> kv.Cache:
     return kv.empty(layers, rows, slots, cfg.llm.kv_heads, cfg.llm.head_width, cfg.dtype)
+
+
+@jax.jit
+def upcoming(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
+    """Token ids [B] that `decode` begins with: known before it is called."""
+    return next_token(logits_BV, sampling, step)
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")

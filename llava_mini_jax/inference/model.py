@@ -34,7 +34,8 @@ from llava_mini_jax.weights import folders
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 PROGRAMS = (
-    *(generate.embed_text, generate.encode_frames, generate.prefill, generate.decode),
+    *(generate.embed_text, generate.encode_frames, generate.prefill),
+    *(generate.upcoming, generate.decode),
     *(blocks.look, blocks.read, blocks.fuse, blocks.extend),  # of sessions
 )
 

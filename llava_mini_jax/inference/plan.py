@@ -118,11 +118,13 @@ def plan(
     chunk: int,
     answer: int,
     budget: Budget,
+    in_parts: bool = False,
 ) -> Plan:
     """The plan of a session's first question about `frames` frames with `text` ids of text.
 
     `dtype` is that of the weights ("float32", "bfloat16", "int8"), `chunk` frames go together, and
-    the answer has at most `answer` tokens. Where the positions do not fit, the plan says so.
+    the answer has at most `answer` tokens; `in_parts` says that weights are never in the products'
+    dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
     """
     cfg, Q = bundle.model, rows.tokens_per_image(bundle)
     limit = min(bundle.prompt.max_length, cfg.llm.max_positions)
@@ -139,7 +141,7 @@ def plan(
         "text and the sum of fused text": T * cfg.llm.width * (2 * cfg.dtype.itemsize + FLOAT32),
     }
     pictures = frames > 0 or bundle.prompt.blank_image
-    cast = 0 if dtype == cfg.compute_dtype else work.largest_weight()
+    cast = 0 if in_parts or dtype == cfg.compute_dtype else work.largest_weight()
     phases = {
         name: terms | ({"a weight in the products' dtype": cast} if cast else {})
         for name, terms in work.phases(slots, min(prompt, length), pictures).items()

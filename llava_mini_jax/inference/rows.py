@@ -95,7 +95,7 @@ def decode(
     settings: Settings,
     steps: int,
 ) -> Iterator[list[str]]:
-    """Generates until all `texts` are finished; yields their new pieces after each call."""
+    """Generates until all `texts` are finished; yields the first tokens, then what calls add."""
     cfg = bundle.model
     # Rows without a single position are done before they begin.
     padding = [_without_text(examples[0])] * (power_of_two(len(examples)) - len(examples))
@@ -117,15 +117,21 @@ def decode(
         settings.seed,
         stop_ids,
     )
-    read = 0
-    while not all(text.finish for text in texts):
+    answer_length = max(text.allowance for text in texts)
+    read, new_BN = 0, np.zeros((len(examples) + len(padding), 0), np.int32)
+    while True:
+        # The state's logits give one token more, the first one before any call.
+        next_B = generate.upcoming(state.logits_BV, sampling, state.step)
+        new_BN = np.concatenate([new_BN, np.asarray(next_B)[:, None]], axis=1)
+        yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
+        if all(text.finish for text in texts):
+            return
         done_B = np.array([bool(text.finish) for text in texts] + [True] * len(padding))
         state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
-        limit = jnp.int32(min(read + steps, room))
+        limit = jnp.int32(min(read + steps, answer_length - 1))
         state = generate.decode(params, state, sampling, limit, cfg)
-        new_BN = np.asarray(state.tokens_BN)[:, read : int(state.step)]
+        new_BN = np.asarray(state.tokens_BN)[:, read + 1 : int(state.step)]
         read = int(state.step)
-        yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
 
 
 def _without_text(like: Example) -> Example:

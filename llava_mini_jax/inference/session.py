@@ -204,17 +204,7 @@ class Session:
             done_B=jnp.zeros(1, bool),
             step=jnp.zeros((), jnp.int32),
         )
-        s = self.settings
-        sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seed, model.stop_ids)
-        read = 0
-        while text.finish is None:
-            limit_step = jnp.int32(min(read + steps, allowance))
-            self._cache = None
-            state = generate.decode(params, state, sampling, limit_step, cfg)
-            self._cache = state.cache
-            new_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
-            read = int(state.step)
-            self._cached = np.concatenate([self._cached, _text_marks(new_N, fuse=False)])
+        for new_N in self._decode(state, steps, allowance):
             if piece := text.push(new_N):
                 yield piece
             if self._moves != move:
@@ -222,7 +212,26 @@ class Session:
                     "the session has gone on (another question, a picture, a new conversation) "
                     "before this answer was taken to its end; ask again"
                 )
+            if text.finish is not None:
+                break
         self.answer = text.answer
+
+    def _decode(self, state: generate.Decoding, steps: int, most: int) -> Iterator[np.ndarray]:
+        """Up to `most` token ids: the first one, then what each call of up to `steps` adds."""
+        model, s = self.model, self.settings
+        sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seed, model.stop_ids)
+        read, new_N = 0, np.zeros(0, np.int32)
+        while True:
+            # The state's logits give one token more, the first one before any call.
+            next_B = generate.upcoming(state.logits_BV, sampling, state.step)
+            yield np.concatenate([new_N, np.asarray(next_B)])
+            limit = jnp.int32(min(read + steps, most - 1))
+            self._cache = None
+            state = generate.decode(model.params, state, sampling, limit, model.bundle.model)
+            self._cache = state.cache
+            decoded_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
+            read, new_N = int(state.step), decoded_N[1:]
+            self._cached = np.concatenate([self._cached, _text_marks(decoded_N, fuse=False)])
 
     # ------------------------------------------------------------------------------- one pass
 

@@ -85,7 +85,9 @@ class Work:
         if self.cfg.prefusion_layers:
             S = self.positions
             found["keys and values"] = self.memory()
-            found["a layer of pre-fusion"] = self._llama(self.chunk, S, S)
+            layer = self._llama(self.chunk, S, S)
+            # Its own keys and values are among those that are kept.
+            found["a layer of pre-fusion"] = layer - self.memory() // self.cfg.prefusion_layers
         return found
 
     def _fuse(self) -> dict[str, int]:
@@ -127,5 +129,5 @@ class Work:
         softmax = scores * (2 * FLOAT32 + (0 if size == FLOAT32 else size))
         keys_values = 2 * batch * keys * kv_heads * head_width * size
         mlp = (1 + gates) * batch * queries * mlp_width * size
-        through = 3 * batch * queries * max(width, heads * head_width) * size
+        through = 2 * batch * queries * max(width, heads * head_width) * size
         return max(softmax + keys_values, mlp) + through

@@ -107,8 +107,11 @@ def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
         # over: the table, which is much larger than the rows, is not gathered over fsdp.
         shape = (*ids_BT.shape, params.embed_tokens.shape[1])
         spec = sharding.partition(shape, ("lookup", None, "embed"))
-        rows = params.embed_tokens.at[jnp.maximum(ids_BT, 0)]
-        found_BTD = rows.get(out_sharding=spec).astype(dtype)
+        ids_BT, table_VD = jnp.maximum(ids_BT, 0), params.embed_tokens
+        if sharding.on_one_cpu() and table_VD.dtype.itemsize < 4:
+            # Tied to the ids: else XLA puts a float32 table in front of the loop over tokens.
+            ids_BT, table_VD = jax.lax.optimization_barrier((ids_BT, table_VD))
+        found_BTD = table_VD.at[ids_BT].get(out_sharding=spec).astype(dtype)
         return sharding.constrain(found_BTD, ("batch", None, None))
 
 

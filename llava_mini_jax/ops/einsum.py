@@ -1,4 +1,11 @@
-"""Matrix products between activations and weights: the only function that looks inside a weight."""
+"""Matrix products between activations and weights: the only function that looks inside a weight.
+
+x, weight --on accelerators and meshes--> one product, as its equation says
+          '--on one CPU--> x [R, I] times weight [O, I]; a weight that is narrower than
+                           float32 some rows at a time, so that it never lies there in float32
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +13,9 @@ from flax import struct
 
 from llava_mini_jax import sharding
 from llava_mini_jax.params import Leaf
+
+# Numbers of a narrow weight that a CPU widens at a time: 1 MB, which stays in its caches.
+TOGETHER = 2**18
 
 
 @struct.dataclass
@@ -30,12 +40,73 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
         product = einsum(equation, x, weight.values, axes).astype(jnp.float32)
         scale = sharding.constrain(weight.scale, axes[-weight.scale.ndim :])
         return (product * scale).astype(x.dtype)
-    weight = weight.astype(x.dtype)
     inputs, output = equation.split("->")
     left, right = inputs.split(",")
+    outputs = len(set(right) - set(left))
+    if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
+        return _rows_times_matrix(x, left, weight, right, outputs)
+    weight = weight.astype(x.dtype)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     spec = sharding.partition(tuple(sizes[letter] for letter in output), axes)
     return jnp.einsum(equation, x, weight, out_sharding=spec)
+
+
+def _rows_times_matrix(
+    x: jax.Array, left: str, weight: jax.Array, right: str, outputs: int
+) -> jax.Array:
+    """The product with two indices each: of more, XLA for CPU copies the weights, transposed."""
+    summed = right[outputs:]
+    kept = [letter for letter in left if letter not in summed]
+    x = x.transpose([left.index(letter) for letter in (*kept, *summed)])
+    rows, columns = x.shape[: len(kept)], weight.shape[:outputs]
+    x_RI = x.reshape(math.prod(rows), math.prod(x.shape[len(kept) :]))
+    weight_OI = weight.reshape(math.prod(columns), x_RI.shape[1])
+    narrow = weight.dtype.itemsize < 4
+    product_RO = _widened(x_RI, weight_OI) if narrow else _product(x_RI, weight_OI)
+    return product_RO.astype(x.dtype).reshape(*rows, *columns)
+
+
+def _product(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+    return jnp.einsum("RI,OI->RO", x_RI, weight_OI.astype(x_RI.dtype))
+
+
+@jax.custom_vjp
+def _widened(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+    """The product in float32, in which CPUs compute, with a few rows of the weight at a time.
+
+    Left to itself, XLA widens the weights of all layers first: in front of a loop over tokens, and
+    without a loop too. The weight is tied to the number of the rows so that nothing is moved out;
+    the last rows, where they are fewer, begin earlier and are computed twice.
+    """
+    x_RI = x_RI.astype(jnp.float32)
+    outputs, inputs = weight_OI.shape
+    # At least two parts: XLA takes a loop of one apart.
+    part = max(1, min(TOGETHER // inputs, -(-outputs // 2)))
+
+    def add(number: jax.Array, product_RO: jax.Array) -> jax.Array:
+        weight, number = jax.lax.optimization_barrier((weight_OI, number))
+        start = jnp.minimum(number * part, outputs - part)
+        some_PI = jax.lax.dynamic_slice_in_dim(weight, start, part)
+        some_RP = _product(x_RI, some_PI)
+        return jax.lax.dynamic_update_slice_in_dim(product_RO, some_RP, start, axis=1)
+
+    # All of it is written over. Made of `x`: XLA makes room for constants of all layers at once.
+    room_RO = jnp.broadcast_to(x_RI[:, :1], (x_RI.shape[0], outputs))
+    return jax.lax.fori_loop(0, -(-outputs // part), add, room_RO)
+
+
+def _forward(x_RI: jax.Array, weight_OI: jax.Array) -> tuple[jax.Array, tuple]:
+    return _widened(x_RI, weight_OI), (x_RI, weight_OI)
+
+
+def _backward(given: tuple, gradient_RO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_RI, weight_OI = given
+    back = jax.vjp(_product, x_RI.astype(jnp.float32), weight_OI.astype(jnp.float32))[1]
+    of_x, of_weight = back(gradient_RO)
+    return of_x.astype(x_RI.dtype), of_weight.astype(weight_OI.dtype)
+
+
+_widened.defvjp(_forward, _backward)
 
 
 @struct.dataclass

@@ -140,7 +140,7 @@ def _runner(model: Candidate, request: Request) -> Callable[[], tuple[float, flo
     def run() -> tuple[float, float]:
         began = time.perf_counter()
         state = prefill()
-        np.asarray(state.logits_BV.argmax(-1))
+        np.asarray(generate.upcoming(state.logits_BV, sampling, state.step))
         first = time.perf_counter()
         state = generate.decode(model.params, state, sampling, jnp.int32(request.new_tokens), cfg)
         np.asarray(state.tokens_BN)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from llava_mini_jax import distributed
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.errors import InputError, memory_sentence
 
 _ODD = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x9E3779B9)
 
@@ -124,6 +124,8 @@ class Checkpoints:
             )
             written = dict(found["about"]["fingerprints"])
         except Exception as error:  # of many types; for damaged array data a plain Exception
+            if memory_sentence(error, ""):
+                raise  # which says nothing about the checkpoint
             problem = (str(error) or type(error).__name__).splitlines()[0]
         if problem := _anyones(problem):
             return None, problem

@@ -26,9 +26,13 @@ from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.weights import mismatch, names
 from llava_mini_jax.weights.lazy_tensor import LazyTensor
-from llava_mini_jax.weights.quantize import channel_axes, is_product, quantize
-
-XLA_ALIGNMENT = 64  # bytes
+from llava_mini_jax.weights.quantize import (
+    aligned_empty,
+    channel_axes,
+    is_product,
+    quantize,
+    quantize_parts,
+)
 
 # What weights may be stored as. Integers and 8-bit floats mean something only with scales, which
 # may lie in other tensors, other files or nowhere: read as numbers they would be wrong in silence.
@@ -227,11 +231,19 @@ def _regroup(
 def _assemble(
     path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, int8: bool
 ) -> jax.Array | Int8Weight:
-    weight = _whole(leaf, pieces, dtype)
     if not int8 or not is_product(path, leaf):
-        return weight
+        return _whole(leaf, pieces, dtype)
+    channels = channel_axes(leaf, pieces[0].shape[0])
+    if sharding.on_one_cpu() and not leaf.stacked:
+
+        def read(rows: slice) -> jax.Array:
+            index = (rows, *(slice(0, size) for size in leaf.shape[1:]))
+            empty = partial(_empty_of, dtype=dtype)
+            return jax.device_put(pieces[0].read(leaf.shape, index, empty))
+
+        return quantize_parts(read, leaf.shape, channels)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
-    return jax.block_until_ready(quantize(weight, channel_axes(leaf, pieces[0].shape[0])))
+    return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels))
 
 
 def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:
@@ -254,7 +266,7 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
 
     def read(index: Any) -> np.ndarray:
         index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
-        return piece.read(shape, index, lambda part, _: _aligned_empty(part, dtype))
+        return piece.read(shape, index, partial(_empty_of, dtype=dtype))
 
     if spec is None:
         return jax.device_put(read(tuple(slice(None) for _ in shape)))
@@ -262,9 +274,5 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
     return jax.make_array_from_callback(shape, jax.NamedSharding(mesh, spec), read)
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array whose memory a CPU device takes over; others it copies, and keeps for a while."""
-    nbytes = math.prod(shape) * jnp.dtype(dtype).itemsize
-    raw = np.empty(nbytes + XLA_ALIGNMENT, np.uint8)
-    start = -raw.__array_interface__["data"][0] % XLA_ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
+def _empty_of(shape: tuple[int, ...], _: Any, *, dtype: Any) -> np.ndarray:
+    return aligned_empty(shape, dtype)

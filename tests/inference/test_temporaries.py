@@ -1,0 +1,123 @@
+"""No program of generation holds the weights a second time, whatever dtype they have.
+
+    abstract weights, one row --lower, compile--> XLA's plan: temporary bytes beside the arguments
+
+A loop over tokens used to turn every int8 and bfloat16 weight into float32 in front of itself, and
+three-index weights were transposed as a whole: 60 to 100 % of the float weights.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llava_mini_jax import config as configs
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
+from llava_mini_jax.inference import blocks, generate
+from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.inference.model import DTYPES
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
+from llava_mini_jax.ops.einsum import Int8Weight
+from llava_mini_jax.weights.quantize import is_product
+
+MOST = 0.1  # of the weights in float32
+TEXT, SLOTS, ROOM = 60, 1024, 16
+
+# SmolLM2-135M's language model behind a tower as wide as CLIP-L.
+SMOLLM2 = dataclasses.replace(
+    LLAMA_3_1_8B,
+    vocab_size=49_152,
+    width=576,
+    mlp_width=1536,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_width=64,
+    max_positions=8192,
+    tied_head=True,
+)
+# The same with fewer layers and words, which compiles in a second.
+SMALL = dataclasses.replace(SMOLLM2, layers=4, vocab_size=16_384)
+SIZES = {
+    "small": (SMALL, dataclasses.replace(CLIP_L_336, image_size=84, layers=4)),
+    "135M": (SMOLLM2, dataclasses.replace(CLIP_L_336, layers=12)),
+}
+PROGRAMS = ("embed_text", "encode_frames", "prefill", "upcoming", "decode")
+PROGRAMS += ("look", "read", "fuse", "extend a word", "extend a block")
+
+
+def config(size: str, dtype: str) -> LlavaMiniConfig:
+    computing = "float32" if dtype == "int8" else dtype
+    return configs.build(*SIZES[size], "release", prefusion_layers=2, compute_dtype=computing)
+
+
+def abstract(cfg: LlavaMiniConfig, dtype: str) -> Any:
+    """The parameters as `load` leaves them, as shapes."""
+
+    def leaf(path: str, spec: param_tree.ParamSpec) -> Any:
+        if dtype != "int8" or not is_product(path, spec):
+            return jax.ShapeDtypeStruct(spec.shape, cfg.dtype)
+        channels = 2 if spec.axes[0] == "heads" else 1
+        return Int8Weight(
+            values=jax.ShapeDtypeStruct(spec.shape, jnp.int8),
+            scale=jax.ShapeDtypeStruct(spec.shape[:channels], jnp.float32),
+        )
+
+    return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(cfg)))
+
+
+def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
+    """Every program of generation and of sessions for one row and one picture."""
+    D, llm = cfg.llm.width, cfg.llm
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    side, one, number = cfg.vision.image_size, array(1), array()
+    pixels = array(1, 1, side, side, 3, dtype=jnp.uint8)
+    text, fuse = array(1, TEXT, D, dtype=cfg.dtype), array(1, TEXT, dtype=bool)
+    seen = generate.Seen(
+        visual_BVD=array(1, 1, D, dtype=cfg.dtype), fused_BTD=array(1, TEXT, D, dtype=jnp.float32)
+    )
+    none = array(1, 0, 1, side, side, 3, dtype=jnp.uint8)
+    ids = array(1, TEXT)
+    inputs = Inputs(ids, fuse, none, array(1, 0, dtype=bool), array(1, TEXT + 1))
+    begin = (params, seen, one, text, inputs)
+    state = jax.eval_shape(lambda *given: generate.prefill(*given, cfg, 1, ROOM), *begin)
+    sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
+    yield "embed_text", generate.embed_text.lower(params, ids, cfg)
+    see = (params, seen, pixels, one, one, text, fuse, cfg)
+    yield "encode_frames", generate.encode_frames.lower(*see)
+    yield "prefill", generate.prefill.lower(*begin, cfg, 1, ROOM)
+    yield "upcoming", generate.upcoming.lower(state.logits_BV, sampling, number)
+    yield "decode", generate.decode.lower(params, state, sampling, number, cfg)
+    yield "look", blocks.look.lower(params, pixels, cfg)
+    features = jax.eval_shape(lambda p, x: blocks.look(p, x, cfg), params, pixels)
+    yield "read", blocks.read.lower(params, features, cfg)
+    _, memory = jax.eval_shape(lambda p, x: blocks.read(p, x, cfg), params, features)
+    total = array(TEXT, D, dtype=jnp.float32)
+    yield "fuse", blocks.fuse.lower(params, total, memory, number, text, fuse, cfg)
+    cache = jax.eval_shape(
+        lambda: kv.empty(llm.layers, 1, SLOTS, llm.kv_heads, llm.head_width, cfg.dtype)
+    )
+    for name, length in (("extend a word", 16), ("extend a block", 128)):
+        block = (array(1, length, D, dtype=cfg.dtype), array(1, length), number, number)
+        yield name, blocks.extend.lower(params, cache, text, *block, cfg)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", ["small", pytest.param("135M", marks=pytest.mark.slow)])
+def test_temporary_memory_is_a_tenth_of_the_float_weights(size: str, dtype: str) -> None:
+    cfg = config(size, dtype)
+    weights = 4 * param_tree.count(llava_mini.spec(cfg))
+    found = {}
+    for name, program in lowered(cfg, abstract(cfg, dtype)):
+        found[name] = program.compile().memory_analysis().temp_size_in_bytes / weights
+    assert list(found) == list(PROGRAMS)
+    assert {name: share for name, share in found.items() if share > MOST} == {}
