@@ -158,7 +158,7 @@ def read_vlmevalkit(gold: Mapping[str, Any], text: str) -> str:
 
 
 def _read_letter(gold: Mapping[str, Any], text: str) -> str:
-    return lone_letter(text, "ABCD")  # an option "None" is an empty cell to pandas, but can be right
+    return lone_letter(text, "ABCD")  # an option "None", empty to pandas, can be right
 
 
 def read_lmms(gold: Mapping[str, Any], text: str) -> str:
