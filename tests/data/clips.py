@@ -16,19 +16,22 @@ LEVEL_TOLERANCE = 4
 LEVEL_STEP = 10
 
 
-def make_video(path: Path, stamps, *, rate=10, sound=False) -> Path:
+def make_video(
+    path: Path, stamps, *, rate: Any = 10, sound=False, codec="mpeg4", pixels="yuv420p"
+) -> Path:
     """Frame i is shown from stamps[i] (in units of 1 / rate), in the grey 10 * i."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         stream.codec_context.time_base = Fraction(1, rate)
-        stream.codec_context.qmin = stream.codec_context.qmax = 2
+        if not codec.startswith("libvpx"):
+            stream.codec_context.qmin = stream.codec_context.qmax = 2
         if sound:
             audio = container.add_stream("pcm_s16le" if path.suffix == ".mkv" else "aac", rate=8000)
         for i, stamp in enumerate(stamps):
             picture = np.full((48, 64, 3), LEVEL_STEP * i % 250, np.uint8)
             picture[:12, :16] = 255
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = stamp, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
