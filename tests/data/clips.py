@@ -51,10 +51,16 @@ def levels(frames) -> list[int]:
 
 
 def moving_video(path: Path, codec: str, options: dict, stamps) -> Path:
-    """Noise that moves: every frame needs the one before it."""
+    """Noise that moves: every frame needs the one before it.
+
+    The same bytes each time, so that what damage does to them is the same: x264's rate control is
+    not, and Matroska draws its ids at random.
+    """
+    if codec == "libx264":
+        options = {"qp": "26", "threads": "1"} | options
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     picture = np.kron(noise, np.ones((8, 8, 1), np.uint8))
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 10)
