@@ -6,6 +6,7 @@ holds checkpoints is continued. --dry-run tells what would be trained and what m
 --profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
 on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
 0 unless given: clusters that start a failed command again need to be told another one.
+--accept-changed-data continues a run on other data than it began with.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ class Command(NamedTuple):
     distributed: bool
     stopped_status: int
     profile: Any
+    accept_changed_data: bool
 
 
 def parse(default: Any, argv: list[str]) -> Command:
@@ -37,6 +39,7 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("distributed", bool, False),
         ("stopped_status", int, 0),
         ("profile", ProfileConfig, ProfileConfig()),
+        ("accept_changed_data", bool, False),
     ]
     fields = [
         (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
             if command.distributed:
                 distributed.start()
             try:
-                loop.run(chosen, command.workdir, command.profile)
+                loop.run(chosen, command.workdir, command.profile, command.accept_changed_data)
             except loop.Stopped as stopped:
                 print(f"train.py: {stopped}; the same command continues there")
                 status = command.stopped_status

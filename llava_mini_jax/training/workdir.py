@@ -23,10 +23,16 @@ FREE = (
     *("mesh", "accumulate", "loss_chunk", "max_skipped", "bad_samples", "heldout"),
     *("log_every", "checkpoint_every", "keep", "keep_every"),
 )
+DATA = ("data", "samples")
 
 
-def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
-    """The folder, with config.json; one with checkpoints of another configuration is refused."""
+def open_workdir(
+    workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bool = False
+) -> epath.Path:
+    """The folder, with config.json; one with checkpoints of another configuration is refused.
+
+    `accept_changed_data`: what a configuration says of data may be different.
+    """
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,11 +46,16 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
         raise InputError(f"workdir {workdir} cannot be made ({reason}): give another") from error
     path = folder / "config.json"
     trained = any((folder / "checkpoints").glob("*/*"))
-    if trained and (changed := changed_fields(folder, stages)):
+    changed = changed_fields(folder, stages) if trained else []
+    of_data = [name for name in changed if name.rpartition(".")[2] in DATA]
+    if accept_changed_data:
+        changed = [name for name in changed if name not in of_data]
+    if changed:
+        accept = ", or go on with other data by --accept-changed-data" * (changed == of_data)
         raise InputError(
             f"{path} was written by a run with another configuration (it differs in "
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
-            "or use the same configuration to continue that run"
+            f"or use the same configuration to continue that run{accept}"
         )
     distributed.wait_for_all()  # all have read the one before
     if distributed.is_first():
