@@ -10,11 +10,13 @@ on each of which the same command is started. A run that SIGTERM stops ends with
 """
 
 import dataclasses
-import os
 import sys
 from typing import Any, NamedTuple
 
+from llava_mini_jax import environment, signals
 from llava_mini_jax.errors import InputError
+
+STOPPED = "train.py: stopped; the same command continues from the last checkpoint"
 
 
 class Command(NamedTuple):
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     try:
+        environment.check(devices=False)
         from llava_mini_jax import distributed
         from llava_mini_jax.training import describe, loop, stages
 
@@ -75,6 +78,8 @@ def main(argv: list[str]) -> int:
         else:
             if command.distributed:
                 distributed.start()
+            else:
+                environment.check_devices()
             try:
                 loop.run(chosen, command.workdir, command.profile, command.accept_changed_data)
             except loop.Stopped as stopped:
@@ -86,15 +91,10 @@ def main(argv: list[str]) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: stopped; the same command continues from the last checkpoint")
+        print(STOPPED)
         return 130
     return status
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads are not waited for: of data they read batches that nobody takes, and those that were
-    # to write a checkpoint and could not never end.
-    os._exit(status)
+    signals.run(lambda: main(sys.argv[1:]), STOPPED)

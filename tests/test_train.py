@@ -42,7 +42,9 @@ def refused(capsys, argv):
 
 def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
     assert status_of([DIGITS, "--workdir", tmp_path]) == 0
-    assert started == [(list(vars(digits.config()).values()), str(tmp_path), ProfileConfig(), False)]
+    assert started == [
+        (list(vars(digits.config()).values()), str(tmp_path), ProfileConfig(), False)
+    ]
 
 
 def test_fields_are_replaced_on_the_command_line(started, tmp_path):

@@ -26,6 +26,7 @@ from llava_mini_jax import distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data import fingerprint
 from llava_mini_jax.data.digits import build_tokenizer
+from llava_mini_jax.data.pipeline import Source
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -68,8 +69,8 @@ def run(
         raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
     params = None
     try:
-        folder = open_workdir(workdir, stages, accept_changed_data)
         with _sigterm() as stop:
+            folder = open_workdir(workdir, stages, accept_changed_data)
             for stage in stages:
                 with _mesh(stage):
                     params = run_stage(stage, folder, params, stop, profile, accept_changed_data)
@@ -109,8 +110,7 @@ def run_stage(
             del params
         del previous  # the state's arrays are donated from here on
         if first_step < stage.steps:
-            source = feed.open_data(stage.data, stage.samples)
-            data = fingerprint.fingerprint(source)
+            source, data = distributed.together(lambda: _open_data(stage))
             _check_alike(stage, data)
             _check_data(stage, data, about, folder / str(first_step), accept_changed_data)
             print(_beginning(stage, len(source), first_step), file=sys.stderr)
@@ -148,6 +148,11 @@ def run_stage(
     params = param_tree.merge(state.trainable, state.frozen)
     leave_model(params, bundle_of(stage, tokenizer), workdir / stage.name / "model", tokenizer)
     return params
+
+
+def _open_data(stage: TrainConfig) -> tuple[Source, dict[str, Any]]:
+    source = feed.open_data(stage.data, stage.samples)
+    return source, fingerprint.fingerprint(source)
 
 
 def _check_alike(stage: TrainConfig, data: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ FREE = (
     *("log_every", "checkpoint_every", "keep", "keep_every"),
 )
 DATA = ("data", "samples")
+_SEEN_WITHIN = 30.0  # seconds that a network disk may take to show a new file
 
 
 def open_workdir(
@@ -33,6 +36,14 @@ def open_workdir(
 
     `accept_changed_data`: what a configuration says of data may be different.
     """
+    folder = distributed.together(lambda: _opened(workdir, stages, accept_changed_data))
+    _check_shared(folder)
+    if distributed.is_first():
+        write_whole(folder / "config.json", _as_json(stages))
+    return folder
+
+
+def _opened(workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bool) -> epath.Path:
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,10 +68,30 @@ def open_workdir(
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
             f"or use the same configuration to continue that run{accept}"
         )
-    distributed.wait_for_all()  # all have read the one before
-    if distributed.is_first():
-        write_whole(path, _as_json(stages))
     return folder
+
+
+def _check_shared(folder: epath.Path) -> None:
+    """InputError unless all processes see the same folder: they write checkpoints together."""
+    if distributed.count() == 1:
+        return
+    [token] = distributed.gather_json([secrets.token_hex(8)] if distributed.is_first() else [])
+    path = folder / f".shared-{token}"
+    if distributed.is_first():
+        path.write_text(token)
+    distributed.wait_for_all()  # it is written
+    end = time.monotonic() + _SEEN_WITHIN
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(0.5)
+    blind = distributed.gather_json([] if seen else [distributed.index()])
+    if distributed.is_first():
+        path.unlink(missing_ok=True)
+    if blind:
+        raise InputError(
+            f"workdir {folder} of process {blind[0]} is not that of process 0: what one writes "
+            "there the other does not see; give a --workdir on a disk, or in a bucket, that all "
+            "machines share"
+        )
 
 
 def changed_fields(folder: epath.Path, stages: Sequence[TrainConfig]) -> list[str]:
