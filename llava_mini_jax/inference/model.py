@@ -20,6 +20,7 @@ from typing import Any, overload
 
 import jax
 import numpy as np
+from PIL import Image
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
@@ -320,7 +321,7 @@ def _place(number: int, count: int) -> str:
 def _entry(given: Sequence[Any] | None, number: int, count: int, name: str) -> Any:
     if given is None:
         return None
-    one = isinstance(given, str | bytes | Path)
+    one = isinstance(given, str | bytes | Path | Image.Image)
     listed = (
         not one
         and isinstance(given, Sequence | np.ndarray)

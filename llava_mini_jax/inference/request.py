@@ -70,7 +70,8 @@ def _listed(given: Any, kinds: Any, name: str, expected: str) -> list[Any]:
         return []
     if isinstance(given, kinds):
         return [given]
-    if not isinstance(given, Sequence | Iterator) or isinstance(given, bytes | bytearray | memoryview):
+    content = isinstance(given, bytes | bytearray | memoryview)
+    if content or not isinstance(given, Sequence | Iterator):
         raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of such")
     return list(given)
 
