@@ -86,6 +86,7 @@ def write_folder(folder: Path, name: str, samples: Iterable[Packed], samples_a_s
         writer = sequential_writer.SequentialWriter(
             ds_info=info, max_examples_per_shard=samples_a_shard, file_format="array_record"
         )
+        writer._serializer = _serializer(info.features)
         writer.initialize_splits([SPLIT])
         for sample in samples:
             groups.append(sample.group)
@@ -113,6 +114,18 @@ def _features() -> Any:
     return features.FeaturesDict(
         {"row": features.Text(), "media": features.Sequence(features.Text())}
     )
+
+
+def _serializer(features: Any) -> Any:
+    """tfds' own, with the features of an Example in one order: protobuf has another one in every
+    process, and two builds of the same data would be different bytes."""
+    from tensorflow_datasets.core import example_serializer
+
+    class InOrder(example_serializer.ExampleSerializer):
+        def serialize_example(self, example: Any) -> bytes:
+            return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    return InOrder(features.get_serialized_info())
 
 
 def _record(sample: Packed) -> dict[str, Any]:
