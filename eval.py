@@ -7,12 +7,15 @@ command goes on where it was stopped. `llava-mini benchmarks` lists what there i
 import os
 import sys
 
+from llava_mini_jax import signals
 from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
     "try --dtype int8 or bfloat16, a smaller --batch-size, or a machine with more memory; the same "
     "command goes on from here"
 )
+
+STOPPED = "eval.py: stopped; the same command goes on from here"
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +35,7 @@ def main(argv: list[str]) -> int:
         print(f"eval.py: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("eval.py: stopped; the same command goes on from here", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Python flushes stdout once more at its end; there must be something to write to.
@@ -42,4 +45,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signals.run(lambda: main(sys.argv[1:]), STOPPED)

@@ -6,13 +6,14 @@ holds checkpoints is continued. --dry-run tells what would be trained and what m
 --profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
 on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
 0 unless given: clusters that start a failed command again need to be told another one.
+--accept-changed-data continues a run on other data than it began with.
 """
 
 import dataclasses
-import os
 import sys
 from typing import Any, NamedTuple
 
+from llava_mini_jax import environment, signals
 from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
@@ -20,6 +21,8 @@ MEMORY_ADVICE = (
     "devices (--STAGE.mesh.fsdp); --dry-run tells what a stage takes, and the same command goes on "
     "from the last checkpoint"
 )
+
+STOPPED = "train.py: stopped; the same command continues from the last checkpoint"
 
 
 class Command(NamedTuple):
@@ -29,6 +32,7 @@ class Command(NamedTuple):
     distributed: bool
     stopped_status: int
     profile: Any
+    accept_changed_data: bool
 
 
 def parse(default: Any, argv: list[str]) -> Command:
@@ -43,6 +47,7 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("distributed", bool, False),
         ("stopped_status", int, 0),
         ("profile", ProfileConfig, ProfileConfig()),
+        ("accept_changed_data", bool, False),
     ]
     fields = [
         (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
@@ -66,6 +71,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     try:
+        environment.check(devices=False)
         from llava_mini_jax import distributed
         from llava_mini_jax.training import describe, loop, stages
 
@@ -78,8 +84,10 @@ def main(argv: list[str]) -> int:
         else:
             if command.distributed:
                 distributed.start()
+            else:
+                environment.check_devices()
             try:
-                loop.run(chosen, command.workdir, command.profile)
+                loop.run(chosen, command.workdir, command.profile, command.accept_changed_data)
             except loop.Stopped as stopped:
                 print(f"train.py: {stopped}; the same command continues there")
                 status = command.stopped_status
@@ -94,15 +102,10 @@ def main(argv: list[str]) -> int:
         print(f"train.py: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train.py: stopped; the same command continues from the last checkpoint")
+        print(STOPPED)
         return 130
     return status
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads are not waited for: of data they read batches that nobody takes, and those that were
-    # to write a checkpoint and could not never end.
-    os._exit(status)
+    signals.run(lambda: main(sys.argv[1:]), STOPPED)

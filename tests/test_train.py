@@ -42,7 +42,9 @@ def refused(capsys, argv):
 
 def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
     assert status_of([DIGITS, "--workdir", tmp_path]) == 0
-    assert started == [(list(vars(digits.config()).values()), str(tmp_path), ProfileConfig())]
+    assert started == [
+        (list(vars(digits.config()).values()), str(tmp_path), ProfileConfig(), False)
+    ]
 
 
 def test_fields_are_replaced_on_the_command_line(started, tmp_path):
@@ -66,7 +68,7 @@ def test_a_config_of_one_stage(started, tmp_path):
     )
     assert status_of([path, "--workdir", tmp_path, "--steps", "7"]) == 0
     stage = dataclasses.replace(digits.config().stage1, steps=7)
-    assert started == [([stage], str(tmp_path), ProfileConfig())]
+    assert started == [([stage], str(tmp_path), ProfileConfig(), False)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from llava_mini_jax import environment, signals
 from llava_mini_jax.cli import (
     analyze,
     ask,
@@ -43,6 +44,8 @@ COMMANDS = {
     "reproduce": reproduce,
     "verify": verify,
 }
+
+COMPUTING = ("analyze", "ask", "convert", "profile", "verify")  # in this process, with JAX
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,9 +87,11 @@ def command_parser(name: str) -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command; returns the exit status. Without `argv` the process ends with it."""
+    if argv is None:
+        signals.run(lambda: main(sys.argv[1:]), "llava-mini: stopped")
     try:
-        status = _run(sys.argv[1:] if argv is None else argv)
+        status = _run(argv)
         sys.stdout.flush()
         return status
     except InputError as error:
@@ -112,6 +117,8 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in COMMANDS:
         # Intermixed: the question may stand behind the options that follow the model.
         args = command_parser(argv[0]).parse_intermixed_args(argv[1:])
+        if argv[0] in COMPUTING:
+            environment.check()
         return COMMANDS[argv[0]].run(args)
     args, _ = top_parser().parse_known_args(argv)
     if not args.version:

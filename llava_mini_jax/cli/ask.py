@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini_jax import signals
 from llava_mini_jax.cli.terminal import note, waiting
 from llava_mini_jax.errors import InputError
 
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # ends this answer; a second one, at the prompt, ends it all
             if not args.interactive:
                 raise
+            signals.dealt_with()
             print(flush=True)
     return status
 

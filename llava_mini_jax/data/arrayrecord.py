@@ -12,6 +12,7 @@ TensorFlow, bytes unchanged (its Image and Video features are encoded by TensorF
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 import tempfile
@@ -26,6 +27,7 @@ from llava_mini_jax.errors import InputError
 INFO, GROUPS = "dataset_info.json", "groups.npy"
 SPLIT = "train"
 _FLUSH_BYTES, _FLUSH_SAMPLES = 2**26, 256  # what is held until it is written
+_END_BYTES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +81,19 @@ def write_folder(folder: Path, name: str, samples: Iterable[Packed], samples_a_s
     )
     groups: list[tuple[int, int]] = []
     waiting: list[dict[str, Any]] = []
-    held = 0
+    held, digest = 0, hashlib.sha256()
     try:
         writer = sequential_writer.SequentialWriter(
             ds_info=info, max_examples_per_shard=samples_a_shard, file_format="array_record"
         )
+        writer._serializer = _serializer(info.features)
         writer.initialize_splits([SPLIT])
         for sample in samples:
             groups.append(sample.group)
             waiting.append(_record(sample))
             held += sum(map(len, waiting[-1]["media"]))
+            for content in (waiting[-1]["row"].encode(), *waiting[-1]["media"]):
+                digest.update(len(content).to_bytes(8, "little") + content)
             if held > _FLUSH_BYTES or len(waiting) >= _FLUSH_SAMPLES:
                 writer.add_examples({SPLIT: waiting})
                 waiting, held = [], 0
@@ -96,6 +101,9 @@ def write_folder(folder: Path, name: str, samples: Iterable[Packed], samples_a_s
         writer.close_all()
     except RuntimeError as error:  # array_record's, for everything that goes wrong with a file
         raise OSError(f"{folder}: {error}") from error
+    about = json.loads((folder / INFO).read_text())
+    about["description"] += f" SHA-256 of all: {digest.hexdigest()}"
+    (folder / INFO).write_text(json.dumps(about, indent=2, sort_keys=True))
     np.save(folder / GROUPS, np.array(groups, np.int32).reshape(-1, 2))
     return len(groups)
 
@@ -106,6 +114,18 @@ def _features() -> Any:
     return features.FeaturesDict(
         {"row": features.Text(), "media": features.Sequence(features.Text())}
     )
+
+
+def _serializer(features: Any) -> Any:
+    """tfds' own, with the features of an Example in one order: protobuf has another one in every
+    process, and two builds of the same data would be different bytes."""
+    from tensorflow_datasets.core import example_serializer
+
+    class InOrder(example_serializer.ExampleSerializer):
+        def serialize_example(self, example: Any) -> bytes:
+            return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    return InOrder(features.get_serialized_info())
 
 
 def _record(sample: Packed) -> dict[str, Any]:
@@ -129,6 +149,8 @@ class BuiltRows:
 
     Raises InputError for a folder that is not whole, or that something else wrote.
     """
+
+    media_beside = False
 
     def __init__(self, folder: Path):
         from tensorflow_datasets.core import read_only_builder
@@ -179,6 +201,20 @@ class BuiltRows:
 
     def place(self, row: int) -> str:
         return f"{self.folder}, sample {row + 1}"
+
+    def digests(self) -> dict[str, str]:
+        """Of shards, of their ends and of what the build says of all samples in `INFO`."""
+        built = (self.folder / INFO).read_bytes()
+        return {file.name: _digest(file, built) for file in self.files}
+
+
+def _digest(file: Path, built: bytes) -> str:
+    ends = hashlib.sha256(built)
+    with file.open("rb") as content:
+        ends.update(content.read(_END_BYTES))
+        content.seek(max(0, file.stat().st_size - _END_BYTES))
+        ends.update(content.read())
+    return ends.hexdigest()
 
 
 def _one_line(error: Exception) -> str:

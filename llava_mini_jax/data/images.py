@@ -13,14 +13,23 @@ CLIPImageProcessor: both give the same pixels, but Pillow alone needs no slow im
 quarters of the time, and lets the padded square be resized without ever being whole in memory.
 """
 
+import functools
 import io
+import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from llava_mini_jax.data import picture_limits
+from llava_mini_jax.data.picture_limits import TooMuchError
 from llava_mini_jax.errors import InputError
+
+# Pillow's words about tags that it cannot read: nothing that is shown depends on them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # MPO, the several pictures in one file of some cameras, opens as JPEG and gives its first.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -29,8 +38,20 @@ MAX_PIXELS = 178_956_970
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BAND_PIXELS = 2**24
-_LARGEST_RESIZED = 2**26
+_LARGEST_RESIZED = 2**25
+_LARGEST_WORK = 2**28  # pixels of a padded picture that are resized one by one
+_LARGEST_ROWS = 2**28  # bytes
 _BICUBIC = Image.Resampling.BICUBIC
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +97,8 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     16-bit greyscale is scaled to 8 bits (`convert` would clip it to white).
 
     Raises InputError for everything that is not a whole picture in one of FORMATS with at most
-    MAX_PIXELS pixels; the size is checked before anything is decoded.
+    MAX_PIXELS pixels, or takes more than picture_limits.py allows, which is checked before anything
+    is decoded.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the given picture")
@@ -95,11 +117,25 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     if empty:
         raise InputError(f"Cannot read {name}: it is empty (0 bytes); copy or download it again.")
     try:
-        stream = io.BytesIO(content) if isinstance(content, bytes) else content
-        with Image.open(stream, formats=FORMATS) as image:
-            return _decode(image, name)
-    except (InputError, MemoryError):
+        if isinstance(content, Path):
+            size = content.stat().st_size
+            if size > picture_limits.MAX_BYTES:
+                raise TooMuchError(f"its file has {size:,} bytes")
+            content = content.read_bytes()
+        picture_limits.check_file(content)
+        opened = functools.partial(Image.open, io.BytesIO(content), formats=FORMATS)
+        with picture_limits.within_time(opened, len(content), 0) as image:
+            return _decode(image, name, len(content))
+    except TooMuchError as error:
+        raise InputError(
+            f"Cannot read {name}: {error}; make it smaller, or save it anew."
+        ) from error
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"Cannot read {name}: there is no memory for it; make it smaller."
+        ) from error
     except UnidentifiedImageError as error:  # its own text would show a memory address
         raise InputError(
             f"Cannot read {name}: not a picture in one of the formats {', '.join(FORMATS)};"
@@ -111,7 +147,7 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
         raise InputError(f"Cannot read {name}: {error}; copy or download it again.") from error
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
             f"Cannot read {name}: {image.width} x {image.height} pixels, the limit is"
@@ -120,29 +156,51 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise InputError(f"Cannot read {name}: it is {image.width} x {image.height} pixels.")
     try:
-        image.load()
+        turn = picture_limits.within_time(lambda: _turn(image), size, 0)
+        picture_limits.check_bytes(image, turn is not None)
+        pixels = image.width * image.height
+        picture_limits.within_time(image.load, size, pixels)
         rgb = _rgb(image, name)
-    except (InputError, MemoryError):
+    except TooMuchError as error:
+        raise InputError(
+            f"Cannot read {name}: {error}; make it smaller, or save it anew."
+        ) from error
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"Cannot read {name}: there is no memory for it; make it smaller."
+        ) from error
     except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"Cannot read {name}: {error}; copy or download it again.") from error
+    # A new picture: without what the file says beside the pixels, profiles of megabytes among it.
+    upright = rgb.transpose(turn) if turn is not None else rgb.copy() if rgb is image else rgb
+    upright.info = {}
+    return upright
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the picture becomes upright, by its EXIF block; None if it is, or nothing says it."""
     try:
-        return ImageOps.exif_transpose(rgb)
-    except Exception:  # a damaged EXIF block beside a whole picture: nothing says how to turn it
-        return rgb.copy()
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block beside a whole picture
+        return None
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        low, high = image.getextrema() if image.mode in ("I", "F") else (0, 65535)
+        if image.mode == "F" or low < 0 or high > 65535:
             raise InputError(
-                f"Cannot read {name}: its pixel values ({image.mode!r}, {values.min()} to"
-                f" {values.max()}) have no known white; convert it to 8 or 16 bits."
+                f"Cannot read {name}: its pixel values ({image.mode!r}, {low} to"
+                f" {high}) have no known white; convert it to 8 or 16 bits."
             )
-        image_8bit = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        scaled = Image.fromarray(image_8bit).convert("RGB")
-        scaled.info = dict(image.info)
+        scaled = Image.new("RGB", image.size)
+        rows = max(1, _BAND_PIXELS // 4 // image.width)
+        for y in range(0, image.height, rows):
+            band = np.asarray(image.crop((0, y, image.width, min(y + rows, image.height))))
+            eight = ((band.astype(np.uint32) + 128) // 257).astype(np.uint8)
+            scaled.paste(Image.fromarray(eight).convert("RGB"), (0, y))
         return scaled
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without Pillow's warning
@@ -217,17 +275,40 @@ def _resize_window(
     """A square window of the picture, the mean colour outside of it, resized to size x size.
 
     The first pass goes band by band, which changes no pixel: the padded square of a long panorama
-    is never whole in memory.
+    is never whole in memory. Rows that are the mean colour alone are not resized, nor, of very
+    narrow pictures, columns (the same to one grey level).
+
+    Raises InputError for a picture so long that even the resized rows take too much memory.
     """
     if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
         return image  # bicubic at the same size changes nothing
     fill = (int(cfg.mean[0] * 255), int(cfg.mean[1] * 255), int(cfg.mean[2] * 255))
-    band_height = max(1, _BAND_PIXELS // side)
-    rows = Image.new("RGB", (cfg.size, side))
-    for y in range(0, side, band_height):
-        band = Image.new("RGB", (side, min(band_height, side - y)), fill)
-        band.paste(image, (-left, -top - y))
-        rows.paste(band.resize((cfg.size, band.height), _BICUBIC), (0, y))
+    if 4 * cfg.size * side > _LARGEST_ROWS:
+        raise InputError(
+            f"Cannot read a picture of {image.width} x {image.height} pixels: its sides are too"
+            f" different; at most {_LARGEST_ROWS // 4 // cfg.size:,} pixels long can be padded to a"
+            " square. Cut it."
+        )
+    first, last = max(0, -top), min(side, image.height - top)
+    scale = side / cfg.size
+    columns = (0, cfg.size)
+    if side * max(0, last - first) > _LARGEST_WORK:
+        reach = 2 * scale + 2  # of the bicubic kernel, in pixels
+        columns = (
+            max(0, int((-left - reach) / scale)),
+            min(cfg.size, int((image.width - left + reach) / scale) + 1),
+        )
+    x0 = max(0, int(columns[0] * scale - 2 * scale) - 2)
+    x1 = min(side, int(columns[1] * scale + 2 * scale) + 3)
+    box = (columns[0] * scale - x0, columns[1] * scale - x0)
+    band_height = max(1, _BAND_PIXELS // (x1 - x0))
+    rows = Image.new("RGB", (cfg.size, side), fill)
+    for y in range(first, last, band_height):
+        band = Image.new("RGB", (x1 - x0, min(band_height, last - y)), fill)
+        band.paste(image, (-left - x0, -top - y))
+        size = (columns[1] - columns[0], band.height)
+        shown = band.resize(size, _BICUBIC, (box[0], 0, box[1], band.height))
+        rows.paste(shown, (columns[0], y))
     return rows.resize((cfg.size, cfg.size), _BICUBIC)
 
 

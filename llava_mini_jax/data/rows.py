@@ -7,9 +7,10 @@ Nothing here knows what a sample is; `sources.Samples` makes samples of rows.
 """
 
 import functools
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,12 +28,32 @@ class Rows(Protocol):
     """A file's rows, parsed; `row[i]` raises InputError where it cannot be."""
 
     files: Sequence[Path]
+    media_beside: bool  # pictures and videos are files of their own
 
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> Any: ...
     def place(self, row: int) -> str:
         """Where a row stands, as an editor counts."""
         ...
+
+    def digests(self) -> dict[str, str]:
+        """By file, SHA-256 of what is in it: of all text, and of no pictures."""
+        ...
+
+
+def digest_of(path: Path, ranges: Iterable[tuple[int, int]] | None = None) -> str:
+    """SHA-256 of a file, or of its ranges (from, how many bytes); InputError if it is gone."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for start, left in [(0, path.stat().st_size)] if ranges is None else ranges:
+                file.seek(start)
+                while left > 0 and (piece := file.read(min(left, _SCAN_BYTES))):
+                    digest.update(piece)
+                    left -= len(piece)
+    except OSError as error:
+        raise InputError(f"Cannot read the data file {path}: {error}; check it.") from error
+    return digest.hexdigest()
 
 
 def existing_file(path: Path | str) -> Path:
@@ -85,6 +106,8 @@ def _parse(content: bytes, place: str, expected: str) -> Any:
 class _JsonList:
     """LLaVA's and Video-ChatGPT's files. All of it is held in memory, as its format demands."""
 
+    media_beside = True
+
     def __init__(self, files: Sequence[Path]):
         self.files = files
         expected = 'a list of samples; if each line is a sample, name the file ".jsonl"'
@@ -104,9 +127,14 @@ class _JsonList:
     def place(self, row: int) -> str:
         return f"{self.files[0]}, item {row + 1}"
 
+    def digests(self) -> dict[str, str]:
+        return {file.name: digest_of(file) for file in self.files}
+
 
 class _JsonLines:
     """A sample a line. The file is mapped, 16 bytes a line are held; lines are parsed when read."""
+
+    media_beside = True
 
     def __init__(self, files: Sequence[Path]):
         self.files = files
@@ -131,6 +159,9 @@ class _JsonLines:
     def place(self, row: int) -> str:
         return f"{self.files[0]}, line {self._lines[row] + 1}"
 
+    def digests(self) -> dict[str, str]:
+        return {file.name: digest_of(file) for file in self.files}
+
 
 class _Parquet:
     """Parquet files as on the Hugging Face hub, pictures inside or beside them.
@@ -145,11 +176,23 @@ class _Parquet:
         self._parquet = parquet
         groups: list[tuple[int, int]] = []  # file, row group
         sizes: list[int] = []
+        self._text: dict[str, list[tuple[int, int]]] = {}  # ranges of each file without pictures
+        self.media_beside = True
         for number, file in enumerate(files):
             try:
                 metadata = parquet.read_metadata(file)
             except Exception as error:  # pyarrow has no common base for what damaged files raise
                 raise _no_parquet(file, error) from error
+            chunks = [
+                metadata.row_group(g).column(c)
+                for g in range(metadata.num_row_groups)
+                for c in range(metadata.num_columns)
+            ]
+            text = [chunk for chunk in chunks if not _is_media(chunk)]
+            self.media_beside &= len(text) == len(chunks)
+            end = file.stat().st_size
+            footer = (max(0, end - metadata.serialized_size - 8), end)
+            self._text[file.name] = [*map(_range_of, text), footer]
             groups += [(number, group) for group in range(metadata.num_row_groups)]
             sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         self._groups = groups
@@ -170,6 +213,9 @@ class _Parquet:
         before = int(self._ends[first - 1]) if first else 0
         return f"{self.files[number]}, row {row - before + 1}"
 
+    def digests(self) -> dict[str, str]:
+        return {file.name: digest_of(file, self._text[file.name]) for file in self.files}
+
     def _read_group(self, group: int) -> Any:
         number, inside = self._groups[group]
         try:
@@ -178,6 +224,21 @@ class _Parquet:
             return file.read_row_group(inside, columns=columns)
         except Exception as error:  # as above
             raise _no_parquet(self.files[number], error) from error
+
+
+def _is_media(chunk: Any) -> bool:
+    """Whether a column of a row group holds pictures or videos, and not paths of them."""
+    root, *inner = chunk.path_in_schema.split(".")
+    if root not in ("image", "images", "video"):
+        return False
+    longest_path = 4096  # bytes
+    mean = chunk.total_uncompressed_size / max(1, chunk.num_values)
+    return inner[-1:] == ["bytes"] or mean > longest_path
+
+
+def _range_of(chunk: Any) -> tuple[int, int]:
+    offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+    return min(o for o in offsets if o is not None), chunk.total_compressed_size
 
 
 def _no_parquet(path: Path, error: Exception) -> InputError:

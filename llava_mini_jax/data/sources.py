@@ -15,6 +15,7 @@ import dataclasses
 import math
 import os
 import re
+import reprlib
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
@@ -29,6 +30,7 @@ from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 
 _SAMPLING = re.compile(r"(first|end|random):(\d{1,15})(%?)")
+_LIST_BYTES, _LIST_VALUES = 2**23, 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,11 +97,11 @@ def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
 
     images: folder for the entries that name none. Raises InputError for any other shape or key.
     """
-    import yaml
-
     path = existing_file(path)
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = _load_yaml(path)
+    except InputError:
+        raise
     except Exception as error:  # its constructors raise almost anything on damaged files
         reason = " ".join(str(error).split())
         raise InputError(f"Cannot read the list {path}: no YAML ({reason}); correct it.") from error
@@ -110,6 +112,38 @@ def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
             ' lines such as "- json_path: captions.json".'
         )
     return tuple(_listed(entry, i + 1, path, images) for i, entry in enumerate(entries))
+
+
+def _load_yaml(path: Path) -> Any:
+    """Plain values. Aliases may not multiply: nine lines of them can stand for a billion values."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    size = path.stat().st_size
+    if size > _LIST_BYTES:
+        raise InputError(f"The list {path} has {size:,} bytes; at most {_LIST_BYTES:,} are read.")
+    content = path.read_bytes()
+    sizes: dict[str, int] = {}  # events of what has an anchor, aliases in it included
+    inside: list[list[Any]] = []  # [anchor, events so far] of what is open
+    total = 0
+    for event in yaml.parse(content, Loader=loader):
+        anchor = getattr(event, "anchor", None)
+        count = sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            inside.append([anchor, 0])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, count = inside.pop()
+            if name is not None:
+                sizes[name] = count
+        if inside:
+            inside[-1][1] += count
+        total = max(total, count)
+        if total > _LIST_VALUES or (inside and inside[-1][1] > _LIST_VALUES):
+            raise InputError(
+                f"The list {path} has aliases that stand for more than {_LIST_VALUES:,} values;"
+                " write out what it should hold."
+            )
+    return yaml.load(content, Loader=loader)
 
 
 def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
@@ -123,7 +157,7 @@ def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
     wrong = [k for k, v in fields.items() if k not in kinds or not isinstance(v, kinds[k])]
     if wrong or "json_path" not in fields:
         raise InputError(
-            f'{path}: entry {number} is {entry!r:.80}; expected "json_path" and at most'
+            f'{path}: entry {number} is {reprlib.repr(entry):.80}; expected "json_path" and at most'
             f" {', '.join(list(kinds)[1:])}. Correct the entry."
         )
     folder = fields.get("image_folder")

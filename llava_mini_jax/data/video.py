@@ -33,8 +33,9 @@ class FrameSampling:
 
     The chosen number of frames n is `count`, or `fps` times the length; at most `max_frames` and
     the number of frames there are, at least one. Where they lie:
-      rule "time_stamps": what is on screen in the middle of each of n equal spans of time; right
-        for variable frame rates too.
+      rule "time_stamps": every frame once where n is all there are, as of slides that last longer
+        than a second; else what is on screen in the middle of each of n equal spans of time, which
+        is right for variable frame rates too.
       rule "release": `release_frame_indices(total, n)`, n counted with the average frame rate.
     For the release, `fps=1`: max_frames is 180 in its model worker, 1000 in MVBench and MLVU, none
     elsewhere; its training uses `count=8`.
@@ -154,6 +155,8 @@ def _choose(
     # The small addition: stamps rounded to milliseconds make 30 frames at 30 per second 0.999 s.
     by_rate = float(length * time_base) * (sampling.fps or 1) + 0.01
     count = sampling.number(total, by_rate)
+    if count == total:
+        return stamps[:-1]
     return [stamps[0] + length * (2 * i + 1) // (2 * count) for i in range(count)]
 
 

@@ -19,7 +19,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import av
@@ -34,6 +36,7 @@ from llava_mini_jax.errors import InputError
 # files and addresses, and would open pictures and subtitles as videos of one frame.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+_NEIGHBOURS = 5  # frames
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def _index(path: Path) -> Index:
                 f"Cannot read the video {path}: frames of {width} x {height} pixels, the limit is"
                 f" {MAX_PIXELS:,} in all; make it smaller."
             )
-        stamps, keys, last_duration, end = [], [], 0, 0.0
+        shown: list[tuple[int, int]] = []  # (time stamp, duration or 0)
+        keys, end = [], 0.0
         number, sure = -1, True
         for packet in container.demux():
             number += packet.stream is stream
@@ -103,11 +107,10 @@ def _index(path: Path) -> Index:
                 continue
             if packet.is_corrupt:
                 raise InputError(
-                    f"The video {path} is damaged or ends early, after {len(stamps)} frames; copy"
+                    f"The video {path} is damaged or ends early, after {len(shown)} frames; copy"
                     " or download it again."
                 )
-            stamps.append(stamp)
-            last_duration = packet.duration or last_duration
+            shown.append((stamp, packet.duration or 0))
         # These two families declare their length, so a file cut short gives itself away.
         declared = (container.duration or 0) / av.time_base
         missing = declared - end if container.format.name.startswith(("mov", "matroska")) else 0
@@ -116,14 +119,30 @@ def _index(path: Path) -> Index:
                 f"The video {path} ends after {end:.1f} of {declared:.1f} seconds; copy or"
                 " download it again."
             )
-        if not stamps:
+        if not shown:
             raise InputError(f"The video {path} has 0 frames; copy or download it again.")
-        stamps.sort()
-        length = (stamps[-1] - stamps[0] + last_duration) * stream.time_base
-        rate = float(stream.average_rate or (len(stamps) / length if length else 1))
-        return Index(
-            [*stamps, stamps[-1] + last_duration], stream.time_base, rate, keys if sure else []
-        )
+        shown.sort()
+        stamps = [stamp for stamp, _ in shown]
+        stamps.append(stamps[-1] + _last_duration(shown))
+        length = (stamps[-1] - stamps[0]) * stream.time_base
+        rate = float(stream.average_rate or (len(shown) / length if length else 1))
+        return Index(stamps, stream.time_base, rate, keys if sure else [])
+
+
+def _last_duration(shown: Sequence[tuple[int, int]]) -> int:
+    """How long the last frame is shown: as its packet says, or else as long as its neighbours.
+
+    FLV and ASF have no durations, and those of MPEG-TS and Matroska are made of a nominal frame
+    rate: a packet's word counts if the durations of most frames before it are those until the next.
+    """
+    gaps = [after - before for (before, _), (after, _) in pairwise(shown)]
+    said = [duration for _, duration in shown]
+    if not gaps:
+        return said[-1]
+    true = sum(abs(gap - one) <= max(1, gap // 10) for gap, one in zip(gaps, said, strict=False))
+    if said[-1] and 2 * true >= len(gaps):
+        return said[-1]
+    return int(median(gaps[-_NEIGHBOURS:]))
 
 
 def decode(path: Path, index: Index, wanted: Sequence[int]) -> Iterator[np.ndarray]:

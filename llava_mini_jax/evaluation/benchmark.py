@@ -64,6 +64,18 @@ class Scores:
     rules: Mapping[str, Rule]
     parsed: Mapping[str, Any]  # by key, what the headline rule read from the answer
     unparsed: Sequence[str]  # keys of answers that it could read nothing from
+    # Of multiple choice, by rule and key: the letter that each rule reads, "" for none.
+    readings: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def disagreements(self) -> dict[str, list[str]]:
+        """By rule, the keys of answers in which it reads another letter than the headline does."""
+        own = self.readings.get(self.headline, {})
+        return {
+            rule: [key for key, letter in own.items() if letter != said[key]]
+            for rule, said in self.readings.items()
+            if rule != self.headline
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llava_mini_jax import environment
 from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, report, settings_file
@@ -151,6 +152,7 @@ def _slug(name: str) -> str:
 
 
 def _load(name: str, command: Command) -> Any:
+    environment.check()
     import llava_mini_jax
 
     return llava_mini_jax.load(

@@ -64,6 +64,7 @@ def result(
             for name, rule in scores.rules.items()
         },
         "not_parsed": list(scores.unparsed),
+        "disagreements": scores.disagreements,
         "cut_off": [key for key, answer in joined.answers.items() if answer.cut],
         "missing": list(joined.missing),
         "unknown": list(joined.unknown),
@@ -84,11 +85,13 @@ def samples(
     """What was asked, answered, read from the answer and given for it, question by question."""
     for question in questions:
         answer = joined.answers.get(question.key)
+        said = {name: own.get(question.key) for name, own in scores.readings.items()}
         yield {
             "key": question.key,
             "prompt": question.text,
             "text": None if answer is None else answer.text,
             "parsed": scores.parsed.get(question.key),
+            **({"readings": said} if said else {}),
             "gold": question.gold,
             "scores": {name: rule.items.get(question.key) for name, rule in scores.rules.items()},
             "cut_off": None if answer is None else answer.cut,
@@ -227,9 +230,18 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             ("unknown", "answers belong to no question and are left out"),
             ("repeated", "questions have two different answers; the first one counts"),
             ("cut_off", "answers end because they reached the limit of new tokens"),
+            ("not_parsed", "answers give nothing that the headline rule can read"),
         ):
             if keys := found[name]:
                 yield f"{where}: {len(keys)} {what} ({_some(keys)})"
+        if any(others := found.get("disagreements", {}).values()):
+            keys = list(dict.fromkeys(key for own in others for key in own))
+            by_rule = found["disagreements"].items()
+            counts = ", ".join(f"{rule} {len(own)}" for rule, own in by_rule)
+            yield (
+                f"{where}: rules disagree on {len(keys)} of {found['answered']} answers"
+                f" ({_some(keys)}); another letter than {found['headline']} reads: {counts}"
+            )
         details = found["rules"][found["headline"]]["details"]
         if remark := details.get("remark"):
             yield f"{where}: {remark}"

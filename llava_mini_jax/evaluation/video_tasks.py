@@ -3,10 +3,11 @@
     json/TASK.json  [{"video", "question", "candidates", "answer"}, ..]  --questions--> Questions
     their answers   --scores--> the mean over the tasks of each one's accuracy, by several rules
 
-The headline takes the first letter that is an option's, and none is wrong. The release's own rules
-stand beside it: in "release_first_letter" no letter is an A; "release_option" wants the letter
-before the first ")", or alone. A video that the release cannot read is answered "N/A", which its
-first letter makes an A; here that is no letter.
+The headline takes the letter that stands alone, and none is wrong. Beside it: "first_letter", the
+first one anywhere that is an option's (the A of "Answer"), and the release's own rules: in
+"release_first_letter" no letter is an A; "release_option" wants the letter before the first ")", or
+alone. A video that the release cannot read is answered "N/A", which its first letter makes an A; in
+the others that is no letter.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
 from llava_mini_jax.evaluation.letters import before_parenthesis, first_of
+from llava_mini_jax.evaluation.lone_letter import lone_letter
 
 _UNREAD = "N/A"
 _SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")  # that the release tries, in this order
@@ -136,42 +138,50 @@ def scores(
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
     groups: Mapping[str, Sequence[str]] | None = None,
+    *,
+    lmms_reads: Callable[[str], str],
     **others: Rule,
 ) -> Scores:
-    """The headline, the release's two rules, and `others`."""
+    """The headline, the release's two rules, and `others`; `lmms_reads` is lmms-eval's reader."""
     layouts.check_prompts(benchmark.name, questions, answers)
-    parsed = {}
-    for question in questions:
-        if question.key in answers:
-            text = answers[question.key].text
-            parsed[question.key] = "" if text.strip() == _UNREAD else _first(question.gold, text)
+    readers: dict[str, Callable[[str, str], str]] = {
+        "letter": lone_letter,
+        "first_letter": lambda text, own: "" if text.strip() == _UNREAD else first_of(text, own),
+        "release_first_letter": lambda text, own: first_of(text, own) or "A",
+        "release_option": lambda text, own: before_parenthesis(text),
+    }
+    answered = [q for q in questions if q.key in answers]
+    said = {
+        rule: {q.key: read(answers[q.key].text, _letters(q.gold)) for q in answered}
+        for rule, read in {**readers, "lmms_eval": lambda text, own: lmms_reads(text)}.items()
+    }
     details = {
-        "missing": len(questions) - len(parsed),
-        "unread_videos": sum(answers[key].text.strip() == _UNREAD for key in parsed),
+        "missing": len(questions) - len(answered),
+        "unread_videos": sum(answers[q.key].text.strip() == _UNREAD for q in answered),
     }
     rules = {
-        "first_letter": {q.key: float(parsed.get(q.key) == q.gold["letter"]) for q in questions},
-        "release_first_letter": right(
-            questions, answers, lambda gold, text: (_first(gold, text) or "A") == gold["letter"]
-        ),
-        "release_option": right(
-            questions, answers, lambda gold, text: before_parenthesis(text) == gold["letter"]
-        ),
+        rule: {q.key: float(said[rule].get(q.key) == q.gold["letter"]) for q in questions}
+        for rule in readers
     }
+    letters = {q.key: _letters(q.gold) for q in answered}
     return Scores(
-        headline="first_letter",
+        headline="letter",
         rules={
             name: task_rule(questions, items, details, groups=groups)
             for name, items in rules.items()
         }
         | others,
-        parsed=parsed,
-        unparsed=[key for key, letter in parsed.items() if not letter],
+        parsed=said["letter"],
+        unparsed=[key for key, letter in said["letter"].items() if not letter],
+        readings={
+            rule: {key: x if x in tuple(letters[key]) else "" for key, x in own.items()}
+            for rule, own in said.items()
+        },
     )
 
 
-def _first(gold: Mapping[str, Any], text: str) -> str:
-    return first_of(text, (chr(65 + i) for i in range(gold["options"])))
+def _letters(gold: Mapping[str, Any]) -> str:
+    return "".join(chr(65 + i) for i in range(gold["options"]))
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -76,16 +76,19 @@ class Watched:
         return sum(medium.expected for medium in self.media)
 
     def show_image(self, image: Picture) -> None:
+        request.check_kind(image, Picture, "a picture", request.PICTURE)
         pixels = request.read_pictures(image, None, self._model.bundle).pixels
         self.media.append(Medium(iter(pixels), 1, is_picture=True))
 
     def open_video(self, video: Video, sampling: FrameSampling) -> Medium:
         """A video that is not among `media` yet; nothing of it has been decoded."""
         if isinstance(video, np.ndarray):
-            if not len(video):
+            if video.ndim and not len(video):
                 raise InputError("a video is an array of 0 frames; give 1 or more")
-            frames = self._prepared(_checked(video), "bicubic")
+            request.check_video(video)
+            frames = self._prepared(video, "bicubic")
             return Medium(_ReadAhead(frames, self._chunk), len(video))
+        request.check_video(video)
         resize, first = request.resize_of(video, sampling), read_video(video, sampling)
 
         def reopen() -> Frames:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import jax
+import numpy as np
+from PIL import Image
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
@@ -87,6 +89,7 @@ class Model:
             stop=stop,
             seed=seed,
         )
+        request.check_kind(prompts, Sequence, "prompts", "text, a list of Turns, or a list of such")
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Turn))
         if alone:
             prompts, images, videos = [prompts], [images], [videos]
@@ -335,10 +338,16 @@ def _place(number: int, count: int) -> str:
 def _entry(given: Sequence[Any] | None, number: int, count: int, name: str) -> Any:
     if given is None:
         return None
-    one = isinstance(given, str | bytes | Path) or not hasattr(given, "__len__")
-    if one or len(given) != count:
+    one = isinstance(given, str | bytes | Path | Image.Image)
+    listed = (
+        not one
+        and isinstance(given, Sequence | np.ndarray)
+        and (not isinstance(given, np.ndarray) or given.ndim > 0)
+    )
+    held = "one file" if one else f"{len(given)} entries" if listed else "no list"
+    if not listed or len(given) != count:
         raise InputError(
-            f"{name} holds {'one file' if one else f'{len(given)} entries'} for {count} prompts;"
+            f"{name} holds {held} for {count} prompts;"
             " give a list with an entry for each prompt: a list of files, or None"
         )
     return given[number]

@@ -8,7 +8,7 @@ prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assista
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ Picture = Path | str | bytes | Image.Image | np.ndarray
 Video = Path | str | np.ndarray
 Prompt = str | Sequence[Turn]
 
+PICTURE = "a path, the bytes of a file, a Pillow image, or a uint8 array [height, width, 3]"
+VIDEO = "a path, or uint8 frames [frames, height, width, 3]"
 ONE_A_SECOND = FrameSampling(fps=1.0)
 
 
@@ -62,37 +64,60 @@ def read_pictures(
     no list. Raises InputError for what cannot be read.
     """
     cfg, sampling = bundle.images, sampling or sampling_for(bundle)
-    shown = [_image(image, cfg) for image in _listed(images, Picture)]
-    shown += [_video(video, cfg, sampling) for video in _listed(videos, Path | str | np.ndarray)]
+    shown = [_image(image, cfg) for image in _listed(images, Picture, "images", PICTURE)]
+    shown += [_video(video, cfg, sampling) for video in _listed(videos, Video, "videos", VIDEO)]
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
     return Pictures(np.concatenate([none, *shown]), tuple(len(parts) for parts in shown))
 
 
-def _listed(given: Any, kinds: Any) -> list[Any]:
+def _listed(given: Any, kinds: Any, name: str, expected: str) -> list[Any]:
     if given is None:
         return []
-    return [given] if isinstance(given, kinds) else list(given)
+    if isinstance(given, kinds):
+        return [given]
+    content = isinstance(given, bytes | bytearray | memoryview)
+    if content or not isinstance(given, Sequence | Iterator):
+        raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of such")
+    return list(given)
+
+
+def _shown(given: Any) -> str:
+    """What a caller gave: its value where that is short, and its type."""
+    kind = given.__name__ if isinstance(given, type) else type(given).__name__
+    return f"{given!r:.60} ({kind})" if isinstance(given, str | int | float | None) else kind
 
 
 def _image(source: Picture, cfg: ImageConfig) -> np.ndarray:
     if isinstance(source, np.ndarray):
         check_frame(source, "picture")
         source = Image.fromarray(source)
-    if not isinstance(source, Path | str | bytes | Image.Image):
-        raise InputError(
-            f"a picture is given as {type(source).__name__}; give a path, the bytes of a file, a"
-            " Pillow image, or a uint8 array [height, width, 3]"
-        )
+    check_kind(source, Picture, "a picture", PICTURE)
     return preprocess(load_image(source), cfg)[None]
 
 
 def _video(source: Video, cfg: ImageConfig, sampling: FrameSampling) -> np.ndarray:
+    check_video(source)
     if isinstance(source, Path | str):
         frames = read_video(source, sampling)
         return preprocess_frames(frames, cfg, resize=resize_of(source, sampling))
-    for frame in source:
-        check_frame(frame, "frame of a video")
     return preprocess_frames(source, cfg, resize="bicubic")
+
+
+def check_video(source: Any) -> None:
+    """Raises InputError unless it is a path, or frames as `read_pictures` takes them."""
+    check_kind(source, Video, "a video", VIDEO)
+    if isinstance(source, np.ndarray):
+        if source.ndim != 4:
+            given = f"{source.dtype} {list(source.shape)}"
+            raise InputError(f"a video is the array {given:.80}; give {VIDEO}")
+        for frame in source:
+            check_frame(frame, "frame of a video")
+
+
+def check_kind(source: Any, kinds: Any, name: str, expected: str) -> None:
+    """Raises InputError unless `source` is one of the kinds."""
+    if not isinstance(source, kinds):
+        raise InputError(f"{name} is given as {_shown(source)}; give {expected}")
 
 
 def sampling_for(
@@ -114,7 +139,8 @@ def resize_of(source: Path | str, sampling: FrameSampling) -> str:
 
 def check_frame(frame: Any, what: str) -> None:
     """Raises InputError unless `frame` is uint8 [height, width, 3]."""
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+    is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
+    if not is_array or frame.shape[2:] != (3,) or not frame.size:
         given = (
             f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else repr(frame)
         )
@@ -132,7 +158,13 @@ def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
     given = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
     turns = list(given) if isinstance(given, Sequence) else []
     if not turns or not all(isinstance(turn, Turn) for turn in turns):
-        raise InputError(f"{where} is {prompt!r:.80}; give text, or a list of Turns")
+        raise InputError(f"{where} is {_shown(prompt)}; give text, or a list of Turns")
+    for turn in turns:
+        if turn.role not in ("user", "assistant") or not isinstance(turn.text, str | None):
+            raise InputError(
+                f'{where} has the turn {turn!r:.80}; its role is "user" or "assistant", its text a'
+                " string (None for an open turn of the assistant, at the end)"
+            )
     if turns[-1].role == "user":
         turns.append(Turn("assistant", None))
     if turns[-1].text is not None:
@@ -205,6 +237,8 @@ def encode_turns(
         template_of(bundle), turns, tokenizer, double_bos=prompt.double_bos, date=prompt.date
     )
     check_images(encoded, pictures, where)
+    if not len(encoded.ids):
+        raise InputError(f"{where} has no tokens; give it some text, or a picture")
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
         raise InputError(
             f"{where} has the token id {encoded.ids.max()}, but the model knows"
@@ -279,7 +313,10 @@ def _ending(template: Template, tokenizer: Any) -> tuple[int | None, str | None]
             (text,) = [part.text for part in pieces(template, turns, tokenizer) if part.answer][-1:]
         except InputError:  # a chat template that ends answers with nothing: no labels, no end
             return None, None
-        last.add(int(encoded.ids[encoded.supervised][-1]))
+        supervised = encoded.ids[encoded.supervised]
+        if not len(supervised):  # of a tokenizer that knows none of these letters
+            return None, None
+        last.add(int(supervised[-1]))
     ends = {text, text.strip()} - {""}
     if len(last) == 1:
         with told("the tokenizer", "cannot write a token"):

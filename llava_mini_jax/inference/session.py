@@ -95,6 +95,9 @@ class Session:
         """
         if not self._watched.media or self._watched.media[-1].is_picture:
             raise InputError("there is no video to append to; begin with show_video")
+        if isinstance(frames, np.ndarray):
+            request.check_video(frames)
+        request.check_kind(frames, Sequence | np.ndarray, "frames", "a list of uint8 arrays")
         self._check_frames(len(frames))
         self._watched.append_frames(frames)
         self._forget()
@@ -167,6 +170,7 @@ class Session:
 
     def _with_marks(self, question: str) -> list[Turn]:
         """The conversation, with an "<image>" before the question for each picture shown since."""
+        request.check_kind(question, str, "the question", "text")
         placed = sum((turn.text or "").count(IMAGE_MARK) for turn in self.turns)
         waiting, given = len(self._watched.media) - placed, question.count(IMAGE_MARK)
         if given not in (0, waiting):

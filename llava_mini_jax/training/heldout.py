@@ -1,6 +1,7 @@
 """Loss on data that nothing is learnt from, measured while a stage runs."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from llava_mini_jax.training.step import TrainState, heldout_sums
 def evaluator(
     stage: TrainConfig, tokenizer: Any, workdir: epath.Path, first_step: int
 ) -> Callable[[int, TrainState], dict[str, float]]:
-    """A function of (step, state) that gives "loss" and "token_accuracy" per supervised token.
+    """A function of (step, state) that gives "loss" and "token_accuracy" per supervised token, NaN
+    where none is.
 
     It sees the same batches every time. Broken samples go to workdir/quarantine-heldout.jsonl.
     """
@@ -39,6 +41,8 @@ def evaluator(
                 heldout_sums(state, arrival.batch, cfg=stage.model, loss_chunk=stage.loss_chunk)
             )
         total = jax.tree.map(lambda *sums: sum(map(float, sums)), *seen)
+        if not total["tokens"]:  # a mean of nothing would read as a perfect 0
+            return {"loss": math.nan, "token_accuracy": math.nan}
         return {
             "loss": float(mean(total["cross_entropy"], total["tokens"])),
             "token_accuracy": float(mean(total["right_tokens"], total["tokens"])),

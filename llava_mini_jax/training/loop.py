@@ -22,11 +22,12 @@ from typing import Any
 import jax
 from etils import epath
 
+from llava_mini_jax import distributed, sharding
 from llava_mini_jax import params as param_tree
-from llava_mini_jax import sharding
-from llava_mini_jax.data import chat_template
+from llava_mini_jax.data import chat_template, fingerprint
 from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.digits import build_tokenizer
+from llava_mini_jax.data.pipeline import Source
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -48,8 +49,16 @@ class Stopped(Exception):  # noqa: N818  an end that was asked for, not an error
     """A run ended early because it was asked to; its newest checkpoint has every step."""
 
 
-def run(stages: Sequence[TrainConfig], workdir: str, profile: ProfileConfig = NO_PROFILE) -> None:
+def run(
+    stages: Sequence[TrainConfig],
+    workdir: str,
+    profile: ProfileConfig = NO_PROFILE,
+    accept_changed_data: bool = False,
+) -> None:
     """Trains all stages; a workdir that holds checkpoints is continued where it stopped.
+
+    One whose data is not what its checkpoints were trained on is refused, or with
+    `accept_changed_data` continued on what is there now.
 
     SIGTERM, which clusters send before they take a machine away, ends it after the next step, with
     a checkpoint of it, and raises Stopped; on several processes it is enough that one gets it.
@@ -61,11 +70,11 @@ def run(stages: Sequence[TrainConfig], workdir: str, profile: ProfileConfig = NO
         raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
     params = None
     try:
-        folder = open_workdir(workdir, stages)
         with _sigterm() as stop:
+            folder = open_workdir(workdir, stages, accept_changed_data)
             for stage in stages:
                 with _mesh(stage):
-                    params = run_stage(stage, folder, params, stop, profile)
+                    params = run_stage(stage, folder, params, stop, profile, accept_changed_data)
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written ({error}): make room or give a writable "
@@ -79,6 +88,7 @@ def run_stage(
     previous: LlavaMini | None,
     stop: Sequence[int] = (),  # no longer empty once this process is asked to stop
     profile: ProfileConfig = NO_PROFILE,
+    accept_changed_data: bool = False,
 ) -> LlavaMini:
     """One stage from its start or its newest checkpoint to its end; returns the parameters."""
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
@@ -103,8 +113,9 @@ def run_stage(
             del params
         del previous  # the state's arrays are donated from here on
         if first_step < stage.steps:
-            source = feed.open_data(stage.data, stage.samples)
-            _check_samples(stage, len(source), about, folder / str(first_step))
+            source, data = distributed.together(lambda: _open_data(stage))
+            _check_alike(stage, data)
+            _check_data(stage, data, about, folder / str(first_step), accept_changed_data)
             print(_beginning(stage, len(source), first_step), file=sys.stderr)
             arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
             evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
@@ -132,7 +143,9 @@ def run_stage(
                     stopping = arrival.stop and not is_last
                     if step % stage.checkpoint_every == 0 or is_last or stopping:
                         about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
-                        checkpoints.save(step, state, about | {"samples": len(source)})
+                        checkpoints.save(
+                            step, state, about | {"samples": len(source), "data": data}
+                        )
                     if stopping:
                         raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
     params = param_tree.merge(state.trainable, state.frozen)
@@ -140,17 +153,56 @@ def run_stage(
     return params
 
 
-def _check_samples(
-    stage: TrainConfig, samples: int, about: dict[str, Any], checkpoint: epath.Path
-) -> None:
-    """The order of samples depends on their number; checkpoints of old do not say it."""
-    before = about.get("samples", samples)
-    if before != samples:
+def _open_data(stage: TrainConfig) -> tuple[Source, dict[str, Any]]:
+    source = feed.open_data(stage.data, stage.samples)
+    return source, fingerprint.fingerprint(source)
+
+
+def _check_alike(stage: TrainConfig, data: dict[str, Any]) -> None:
+    """Every process reads its rows by their numbers: the same data has to be everywhere."""
+    digests = distributed.gather_json([fingerprint.of_files(data)])
+    other = [number for number, digest in enumerate(digests) if digest != digests[0]]
+    if other:
         raise InputError(
-            f"{stage.name}: its data has {samples} samples, but had {before} when {checkpoint} was "
-            "written, so the run would not go on as it began: give it the same data, or start anew "
-            "with another --workdir"
+            f"{stage.name}: process {other[0]} has other data files than process 0 (names, sizes "
+            "or content differ): copy the same files to all machines, or use a shared disk"
         )
+
+
+def _check_data(
+    stage: TrainConfig,
+    data: dict[str, Any],
+    about: dict[str, Any],
+    checkpoint: epath.Path,
+    accept: bool = False,
+) -> None:
+    """InputError where a run would go on with other data than it has learnt from; checkpoints of
+    old do not say what that was."""
+    samples = sum(part["samples"] for part in data.values())
+    before, changed = about.get("samples", samples), []
+    if before != samples:
+        changed.append(f"its data has {samples} samples, but had {before}")
+    elif about and "data" not in about:
+        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; it goes on with the "
+             "data that is there")  # fmt: skip
+    elif about:
+        changed += fingerprint.changes(about["data"], data)
+    if not changed:
+        return
+    told = "; ".join(changed[:3]) + f"; and {len(changed) - 3} more" * (len(changed) > 3)
+    if accept:
+        _say(f"{stage.name}: accepted changed data: {told} when {checkpoint} was written")
+        return
+    raise InputError(
+        f"{stage.name}: {told} when {checkpoint} was written, so the run would not go on as it "
+        "began: give it the same data, start anew with another --workdir, or go on with this data "
+        "by --accept-changed-data"
+    )
+
+
+def _say(line: str) -> None:
+    if distributed.is_first():
+        print(line, file=sys.stderr)
 
 
 def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:

@@ -62,6 +62,7 @@ class Metrics:
         self._counted: list[Counted] = []
         self._since = time.perf_counter()
         console = Console(stderr=True)
+        self._lines_or_bar = first
         self._lines = first and not console.is_terminal
         self._steps = steps
         self._progress = Progress(
@@ -95,12 +96,13 @@ class Metrics:
 
         `rates` are the learning rates, by name. Skipped steps (step.py) have no loss: they are
         counted, and the means are those of the others (where there is none NaN, in the file null).
+        So are steps with nothing supervised (`unsupervised`), whose loss and gradient mean nothing.
         `skipped_in_a_row` is the longest run of them that the steps since the last call belong to.
         """
         seconds = time.perf_counter() - self._since
         values = {**_learnt(self._values), **rates, **_speed(self._counted, seconds, self._peak)}
         self._write(step, "training", values)
-        about = f"loss {values['loss']:.3f}  {values['examples_per_second']:.0f} examples/s"
+        about = f"{_told(values)}  {values['examples_per_second']:.0f} examples/s"
         self._progress.update(self._task, about=about)
         if self._lines:
             seconds_a_step = f"{values['step_seconds']:.3g} s a step"
@@ -110,7 +112,13 @@ class Metrics:
         return values
 
     def log_heldout(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes what an evaluation after `step` came to; its time counts for no step."""
+        """Writes what an evaluation after `step` came to; its time counts for no step.
+
+        Where nothing in it was supervised (values that are NaN), stderr has a line.
+        """
+        if self._lines_or_bar and not math.isfinite(values.get("loss", 0.0)):
+            about = "the held-out data has no figure: nothing supervised, or no finite loss"
+            self._progress.console.print(f"{self._stage}  step {step}  {about}", soft_wrap=True)
         self._write(step, "heldout", {f"heldout_{name}": v for name, v in values.items()})
         self._since = time.perf_counter()
 
@@ -123,7 +131,8 @@ class Metrics:
 
 
 def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    taken = [m for m in steps if not m["skipped"]]
+    not_skipped = [m for m in steps if not m["skipped"]]
+    taken = [m for m in not_skipped if float(m["tokens"])]
     tokens = sum(float(m["tokens"]) for m in taken)
 
     def by_token(name: str) -> float:
@@ -133,12 +142,26 @@ def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "loss": by_token("loss"),
         "token_accuracy": _ratio(sum(float(m["right_tokens"]) for m in taken), tokens),
         "grad_norm": _ratio(sum(float(m["grad_norm"]) for m in taken), len(taken)),
-        "skipped": len(steps) - len(taken),
+        "supervised_tokens": tokens,
+        "unsupervised": len(not_skipped) - len(taken),
+        "skipped": len(steps) - len(not_skipped),
         "skipped_in_a_row": max(int(m["skipped_in_a_row"]) for m in steps),
     }
     if "z_loss" in steps[0]:
         values["z_loss"] = by_token("z_loss")
     return values
+
+
+def _told(values: Mapping[str, float]) -> str:
+    """The loss, or why there is none, and what it leaves out."""
+    without = {
+        "nothing supervised": int(values["unsupervised"]),
+        "no finite loss or gradient": int(values["skipped"]),
+    }
+    why = ", ".join(f"{what} in {n} step{'s'[: n > 1]}" for what, n in without.items() if n)
+    if not values["supervised_tokens"]:
+        return f"no loss: {why}"
+    return f"loss {values['loss']:.3f}" + (f" ({why})" if why else "")
 
 
 def _speed(steps: Sequence[Counted], seconds: float, peak: float | None) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,25 @@ FREE = (
     *("mesh", "accumulate", "loss_chunk", "max_skipped", "bad_samples", "heldout"),
     *("log_every", "checkpoint_every", "keep", "keep_every"),
 )
+DATA = ("data", "samples")
+_SEEN_WITHIN = 30.0  # seconds that a network disk may take to show a new file
 
 
-def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
-    """The folder, with config.json; one with checkpoints of another configuration is refused."""
+def open_workdir(
+    workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bool = False
+) -> epath.Path:
+    """The folder, with config.json; one with checkpoints of another configuration is refused.
+
+    `accept_changed_data`: what a configuration says of data may be different.
+    """
+    folder = distributed.together(lambda: _opened(workdir, stages, accept_changed_data))
+    _check_shared(folder)
+    if distributed.is_first():
+        write_whole(folder / "config.json", _as_json(stages))
+    return folder
+
+
+def _opened(workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bool) -> epath.Path:
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,15 +58,17 @@ def open_workdir(workdir: str, stages: Sequence[TrainConfig]) -> epath.Path:
         raise InputError(f"workdir {workdir} cannot be made ({reason}): give another") from error
     path = folder / "config.json"
     trained = any((folder / "checkpoints").glob("*/*"))
-    if trained and (changed := changed_fields(folder, stages)):
+    changed = changed_fields(folder, stages) if trained else []
+    of_data = [name for name in changed if name.rpartition(".")[2] in DATA]
+    if accept_changed_data:
+        changed = [name for name in changed if name not in of_data]
+    if changed:
+        accept = ", or go on with other data by --accept-changed-data" * (changed == of_data)
         raise InputError(
             f"{path} was written by a run with another configuration (it differs in "
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
-            "or use the same configuration to continue that run"
+            f"or use the same configuration to continue that run{accept}"
         )
-    distributed.wait_for_all()  # all have read the one before
-    if distributed.is_first():
-        write_whole(path, _as_json(stages))
     return folder
 
 
@@ -60,6 +79,29 @@ def date_of_run(workdir: epath.Path) -> str:
         write_whole(path, today() + "\n")
     distributed.wait_for_all()
     return path.read_text().strip()
+
+
+def _check_shared(folder: epath.Path) -> None:
+    """InputError unless all processes see the same folder: they write checkpoints together."""
+    if distributed.count() == 1:
+        return
+    [token] = distributed.gather_json([secrets.token_hex(8)] if distributed.is_first() else [])
+    path = folder / f".shared-{token}"
+    if distributed.is_first():
+        path.write_text(token)
+    distributed.wait_for_all()  # it is written
+    end = time.monotonic() + _SEEN_WITHIN
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(0.5)
+    blind = distributed.gather_json([] if seen else [distributed.index()])
+    if distributed.is_first():
+        path.unlink(missing_ok=True)
+    if blind:
+        raise InputError(
+            f"workdir {folder} of process {blind[0]} is not that of process 0: what one writes "
+            "there the other does not see; give a --workdir on a disk, or in a bucket, that all "
+            "machines share"
+        )
 
 
 def changed_fields(folder: epath.Path, stages: Sequence[TrainConfig]) -> list[str]:

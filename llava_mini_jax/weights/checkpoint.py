@@ -40,7 +40,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
+        with distributed.waiting("the folder of checkpoints"):
+            self._manager = self._open(folder, keep, keep_every)
+
+    def _open(self, folder: str | epath.Path, keep: int, keep_every: int) -> Any:
+        ocp = self._ocp
+        return ocp.CheckpointManager(
             epath.Path(folder).absolute() if "://" not in str(folder) else epath.Path(folder),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -55,7 +60,7 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         try:
-            with self._writing():
+            with self._writing(), distributed.waiting("the checkpoint's end"):
                 try:
                     self._manager.wait_until_finished()
                 finally:
@@ -72,7 +77,7 @@ class Checkpoints:
         """
         args = self._ocp.args
         about = {**about, "fingerprints": fingerprints(state)}
-        with self._writing():
+        with self._writing(), distributed.waiting(f"the checkpoint of step {step}"):
             saved = self._manager.save(
                 step,
                 args=args.Composite(state=args.StandardSave(state), about=args.JsonSave(about)),

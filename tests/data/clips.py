@@ -16,19 +16,22 @@ LEVEL_TOLERANCE = 4
 LEVEL_STEP = 10
 
 
-def make_video(path: Path, stamps, *, rate=10, sound=False) -> Path:
+def make_video(
+    path: Path, stamps, *, rate: Any = 10, sound=False, codec="mpeg4", pixels="yuv420p"
+) -> Path:
     """Frame i is shown from stamps[i] (in units of 1 / rate), in the grey 10 * i."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         stream.codec_context.time_base = Fraction(1, rate)
-        stream.codec_context.qmin = stream.codec_context.qmax = 2
+        if not codec.startswith("libvpx"):
+            stream.codec_context.qmin = stream.codec_context.qmax = 2
         if sound:
             audio = container.add_stream("pcm_s16le" if path.suffix == ".mkv" else "aac", rate=8000)
         for i, stamp in enumerate(stamps):
             picture = np.full((48, 64, 3), LEVEL_STEP * i % 250, np.uint8)
             picture[:12, :16] = 255
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = stamp, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -48,10 +51,16 @@ def levels(frames) -> list[int]:
 
 
 def moving_video(path: Path, codec: str, options: dict, stamps) -> Path:
-    """Noise that moves: every frame needs the one before it."""
+    """Noise that moves: every frame needs the one before it.
+
+    The same bytes each time, so that what damage does to them is the same: x264's rate control is
+    not, and Matroska draws its ids at random.
+    """
+    if codec == "libx264":
+        options = {"qp": "26", "threads": "1"} | options
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     picture = np.kron(noise, np.ones((8, 8, 1), np.uint8))
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 10)

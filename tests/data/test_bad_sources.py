@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llava_mini_jax.data.sources import Dataset, Samples, read_list
 from llava_mini_jax.errors import InputError
+from tests.conftest import ROOT
 from tests.data.data_files import config_of, rows, turns, write
 
 
@@ -146,3 +147,46 @@ print(len(samples), tracemalloc.get_traced_memory()[1])
     )
     count, peak = map(int, done.stdout.split())
     assert count == 10_000 and peak < 32e6  # a piece of the scan, 16 MB, compared byte by byte
+
+
+def laughs(levels: int, end: str) -> str:
+    """Aliases of aliases: 9 ** levels values in some hundred bytes."""
+    lines = ["a0: &a0 {json_path: rows.json}" if end.startswith("<<") else "a0: &a0 lol"]
+    for i in range(1, levels):
+        nine = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(
+            f"a{i}: &a{i} " + (f"{{<<: [{nine}]}}" if end.startswith("<<") else f"[{nine}]")
+        )
+    return "\n".join([*lines, "datasets:", f"  - {end.format(levels - 1)}\n"])
+
+
+@pytest.mark.parametrize("end", ["*a{}", "json_path: *a{}", "{{*a{}: 1}}", "<<: *a{}"])
+def test_a_list_whose_aliases_multiply_is_refused_at_once(end, tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text(laughs(30, end))
+    script = "import sys; from llava_mini_jax.data.sources import read_list; read_list(sys.argv[1])"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "InputError: The list" in ended.stderr and "aliases that stand for more" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{a: " * 50_000, "datasets: [&a [*a]]", "- &a {b: *a}"]
+)
+def test_deep_lists_and_lists_of_themselves_are_one_sentence(text, tmp_path):
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_list(tmp_path / "list.yaml")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
+
+
+def test_aliases_that_do_not_multiply_are_read(tmp_path):
+    (tmp_path / "list.yaml").write_text(
+        "common: &common {sampling_strategy: 'first:3', weight: 2}\n"
+        "datasets:\n  - {<<: *common, json_path: a.json}\n  - {<<: *common, json_path: b.json}\n"
+    )
+    found = read_list(tmp_path / "list.yaml")
+    assert [(Path(d.path).name, d.sampling, d.weight) for d in found] == [
+        ("a.json", "first:3", 2.0), ("b.json", "first:3", 2.0),
+    ]  # fmt: skip

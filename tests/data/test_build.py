@@ -328,3 +328,62 @@ def config():
     for _, _, samples, seconds, core in table:
         assert float(samples) * float(seconds) == pytest.approx(4, rel=0.2)
         assert float(core) > 0
+
+
+def test_builds_of_the_same_data_are_the_same_bytes(folder, tmp_path):
+    """In processes of their own: what is random in one is drawn when it starts."""
+    built = []
+    for number in range(4):
+        out = tmp_path / str(number) / "built"
+        out.parent.mkdir()
+        words = [
+            "data",
+            "build",
+            str(folder / "mixed.v1.json"),
+            "--out",
+            str(out),
+            "--workers",
+            "4",
+        ]
+        script = f"from llava_mini_jax import cli; raise SystemExit(cli.main({words!r}))"
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        built.append({p.name: p.read_bytes() for p in out.iterdir()})
+    assert len(built[0]) > 3 and all(one == built[0] for one in built)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("home", "name"),
+    [
+        (np, "save"),
+        (Path, "write_text"),
+        (Path, "chmod"),
+        (Path, "rename"),
+        (shutil, "rmtree"),
+        (json, "loads"),
+    ],
+)
+def test_an_interrupt_in_the_last_moment_leaves_a_whole_folder_or_none(
+    home, name, after, folder, tmp_path, monkeypatch
+):
+    source = folder / "mixed.v1.json"
+    original, interrupts = getattr(home, name), []
+
+    def interrupted(*given, **named):
+        if str(tmp_path) not in str(given) and home is not json:
+            return original(*given, **named)
+        if after:
+            original(*given, **named)
+        interrupts.append(name)
+        raise KeyboardInterrupt
+
+    whole = tmp_path / "whole"
+    assert data("build", source, "--out", whole) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, interrupted)
+        status = data("build", source, "--out", tmp_path / "out")
+    assert interrupts and status == 130
+    if (tmp_path / "out").exists():
+        assert_same(opened(whole), opened(tmp_path / "out"))
+    if name != "rmtree":
+        assert {p.name for p in tmp_path.iterdir()} <= {"whole", "out"}

@@ -123,6 +123,59 @@ def test_variable_frame_rate_goes_by_time(folder):
     assert levels(read_video(path, FrameSampling(fps=1))) == [5, *[9] * 8]
 
 
+SLIDES = {  # container: codec, pixels, and whether it says how long its last frame is shown
+    "mp4": ("mpeg4", "yuv420p", True),
+    "gif": ("gif", "gray", True),
+    "mkv": ("mpeg4", "yuv420p", False),
+    "webm": ("libvpx-vp9", "yuv420p", False),
+    "flv": ("flv1", "yuv420p", False),
+    "ts": ("libx264", "yuv420p", False),
+    "wmv": ("wmv2", "yuv420p", False),
+}
+
+
+@pytest.mark.parametrize("suffix", SLIDES)
+def test_frames_that_last_longer_than_a_second(suffix, folder):
+    codec, pixels, says = SLIDES[suffix]
+    stamps = [0, 100, 200, 300, 400, 500]  # tenths of a second
+    path = make_video(folder / f"slides.{suffix}", stamps, codec=codec, pixels=pixels)
+    everything = [0, 1, 2, 3, 4, 5]
+    for sampling in (
+        FrameSampling(fps=1),
+        FrameSampling(fps=1, max_frames=6),
+        FrameSampling(fps=30, max_frames=1000),
+        FrameSampling(count=6),
+        ALL,
+    ):
+        frames = read_video(path, sampling)
+        assert len(frames) == 6 and levels(frames) == everything
+    # PyAV writes a tenth of a second for the last one, where the container has a place for it.
+    assert levels(read_video(path, FrameSampling(count=3))) == ([0, 2, 4] if says else [1, 3, 5])
+    capped = FrameSampling(fps=1, max_frames=4)
+    assert levels(read_video(path, capped)) == ([0, 1, 3, 4] if says else [0, 2, 3, 5])
+
+
+def test_the_last_frame_lasts_as_long_as_its_neighbours(folder):
+    # Half a minute that moves, then slides of 6 seconds: the neighbours are slides.
+    stamps = [*range(0, 30), *range(30, 300, 60)]
+    path = make_video(folder / "talk.flv", stamps, codec="flv1")
+    index = video_file.read_index(path)
+    assert (index.stamps[-1] - index.stamps[-2]) * index.time_base == 6
+    still = make_video(folder / "still.flv", [0], codec="flv1")
+    assert len(list(read_video(still, FrameSampling(fps=1)))) == 1
+    # Of frames on two sides of a long one, most say how long they last.
+    steady = make_video(folder / "steady.mkv", [*range(10), 95])
+    index = video_file.read_index(steady)
+    assert float((index.stamps[-1] - index.stamps[0]) * index.time_base) == pytest.approx(9.6)
+
+
+def test_slides_of_different_lengths_are_weighed_by_time(folder):
+    path = make_video(folder / "uneven.flv", [0, 100, 120, 140, 400, 500], codec="flv1")
+    # 60 seconds: what is on screen at 15 and 45 of them; at 10, 30 and 50
+    assert levels(read_video(path, FrameSampling(count=2))) == [3, 4]
+    assert levels(read_video(path, FrameSampling(count=3))) == [1, 3, 5]
+
+
 def test_number_of_frames(folder, video):
     short = make_video(folder / "short.mp4", range(5))
     still = make_video(folder / "still.mp4", range(1))

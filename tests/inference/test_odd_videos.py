@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
     "a part is missing": (
         "gone.ts",
         lambda path: clips.damaged(clips.moving_video(path, *MOVING), "gone"),
-        6,
+        "is damaged or ends early",
     ),
     "a picture of a folder": ("frames", spoilt_pictures, "9.png"),
 }

@@ -56,7 +56,8 @@ def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys
         InputError, match=r"captions: its data has 37 samples, but had 50 when .*/2 "
     ):
         loop.run([stage], str(folder))
-    loop._check_samples(stage, 37, {}, folder)  # a checkpoint of before it was written down
+    with pytest.raises(InputError, match="go on with this data by --accept-changed-data"):
+        loop.run([stage], str(folder))
 
 
 def test_broken_samples_are_listed_alike_by_a_run_that_was_interrupted(tmp_path):
@@ -110,3 +111,59 @@ def test_a_run_over_broken_samples_of_ten_kinds_ends_and_lists_them(samples, tmp
     assert all(REJECTED[line["id"]] in line["reason"] for line in found)
     assert all(np.isfinite(line).all() for line in metrics_of(tmp_path).values())
     assert (tmp_path / "captions" / "model" / "model.safetensors").is_file()
+
+
+def stopped_run(tmp_path):
+    """(stage, its data file, the folder of a run that is at step 2 of 4)."""
+    pages = tiny_stages.stages()[0]
+    rows = []
+    for index in range(16):
+        item = DigitsPages(pages.data, 16)[index]
+        Image.fromarray(item["image"]).save(tmp_path / f"{index}.png")
+        rows.append({**item, "image": f"{index}.png"})
+    path = tmp_path / "pages.json"
+    path.write_text(json.dumps(rows))
+    data = SourcesConfig(datasets=(Dataset(path=str(path)),), fps=1.0, max_frames=8)
+    stage = dataclasses.replace(pages, data=data, steps=4)
+    folder = tmp_path / "run"
+    loop.run([stage], str(folder))
+    shutil.rmtree(folder / "checkpoints" / "captions" / "4")
+    shutil.rmtree(folder / "captions")
+    return stage, path, folder
+
+
+def test_a_run_does_not_continue_on_other_data_unless_told_to(tmp_path, capsys):
+    stage, path, folder = stopped_run(tmp_path)
+    path.write_text(path.read_text().replace("digit", "digIt"))  # as many rows, as many bytes
+    with pytest.raises(InputError) as refused:
+        loop.run([stage], str(folder))
+    told = str(refused.value)
+    assert "captions: pages.json has other content of the same size when " in told
+    assert "--accept-changed-data" in told and "\n" not in told
+    loop.run([stage], str(folder), accept_changed_data=True)
+    assert "captions: accepted changed data: pages.json has other" in capsys.readouterr().err
+    shutil.rmtree(folder / "captions")
+    loop.run([stage], str(folder))  # what was accepted is what the run has learnt from since
+
+
+def test_a_run_goes_on_with_another_data_file_only_if_told_to(tmp_path):
+    stage, path, folder = stopped_run(tmp_path)
+    path.rename(tmp_path / "other.json")
+    datasets = (Dataset(path=str(tmp_path / "other.json")),)
+    other = dataclasses.replace(stage, data=dataclasses.replace(stage.data, datasets=datasets))
+    with pytest.raises(InputError, match=r"differs in captions\.data\).*--accept-changed-data"):
+        loop.run([other], str(folder))
+    loop.run([other], str(folder), accept_changed_data=True)
+    slower = dataclasses.replace(other, seed=5)
+    with pytest.raises(InputError, match=r"differs in captions\.seed\)"):
+        loop.run([slower], str(folder), accept_changed_data=True)
+
+
+def test_checkpoints_that_do_not_say_their_data_are_continued_with_a_line(capsys):
+    stage = tiny_stages.stages()[0]
+    now = {"pages": {"samples": 7, "files": {}, "pictures": {}}}
+    loop._check_data(stage, now, {"samples": 7}, "checkpoints/captions/2")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("captions: checkpoints/captions/2 does not say what it was trained on;")
+    loop._check_data(stage, now, {}, "checkpoints/captions/0")  # a run that begins
+    assert not capsys.readouterr().err

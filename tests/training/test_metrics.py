@@ -1,22 +1,29 @@
 """Metrics: means over steps that were taken, speeds, and a journal that survives kills."""
 
+import dataclasses
 import json
 import resource
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 from etils import epath
 
+from llava_mini_jax.data.digits import DigitsConfig, build_tokenizer
 from llava_mini_jax.journal import Journal
 from llava_mini_jax.profiling import flops
+from llava_mini_jax.training import heldout
 from llava_mini_jax.training import metrics as metrics_file
 from llava_mini_jax.training.board import Board
 from llava_mini_jax.training.metrics import Counted, Metrics
+from llava_mini_jax.training.stages import HeldOut
+from tests.training import tiny_stages
 
 
 def logged(tmp_path, steps):
     """(what `log` returns, what it writes) of steps (loss, tokens, skipped_in_a_row)."""
+    tmp_path.mkdir(exist_ok=True)
     with Metrics(epath.Path(tmp_path), "stage", len(steps), 0) as metrics:
         for loss, tokens, streak in steps:
             values = dict(loss=loss, tokens=tokens, right_tokens=1, grad_norm=loss, z_loss=2 * loss)
@@ -40,6 +47,24 @@ def test_a_log_is_a_line_where_stderr_is_no_terminal(tmp_path, capsys):
     logged(tmp_path, [(1.5, 2, 0)] * 5)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stage  step 5 of 5  loss 1.500  ") and line.endswith(" s a step")
+
+
+def test_steps_with_nothing_supervised_are_told(tmp_path, capsys):
+    empty = (0.0, 0, 0)  # as step.py has it
+    returned, written = logged(tmp_path / "mixed", [empty, (1.5, 2, 0), empty])
+    for values in (returned, written):
+        assert (values["loss"], values["grad_norm"], values["unsupervised"]) == (1.5, 1.5, 2)
+        assert (values["supervised_tokens"], values["skipped"]) == (2, 0)
+    assert "loss 1.500 (nothing supervised in 2 steps)  " in capsys.readouterr().err
+    returned, written = logged(tmp_path / "empty", [empty] * 3)
+    assert np.isnan(returned["loss"]) and np.isnan(returned["grad_norm"])
+    assert (written["loss"], written["token_accuracy"], written["unsupervised"]) == (None, None, 3)
+    told = capsys.readouterr().err
+    assert "no loss: nothing supervised in 3 steps  " in told and "nan" not in told
+    logged(tmp_path / "both", [empty, (float("nan"), 9, 1)])
+    told = capsys.readouterr().err
+    why = "nothing supervised in 1 step, no finite loss or gradient in 1 step"
+    assert f"no loss: {why}  " in told and "nan" not in told
 
 
 def test_a_log_of_skipped_steps_alone_is_still_json(tmp_path):
@@ -117,3 +142,17 @@ def test_a_full_disk_is_told_and_not_waited_for(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_held_out_data_with_nothing_supervised_has_no_figure(tmp_path, monkeypatch, capsys):
+    heldout_cfg = HeldOut(data=DigitsConfig(split="heldout"), samples=4, batches=1, every=1)
+    stage = dataclasses.replace(tiny_stages.stages()[0], heldout=heldout_cfg)
+    nothing = dict.fromkeys(("cross_entropy", "tokens", "right_tokens", "z_loss"), 0)
+    monkeypatch.setattr(heldout, "heldout_sums", lambda *_, **__: nothing)
+    evaluate = heldout.evaluator(stage, build_tokenizer(), epath.Path(tmp_path), 0)
+    state: Any = None
+    with Metrics(epath.Path(tmp_path), "stage", 1, 0) as metrics:
+        metrics.log_heldout(1, evaluate(1, state))
+    assert "held-out" in capsys.readouterr().err
+    written = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (written["heldout_loss"], written["heldout_token_accuracy"]) == (None, None)

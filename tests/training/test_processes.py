@@ -136,6 +136,92 @@ def test_all_processes_take_the_same_checkpoint(tmp_path, event):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "damaged-2"]
 
 
+def test_workdirs_that_are_not_the_same_disk_are_told_before_the_first_step(tmp_path):
+    processes = start("unused", "--mesh.data", "2", "--mesh.fsdp", "4", config=CONFIG,
+                      command=[sys.executable, "-c", OTHER_WORKDIRS, str(tmp_path)])  # fmt: skip
+    for text in ended(processes, status=2):
+        assert "of process 1 is not that of process 0" in text and "that all machines share" in text
+    assert not list(tmp_path.rglob(".shared-*")) and not list(tmp_path.rglob("config.json"))
+
+
+OTHER_WORKDIRS = """
+import os, sys
+from llava_mini_jax.training import workdir
+import train
+workdir._SEEN_WITHIN = 1.0
+folder, own = sys.argv[1], os.environ["JAX_PROCESS_ID"]
+sys.exit(train.main([CONFIG, "--distributed", "--workdir", f"{folder}/{own}", *sys.argv[3:]]))
+""".replace("CONFIG", repr(CONFIG))
+
+
+def test_what_one_process_refuses_all_do(tmp_path):
+    (tmp_path / "rows.json").write_text(
+        json.dumps([text_only(DigitsPages(one_stage.config().data, 1)[0])])
+    )
+    config = tmp_path / "config.py"
+    config.write_text(OF_OTHER_FILES.format(path=str(tmp_path / "rows")))
+    said = ended(
+        start(tmp_path / "run", "--mesh.data", "2", "--mesh.fsdp", "4", config=str(config)), 2
+    )
+    assert "train.py: process 1: Cannot open the data file" in said[0]
+    assert "train.py: Cannot open the data file" in said[1]
+    (tmp_path / "rows1.json").write_text((tmp_path / "rows.json").read_text() + " ")
+    (tmp_path / "rows.json").rename(tmp_path / "rows0.json")
+    config.write_text(OF_OTHER_FILES.format(path=str(tmp_path / "rows")).replace("''", "'0'"))
+    said = ended(
+        start(tmp_path / "other", "--mesh.data", "2", "--mesh.fsdp", "4", config=str(config)), 2
+    )
+    assert all("process 1 has other data files than process 0" in text for text in said)
+
+
+# Each process has a data file of its own, as if on its own disk; the name differs here as well.
+OF_OTHER_FILES = """
+import dataclasses, os
+from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from tests.training import one_stage
+
+def config():
+    own = os.environ["JAX_PROCESS_ID"].replace("0", '')
+    data = SourcesConfig(datasets=(Dataset(path="{path}" + own + ".json"),), fps=1.0, max_frames=8)
+    return dataclasses.replace(one_stage.config(), data=data)
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "the limit"])
+def test_a_wait_for_a_process_that_does_not_come_has_an_end(tmp_path, end):
+    """The other one lives, and never says what it has to say."""
+    processes = start(tmp_path, end, command=[sys.executable, "-c", WAITING])
+    assert processes[0].stdout is not None
+    if end == "SIGTERM":
+        lines = iter(processes[0].stdout.readline, "")
+        assert any("waits for the other processes" in line for line in lines)
+        processes[0].send_signal(signal.SIGTERM)
+    said = processes[0].communicate(timeout=100)[0]
+    processes[1].kill()
+    processes[1].communicate()
+    assert processes[0].returncode == {"SIGTERM": 143, "the limit": 1}[end], said
+    told = {"SIGTERM": "stopped by SIGTERM after ", "the limit": "has waited "}[end]
+    assert told in said and "the same command continues from the last checkpoint" in said
+
+
+WAITING = """
+import os, signal, sys, time
+from llava_mini_jax import distributed, signals
+
+def wait():
+    distributed.start()
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as a training run has
+    distributed.wait_for_all()
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        time.sleep(1000)
+    distributed.TOLD_AFTER, distributed.GRACE = 1.0, 1.0
+    distributed.LONGEST = 5.0 if sys.argv[2] == "the limit" else 1000.0
+    distributed.wait_for_all()
+
+signals.run(wait, "stopped")
+"""
+
+
 # The first process is slow to move what is damaged.
 RESUMED = """
 import sys, time

@@ -4,12 +4,13 @@
     or en/dev-*.parquet        --+-- a row is a pass --> Questions --> mmbench.xlsx
     (Chinese: .._dev_cn_20231003.tsv, cn/dev-*.parquet)
 
-Row n + 1,000,000 is question n with its options one place further. "circular" counts a question
-whose passes are all right, "vanilla" looks at the first passes only, both with VLMEvalKit's
-extractor and no judge; "lmms_eval" is that tool's static evaluation. The paper's figures are the
-server's, whose extractor is a language model.
+Row n + 1,000,000 is question n with its options one place further. A question counts if its passes
+are all right: by the letter that stands alone in the headline, by VLMEvalKit's extractor and no
+judge in "circular", by that tool's static evaluation in "lmms_eval". "vanilla" looks at the first
+passes only, as "circular" does. The paper's figures are the server's, whose extractor is a language
+model.
 
-Of a part of the rows "circular" and "lmms_eval" count the questions that it has all passes of.
+Of a part of the rows all but "vanilla" count the questions that it has all passes of.
 
 LLaVA reads the table with pandas, to which a cell "None", "NA" or "nan" is empty: its prompts end
 at the first such option, and so do these. The parquet files write "nan" into empty cells.
@@ -28,6 +29,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, sheet
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
 from llava_mini_jax.evaluation.letters import lmms_letter, lmms_prefetch, vlmevalkit
+from llava_mini_jax.evaluation.lone_letter import lone_letter
 
 _PASS = 1_000_000
 _FIELDS = {"index": int, "question": str, "answer": str, "category": str, "image": bytes}
@@ -155,6 +157,10 @@ def read_vlmevalkit(gold: Mapping[str, Any], text: str) -> str:
     return vlmevalkit(text, {x: o for x, o in gold["options"].items() if not _empty(o)})
 
 
+def _read_letter(gold: Mapping[str, Any], text: str) -> str:
+    return lone_letter(text, "ABCD")  # an option "None", empty to pandas, can be right
+
+
 def read_lmms(gold: Mapping[str, Any], text: str) -> str:
     choices = {letter: option for letter, option in gold["options"].items() if option is not None}
     text = text.strip()
@@ -211,16 +217,20 @@ def _said(
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("mmbench", questions, answers)
-    parsed = _said(questions, answers, read_vlmevalkit)
+    parsed, vlmevalkit_said, lmms = (
+        _said(questions, answers, read) for read in (_read_letter, read_vlmevalkit, read_lmms)
+    )
     return Scores(
-        headline="circular",
+        headline="letter",
         rules={
-            "circular": _by_question(questions, parsed),
-            "vanilla": _by_question(questions, parsed, first_only=True),
-            "lmms_eval": _by_question(questions, _said(questions, answers, read_lmms)),
+            "letter": _by_question(questions, parsed),
+            "circular": _by_question(questions, vlmevalkit_said),
+            "vanilla": _by_question(questions, vlmevalkit_said, first_only=True),
+            "lmms_eval": _by_question(questions, lmms),
         },
         parsed=parsed,
         unparsed=[key for key, letter in parsed.items() if not letter],
+        readings={"letter": parsed, "circular": vlmevalkit_said, "lmms_eval": lmms},
     )
 
 

@@ -5,9 +5,10 @@ a picture.
     problems.json, pid_splits.json --by id--> Questions --> right letters, with a picture and in all
     or ScienceQA-{FULL,IMG}/test-*.parquet ---'
 
-LLaVA's scorer sees from the recorded prompt whether there was a picture, so a question without an
-answer leaves the denominator of its headline. "missing" in the details says how many did, and the
-rule "all_image_questions" keeps them in.
+The headline takes the letter that stands alone, of all questions with a picture. LLaVA's scorer,
+"official", sees from the recorded prompt whether there was a picture, so a question without an
+answer leaves its denominator; "missing" in the details says how many did, and the rule
+"all_image_questions" keeps them in.
 
 Parquet files have no ids: with pid_splits.json beside them, ScienceQA-FULL gets the ids in its
 order; otherwise a question's id is its row ("row 17"), and only answers of our own can be joined.
@@ -22,6 +23,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.lone_letter import lone_letter
 
 _ASKED = "llava_test_CQM-A.json"
 _FIELDS = {"question": str, "choices": list, "answer": int, "hint": str}
@@ -164,20 +166,25 @@ def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[st
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("scienceqa", questions, answers)
-    parsed = {q.key: read_official(answers[q.key].text) for q in questions if q.key in answers}
-    lmms = {q.key: read_lmms(answers[q.key].text) for q in questions if q.key in answers}
+    answered = [q for q in questions if q.key in answers]
+    parsed = {
+        q.key: lone_letter(answers[q.key].text, _LETTERS[: q.gold["choices"]]) for q in answered
+    }
+    official = {q.key: read_official(answers[q.key].text) for q in answered}
+    lmms = {q.key: read_lmms(answers[q.key].text) for q in answered}
 
     def marks(said: Mapping[str, str]) -> dict[str, float]:
         return {q.key: float(said.get(q.key) == q.gold["letter"]) for q in questions}
 
-    right, right_lmms = marks(parsed), marks(lmms)
+    right, right_lmms = marks(official), marks(lmms)
     pictured = [q for q in questions if q.image is not None]
     recorded = [q for q in questions if q.key in answers and "<image>" in answers[q.key].prompt]
     missing = {"missing": len(questions) - len(parsed)}
     missing_pictured = {"missing": sum(q.key not in answers for q in pictured)}
     return Scores(
-        headline="official",
+        headline="letter",
         rules={
+            "letter": _rule(pictured, marks(parsed), missing_pictured),
             "official": _rule(recorded, right, missing_pictured),
             "all_image_questions": _rule(pictured, right, missing_pictured),
             "official_all": _rule(questions, right, missing | _kinds(questions, right)),
@@ -185,7 +192,12 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
             "lmms_eval_all": _rule(questions, right_lmms, missing),
         },
         parsed=parsed,
-        unparsed=[key for key, letter in parsed.items() if letter == "FAILED"],
+        unparsed=[key for key, letter in parsed.items() if not letter],
+        readings={
+            "letter": parsed,
+            "official": {key: "" if x == "FAILED" else x for key, x in official.items()},
+            "lmms_eval": lmms,
+        },
     )
 
 

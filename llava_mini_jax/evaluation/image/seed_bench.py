@@ -5,8 +5,10 @@
     or data/test-*.parquet --'               '--> submission.jsonl
 
 Of a video LLaVA shows the middle frame, as a picture. The paper's figure is the total, not that of
-the pictures, and LLaVA counts nothing but the letter alone: "B." is wrong. "first_character" is
-lmms-eval's. LLaVA's ids are numbers where the official ones are digits.
+the pictures. The headline takes the letter that stands alone. "llava" is LLaVA's rule, which counts
+nothing but the bare letter: "B." is wrong. "first_character" is lmms-eval's.
+
+LLaVA's ids are numbers where the official ones are digits.
 """
 
 import json
@@ -17,6 +19,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 _RELEASE = "SEED-Bench"  # the folder in which LLaVA-Mini's release has labels and pictures
@@ -128,13 +131,21 @@ def _percent(values: Sequence[float]) -> float:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("seed_bench", questions, answers)
-    parsed = {q.key: answers[q.key].text for q in questions if q.key in answers}
-    first = {key: text.strip()[:1].upper() for key, text in parsed.items()}
+    texts = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    said = {
+        "letter": {key: lone_letter(text, "ABCD") for key, text in texts.items()},
+        "llava": {key: text if text in tuple("ABCD") else "" for key, text in texts.items()},
+        "first_character": {
+            key: first if (first := text.strip()[:1].upper()) in tuple("ABCD") else ""
+            for key, text in texts.items()
+        },
+    }
     return Scores(
-        headline="llava",
-        rules={"llava": _rule(questions, parsed), "first_character": _rule(questions, first)},
-        parsed={key: text if text in tuple("ABCD") else "" for key, text in parsed.items()},
-        unparsed=[key for key, text in parsed.items() if text not in tuple("ABCD")],
+        headline="letter",
+        rules={name: _rule(questions, own) for name, own in said.items()},
+        parsed=said["letter"],
+        unparsed=[key for key, letter in said["letter"].items() if not letter],
+        readings=said,
     )
 
 

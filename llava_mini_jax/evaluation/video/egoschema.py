@@ -6,9 +6,14 @@
 The paper's figure is of the public subset, whose answers are known: 256 of 500. The full set's are
 not; `egoschema_full` asks all and writes what the validation server takes, and scores the subset.
 
+The headline takes the letter that stands alone. "first_letter" is the release's, which reads an A
+in "Answer: C"; "submission.json" has what it reads, as the release's has, and
+"submission_letter.json" what the headline does.
+
 A question whose video is missing gets no answer and is wrong, as in the accuracy that the release
-prints, though its file has no row for it; "answered_only" leaves those out. lmms-eval draws an
-option at random where it reads none; here such an item counts a fifth, what that gives on average.
+prints, though its file has no row for it; "answered_only" leaves those out, by the release's rule.
+lmms-eval draws an option at random where it reads none; here such an item counts a fifth, what that
+gives on average.
 """
 
 import math
@@ -21,6 +26,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
 from llava_mini_jax.evaluation.letters import first_of
+from llava_mini_jax.evaluation.lone_letter import lone_letter
 from llava_mini_jax.evaluation.video_tasks import find_video
 
 _LETTERS = "ABCDE"
@@ -117,39 +123,63 @@ def _rule(items: Mapping[str, float], details: Mapping[str, Any]) -> Rule:
 
 
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
-    parsed = {q.key: read_release(answers[q.key].text) for q in asked if q.key in answers}
+    texts = {q.key: answers[q.key].text for q in asked if q.key in answers}
+    parsed = {key: _LETTERS.find(lone_letter(text, _LETTERS) or "?") for key, text in texts.items()}
+    release = {key: read_release(text) for key, text in texts.items()}
     known = [q for q in asked if q.gold is not None]
-    items = {q.key: float(parsed.get(q.key) == q.gold["answer"]) for q in known}
+
+    def marks(said: Mapping[str, int]) -> dict[str, float]:
+        return {q.key: float(said.get(q.key) == q.gold["answer"]) for q in known}
+
+    items = marks(release)
     details = {
         "missing": sum(q.key not in parsed for q in known),
         "hidden": len(asked) - len(known),
     }
-    lmms, drawn = {}, 0
+    lmms, drawn, lmms_said = {}, 0, dict.fromkeys(texts, -1)
     for question in known:
         lmms[question.key] = 0.0
         if question.key in answers:
             read = read_lmms(answers[question.key].text, question.gold["options"])
             lmms[question.key] = 0.2 if read is None else float(read == question.gold["answer"])
+            lmms_said[question.key] = -1 if read is None else read
             drawn += read is None
+    said = {"letter": parsed, "first_letter": release}
+    if len(known) == len(asked):  # what lmms-eval reads depends on the options, which gold has
+        said["lmms_eval"] = lmms_said
     return Scores(
-        headline="first_letter",
+        headline="letter",
         rules={
+            "letter": _rule(marks(parsed), details),
             "first_letter": _rule(items, details),
-            "answered_only": _rule({k: v for k, v in items.items() if k in parsed}, details),
+            "answered_only": _rule({k: v for k, v in items.items() if k in texts}, details),
             "lmms_eval": _rule(lmms, {**details, "drawn_at_random": drawn}),
         },
         parsed=parsed,
         unparsed=[key for key, number in parsed.items() if number < 0],
+        readings={
+            rule: {key: "" if n < 0 else _LETTERS[n] for key, n in own.items()}
+            for rule, own in said.items()
+        },
     )
 
 
 def _submission(
     folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer], out: Path
 ) -> list[Path]:
-    """uid -> 0 to 4. The server takes no -1; without a letter it is 0, the A of other scripts."""
+    """uid -> 0 to 4, by the release's rule and by the headline's.
+
+    The server takes no -1; without a letter it is 0, the A of other scripts.
+    """
     layouts.check_all_answered("egoschema", asked, answers)
-    said = {q.key: max(read_release(answers[q.key].text), 0) for q in asked}
-    return [layouts.write_json(out / "submission.json", said)]
+    release = {q.key: max(read_release(answers[q.key].text), 0) for q in asked}
+    letters = {q.key: lone_letter(answers[q.key].text, _LETTERS) or "A" for q in asked}
+    return [
+        layouts.write_json(out / "submission.json", release),
+        layouts.write_json(
+            out / "submission_letter.json", {key: _LETTERS.index(x) for key, x in letters.items()}
+        ),
+    ]
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def _lmms(gold: Mapping[str, Any], text: str) -> bool:
 
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     lmms = task_rule(asked, right(asked, answers, _lmms), {})
-    return scores(BENCHMARK, asked, answers, lmms_eval=lmms)
+    return scores(BENCHMARK, asked, answers, lmms_reads=lmms_letter, lmms_eval=lmms)
 
 
 _SOURCE = "MLVU/MVLU on the Hugging Face hub"

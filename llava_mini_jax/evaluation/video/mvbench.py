@@ -92,6 +92,7 @@ def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer
         asked,
         answers,
         GROUPS,
+        lmms_reads=lmms_mvbench,
         notebook=Rule(
             value=notebook_rule.details["over_all_questions"],
             items=by_notebook,

@@ -18,7 +18,7 @@ def test_golden_figures(layout, tmp_path):
     expected = golden.expected("seed_bench")
     questions, scores = golden.scored("seed_bench", golden.folder("seed_bench", layout, tmp_path))
     llava, first = scores.rules["llava"], scores.rules["first_character"]
-    assert scores.headline == "llava" and len(questions) == 60
+    assert scores.headline == "letter" and len(questions) == 60
     assert llava.value == pytest.approx(expected["llava"]["total_percent"], **golden.CLOSE)
     assert llava.items == expected["llava"]["per_item"]
     for kind in ("image", "video"):

@@ -47,8 +47,8 @@ def test_golden_figures(tmp_path):
             ("lmms_eval", "lmms_eval"),
         ):
             assert rules[rule].items[question.key] == item[name], (rule, item)
-        if scores.parsed[question.key]:
-            assert scores.parsed[question.key] == item["llava_mini_first_letter"]
+        if scores.readings["first_letter"][question.key]:
+            assert scores.readings["first_letter"][question.key] == item["llava_mini_first_letter"]
 
     def parts(rule, figures):
         named = {TITLES.get(name, name): value for name, value in figures.items()}
@@ -75,17 +75,17 @@ def test_golden_figures(tmp_path):
     assert rules["lmms_eval"].details["left_out"] == 3
 
 
-def test_the_headline_takes_no_letter_for_wrong(tmp_path):
+def test_the_first_letter_takes_none_for_wrong(tmp_path):
     wanted = expected("mvbench")["per_item"]
     questions, scores = scored("mvbench", folder("mvbench", tmp_path), lines("mvbench"))
-    headline = scores.rules[scores.headline]
-    assert scores.headline == "first_letter"
+    headline = scores.rules["first_letter"]
+    assert scores.headline == "letter"
     for question, item in zip(questions, wanted, strict=True):
         # An A that the text does not have, or that of "N/A", a video which could not be read.
         none = item["llava_mini_first_letter"] not in item["pred"] or item["pred"] == "N/A"
         right = item["llava_mini_first_letter_acc"] and not none
         assert headline.items[question.key] == right, item
-        assert (question.key in scores.unparsed) == none
+        assert (not scores.readings["first_letter"][question.key]) == none
     assert headline.details["unread_videos"] == 8
     assert headline.value < scores.rules["release_first_letter"].value
     parts = headline.details["parts"]

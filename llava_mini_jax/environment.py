@@ -1,0 +1,84 @@
+"""The environment variables that start-up reads: a wrong one is told in one sentence.
+
+    JAX_*, XLA_FLAGS --check--> JAX is imported and has its devices, or InputError
+
+JAX reads its variables while it is imported and XLA its flags when the first device is asked for;
+there a wrong one ends in a traceback, or ends the process from inside XLA.
+"""
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+
+from llava_mini_jax.errors import InputError
+
+_FLAGS = "XLA_FLAGS"
+_PROBE = "import jax; jax.devices()"
+_LONGEST = 300  # seconds, for one import on a busy machine
+
+
+def check(*, devices: bool = True) -> None:
+    """Imports JAX and, with `devices`, asks for its devices. InputError where it cannot."""
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:
+        raise _wrong(error) from error
+    if devices:
+        check_devices()
+
+
+def check_devices() -> None:
+    """InputError where JAX finds none that it can use; `distributed.start` has to come before."""
+    import jax
+
+    _check_flags(os.environ.get(_FLAGS, ""))
+    try:
+        jax.devices()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _wrong(error) from error
+
+
+def _wrong(error: Exception) -> InputError:
+    """The sentence about what JAX said, with the variables that were set."""
+    said = " ".join(str(error).split())[:300]
+    told = said.lower().replace("jax.", "jax_")
+    given = {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
+    named = [name for name in given if name.lower() in told]
+    if not said and "JAX_PLATFORMS" in given:  # an assertion without words, for a known name
+        named, said = ["JAX_PLATFORMS"], "there is no such device here"
+    if "process_index" in said and "JAX_NUM_CPU_DEVICES" in given:  # there are none
+        named = ["JAX_NUM_CPU_DEVICES"]
+    if not named:
+        return InputError(f"JAX has no device that it can use ({said}); free or repair it")
+    is_set = " and ".join(f'{name} is "{given[name]:.80}"' for name in named)
+    return InputError(
+        f"the environment variable {is_set}, which JAX cannot use ({said}); correct it, or unset it"
+    )
+
+
+@functools.cache
+def _check_flags(given: str) -> None:
+    """XLA ends the process where it cannot read its flags, so another one tries them first."""
+    if not given:
+        return
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env=variables | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return  # slow, but no mistake in it
+    if tried.returncode:
+        lines = [line for line in tried.stderr.splitlines() if line.strip()]
+        told = next((x for x in lines if "flag" in x.lower() or _FLAGS in x), "it ends the process")
+        raise InputError(
+            f'the environment variable {_FLAGS} is "{given:.120}", which XLA cannot use'
+            f" ({told.rpartition('] ')[2]:.200}); correct it, or unset it"
+        )
