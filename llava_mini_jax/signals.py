@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ def run(program: Callable[[], int], sentence: str) -> NoReturn:
     computation was interrupted, and those of data and checkpoints may never end.
     """
     _have_streams()
+    _plain_warnings()
     _watch(sentence)
     try:
         status = program()
@@ -61,6 +63,19 @@ def run(program: Callable[[], int], sentence: str) -> NoReturn:
         status = INTERRUPTED
         say(sentence)
     leave(status)
+
+
+def _plain_warnings() -> None:
+    """What this package warns of is a line for people, without the place in the code."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *more: Any, **named: Any) -> None:
+        if category is UserWarning:
+            say(str(message))
+        else:
+            shown(message, category, *more, **named)
+
+    warnings.showwarning = show
 
 
 def _have_streams() -> None:
