@@ -19,6 +19,8 @@ def damaged(text: str, seed: int) -> bytes:
     if rng.random() < 0.35:
         return _bytes(text.encode(), rng)
     value = json.loads(text)
+    if not value:
+        return _bytes(text.encode(), rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         value = _value(value, rng)
     return json.dumps(value, ensure_ascii=rng.random() < 0.5).encode(errors="replace")
