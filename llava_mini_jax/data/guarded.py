@@ -23,12 +23,19 @@ from typing import Any
 _CHILD = Path(__file__).with_name("guarded_child.py")
 _PATIENCE = 20  # times its processor time: a request may have to wait for a busy machine
 
+# One thread: on machines of many cores, threads' stacks and heaps alone would pass the limit.
+_ALONE = {
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_ARENA_MAX": "1",
+}
+
 
 class Refused(Exception):  # noqa: N818
     """Why a request got no result, as part of a sentence."""
 
     def __init__(self, reason: str, *, limit: bool = False):
-        super().__init__(reason.strip().splitlines()[0][:300].rstrip(".") if reason else "unknown")
+        super().__init__((reason.strip() or "unknown").splitlines()[0][:300].rstrip("."))
         self.limit = limit  # of memory, time or text: asking in another way will not help
 
 
@@ -44,7 +51,10 @@ class Guarded:
         """The result of a function of guarded_child.WORK; raises Refused if there is none."""
         request = {"work": work, "given": given, "seconds": seconds, "megabytes": megabytes}
         with self._lock:
-            process = self._started()
+            try:
+                process = self._started()
+            except OSError as error:
+                raise Refused(f"no process can be started for it: {error}") from error
             assert process.stdin is not None and process.stdout is not None
             timer = threading.Timer(_PATIENCE * seconds, process.kill)
             timer.start()
@@ -69,11 +79,6 @@ class Guarded:
             raise Refused(reply["error"])
         return reply["ok"]
 
-    def start(self) -> None:
-        """Starts the child now, so that it is ready when a request comes."""
-        with self._lock:
-            self._started()
-
     def close(self) -> None:
         with self._lock:
             if self._process is not None and self._owner == os.getpid():
@@ -92,6 +97,7 @@ class Guarded:
                 text=True,
                 encoding="ascii",
                 start_new_session=True,
+                env={**os.environ, **_ALONE},
             )
         return self._process
 

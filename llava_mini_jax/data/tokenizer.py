@@ -22,7 +22,7 @@ from llava_mini_jax.data.tokenizer_trial import Trial
 from llava_mini_jax.errors import InputError
 
 # Of a repository on the hub.
-_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+_FILES = ("tokenizer*", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _MORE_FILES = ("vocab.json", "merges.txt", "additional_chat_templates/*")
 
 

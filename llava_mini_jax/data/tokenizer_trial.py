@@ -59,8 +59,6 @@ class Trial:
             )
         except Refused as error:
             self._reason = str(error)
-        except OSError as error:
-            self._reason = f"no process can be started to try it: {error}"
         finally:
             guarded.close()
 

@@ -45,7 +45,8 @@ def _bytes(data: bytes, rng: random.Random) -> bytes:
 def _value(value: Any, rng: random.Random) -> Any:
     """One place of the tree, near its root more often than its thousands of words, is changed."""
     value = copy.deepcopy(value)
-    places = list(_places(value))
+    if not (places := list(_places(value))):
+        return rng.choice(STRANGE)
     shallow = [place for place in places if len(place[0]) <= 4 and "vocab" not in place[0]]
     _, holder, key = rng.choice(shallow if shallow and rng.random() < 0.8 else places)
     kind = rng.randrange(8)
