@@ -29,11 +29,6 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
-            raise
-        print(f"eval.py: {sentence}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return 130
@@ -41,6 +36,11 @@ def main(argv: list[str]) -> int:
         # Python flushes stdout once more at its end; there must be something to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
+            raise
+        print(f"eval.py: {sentence}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,6 +1,7 @@
 """The one exception for bad input, what its sentences say of strangers' values, and the one
 sentence for memory that is full."""
 
+import errno
 import os
 import re
 import reprlib
@@ -49,9 +50,9 @@ def memory_sentence(error: BaseException, advice: str) -> str | None:
     """
     for cause in _causes(error):
         text = str(cause)
-        if isinstance(cause, MemoryError) or (
-            isinstance(cause, RuntimeError | ValueError) and _FULL.search(text)
-        ):
+        refused = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
+        told = isinstance(cause, RuntimeError | ValueError) and _FULL.search(text)
+        if isinstance(cause, MemoryError) or refused or told:
             found = _NEEDED.search(text)
             needed = f"{_bytes(*found.groups()) / 1e9:,.2f} GB more are needed" if found else ""
             return f"memory is full: {needed or 'more is needed'}, {_there_is()}; {advice}"

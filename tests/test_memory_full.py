@@ -1,6 +1,8 @@
 """Memory that is full is told in one sentence, whoever says so and wherever."""
 
+import errno
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +39,10 @@ def without_a_word(*_args, **_settings):
     return bytearray(2**60)
 
 
+def no_map(*_args, **_settings):
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
 def as_a_cause(*_args, **_settings):
     try:
         on_a_device()
@@ -44,7 +50,7 @@ def as_a_cause(*_args, **_settings):
         raise TypeError("a library's own error") from error
 
 
-FULL = [on_a_device, in_a_program, on_the_host, without_a_word, as_a_cause]
+FULL = [on_a_device, in_a_program, on_the_host, without_a_word, no_map, as_a_cause]
 
 
 def script(name: str):
@@ -60,6 +66,7 @@ def check(status: int, err: str, name: str, full) -> None:
     assert status == 1 and len(said) == 1 and "Traceback" not in err, err
     assert said[0].startswith(f"{name}: memory is full: ")
     needed = {in_a_program: " GB more are needed", without_a_word: "more is needed"}
+    needed[no_map] = "more is needed"
     assert needed.get(full, "70,368.74 GB more are needed") in said[0]
     assert "this machine has " in said[0] and "; try " in said[0]
 
@@ -102,6 +109,12 @@ def test_a_checkpoint_that_does_not_fit_is_not_taken_for_damaged(monkeypatch, tm
         monkeypatch.setattr(kept._ocp, "CompositeCheckpointHandler", on_a_device)
         with pytest.raises(Exception, match="RESOURCE_EXHAUSTED"):
             kept._restore(1, {"w": jnp.zeros(2)})
+
+
+def test_a_file_that_cannot_be_mapped_is_not_taken_for_changed(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(np, "memmap", no_map)
+    status = cli.main(["ask", str(tiny_model.folder("paper")), "how many 7s are there?"])
+    check(status, capsys.readouterr().err, "llava-mini", no_map)
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at its end; there must be something to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"llava-mini: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
+        sentence = memory_sentence(error, MEMORY_ADVICE)
+        if sentence is None and not isinstance(error, OSError):
             raise
-        print(f"llava-mini: {sentence}", file=sys.stderr)
+        # Else a full disk, a folder that may not be written.
+        print(f"llava-mini: {sentence or error}", file=sys.stderr)
         return 1
 
 

@@ -10,6 +10,7 @@ Both readers of weight files (`safetensors_header`, `torch_pickle`) end in these
 have checked that every element lies inside the file. Nothing is read before `read`.
 """
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class LazyTensor:
             file_bytes = np.memmap(self.file, np.uint8, mode="r")
             view = np.ndarray(self.shape, self.dtype, file_bytes, self.offset, self.strides)
         except (OSError, ValueError, TypeError) as error:
+            if getattr(error, "errno", None) == errno.ENOMEM:
+                raise  # which says nothing about the file
             raise InputError(
                 f"{self.file} no longer holds tensor {self.name!r}, expected from byte "
                 f"{self.offset:,} on ({error}); the file was changed or removed after it was "

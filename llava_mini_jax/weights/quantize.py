@@ -20,7 +20,7 @@ from llava_mini_jax.params import ParamSpec
 # Looked up or added, so that there is no product whose scale could be taken out of it.
 _TABLES = ("embed_tokens", "position", "class_token", "query")
 _LARGEST = 127
-TOGETHER = 2**24  # numbers that are rounded together where that is done in parts
+TOGETHER = 2**22  # numbers that are rounded together where that is done in parts
 XLA_ALIGNMENT = 64  # bytes
 
 

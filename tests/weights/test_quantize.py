@@ -1,6 +1,7 @@
 """Weights as int8: rounding, which weights, and that a model computes with just those numbers."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llava_mini_jax.ops.einsum import Int8Weight, einsum
 from llava_mini_jax.params import ParamSpec, zeros
 from llava_mini_jax.profiling import memory
 from llava_mini_jax.weights import folders
-from llava_mini_jax.weights.quantize import channel_axes, quantize
+from llava_mini_jax.weights.quantize import channel_axes, quantize, quantize_parts
 from tests import tiny, tiny_model
 
 fast_compilation = tiny.fast_compilation
@@ -89,6 +90,25 @@ def test_a_product_is_that_of_the_restored_weight(equation, weight, axes) -> Non
     np.testing.assert_allclose(
         half.astype(jnp.float32), found, rtol=0.02, atol=0.02 * np.abs(found).max()
     )
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 40), (101, 24), (1, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_weight_rounded_in_parts_is_the_same(shape, dtype, monkeypatch) -> None:
+    monkeypatch.setattr("llava_mini_jax.weights.quantize.TOGETHER", 3 * math.prod(shape[1:]))
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    read: list[slice] = []
+
+    def rows(part: slice) -> jax.Array:
+        read.append(part)
+        return jnp.copy(weight[part])
+
+    channels = len(shape) - 1
+    found, whole = quantize_parts(rows, shape, channels), quantize(jnp.copy(weight), channels)
+    assert [part.start for part in read] == list(range(0, shape[0], 3))
+    np.testing.assert_array_equal(found.values, whole.values)
+    np.testing.assert_array_equal(found.scale, whole.scale)
+    assert (found.values.dtype, found.scale.dtype) == (jnp.int8, jnp.float32)
 
 
 def test_output_features_stand_first() -> None:

@@ -1,0 +1,113 @@
+"""The first token is there behind the prompt, and no step is computed that no token needs."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llava_mini_jax
+from llava_mini_jax.inference import generate, rows
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.model import Model, Run
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference.session import Session
+from tests import tiny_model
+
+QUESTION = "how many 7s are there?"
+SAMPLED = {"temperature": 1.3, "top_p": 0.9, "top_k": 20, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return llava_mini_jax.load(tiny_model.folder("paper"))
+
+
+@pytest.fixture
+def limits(monkeypatch) -> list[int]:
+    """What each call of `decode` is asked for."""
+    asked: list[int] = []
+    decode = generate.decode
+
+    def watched(params, state, sampling, limit, cfg):
+        asked.append(int(limit))
+        return decode(params, state, sampling, limit, cfg)
+
+    monkeypatch.setattr(generate, "decode", watched)
+    return asked
+
+
+def request(model: Model, question: str = QUESTION):
+    return model.request(question, model.read_pictures(tiny_model.picture(1), None))
+
+
+def one_by_one(model: Model, count: int, **how) -> list[int]:
+    """The tokens of an answer, each by a call of its own, as `decode` alone gives them."""
+    cfg, bundle = model.bundle.model, model.bundle
+    longest = rows.longest_prompt(bundle)
+    state = generate.see_and_prefill(
+        model.params, cfg, [request(model)], model.buckets, longest, "right", 16
+    )
+    how = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0} | how
+    sampling = make_sampling(1, **how, stop_ids=())
+    for step in range(count):
+        state = generate.decode(model.params, state, sampling, jnp.int32(step + 1), cfg)
+    return np.asarray(state.tokens_BN)[0, :count].tolist()
+
+
+@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("steps", [1, 2, 8, 64])
+def test_the_tokens_are_those_of_decoding_alone(model, how, steps) -> None:
+    run = Run(model, [request(model)], Settings(max_new_tokens=9, **how), steps)
+    counts = []
+    for _ in run:
+        counts.append(len(run._texts[0].ids))
+    assert run._texts[0].ids == one_by_one(model, 9, **how)
+    assert counts[0] == 1 and counts[-1] == 9
+    assert max(np.diff(counts), default=0) <= steps
+
+
+@pytest.mark.parametrize("allowance", [1, 2, 5])
+def test_no_step_behind_the_last_token(model, limits, allowance) -> None:
+    (answer,) = model.answer_requests(
+        [request(model)], Settings(max_new_tokens=allowance), batch_size=1
+    )
+    assert answer.tokens == allowance and answer.finish == "length"
+    assert max(limits, default=0) == allowance - 1
+
+
+def test_rows_of_a_batch_have_their_first_tokens_before_any_call(model, limits) -> None:
+    examples = [request(model), request(model, "what is the largest digit?")]
+    run = Run(model, examples, Settings(max_new_tokens=6), rows.STEPS_STREAMING)
+    next(iter(run))
+    assert [len(text.ids) for text in run._texts] == [1, 1] and limits == []
+
+
+def test_a_stream_gives_its_first_piece_before_any_call(model, limits) -> None:
+    pieces = model.stream(QUESTION, images=tiny_model.picture(1), max_new_tokens=6)
+    first = next(pieces)
+    assert first and limits == []
+    whole = model.generate(QUESTION, images=tiny_model.picture(1), max_new_tokens=6)
+    assert first + "".join(pieces) == whole
+
+
+@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_session_gives_its_first_piece_before_any_call(model, limits, how) -> None:
+    session = Session(model, Settings(max_new_tokens=6, **how))
+    session.show_image(tiny_model.picture(1))
+    pieces = session.ask(QUESTION)
+    first = next(pieces)
+    assert first and limits == []
+    rest = "".join(pieces)
+    assert max(limits) == 5
+    # What stands in the cache is what has been computed: the last token has not.
+    assert len(session._cached) == int(session._cache.used)
+    whole = model.generate(QUESTION, images=tiny_model.picture(1), max_new_tokens=6, **how)
+    assert first + rest == whole
+
+
+def test_an_answer_that_ends_at_once_calls_nothing(model, limits) -> None:
+    first = one_by_one(model, 1)
+    limits.clear()
+    ended = Model(model.params, model.bundle, model.tokenizer, model.buckets)
+    ended.__dict__["stop_ids"] = (first[0],)
+    (answer,) = ended.answer_requests([request(ended)], Settings(max_new_tokens=6), batch_size=1)
+    assert (answer.text, answer.tokens, answer.finish) == ("", 0, "stop") and limits == []
