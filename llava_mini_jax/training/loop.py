@@ -25,8 +25,8 @@ from etils import epath
 from llava_mini_jax import distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data import fingerprint
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.pipeline import Source
+from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
+from llava_mini_jax.data.sources import Samples
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -150,7 +150,7 @@ def run_stage(
     return params
 
 
-def _open_data(stage: TrainConfig) -> tuple[Source, dict[str, Any]]:
+def _open_data(stage: TrainConfig) -> tuple[DigitsPages | Samples, dict[str, Any]]:
     source = feed.open_data(stage.data, stage.samples)
     return source, fingerprint.fingerprint(source)
 
