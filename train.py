@@ -32,7 +32,7 @@ class Command(NamedTuple):
     distributed: bool
     stopped_status: int
     profile: Any
-    accept_changed_data: bool
+    accept_changed_data: bool = False
 
 
 def parse(default: Any, argv: list[str]) -> Command:

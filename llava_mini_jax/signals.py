@@ -2,7 +2,7 @@
 
     Ctrl-C --> KeyboardInterrupt in the main thread --> its sentence, status 130
            once more, or lost in a callback that swallows exceptions --> raised again
-           a second Ctrl-C --> the process ends at once, also from inside of a library
+           a second Ctrl-C, or a minute --> the process ends, also from inside of a library
     SIGTERM --> what its own handler does; `alarmed` tells since when it has waited to be done
 
 Python runs handlers between two instructions of the main thread: not while a library computes or
@@ -23,6 +23,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
+GIVEN = 60.0  # seconds that a program has to end: what was interrupted may be waited for for ever
+_LOST = 255  # no signal's number
 _SAME = 0.05  # seconds: a terminal and a wrapper both hand one Ctrl-C on
 
 
@@ -31,6 +33,7 @@ class _State:
 
     interrupts = 0  # Ctrl-C since the program began, or since one was dealt with
     interrupted_at = 0.0  # time.monotonic() of the last one
+    raised = False  # in the main thread, since then
     raised_again = 0  # by ourselves, and not yet heard of
     terminated_at: float | None = None  # time.monotonic() of the first SIGTERM
     sentence = ""  # what the second Ctrl-C says
@@ -59,7 +62,7 @@ def run(program: Callable[[], int], sentence: str) -> NoReturn:
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
-    if not status and _State.interrupts:  # somebody else has caught it
+    if not status and _State.raised:  # somebody else has caught it
         status = INTERRUPTED
         say(sentence)
     leave(status)
@@ -124,7 +127,7 @@ def say(sentence: str) -> None:
 def dealt_with() -> None:
     """A Ctrl-C has done what it was for, and the program goes on: the next one is a first one."""
     time.sleep(_SAME)  # until the thread has heard of it
-    _State.interrupts = 0
+    _State.interrupts, _State.raised = 0, False
 
 
 def alarmed() -> float | None:
@@ -135,7 +138,7 @@ def alarmed() -> float | None:
 def _watch(sentence: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
-    _State.interrupts, _State.sentence = 0, sentence
+    _State.interrupts, _State.raised, _State.sentence = 0, False, sentence
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _not_lost
@@ -152,10 +155,21 @@ def watch_signals() -> None:
 
 
 def _hear(heard: socket.socket) -> None:
-    while numbers := heard.recv(64):
+    while True:
+        heard.settimeout(1.0 if _State.interrupts else None)
+        try:
+            numbers = heard.recv(64)
+        except TimeoutError:
+            if time.monotonic() - _State.interrupted_at > GIVEN and _State.interrupts:
+                _end_now()
+            continue
         for number in numbers:
             if number == signal.SIGTERM and _State.terminated_at is None:
                 _State.terminated_at = time.monotonic()
+            elif number == _LOST:
+                time.sleep(_SAME)
+                _State.raised_again += 1
+                _thread.interrupt_main()
             elif number == signal.SIGINT and _State.raised_again:
                 _State.raised_again -= 1
             elif number == signal.SIGINT:
@@ -167,19 +181,25 @@ def _heard_interrupt() -> None:
     twice = _State.interrupts and now - _State.interrupted_at > _SAME
     _State.interrupts, _State.interrupted_at = _State.interrupts + 1, now
     if twice:
-        with contextlib.suppress(OSError):
-            os.write(2, f"{_State.sentence}\n".encode())
-        os._exit(INTERRUPTED)
+        _end_now()
+
+
+def _end_now() -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_State.sentence}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _State.raised = True
     raise KeyboardInterrupt
 
 
 def _not_lost(unraisable: Any) -> None:
     """Of exceptions that nothing can catch, as in a callback of the garbage collector."""
     if unraisable.exc_type is KeyboardInterrupt:
-        _State.raised_again += 1
-        _thread.interrupt_main()
+        # By the other thread: here it would be raised, and lost, before this function returns.
+        assert _State.written is not None
+        _State.written.send(bytes([_LOST]))
     else:
         sys.__unraisablehook__(unraisable)

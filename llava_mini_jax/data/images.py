@@ -13,10 +13,12 @@ CLIPImageProcessor: both give the same pixels, but Pillow alone needs no slow im
 quarters of the time, and lets the padded square be resized without ever being whole in memory.
 """
 
+import contextlib
 import functools
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,39 +105,47 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "the given picture")
     if isinstance(source, bytes):
-        name, empty, content = f"the picture given as {len(source)} bytes", not source, source
+        name, content = f"the picture given as {len(source)} bytes", source
     else:
-        name, path = f"the picture {source}", Path(source)
-        try:
-            exists, is_file = path.exists(), path.is_file()
-            empty, content = is_file and path.stat().st_size == 0, path
-        except (OSError, ValueError) as error:  # a name too long, no permission for the folder
-            raise InputError(f"Cannot open {name}: {error}; check the path.") from error
-        if not is_file:  # a named pipe would block for ever, so it does not get as far as open
-            problem = "it is not a file" if exists else "there is no such file"
-            raise InputError(f"Cannot open {name}: {problem}; check the path.")
-    if empty:
+        name = f"the picture {source}"
+        content = _content(Path(source), name)
+    if not content:
         raise InputError(f"Cannot read {name}: it is empty (0 bytes); copy or download it again.")
-    try:
-        if isinstance(content, Path):
-            size = content.stat().st_size
-            if size > picture_limits.MAX_BYTES:
-                raise TooMuchError(f"its file has {size:,} bytes")
-            content = content.read_bytes()
+    with _readable(name):
         picture_limits.check_file(content)
         opened = functools.partial(Image.open, io.BytesIO(content), formats=FORMATS)
         with picture_limits.within_time(opened, len(content), 0) as image:
             return _decode(image, name, len(content))
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        exists, is_file = path.exists(), path.is_file()
+        size = path.stat().st_size if is_file else 0
+    except (OSError, ValueError) as error:  # a name too long, no permission for the folder
+        raise InputError(f"Cannot open {name}: {error}; check the path.") from error
+    if not is_file:  # a named pipe would block for ever, so it does not get as far as open
+        problem = "it is not a file" if exists else "there is no such file"
+        raise InputError(f"Cannot open {name}: {problem}; check the path.")
+    with _readable(name):
+        if size > picture_limits.MAX_BYTES:
+            raise TooMuchError(f"its file has {size:,} bytes")
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever goes wrong while a picture is read, as the sentence about it."""
+    try:
+        yield
     except TooMuchError as error:
-        raise InputError(
-            f"Cannot read {name}: {error}; make it smaller, or save it anew."
-        ) from error
+        more = "make it smaller, or save it anew"
+        raise InputError(f"Cannot read {name}: {error}; {more}.") from error
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(
-            f"Cannot read {name}: there is no memory for it; make it smaller."
-        ) from error
+        more = "there is no memory for it; make it smaller"
+        raise InputError(f"Cannot read {name}: {more}.") from error
     except UnidentifiedImageError as error:  # its own text would show a memory address
         raise InputError(
             f"Cannot read {name}: not a picture in one of the formats {', '.join(FORMATS)};"
@@ -148,6 +158,7 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
+    """`size` is that of its file in bytes, 0 for a picture that is open."""
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
             f"Cannot read {name}: {image.width} x {image.height} pixels, the limit is"
@@ -155,27 +166,13 @@ def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
         )
     if image.width == 0 or image.height == 0:
         raise InputError(f"Cannot read {name}: it is {image.width} x {image.height} pixels.")
-    try:
+    with _readable(name):
         turn = picture_limits.within_time(lambda: _turn(image), size, 0)
         picture_limits.check_bytes(image, turn is not None)
-        pixels = image.width * image.height
-        picture_limits.within_time(image.load, size, pixels)
+        picture_limits.within_time(image.load, size, image.width * image.height)
         rgb = _rgb(image, name)
-    except TooMuchError as error:
-        raise InputError(
-            f"Cannot read {name}: {error}; make it smaller, or save it anew."
-        ) from error
-    except InputError:
-        raise
-    except MemoryError as error:
-        raise InputError(
-            f"Cannot read {name}: there is no memory for it; make it smaller."
-        ) from error
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise InputError(f"Cannot read {name}: {error}; copy or download it again.") from error
-    # A new picture: without what the file says beside the pixels, profiles of megabytes among it.
-    upright = rgb.transpose(turn) if turn is not None else rgb.copy() if rgb is image else rgb
-    upright.info = {}
+        upright = rgb.transpose(turn) if turn is not None else rgb.copy() if rgb is image else rgb
+    upright.info = {}  # what the file says beside the pixels, profiles of megabytes among it
     return upright
 
 
@@ -189,7 +186,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        low, high = image.getextrema() if image.mode in ("I", "F") else (0, 65535)
+        extremes: Any = image.getextrema() if image.mode in ("I", "F") else (0, 65535)
+        low, high = extremes
         if image.mode == "F" or low < 0 or high > 65535:
             raise InputError(
                 f"Cannot read {name}: its pixel values ({image.mode!r}, {low} to"

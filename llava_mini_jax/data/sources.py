@@ -127,7 +127,7 @@ def _load_yaml(path: Path) -> Any:
     inside: list[list[Any]] = []  # [anchor, events so far] of what is open
     total = 0
     for event in yaml.parse(content, Loader=loader):
-        anchor = getattr(event, "anchor", None)
+        anchor: Any = getattr(event, "anchor", None)
         count = sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         if isinstance(event, yaml.CollectionStartEvent):
             inside.append([anchor, 0])

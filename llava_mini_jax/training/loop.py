@@ -26,8 +26,8 @@ from llava_mini_jax import distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data import chat_template, fingerprint
 from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.pipeline import Source
+from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
+from llava_mini_jax.data.sources import Samples
 from llava_mini_jax.data.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -153,7 +153,7 @@ def run_stage(
     return params
 
 
-def _open_data(stage: TrainConfig) -> tuple[Source, dict[str, Any]]:
+def _open_data(stage: TrainConfig) -> tuple[DigitsPages | Samples, dict[str, Any]]:
     source = feed.open_data(stage.data, stage.samples)
     return source, fingerprint.fingerprint(source)
 
