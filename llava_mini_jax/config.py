@@ -9,6 +9,7 @@ Hugging Face's json is read in weights/hf_config.py and weights/hf_processor.py.
 """
 
 import dataclasses
+from typing import Any
 
 from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
@@ -124,7 +125,7 @@ DIALECTS = {
         compressor="multi_head", compress="features", fuse_compressed=True, detach_text=True
     ),
 }
-_PROMPT_DIALECTS = {
+_PROMPT_DIALECTS: dict[str, dict[str, Any]] = {
     "paper": dict(fuse_answers=False, fuse_id_zero=True, double_bos=False, blank_image=False),
     "release": dict(fuse_answers=True, fuse_id_zero=False, double_bos=True, blank_image=False),
 }
