@@ -29,7 +29,7 @@ from llava_mini_jax.data.examples import (
 )
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference.sampling import Sampling, make_sampling
 from llava_mini_jax.models.llava_mini import LlavaMini
 
 SMALLEST_LENGTH = 64
@@ -96,13 +96,12 @@ def decode(
     steps: int,
 ) -> Iterator[list[str]]:
     """Generates until all `texts` are finished; yields the first tokens, then what calls add."""
-    cfg = bundle.model
     # Rows without a single position are done before they begin.
     padding = [_without_text(examples[0])] * (power_of_two(len(examples)) - len(examples))
     room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
     state = generate.see_and_prefill(
         params,
-        cfg,
+        bundle.model,
         [*examples, *padding],
         buckets,
         longest_prompt(bundle),
@@ -117,8 +116,20 @@ def decode(
         settings.seed,
         stop_ids,
     )
-    answer_length = max(text.allowance for text in texts)
-    read, new_BN = 0, np.zeros((len(examples) + len(padding), 0), np.int32)
+    yield from _pieces(params, bundle, state, sampling, texts, steps)
+
+
+def _pieces(
+    params: LlavaMini,
+    bundle: Bundle,
+    state: generate.Decoding,
+    sampling: Sampling,
+    texts: Sequence[AnswerText],
+    steps: int,
+) -> Iterator[list[str]]:
+    """`decode` behind the prompts; there may be more rows than texts."""
+    total, longest = len(state.done_B), max(text.allowance for text in texts)
+    read, new_BN = 0, np.zeros((total, 0), np.int32)
     while True:
         # The state's logits give one token more, the first one before any call.
         next_B = generate.upcoming(state.logits_BV, sampling, state.step)
@@ -126,10 +137,10 @@ def decode(
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
         if all(text.finish for text in texts):
             return
-        done_B = np.array([bool(text.finish) for text in texts] + [True] * len(padding))
+        done_B = np.array([bool(text.finish) for text in texts] + [True] * (total - len(texts)))
         state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
-        limit = jnp.int32(min(read + steps, answer_length - 1))
-        state = generate.decode(params, state, sampling, limit, cfg)
+        limit = jnp.int32(min(read + steps, longest - 1))
+        state = generate.decode(params, state, sampling, limit, bundle.model)
         new_BN = np.asarray(state.tokens_BN)[:, read + 1 : int(state.step)]
         read = int(state.step)
 

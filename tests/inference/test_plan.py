@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
+from llava_mini_jax import cli
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, VICUNA_7B, Bundle
@@ -252,3 +253,19 @@ def test_lines_name_every_term():
         assert name in said
     assert "100 frames are read again for every further question" in said
     assert "a weight in the products' dtype" in said  # bfloat16 weights, float32 products
+
+
+def test_weights_that_are_widened_in_parts_take_no_room():
+    """On one CPU (ops/einsum.py): what `ask --dry-run` says there."""
+    given = bundle()
+    sizes = {"dtype": "int8", "chunk": 8, "answer": 512, "budget": NOTHING}
+    whole, parts = plan(given, 16, 60, **sizes), plan(given, 16, 60, **sizes, in_parts=True)
+    (cast,) = {name for name in whole.phases["read"] if name not in parts.phases["read"]}
+    assert cast == "a weight in the products' dtype"
+    assert whole.device - parts.device == whole.phases[whole.peak][cast] > 0
+
+
+def test_a_question_is_planned_without_them_on_a_cpu(capsys):
+    folder = str(tiny_model.folder("paper"))
+    assert cli.main(["ask", folder, "how many 7s?", "--dtype", "int8", "--dry-run"]) == 0
+    assert "a weight in the products' dtype" not in capsys.readouterr().out
