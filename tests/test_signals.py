@@ -162,6 +162,15 @@ def test_a_full_disk_behind_standard_output_is_told():
     assert ended.stderr.count("\n") == 1
 
 
+STARTED = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["eval.py", "train.py"])
 def test_ctrl_c_at_random_moments(program, tmp_path):
@@ -173,12 +182,11 @@ def test_ctrl_c_at_random_moments(program, tmp_path):
             "train.py": ["configs/digits.py", "--workdir", out],
         }[program]
         process = subprocess.Popen(
-            [sys.executable, program, *command],
+            [sys.executable, "-c", STARTED, program, *command],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         time.sleep(draw.uniform(1, 9))
         over = process.poll() is not None
