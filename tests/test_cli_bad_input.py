@@ -72,7 +72,8 @@ def siglip(model: Path) -> Path:
     """A folder of another kind of tower."""
     folder = model / "siglip"
     folder.mkdir()
-    config = {"vision_config": {"hidden_act": "gelu_pytorch_tanh", "image_size": 32}}
+    vision = {"hidden_act": "gelu_pytorch_tanh", "image_size": 32}
+    config = {"model_type": "siglip", "vision_config": vision}
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
     return folder
@@ -201,7 +202,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "mark, dry run": (lambda m: ["ask", m, "<image>", "--dry-run"], "1 times for 0 pictures"),
     "another tower": (
         lambda m: ["convert", "--clip", siglip(m), "--llm", m, m / "o"],
-        'activation "gelu_pytorch_tanh" is unknown',
+        'vision tower of model_type "siglip" is not supported',
     ),
     "class token": (
         lambda m: ["inspect", changed_config(m, "mm_vision_select_feature", value="cls_patch")],

@@ -266,7 +266,7 @@ def clip_from_hf(
     Pictures are normalised with `processor`'s mean and deviation.
     """
     f = Fields(values, where)
-    kind = f.get("model_type", str, "clip_vision_model")
+    kind = f.get("model_type", str, "clip" if "vision_config" in values else "clip_vision_model")
     if kind not in TOWER_TYPES:
         raise InputError(
             f'{where}: a vision tower of model_type "{kind}" is not supported; use a CLIP'

@@ -16,6 +16,7 @@ import json, resource, sys, time, warnings
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
 from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
 from llava_mini_jax.errors import InputError
+from tests.peak import peak_kilobytes
 cfg = dict(size=336, grid=1, split="split_then_pad", repeat_whole=False)
 cfg |= dict(mean=(0.5,) * 3, std=(1,) * 3)
 began, told = time.process_time(), ""
@@ -25,7 +26,7 @@ try:
         preprocess(image, ImageConfig(aspect=aspect, **cfg))
 except InputError as error:
     told = str(error)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_kilobytes() / 1024
 print(json.dumps({"seconds": time.process_time() - began, "peak": peak, "told": told}))
 """
 

@@ -244,19 +244,20 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     )
     script = """
-import json, resource, sys, time
+import json, sys, time
 from llava_mini_jax.data.images import load_image
 from llava_mini_jax.errors import InputError
+from tests.peak import peak_kilobytes
 try:
     load_image(sys.argv[2])  # a missing file: the path to the error is warm
 except InputError:
     pass
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before, start = peak_kilobytes(), time.perf_counter()
 try:
     load_image(sys.argv[1])
 except InputError as error:
     seconds = time.perf_counter() - start
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_kilobytes() - before
     print(json.dumps({"seconds": seconds, "kilobytes": grown, "message": str(error)}))
 """
     command = [sys.executable, "-c", script, tmp_path / "bomb.png", tmp_path / "missing.png"]
