@@ -55,11 +55,13 @@ def ours(tokens: int, dtype: str) -> Callable[[int], float]:
     from llava_mini_jax.inference import rows
     from llava_mini_jax.inference.answer import Settings
     from llava_mini_jax.inference.model import Model
+    from llava_mini_jax.json_fields import Fields
     from llava_mini_jax.models import llava_mini
+    from llava_mini_jax.weights.hf_config import llama_from_hf
 
     vision = dataclasses.replace(configs.CLIP_L_336, layers=2)
     cfg = configs.build(
-        configs.llama_from_hf(SHAPE | {"hidden_act": "silu"}, "here"),
+        llama_from_hf(Fields(SHAPE, "SmolLM2-135M"), "llama"),
         vision, "paper", prefusion_layers=0, compute_dtype=dtype,
     )  # fmt: skip
     bundle = configs.Bundle(
