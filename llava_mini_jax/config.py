@@ -20,6 +20,11 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.projector import ProjectorConfig
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
 
+# What parameters may be stored, trained, converted and computed in; and what they may be asked in:
+# int8 rounds the weights of products as they are loaded (weights/quantize.py), and is no format.
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+ASKING_DTYPES = (*FLOAT_DTYPES, "int8")
+
 CLIP_L_336 = ClipConfig(
     image_size=336,
     patch_size=14,

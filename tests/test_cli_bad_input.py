@@ -173,6 +173,10 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "no question": (lambda m: ["ask", m], "no question is given"),
     "no tokens": (lambda m: ["ask", m, "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
     "no number": (lambda m: ["ask", m, "a", "--top-k", "many"], "--top-k"),
+    "no format of folders": (
+        lambda m: ["convert", m, m / "o", "--dtype", "int8"],
+        "use one of float32, bfloat16, float16; weights become int8 as they are loaded",
+    ),
     "unknown dtype": (lambda m: ["ask", m, "a", "--dtype", "int3"], '"int3"'),
     "unknown option": (lambda m: ["ask", m, "a", "--imgae", "a.png"], "--imgae"),
     "unknown command": (lambda m: ["aks", m, "a"], "aks"),

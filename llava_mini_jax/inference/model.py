@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.config import Bundle
+from llava_mini_jax.config import ASKING_DTYPES, Bundle
 from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.data.examples import Buckets, Example, check_fits
 from llava_mini_jax.data.tokenizer import load_tokenizer
@@ -34,7 +34,6 @@ from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights import folders
 
-DTYPES = ("float32", "bfloat16", "float16", "int8")
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
     *(generate.upcoming, generate.decode),
@@ -317,10 +316,10 @@ def load(
 def computing_dtype(dtype: str | None) -> str:
     """The dtype of products with weights of `dtype`; None leaves the choice to the backend.
 
-    Raises InputError where `dtype` is none of DTYPES.
+    Raises InputError where `dtype` is none of ASKING_DTYPES.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    if dtype is not None and dtype not in ASKING_DTYPES:
+        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
     if dtype is not None and dtype != "int8":
         return dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -210,11 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _published(args: argparse.Namespace) -> Plan:
-    from llava_mini_jax.inference.model import DTYPES
+    from llava_mini_jax.config import ASKING_DTYPES
     from llava_mini_jax.profiling.baseline import backbone
 
-    if args.dtype not in DTYPES:
-        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(DTYPES)}')
+    if args.dtype not in ASKING_DTYPES:
+        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
     for name, number, least in (("--frames", args.frames, 0), ("--chunk", args.chunk, 1)):
         if number < least:
             raise InputError(f"{name} is {number}; give {least} or more")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.config import Bundle, PromptConfig, build
+from llava_mini_jax.config import FLOAT_DTYPES, Bundle, PromptConfig, build
 from llava_mini_jax.data.conversation import TEMPLATES
 from llava_mini_jax.data.digits import DigitsConfig
 from llava_mini_jax.data.images import ImageConfig
@@ -27,7 +27,6 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig
 
-DTYPES = ("float32", "bfloat16", "float16")
 STAGE_1 = ("projector/*",)
 STAGE_2 = ("projector/*", "compressor/*", "prefusion/*", "llm/*")
 EVERYTHING = ("*",)
@@ -92,7 +91,8 @@ def load_config(path: str) -> Any:
     """
     if not Path(path).is_file():
         raise InputError(f"config file {path} does not exist; configs/ holds the known ones")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    # A name of its own: a config called copy.py must not become everybody's module `copy`.
+    spec = importlib.util.spec_from_file_location(f"config_file.{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -132,8 +132,8 @@ def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> Trai
     model = build(
         old.llm, old.vision, dialect, remat=old.remat, compute_dtype=old.compute_dtype, **changes
     )
-    parts = llava_mini.spec(model)
-    has = [pattern for pattern in parent.trainable if getattr(parts, pattern[: -len("/*")])]
+    paths = param_tree.paths(llava_mini.spec(model))
+    has = [p for p in parent.trainable if any(param_tree.matches(path, (p,)) for path in paths)]
     return dataclasses.replace(parent, model=model, trainable=tuple(has))
 
 
@@ -165,9 +165,9 @@ def _mistakes(stage: TrainConfig) -> Iterator[tuple[bool, str]]:
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
         ("prompt.template", prompt.template, tuple(TEMPLATES)),
         ("prompt.padding_side", prompt.padding_side, ("right", "left")),
-        ("param_dtype", stage.param_dtype, DTYPES),
-        ("model.compute_dtype", stage.model.compute_dtype, DTYPES),
-        ("optimizer.first_moment_dtype", optimizer.first_moment_dtype, DTYPES),
+        ("param_dtype", stage.param_dtype, FLOAT_DTYPES),
+        ("model.compute_dtype", stage.model.compute_dtype, FLOAT_DTYPES),
+        ("optimizer.first_moment_dtype", optimizer.first_moment_dtype, FLOAT_DTYPES),
     ):
         yield value not in known, f"{name} is {value!r}; expected {' or '.join(map(str, known))}"
     counts = ("samples", "steps", "batch_size", "accumulate", "max_skipped", "log_every")

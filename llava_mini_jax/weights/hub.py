@@ -30,9 +30,24 @@ def resolve_folder(name: str | Path) -> Path:
     except Exception as error:  # the hub raises a dozen unrelated types
         raise InputError(
             f'"{name}" is no local folder and could not be fetched from the hub '
-            f"({type(error).__name__}): check the name and the network, or download the model "
-            "and give its folder"
-        ) from None
+            f"({type(error).__name__}): {_remedy(error)}, or download the model and give its folder"
+        ) from error
+
+
+def _remedy(error: Exception) -> str:
+    """What helps: of a gated repository, LLaMA-3.1's for one, neither name nor network is wrong."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "the repository is gated, so ask for access on its page and log in (`hf auth login`, or"
+            " HF_TOKEN in the environment)"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private: check the name, or log in"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision: check what stands behind @"
+    return "check the name and the network"
 
 
 def _download(name: str, revision: str) -> Path:

@@ -16,10 +16,10 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.config import ASKING_DTYPES as DTYPES
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
 from llava_mini_jax.inference import blocks, generate
 from llava_mini_jax.inference import cache as kv
-from llava_mini_jax.inference.model import DTYPES
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig

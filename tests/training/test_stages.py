@@ -22,6 +22,7 @@ from llava_mini_jax.training.stages import (
     bundle_of,
     check,
     load_config,
+    rebuilt,
     stages_of,
 )
 from llava_mini_jax.training.step import init_state, train_step
@@ -54,6 +55,25 @@ def assert_same(ours, theirs):
 
 
 # --- Configurations -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*", "llm/*", "llm/layers/*", "llm/layers/q_proj", "compressor/query"]
+)
+def test_another_model_takes_patterns_of_any_depth(pattern):
+    parent = stage(trainable=(pattern, "prefusion/*", "nothing/like/this"))
+    found = rebuilt(parent, "paper", prefusion_layers=0, grid=1)
+    assert found.model.prefusion_layers == 0
+    assert found.trainable == (pattern,)  # what has no parameter any more is not trained
+
+
+@pytest.mark.parametrize("name", ["copy.py", "numpy.py", "json.py"])
+def test_a_config_file_may_have_any_name(tmp_path, name):
+    """Its name was a module's for the whole process: `import copy` found the config file."""
+    before = sys.modules.get(name.removesuffix(".py"))
+    (tmp_path / name).write_text("from configs.digits import config\n")
+    assert stages_of(load_config(str(tmp_path / name)))
+    assert sys.modules.get(name.removesuffix(".py")) is before
 
 
 def test_a_config_is_one_stage_or_several():

@@ -5,11 +5,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
@@ -286,6 +288,28 @@ def test_hub_names_without_a_network(case: Path, monkeypatch: pytest.MonkeyPatch
     change(case, mm_vision_tower="no-owner/no-model")
     with pytest.raises(InputError, match=message):
         opened(case)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.GatedRepoError, r"is gated, so ask for access on its page and log in"),
+        (errors.RepositoryNotFoundError, r"no such repository, or it is private"),
+        (errors.RevisionNotFoundError, r"no such revision"),
+        (errors.LocalEntryNotFoundError, r"check the name and the network"),
+    ],
+)
+def test_what_the_hub_refuses(
+    error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, **more: Any) -> str:
+        if issubclass(error, errors.HfHubHTTPError):
+            raise error("no", response=SimpleNamespace(headers={}, request=None))
+        raise error("no")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match=message):
+        folders.resolve_folder("owner/model")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
