@@ -122,6 +122,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for stage in stages:
         stage = {**stage, "model": {**stage["model"], "remat": None}}
+        stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found
 

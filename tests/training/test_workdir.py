@@ -1,6 +1,7 @@
 """The folder of a run: what kills leave of it is written anew."""
 
 import dataclasses
+import json
 
 import pytest
 from etils import epath
@@ -16,6 +17,20 @@ def test_half_a_config_that_a_kill_left_is_written_anew(tmp_path):
     stages = tiny_stages.stages()
     workdir.open_workdir(str(tmp_path), stages)
     assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
+
+
+def test_a_run_begun_before_prompts_had_a_date_goes_on(tmp_path):
+    stages = tiny_stages.stages()
+    workdir.open_workdir(str(tmp_path), stages)
+    path = tmp_path / "config.json"
+    before = json.loads(path.read_text())
+    for stage in before:
+        del stage["prompt"]["date"]
+    path.write_text(json.dumps(before))
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
+    before[0]["prompt"]["date"] = "2024-07-26"
+    path.write_text(json.dumps(before))
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == [f"{stages[0].name}.prompt"]
 
 
 class Bucket:
