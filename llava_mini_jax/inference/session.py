@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
-from llava_mini_jax.data.examples import check_fits, make_example, power_of_two
+from llava_mini_jax.data.examples import Example, check_fits, make_example, power_of_two
 from llava_mini_jax.data.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, generate, request, rows
@@ -136,8 +136,9 @@ class Session:
         """The pieces of the answer; the turn counts once they have all been taken.
 
         Pictures shown since the last question stand in front of this one. A piece holds up to
-        `steps` tokens. Raises InputError where the conversation no longer fits the model, before
-        anything is computed; and for a piece that is taken after the session has gone on.
+        `steps` tokens. Raises InputError at once where the conversation no longer fits the model;
+        and for a piece that is taken after the session has gone on. Nothing is computed before the
+        first piece is taken.
         """
         turns, where, bundle = self._with_marks(question), "the conversation", self.model.bundle
         counts = tuple(medium.expected for medium in self._watched.media)
@@ -145,7 +146,12 @@ class Session:
         none = np.zeros((0, 1, 1, 1, 3), np.uint8)
         example = make_example(prompt, none, counts, bundle.prompt, training=False)
         check_fits(example, rows.tokens_per_image(bundle), rows.longest_prompt(bundle), where)
-        yield from self._answer(example.ids, example.fuse, steps)
+        self._moves += 1
+        return self._said(turns, example, steps, self._moves)
+
+    def _said(self, turns: list[Turn], example: Example, steps: int, move: int) -> Iterator[str]:
+        self._refuse_late(move)
+        yield from self._answer(example.ids, example.fuse, steps, move)
         assert self.answer is not None
         # A model may say "<image>" too, where no picture stands.
         said = self.answer.text.replace(IMAGE_MARK, "")
@@ -181,10 +187,17 @@ class Session:
         text = f"{IMAGE_MARK}\n" * (waiting - given) + question
         return [*self.turns, Turn("user", text), Turn("assistant", None)]
 
-    def _answer(self, ids_T: np.ndarray, fuse_T: np.ndarray, steps: int) -> Iterator[str]:
+    def _refuse_late(self, move: int) -> None:
+        if self._moves != move:
+            raise InputError(
+                "the session has gone on (another question, a picture, a new conversation) "
+                "before this answer was taken to its end; ask again"
+            )
+
+    def _answer(
+        self, ids_T: np.ndarray, fuse_T: np.ndarray, steps: int, move: int
+    ) -> Iterator[str]:
         model, params, cfg = self.model, self.model.params, self.model.bundle.model
-        self._moves += 1
-        move = self._moves
         T = model.buckets.length(len(ids_T))
         padded = np.zeros((2, 1, T), np.int32)
         padded[0, 0, : len(ids_T)], padded[1, 0, : len(ids_T)] = ids_T, fuse_T
@@ -211,11 +224,7 @@ class Session:
         for new_N in self._decode(state, steps, allowance):
             if piece := text.push(new_N):
                 yield piece
-            if self._moves != move:
-                raise InputError(
-                    "the session has gone on (another question, a picture, a new conversation) "
-                    "before this answer was taken to its end; ask again"
-                )
+            self._refuse_late(move)
             if text.finish is not None:
                 break
         self.answer = text.answer

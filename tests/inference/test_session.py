@@ -395,6 +395,22 @@ def test_an_answer_is_taken_to_its_end_or_not_at_all(paper):
         assert session.answer_alone(WORDS[2]).text == expected
 
 
+def test_a_question_is_refused_when_it_is_asked(paper):
+    """As Model.stream does: not at the first piece, which may never be taken."""
+    session = Session(paper, SETTINGS)
+    session.show_image(tiny_model.picture(1))
+    with pytest.raises(InputError, match="positions"):
+        session.ask("a " * 2000)
+    with pytest.raises(InputError, match="2 times for 1 pictures"):
+        session.ask("<image> and <image>?")
+    first = session.ask(WORDS[0])
+    second = session.ask(WORDS[0])  # the first one is over before its first piece
+    with pytest.raises(InputError, match="the session has gone on"):
+        next(first)
+    expected = paper.generate(WORDS[0], [tiny_model.picture(1)], max_new_tokens=6)
+    assert "".join(second) == expected
+
+
 def test_text_alone_is_fused_with_a_blank_picture_where_the_model_wants_it(clip):
     release = llava_mini_jax.load(tiny_model.folder("release"))
     prompt = dataclasses.replace(release.bundle.prompt, blank_image=True)
