@@ -1,7 +1,6 @@
 """Memory that is full is told in one sentence, whoever says so and wherever."""
 
 import errno
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import eval as eval_program
+import train
 from llava_mini_jax import cli
 from llava_mini_jax.errors import memory_sentence
 from llava_mini_jax.inference import generate
@@ -53,14 +54,6 @@ def as_a_cause(*_args, **_settings):
 FULL = [on_a_device, in_a_program, on_the_host, without_a_word, no_map, as_a_cause]
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def check(status: int, err: str, name: str, full) -> None:
     said = [line for line in err.splitlines() if "memory is full" in line]
     assert status == 1 and len(said) == 1 and "Traceback" not in err, err
@@ -90,7 +83,7 @@ def test_evaluating(full, monkeypatch, capsys, tmp_path) -> None:
 
     monkeypatch.setattr(evaluate, "evaluate", full)
     folder = str(tiny_model.folder("paper"))
-    status = script("eval").main(
+    status = eval_program.main(
         ["--model", folder, "--benchmarks", "digits", "--out", str(tmp_path / "out")]
     )
     check(status, capsys.readouterr().err, "eval.py", full)
@@ -100,7 +93,7 @@ def test_evaluating(full, monkeypatch, capsys, tmp_path) -> None:
 def test_training(full, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(loop, "run", full)
     config = str(ROOT / "configs" / "digits.py")
-    status = script("train").main([config, "--workdir", str(tmp_path / "run")])
+    status = train.main([config, "--workdir", str(tmp_path / "run")])
     check(status, capsys.readouterr().err, "train.py", full)
 
 
