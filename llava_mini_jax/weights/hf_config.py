@@ -103,6 +103,10 @@ def refuse_other_llava(f: Fields) -> None:
         )
     f.only("mm_patch_merge_type", "flat", because="parts of pictures are merged (LLaVA-NeXT's)")
     f.only("mm_resampler_type", because="a resampler stands before the projector")
+    # LLaVA-NeXT pools the frames of videos by these, whatever the resampler is.
+    for name in ("mode", "stride", "out_channels"):
+        f.only(f"mm_spatial_pool_{name}", because="frames of videos are pooled (LLaVA-NeXT's)")
+    f.only("mm_newline_position", because="marks stand between frames (LLaVA-Video's)")
     f.only("s2", False, because="the tower sees pictures at several scales")
     f.only("add_faster_video", False, because="videos are pooled (LLaVA-Video's)")
     f.only("add_time_instruction", False, because="prompts state the times of frames")

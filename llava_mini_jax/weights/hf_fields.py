@@ -37,12 +37,11 @@ LLM_HARMLESS = BOOKKEEPING | words(
 )
 CLIP_HARMLESS = BOOKKEEPING | words("projection_dim vocab_size tie_word_embeddings")
 
-# Those of parts and pools go with modes that are refused; the projector's tensors say the width.
+# Those of parts go with image_aspect_ratios that are refused; tensors say the width.
 LLAVA_HARMLESS = LLM_HARMLESS | words(
     """
     mm_hidden_size mm_use_im_patch_token image_grid_pinpoints image_crop_resolution
-    image_split_resolution mm_tunable_parts mm_spatial_pool_mode mm_spatial_pool_stride
-    mm_spatial_pool_out_channels mm_newline_position vision_tower_pretrained
+    image_split_resolution mm_tunable_parts vision_tower_pretrained
     """
 )
 LLAVA_HF_HARMLESS = BOOKKEEPING | words(

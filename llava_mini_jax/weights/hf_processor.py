@@ -24,7 +24,7 @@ _BICUBIC = 3  # PIL's number, which the files hold
 _HARMLESS = words(
     """
     processor_class data_format input_data_format device return_tensors disable_grouping
-    image_seq_length num_image_tokens patch_size image_token chat_template auto_map
+    image_seq_length num_image_tokens patch_size image_token chat_template
     num_additional_image_tokens vision_feature_select_strategy backend use_fast
     _valid_processor_keys _processor_class
     """
@@ -107,11 +107,12 @@ def processor_of(values: dict[str, Any], where: str) -> Processor:
 def image_config(config: Fields, processor: Processor, size: int) -> ImageConfig:
     """The image settings of a model of the release's or LLaVA's format, for a tower of `size`.
 
-    Of config.json, `image_aspect_ratio` (every value but "pad" is a centre crop, as in the release)
-    and `resolution_ratio` are read. Raises InputError for "anyres".
+    Of config.json, `image_aspect_ratio` ("pad", or "square" for a centre crop, the default of
+    LLaVA's training) and `resolution_ratio` are read. Raises InputError for any other value, such
+    as LLaVA-NeXT's "anyres", "highres" and "crop_split", which cut pictures into parts.
     """
     aspect = config.get("image_aspect_ratio", str, "square")
-    if aspect.startswith("anyres"):
+    if aspect not in ("pad", "square"):
         raise InputError(
             f"{config.where} asks for image_aspect_ratio {aspect!r}, which LLaVA-Mini models do not"
             ' use; set it to "pad" or "square", and resolution_ratio to 2 for high resolution.'

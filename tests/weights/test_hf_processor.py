@@ -97,6 +97,7 @@ def test_a_file_without_a_size_means_the_class_default() -> None:
         ({"image_std": [0.5, 0.5, 0.0]}, '"image_std".*above 0'),
         ({"do_flip_channel_order": True}, '"do_flip_channel_order"'),
         ({"use_square_size": True}, '"use_square_size"'),
+        ({"auto_map": {"AutoImageProcessor": "x.P"}}, '"auto_map"'),
     ],
     ids=str,
 )
@@ -151,6 +152,8 @@ def test_image_settings_of_llava_folders() -> None:
     assert settings(OPENAI_CLIP, size=224).size == 224
     for config, message in (
         ({"image_aspect_ratio": "anyres"}, "anyres"),
+        ({"image_aspect_ratio": "highres"}, "highres"),
+        ({"image_aspect_ratio": "crop_split"}, "crop_split"),
         ({"image_aspect_ratio": 1}, "expected text"),
         ({"resolution_ratio": -1}, "resolution_ratio"),
         ({"resolution_ratio": [2]}, "resolution_ratio"),
