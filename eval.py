@@ -19,7 +19,7 @@ STOPPED = "eval.py: stopped; the same command goes on from here"
 
 
 def main(argv: list[str]) -> int:
-    from llava_mini_jax.evaluation import evaluate, options, report
+    from llava_mini_jax.evaluation.run import evaluate, options, report
 
     try:
         command = options.parse(argv, __doc__)

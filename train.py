@@ -39,7 +39,7 @@ def parse(default: Any, argv: list[str]) -> Command:
     """The config's own fields stand at the top level of the options, beside those of a run."""
     import tyro
 
-    from llava_mini_jax.training.profile import ProfileConfig
+    from llava_mini_jax.training.xprof import ProfileConfig
 
     own = [
         ("workdir", str, ""),
@@ -73,14 +73,14 @@ def main(argv: list[str]) -> int:
     try:
         environment.check(devices=False)
         from llava_mini_jax import distributed
-        from llava_mini_jax.training import describe, loop, stages
+        from llava_mini_jax.training import dry_run, loop, stages
 
         default = stages.load_config(argv[0])
         stages.stages_of(default)
         command, status = parse(default, argv), 0
         chosen = stages.stages_of(command.config)
         if command.dry_run:
-            describe.describe(chosen)
+            dry_run.describe(chosen)
         else:
             if command.distributed:
                 distributed.start()

@@ -12,8 +12,8 @@ Sizes are for two CPU cores.
 import dataclasses
 
 from llava_mini_jax.config import build, image_config, prompt_config
-from llava_mini_jax.data.digits import DigitsConfig
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD
+from llava_mini_jax.data.digits.pages import DigitsConfig
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import RopeConfig

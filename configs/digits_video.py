@@ -13,7 +13,7 @@ import dataclasses
 
 from configs import digits
 from llava_mini_jax.config import build, prompt_config
-from llava_mini_jax.data.digits import DigitsConfig
+from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.ops.rope import RopeConfig
 from llava_mini_jax.training.stages import TrainConfig
 

@@ -16,7 +16,7 @@ import dataclasses
 import math
 
 from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
 from llava_mini_jax.training.stages import STAGE_1, STAGE_2, MeshConfig, TrainConfig

@@ -9,7 +9,7 @@ import math
 
 from configs import paper
 from llava_mini_jax.config import LLAMA_3_1_8B
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.training.stages import TrainConfig
 
 SAMPLES = 3_000_000

@@ -11,7 +11,8 @@ Hugging Face's json is read in weights/hf_config.py and weights/hf_processor.py.
 import dataclasses
 from typing import Any
 
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.compressor import CompressorConfig
@@ -81,24 +82,6 @@ LLAMA_3_1_8B = LlamaConfig(
     tied_head=False,
     init_stddev=0.02,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """How conversations become ids: the template, and the release's habits as named switches."""
-
-    template: str  # a name of data/conversation.py's TEMPLATES
-    max_length: int  # positions of the language model; longer inputs are refused (or cut, if asked)
-    padding_side: str  # "right" or "left": where the language model's sequence is padded
-    fuse_answers: (
-        bool  # earlier answers of a conversation take part in pre-fusion (release, inference)
-    )
-    fuse_id_zero: bool  # token id 0 takes part in pre-fusion (the release leaves it out)
-    double_bos: bool  # prompts start with two bos ids (release, inference)
-    blank_image: bool  # a row without image is fused with a blank one (release, training)
-    date: str = (
-        ""  # what a chat template that asks is told ("2024-07-26"); "": the day the run began
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from tokenizers.processors import TemplateProcessing
 import llava_mini_jax
 from llava_mini_jax import Model, cli
 from llava_mini_jax.cli import verify as verify_command
-from llava_mini_jax.data.conversation import Turn
+from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.weights import verify as verify_module
+from llava_mini_jax.reproduce import verify as verify_module
 from tests import tiny_model
 
 QUESTION = "which digit is in row 1 column 2?"

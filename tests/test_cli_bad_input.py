@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax import cli
 from tests import tiny_model
-from tests.weights.bad_files import Call, Name, program, write_zip
+from tests.tensorfiles.bad_files import Call, Name, program, write_zip
 
 
 @pytest.fixture

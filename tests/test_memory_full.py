@@ -15,8 +15,8 @@ import train
 from llava_mini_jax import cli
 from llava_mini_jax.errors import memory_sentence
 from llava_mini_jax.inference import generate
-from llava_mini_jax.training import loop
-from llava_mini_jax.weights import checkpoint, import_hf
+from llava_mini_jax.training import checkpoint, loop
+from llava_mini_jax.weights import import_hf
 from tests import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ def test_asking(place, full, monkeypatch, capsys) -> None:
 
 @pytest.mark.parametrize("full", FULL)
 def test_evaluating(full, monkeypatch, capsys, tmp_path) -> None:
-    from llava_mini_jax.evaluation import evaluate
+    from llava_mini_jax.evaluation.run import evaluate
 
     monkeypatch.setattr(evaluate, "evaluate", full)
     folder = str(tiny_model.folder("paper"))

@@ -9,7 +9,7 @@ import pytest
 import train
 from configs import digits
 from llava_mini_jax.training import loop
-from llava_mini_jax.training.profile import ProfileConfig
+from llava_mini_jax.training.xprof import ProfileConfig
 from tests.conftest import ROOT
 
 DIGITS = str(ROOT / "configs" / "digits.py")

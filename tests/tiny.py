@@ -17,8 +17,8 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Buckets, Example, TrainBatch, collate
+from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, collate
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig

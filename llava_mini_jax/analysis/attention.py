@@ -28,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llava_mini_jax.analysis.data import padded_batch, refuse_inside
+from llava_mini_jax.analysis.samples import padded_batch, refuse_inside
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Example, TrainBatch
+from llava_mini_jax.data.batches.examples import Example, TrainBatch
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import rows
+from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -178,7 +178,7 @@ def _batches(
     examples: Iterable[Example], bundle: Bundle, batch_size: int
 ) -> Iterable[tuple[TrainBatch, int]]:
     """(batch, its number of examples); the last one is filled with rows that are all padding."""
-    buckets, pending = rows.buckets_for(bundle), []
+    buckets, pending = batch_decode.buckets_for(bundle), []
     for example in examples:
         pending.append(example)
         if len(pending) == batch_size:

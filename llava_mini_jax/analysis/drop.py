@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.analysis.data import padded_batch, refuse_inside
+from llava_mini_jax.analysis.samples import padded_batch, refuse_inside
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import layouts, runner, settings_file
-from llava_mini_jax.evaluation.answers import join, read_lines
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
-from llava_mini_jax.inference import rows
+from llava_mini_jax.evaluation.run import runner, settings_file
+from llava_mini_jax.evaluation.run.answers import join, read_lines
+from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.models import llama, llava_mini
@@ -78,9 +79,11 @@ class Blinded(Model):
         layers = np.arange(1, self.bundle.model.llm.layers + 1)
         hidden_L = (layers >= self.hidden.first) & (layers <= self.hidden.last)
         answers: dict[int, Answer] = {}
-        for numbers in rows.batches(examples, self.bundle, batch_size):
+        for numbers in batch_decode.batches(examples, self.bundle, batch_size):
             chosen = [examples[number] for number in numbers]
-            texts = rows.empty_texts(chosen, self.bundle, self.tokenizer, self.stop_ids, settings)
+            texts = batch_decode.empty_texts(
+                chosen, self.bundle, self.tokenizer, self.stop_ids, settings
+            )
             batch = padded_batch(chosen, self.bundle, self.buckets, batch_size)
             ids_BN = _decode(
                 self.params,

@@ -1,4 +1,4 @@
-"""The `llava-mini` command.
+"""The `llava-mini` command, one file a subcommand; imports every room, and only when it is needed.
 
     first word --> ask | benchmarks | convert | data | ..., one file each --arguments--> status
                                      |

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.cli.terminal import waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.analysis.attention import AttentionByLayer
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for name in (name for name in numbers if getattr(args, name) < 1):
         raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
     if not args.no_plots:
-        from llava_mini_jax.analysis import plots
+        from llava_mini_jax import plots
 
         plots.pyplot()  # before anything takes long
     if args.what == "compression" and not (args.image or args.video):
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _attention(args: argparse.Namespace, model: "Model") -> int:
-    from llava_mini_jax.analysis import attention, data, plots
+    from llava_mini_jax.analysis import attention, figures, samples
 
-    name = args.data or data.DIGITS
-    source = data.open_source(name, args.images, args.limit)
-    examples = data.Examples(source, model.bundle, model.tokenizer, args.limit)
+    name = args.data or samples.DIGITS
+    source = samples.open_source(name, args.images, args.limit)
+    examples = samples.Examples(source, model.bundle, model.tokenizer, args.limit)
     try:
         with waiting(f"reading {min(args.limit, len(source))} samples of {name}"):
             found = attention.by_layer(
@@ -101,9 +101,9 @@ def _attention(args: argparse.Namespace, model: "Model") -> int:
     result = {"model": args.model, "data": name, **attention.as_json(found)}
     written = [_write(args.out / "attention.json", result)]
     if not args.no_plots:
-        written.append(plots.attention(found, args.out / "attention.png"))
-        written.append(plots.entropy(found, args.out / "entropy.png"))
-        written.append(plots.maps(found, args.out / "maps.png"))
+        written.append(figures.attention(found, args.out / "attention.png"))
+        written.append(figures.entropy(found, args.out / "entropy.png"))
+        written.append(figures.maps(found, args.out / "maps.png"))
     print("written:", *written)
     return 0
 
@@ -135,7 +135,7 @@ def _print_attention(found: "AttentionByLayer") -> None:
 def _compression(args: argparse.Namespace, model: "Model") -> int:
     import numpy as np
 
-    from llava_mini_jax.analysis import compression, plots
+    from llava_mini_jax.analysis import compression, figures
 
     pictures = model.read_pictures(args.image, args.video)
     files = [*args.image, *args.video]
@@ -167,7 +167,7 @@ def _compression(args: argparse.Namespace, model: "Model") -> int:
     if not args.no_plots:
         seen = [compression.assembled(parts) for parts in pixels]
         path = args.out / "compression.png"
-        plots.compression(seen, list(maps_IQYX), names, path, queries=args.queries)
+        figures.compression(seen, list(maps_IQYX), names, path, queries=args.queries)
         written.append(path)
     print("written:", *written)
     return 0
@@ -177,7 +177,7 @@ def _compression(args: argparse.Namespace, model: "Model") -> int:
 
 
 def _drop(args: argparse.Namespace, model: "Model") -> int:
-    from llava_mini_jax.analysis import drop, plots
+    from llava_mini_jax.analysis import drop, figures
     from llava_mini_jax.evaluation.benchmark import find
 
     benchmark = find(args.benchmark)
@@ -203,7 +203,7 @@ def _drop(args: argparse.Namespace, model: "Model") -> int:
     written = [_write(args.out / "drop.json", result)]
     if not args.no_plots:
         title = f"{benchmark.title}, {len(questions)} questions"
-        written.append(plots.drop(scores, title, benchmark.metric, args.out / "drop.png"))
+        written.append(figures.drop(scores, title, benchmark.metric, args.out / "drop.png"))
     print("written:", *written)
     return 0
 
@@ -215,7 +215,7 @@ def _some(first: int, end: int, most: int) -> list[int]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> Path:
-    from llava_mini_jax.evaluation import report
+    from llava_mini_jax.evaluation.run import report
 
     path.write_text(report.as_json(result, indent=1) + "\n")
     return path

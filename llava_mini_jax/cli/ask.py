@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini_jax import signals
-from llava_mini_jax.cli.terminal import note, waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import note, waiting
 
 if TYPE_CHECKING:
-    from llava_mini_jax.data.video import FrameSampling
+    from llava_mini_jax.data.media.video import FrameSampling
     from llava_mini_jax.inference.model import Chat, Model, Settings
     from llava_mini_jax.inference.session import Session
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.question is None and not args.interactive and not args.dry_run:
         raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
     with waiting("starting"):
-        from llava_mini_jax.data.video import FrameSampling
+        from llava_mini_jax.data.media.video import FrameSampling
         from llava_mini_jax.inference.model import Settings, load
 
     settings = Settings(
@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     """What the question would take; no weights are read and no frame is decoded."""
     from llava_mini_jax import sharding
-    from llava_mini_jax.data.tokenizer import load_tokenizer
-    from llava_mini_jax.data.video import read_video
+    from llava_mini_jax.cost.video_plan import plan
+    from llava_mini_jax.data.media.video import read_video
+    from llava_mini_jax.data.text.tokenizer import load_tokenizer
     from llava_mini_jax.inference import request
     from llava_mini_jax.inference.model import computing_dtype
-    from llava_mini_jax.inference.plan import plan
     from llava_mini_jax.inference.session import CHUNK
     from llava_mini_jax.inference.shelf import Budget
     from llava_mini_jax.weights import folders
@@ -172,8 +172,8 @@ def _conversation(
 
 def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling") -> None:
     """Bad files are found before the weights are loaded, which may take a minute."""
-    from llava_mini_jax.data.images import load_image
-    from llava_mini_jax.data.video import read_video
+    from llava_mini_jax.data.media.images import load_image
+    from llava_mini_jax.data.media.video import read_video
 
     for image in images:
         load_image(image)

@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.cli.terminal import human_bytes, note, tensor_progress, waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import human_bytes, note, tensor_progress, waiting
 
 SUMMARY = "write a model folder in another format, or make the start of a training run"
 USAGE = """llava-mini convert SRC DST [options]

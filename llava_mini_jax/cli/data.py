@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import counting
 
 if TYPE_CHECKING:
-    from llava_mini_jax.data.sources import SourcesConfig
+    from llava_mini_jax.data.sets.sources import SourcesConfig
 
 SUMMARY = "check a data set, pack it into few files, or measure how fast it is read"
 USAGE = "llava-mini data {verify,build,speed} SOURCE [options]"
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from llava_mini_jax.data import audit
+    from llava_mini_jax.data.sets import audit
 
     configs = list(_configs(args))
     report = None if args.report is None else audit.check_writable(args.report, configs)
@@ -106,7 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from llava_mini_jax.data.build import LIST, build
+    from llava_mini_jax.data.sets.build import LIST, build
 
     if args.out is None:
         raise InputError("data build needs --out DIR, a folder that does not exist yet")
@@ -143,7 +143,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _speed(args: argparse.Namespace) -> int:
-    from llava_mini_jax.data.speed import measure
+    from llava_mini_jax.data.batches.speed import measure
     from llava_mini_jax.training import feed
     from llava_mini_jax.training.loop import make_tokenizer
     from llava_mini_jax.training.stages import load_config, stages_of
@@ -173,7 +173,7 @@ def _workers(args: argparse.Namespace) -> int:
 
 
 def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
-    from llava_mini_jax.data.sources import Dataset, SourcesConfig, read_list
+    from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig, read_list
 
     suffix = Path(args.source).suffix.lower()
     options = {"--images": args.images, "--fps": args.fps, "--max-frames": args.max_frames}
@@ -197,7 +197,7 @@ def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
 
 def _of_training(path: str, heldout: bool) -> "list[SourcesConfig]":
     """The different data of a config file's stages, as train.py reads it."""
-    from llava_mini_jax.data.sources import SourcesConfig
+    from llava_mini_jax.data.sets.sources import SourcesConfig
     from llava_mini_jax.training.stages import load_config, stages_of
 
     stages = stages_of(load_config(path))

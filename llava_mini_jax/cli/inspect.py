@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.cli.terminal import human_bytes, waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import human_bytes, waiting
 
 SUMMARY = "list a model's parameters, sizes, sharding and configuration without loading it"
 USAGE = """llava-mini inspect MODEL [options]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.cli import profile_tables
-from llava_mini_jax.cli.terminal import waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import waiting
 
 if TYPE_CHECKING:
+    from llava_mini_jax.cost.latency import Candidate, Request
     from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-    from llava_mini_jax.profiling.latency import Candidate, Request
 
 SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the paper's figures"
 USAGE = "llava-mini profile flops|latency|memory [MODEL | --abstract NAME] [options]"
@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _flops(args: argparse.Namespace) -> dict[str, Any]:
-    from llava_mini_jax.profiling import flops_table, paper
-    from llava_mini_jax.profiling.baseline import backbone
+    from llava_mini_jax.cost import flops_table, paper_figures
+    from llava_mini_jax.cost.baseline import backbone
 
-    text, chosen = paper.TEXT if args.text is None else args.text, _settings(args)
+    text, chosen = paper_figures.TEXT if args.text is None else args.text, _settings(args)
     if text < 1 or args.frames != 1:
         raise InputError("flops are of one picture and at least 1 token of text; see --text")
     if args.model:
@@ -101,11 +101,11 @@ def _flops(args: argparse.Namespace) -> dict[str, Any]:
     if any(entry.paper for entry in entries):
         from llava_mini_jax.config import VICUNA_7B
 
-        length, agree, count = paper.shared_length(paper.ROWS, VICUNA_7B)
+        length, agree, count = paper_figures.shared_length(paper_figures.ROWS, VICUNA_7B)
         notes = [
             f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
             " paper's rule, and no other length any of these.",
-            *paper.CONTRADICTIONS,
+            *paper_figures.CONTRADICTIONS,
         ]
     if not args.json:
         profile_tables.flops(found, text, notes)
@@ -127,7 +127,7 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
 def _latency(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
-    from llava_mini_jax.profiling import latency
+    from llava_mini_jax.cost import latency
 
     models, side = _candidates(args)
     request = _request(args, next(iter(models.values())).cfg, side)
@@ -155,10 +155,10 @@ def _latency(args: argparse.Namespace) -> dict[str, Any]:
 
 def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
     """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
+    from llava_mini_jax.cost import latency, paper_figures
+    from llava_mini_jax.cost.baseline import backbone, llava_1_5, shared_params
+    from llava_mini_jax.cost.latency import Candidate
     from llava_mini_jax.inference.model import computing_dtype
-    from llava_mini_jax.profiling import latency, paper
-    from llava_mini_jax.profiling.baseline import backbone, llava_1_5, shared_params
-    from llava_mini_jax.profiling.latency import Candidate
 
     if args.model:
         import llava_mini_jax
@@ -171,11 +171,11 @@ def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
     llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
     rows = [
-        paper.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
+        paper_figures.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
         for q in (0, *tokens)
         for n in (layers if q else layers[:1])
     ]
-    built = {row.name if row.tokens else BASELINE: paper.build(row, llm) for row in rows}
+    built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
     typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
     return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
 
@@ -192,11 +192,11 @@ def _one(args: argparse.Namespace, option: str, default: int) -> int:
 
 
 def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
-    from llava_mini_jax.profiling import paper
-    from llava_mini_jax.profiling.latency import Request
+    from llava_mini_jax.cost import paper_figures
+    from llava_mini_jax.cost.latency import Request
 
-    text = paper.TEXT if args.text is None else args.text
-    parts = paper.shape(cfg, text, side).parts
+    text = paper_figures.TEXT if args.text is None else args.text
+    parts = paper_figures.shape(cfg, text, side).parts
     return Request(text=text, images=args.frames, parts=parts, new_tokens=args.new_tokens)
 
 
@@ -206,20 +206,22 @@ def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Re
 def _memory(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
+    from llava_mini_jax.cost import inference_memory
+    from llava_mini_jax.cost.baseline import llava_1_5
     from llava_mini_jax.inference.model import computing_dtype
-    from llava_mini_jax.profiling import memory
-    from llava_mini_jax.profiling.baseline import llava_1_5
 
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args, "resolution", side)
     request = _request(args, cfg, side)
-    weights = {dtype: memory.weight_bytes(cfg, dtype) for dtype in memory.DTYPES}
+    weights = {
+        dtype: inference_memory.weight_bytes(cfg, dtype) for dtype in inference_memory.DTYPES
+    }
     kept = {}
     for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
-        image = memory.cache_bytes_per_image(each, request.parts)
+        image = inference_memory.cache_bytes_per_image(each, request.parts)
         kept[name] = {
             "tokens an image": each.tokens_per_image(request.parts),
-            "bytes a token": memory.cache_bytes_per_token(each),
+            "bytes a token": inference_memory.cache_bytes_per_token(each),
             "bytes an image": image,
             "bytes of all": image * request.images,
         }
@@ -235,24 +237,24 @@ def _memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
+    from llava_mini_jax.cost import inference_memory
     from llava_mini_jax.inference.model import computing_dtype
-    from llava_mini_jax.profiling import memory
 
     dtype = computing_dtype(args.dtype)
     typed = dataclasses.replace(cfg, compute_dtype=dtype)
-    found = memory.compiled_programs(typed, request, dtype)
+    found = inference_memory.compiled_programs(typed, request, dtype)
     each = {n: dataclasses.asdict(p) | {"total": p.total} for n, p in found.items()}
     return {"dtype": dtype, "bytes": each}
 
 
 def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
     """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
-    from llava_mini_jax.profiling import latency, memory
+    from llava_mini_jax.cost import inference_memory, latency
 
     models, _ = _candidates(args)
     models.pop(BASELINE)
     latency.measure(models, request, 1)
-    return memory.allocator_peak()
+    return inference_memory.allocator_peak()
 
 
 # ------------------------------------------------------------------------------------------ shared
@@ -263,8 +265,8 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
 
     No weight is read.
     """
-    from llava_mini_jax.profiling import paper
-    from llava_mini_jax.profiling.baseline import backbone
+    from llava_mini_jax.cost import paper_figures
+    from llava_mini_jax.cost.baseline import backbone
     from llava_mini_jax.weights import folders
 
     if args.model:
@@ -274,5 +276,5 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
         return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())
     tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
-    row = paper.Row(table="", tokens=tokens, layers=layers, tera=None)
-    return dataclasses.replace(paper.build(row, llm), compute_dtype=dtype), 336
+    row = paper_figures.Row(table="", tokens=tokens, layers=layers, tera=None)
+    return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336

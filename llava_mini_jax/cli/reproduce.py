@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llava_mini_jax.analysis import plots
+    from llava_mini_jax import plots
     from llava_mini_jax.reproduce import page, runs, scales
     from llava_mini_jax.reproduce.tables import TABLES
 

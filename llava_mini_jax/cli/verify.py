@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava_mini_jax.cli.terminal import waiting
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import waiting
 
 SUMMARY = "compare this code with recorded outputs, array by array"
 USAGE = "llava-mini verify CASE [CASE...]"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _verify(case: Path) -> tuple[list[str], list[str]]:
     """(one line for each array, the names of those that failed)."""
     with waiting(f"verifying {case}"):
-        from llava_mini_jax.weights.verify import verify
+        from llava_mini_jax.reproduce.verify import verify
 
         checks = list(verify(case))
     return [check.line() for check in checks], [c.array for c in checks if not c.passed]

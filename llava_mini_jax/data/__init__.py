@@ -1,1 +1,3 @@
-"""From files on disk to batches of fixed shape."""
+"""Between files of people and arrays of a batch: media, text, sets, digits, batches, each its
+own room.
+"""

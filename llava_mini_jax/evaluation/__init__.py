@@ -1,1 +1,3 @@
-"""Benchmarks: runner and scoring."""
+"""Benchmarks: what one is and its files; rules, judge, image, video and run are rooms of their
+own.
+"""

@@ -101,7 +101,7 @@ class Benchmark:
     # Draws examples of the answers into a folder; lines that say where.
     illustrate: Callable[[Sequence[Question], Mapping[str, Answer], Path], list[str]] | None = None
     max_frames: int | None = None  # of a video at one a second; None: all
-    judge: Any = None  # evaluation/judge.py, of benchmarks that another model grades
+    judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
 
 
 def all_names() -> list[str]:

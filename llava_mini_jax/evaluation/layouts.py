@@ -116,7 +116,7 @@ def check_keys(benchmark: str, questions: Sequence[Question]) -> list[Question]:
 def check_pictures(benchmark: str, questions: Sequence[Question]) -> None:
     """Raises InputError if no picture or video is where it belongs; to call before asking.
 
-    That one of them is missing is told when it is to be asked about (runner.py).
+    That one of them is missing is told when it is to be asked about (run/runner.py).
     """
     given = [(q.key, path) for q in questions if isinstance(path := q.image or q.video, Path)]
     if given and not any(path.exists() for _, path in given):

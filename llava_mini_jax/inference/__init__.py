@@ -1,1 +1,3 @@
-"""KV cache, sampling and generation."""
+"""A loaded model that answers: requests, sessions, sampling, decoding; imports weights, data and
+models.
+"""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_mini_jax.data.tokenizer import told
+from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 
 BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not yet one

@@ -19,10 +19,10 @@ import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.data.examples import Buckets, Example, collate
-from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.data.batches.examples import Buckets, Example, collate
 from llava_mini_jax.inference.sampling import Sampling, next_token
-from llava_mini_jax.models import inside, llama, llava_mini
+from llava_mini_jax.models import cache as kv
+from llava_mini_jax.models import inner_compression, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.ops import masks
@@ -40,7 +40,9 @@ class Seen:
 @struct.dataclass
 class Decoding:
     cache: kv.Cache
-    first: kv.Cache | None  # of the layers before a compression inside the LLM (models/inside.py)
+    first: (
+        kv.Cache | None
+    )  # of the layers before a compression inside the LLM (models/inner_compression.py)
     logits_BV: Array  # float32, of the token to come
     position_B: Array  # the position id of the token to come
     first_position_B: Array  # the same in `first`, where all patches have positions
@@ -112,7 +114,7 @@ def prefill(
     first, llm = None, params.llm
     first_position_B = jnp.zeros(B, jnp.int32)
     if cfg.inside_layers:
-        head, llm = inside.split_llm(params.llm, cfg.inside_layers)
+        head, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
         x_BUD = splice(fused_BTD, visual_BVD, wide_slots_BU)
         valid_BU = wide_slots_BU >= 0
         first = _empty_cache(cfg, cfg.inside_layers, B, valid_BU.shape[1] + room)
@@ -122,7 +124,7 @@ def prefill(
         patches = cfg.patches_per_image(parts)
         images = visual_BVD.shape[1] // patches
         sizes = (text_BTD.shape[1], images, patches, cfg.detail_per_image(parts))
-        x_BSD = inside.squeeze(
+        x_BSD = inner_compression.squeeze(
             params.compressor, x_BUD, wide_slots_BU, slots_BS, sizes, cfg.compressor
         )
         first_position_B = valid_BU.sum(axis=1, dtype=jnp.int32)
@@ -173,7 +175,7 @@ def decode(
         valid_B1 = ~state.done_B[:, None]
         first, llm = state.first, params.llm
         if first is not None:
-            head, llm = inside.split_llm(params.llm, cfg.inside_layers)
+            head, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
             x_B1D, first = llama.run_cached(
                 head.layers, x_B1D, state.first_position_B[:, None], valid_B1, first, cfg.llm
             )

@@ -2,7 +2,7 @@
 
     load(folder) --> Model: parameters, configuration, tokenizer, buckets
                        |
-    prompts, pictures --request.py--> Examples --rows.py: see, prefill, decode--> token ids
+    prompts, pictures --request.py--> Examples --batch_decode.py: see, prefill, decode--> token ids
                                                                                      |
                                  answers, or pieces of one as they arrive <--answer.py
 
@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.config import ASKING_DTYPES, Bundle
-from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
-from llava_mini_jax.data.examples import Buckets, Example, check_fits
-from llava_mini_jax.data.tokenizer import load_tokenizer
-from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.data.batches.examples import Buckets, Example, check_fits
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
+from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, generate, request, rows
+from llava_mini_jax.inference import batch_decode, generate, request, session_programs
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -37,7 +37,12 @@ from llava_mini_jax.weights import folders
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
     *(generate.upcoming, generate.decode),
-    *(blocks.look, blocks.read, blocks.fuse, blocks.extend),  # of sessions
+    *(
+        session_programs.look,
+        session_programs.read,
+        session_programs.fuse,
+        session_programs.extend,
+    ),  # of sessions
 )
 
 
@@ -127,9 +132,9 @@ class Model:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
         settings = self.with_stop_text(settings)
-        steps = rows.STEPS_WITH_STOP if settings.stop else rows.STEPS
+        steps = batch_decode.STEPS_WITH_STOP if settings.stop else batch_decode.STEPS
         answers: dict[int, Answer] = {}
-        for numbers in rows.batches(examples, self.bundle, batch_size):
+        for numbers in batch_decode.batches(examples, self.bundle, batch_size):
             run = Run(self, [examples[number] for number in numbers], settings, steps)
             for _ in run:
                 pass
@@ -167,7 +172,7 @@ class Model:
         return self._pieces(example, settings)
 
     def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
-        run = Run(self, [example], settings, rows.STEPS_STREAMING)
+        run = Run(self, [example], settings, batch_decode.STEPS_STREAMING)
         yield from (piece for (piece,) in run if piece)
         self._warn_if_full(run.answers[0], "the prompt")
 
@@ -180,8 +185,8 @@ class Model:
     def request(self, prompt: Prompt, pictures: Pictures, where: str = "the prompt") -> Example:
         """A prompt with its pictures, checked: InputError where it does not fit the model."""
         example = request.make_request(prompt, pictures, self.bundle, self.tokenizer, where)
-        tokens = rows.tokens_per_image(self.bundle)
-        check_fits(example, tokens, rows.longest_prompt(self.bundle), where)
+        tokens = batch_decode.tokens_per_image(self.bundle)
+        check_fits(example, tokens, batch_decode.longest_prompt(self.bundle), where)
         return example
 
     @property
@@ -234,8 +239,10 @@ class Run:
 
     def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):
         stop_ids, settings = model.stop_ids, model.with_stop_text(settings)
-        self._texts = rows.empty_texts(examples, model.bundle, model.tokenizer, stop_ids, settings)
-        self._calls = rows.decode(
+        self._texts = batch_decode.empty_texts(
+            examples, model.bundle, model.tokenizer, stop_ids, settings
+        )
+        self._calls = batch_decode.decode(
             model.params,
             model.bundle,
             model.buckets,
@@ -274,7 +281,7 @@ class Chat:
             [*self.turns, Turn("user", question)], len(self.pictures.frames), where
         )
         example = self.model.request(turns, self.pictures, where)
-        run = Run(self.model, [example], self.settings, rows.STEPS_STREAMING)
+        run = Run(self.model, [example], self.settings, batch_decode.STEPS_STREAMING)
         yield from (piece for (piece,) in run if piece)
         (self.answer,) = run.answers
         # A model may say "<image>" too, where no picture stands.
@@ -296,8 +303,8 @@ def load(
     given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
     that would be taken if none were given. `vision_tower` is the folder of the CLIP tower, where
     the model's own does not name it. `template` is the prompts' (a name of
-    data/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the folder's
-    config.json does not say what was meant (docs/weights.md).
+    data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
+    folder's config.json does not say what was meant (docs/weights.md).
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
@@ -310,7 +317,7 @@ def load(
     tokenizer = load_tokenizer(path)
     bundle = request.with_tokenizer(bundle, tokenizer)
     params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
-    return Model(params, bundle, tokenizer, rows.buckets_for(bundle))
+    return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
 
 
 def computing_dtype(dtype: str | None) -> str:

@@ -17,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data import chat_template
-from llava_mini_jax.data.conversation import (
+from llava_mini_jax.data.batches.examples import Example, make_example
+from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.video import FrameSampling, preprocess_frames, read_video
+from llava_mini_jax.data.text import chat_template
+from llava_mini_jax.data.text.conversation import (
     IMAGE_MARK,
     TEMPLATES,
     EncodedPrompt,
@@ -27,11 +30,8 @@ from llava_mini_jax.data.conversation import (
     check_images,
     encode,
 )
-from llava_mini_jax.data.examples import Example, make_example
-from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
-from llava_mini_jax.data.templates import is_own, pieces, render
-from llava_mini_jax.data.tokenizer import told
-from llava_mini_jax.data.video import FrameSampling, preprocess_frames, read_video
+from llava_mini_jax.data.text.templates import is_own, pieces, render
+from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 
 Picture = Path | str | bytes | Image.Image | np.ndarray

@@ -25,16 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.data.conversation import IMAGE_MARK, Turn
-from llava_mini_jax.data.examples import Example, check_fits, make_example, power_of_two
-from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.data.batches.examples import Example, check_fits, make_example, power_of_two
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, generate, request, rows
+from llava_mini_jax.inference import batch_decode, generate, request, session_programs
 from llava_mini_jax.inference.answer import Answer, AnswerText, Settings
-from llava_mini_jax.inference.frames import Watched
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference.session_media import Watched
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.models import llava_mini
 
@@ -119,8 +119,8 @@ class Session:
 
     def _check_frames(self, new: int) -> None:
         count = self.frames + new
-        needed = count * rows.tokens_per_image(self.model.bundle)
-        longest = rows.longest_prompt(self.model.bundle)
+        needed = count * batch_decode.tokens_per_image(self.model.bundle)
+        longest = batch_decode.longest_prompt(self.model.bundle)
         most = self.model.bundle.model.llm.max_positions
         if needed >= longest:
             more = f", or allow up to {most} positions (--max-length)" if longest < most - 1 else ""
@@ -132,7 +132,7 @@ class Session:
 
     # ------------------------------------------------------------------------------ questions
 
-    def ask(self, question: str, *, steps: int = rows.STEPS_STREAMING) -> Iterator[str]:
+    def ask(self, question: str, *, steps: int = batch_decode.STEPS_STREAMING) -> Iterator[str]:
         """The pieces of the answer; the turn counts once they have all been taken.
 
         Pictures shown since the last question stand in front of this one. A piece holds up to
@@ -145,7 +145,12 @@ class Session:
         prompt = request.encode_turns(turns, len(counts), bundle, self.model.tokenizer, where)
         none = np.zeros((0, 1, 1, 1, 3), np.uint8)
         example = make_example(prompt, none, counts, bundle.prompt, training=False)
-        check_fits(example, rows.tokens_per_image(bundle), rows.longest_prompt(bundle), where)
+        check_fits(
+            example,
+            batch_decode.tokens_per_image(bundle),
+            batch_decode.longest_prompt(bundle),
+            where,
+        )
         self._moves += 1
         return self._said(turns, example, steps, self._moves)
 
@@ -168,7 +173,7 @@ class Session:
         What earlier conversations have computed is used. Raises InputError as `ask`.
         """
         self.new_conversation()
-        steps = rows.STEPS_WITH_STOP if self.settings.stop else rows.STEPS
+        steps = batch_decode.STEPS_WITH_STOP if self.settings.stop else batch_decode.STEPS
         for _ in self.ask(question, steps=steps):
             pass
         assert self.answer is not None
@@ -254,7 +259,7 @@ class Session:
         total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():
             if memory is not None:
-                total_TD = blocks.fuse(
+                total_TD = session_programs.fuse(
                     params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
                 )
             del memory  # so that two chunks are never on the device at once
@@ -273,12 +278,12 @@ class Session:
         params, cfg = self.model.params, self.model.bundle.model
         same = 0 if self._cache is None else min(len(self._cached), len(prompt) - 1)
         common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
-        needed = blocks.slots(len(prompt) + blocks.LENGTH + room)
+        needed = session_programs.slots(len(prompt) + session_programs.LENGTH + room)
         cache, self._cache = self._cache, None
-        cache = blocks.with_room(cache, needed, common, cfg)
+        cache = session_programs.with_room(cache, needed, common, cfg)
         visual_VD = self._watched.visual()
         logits_BV = None
-        length = blocks.length(cache.valid_BS.shape[1])
+        length = session_programs.length(cache.valid_BS.shape[1])
         for start in range(common, len(prompt), length):
             marks = prompt[start : start + length]
             size = max(16, power_of_two(len(marks)))
@@ -291,7 +296,7 @@ class Session:
             slots_S[: len(marks)] = np.where(
                 marks < 0, text_BTD.shape[1] + np.arange(len(marks)), places_T[before]
             )
-            logits_BV, cache = blocks.extend(
+            logits_BV, cache = session_programs.extend(
                 params, cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
                 np.int32(len(marks)), cfg,
             )  # fmt: skip
@@ -302,7 +307,7 @@ class Session:
     def _marks(self, ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
         """What stands at each position of the prompt [S]: text and whether it is fused (>= 0), or
         which visual token (-1, -2, ...). Equal beginnings have equal keys and values."""
-        Q = rows.tokens_per_image(self.model.bundle)
+        Q = batch_decode.tokens_per_image(self.model.bundle)
         pieces, used, media = [], 0, iter(self._watched.media)
         for token, fused in zip(ids_T.tolist(), fuse_T.tolist(), strict=True):
             if token >= 0:

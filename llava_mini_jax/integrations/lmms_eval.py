@@ -19,8 +19,8 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 import llava_mini_jax
-from llava_mini_jax.data.examples import Example
-from llava_mini_jax.data.video import PICTURE_SUFFIXES
+from llava_mini_jax.data.batches.examples import Example
+from llava_mini_jax.data.media.video import PICTURE_SUFFIXES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model

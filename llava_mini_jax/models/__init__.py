@@ -1,1 +1,3 @@
-"""CLIP, projector, compressor, LLaMA, pre-fusion, and their composition."""
+"""CLIP, projector, compressor, LLaMA, pre-fusion, and their composition; imports ops and params
+alone.
+"""

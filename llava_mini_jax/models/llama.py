@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.models import cache as kv
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import attention
 from llava_mini_jax.ops.einsum import einsum

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llava_mini_jax.models import clip, compressor, inside, llama, prefusion, projector
+from llava_mini_jax.models import clip, compressor, inner_compression, llama, prefusion, projector
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
@@ -122,13 +122,13 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """Hidden states [B, S, D] of the language model, after its final norm."""
     x_BSD, llm = embed_inputs(params, inputs, cfg), params.llm
     if cfg.inside_layers:
-        first, llm = inside.split_llm(params.llm, cfg.inside_layers)
+        first, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
         x_BSD = llama.run_whole(
             first.layers, x_BSD, inputs.wide_slots_BU >= 0, cfg.llm, remat=cfg.remat
         )
         I, J = inputs.pixels_BIJYXC.shape[1:3]
         sizes = (inputs.ids_BT.shape[1], I, cfg.patches_per_image(J), cfg.detail_per_image(J))
-        x_BSD = inside.squeeze(
+        x_BSD = inner_compression.squeeze(
             params.compressor, x_BSD, inputs.wide_slots_BU, inputs.slots_BS, sizes, cfg.compressor
         )
     return llama.apply(llm, x_BSD, inputs.slots_BS >= 0, cfg.llm, remat=cfg.remat)

@@ -1,1 +1,1 @@
-"""Array functions that know nothing of models."""
+"""Array functions that know nothing of models; imports params and sharding."""

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.analysis import plots
-from llava_mini_jax.evaluation.report import versions
+from llava_mini_jax import plots
+from llava_mini_jax.cost import flops, paper_figures
+from llava_mini_jax.evaluation.run.report import versions
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-from llava_mini_jax.profiling import flops, paper
 from llava_mini_jax.reproduce import runs
 from llava_mini_jax.reproduce.scales import METRICS, PARTS, Plan
 from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim, Row
@@ -182,7 +182,7 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
         " between the rows that a claim compares, in points, with its standard error over seeds;"
         ' "not clearly" where the bound is in the 95 % interval (Student\'s t) around the step. The'
         f" paper's scores are the means of its three benchmarks. {unit}: one picture and"
-        f" {paper.TEXT} tokens of text, by `profiling/flops.py`.",
+        f" {paper_figures.TEXT} tokens of text, by `cost/flops.py`.",
         *(["", table.note] if table.note else []),
         "",
         f"![{table.title}]({name}.png)",
@@ -199,7 +199,7 @@ def _cells(each: Trained, scale: str) -> list[Any]:
         cells += [_NOTHING] * (5 + len(PARTS[scale]))
     else:
         cfg = each.model
-        size = paper.shape(cfg, paper.TEXT, each.grid * cfg.vision.image_size)
+        size = paper_figures.shape(cfg, paper_figures.TEXT, each.grid * cfg.vision.image_size)
         total = sum(flops.forward_flops(cfg, size).values()) / FLOPS[scale][1]
         layers = cfg.prefusion_layers or (f"{cfg.inside_layers} inside" if cfg.inside_layers else 0)
         seeds = " ".join(_shown(score) for _, score in sorted(each.scores[SCORE].items()))

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from etils import epath
 
-from llava_mini_jax.cli.terminal import counting
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.benchmark import find
 from llava_mini_jax.reproduce.scales import Job
+from llava_mini_jax.terminal import counting
 from llava_mini_jax.training.workdir import changed_fields
 
 _POLL_SECONDS = 0.5
@@ -188,7 +188,7 @@ def _do(job: Job, out: Path, data: Path, limit: int | None, cores: set[int]) -> 
     os.dup2(log, 2)
     if cores:
         os.sched_setaffinity(0, cores)
-    from llava_mini_jax.evaluation import evaluate
+    from llava_mini_jax.evaluation.run import evaluate
     from llava_mini_jax.training import loop
 
     try:

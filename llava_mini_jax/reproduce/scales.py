@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava_mini_jax.data.digits import DigitsConfig
+from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.image.digits import DENSE
 from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, World

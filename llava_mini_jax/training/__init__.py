@@ -1,1 +1,3 @@
-"""Stages, optimiser, loss, step and loop."""
+"""Stages, optimiser, loss, step, checkpoints and the loop; imports data, weights and cost, never
+inference.
+"""

@@ -5,7 +5,7 @@
                                    '-gather-'   what every process says: sizes, broken samples,
                                                 whether it is asked to stop
 
-Broken samples of all processes go to workdir/quarantine.jsonl (data/quarantine.py).
+Broken samples of all processes go to workdir/quarantine.jsonl (data/batches/quarantine.py).
 """
 
 import time
@@ -17,8 +17,8 @@ import numpy as np
 from etils import epath
 
 from llava_mini_jax import distributed, sharding
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
-from llava_mini_jax.data.examples import (
+from llava_mini_jax.cost.flops import shape_of, step_flops
+from llava_mini_jax.data.batches.examples import (
     Buckets,
     Sizes,
     TrainBatch,
@@ -26,10 +26,10 @@ from llava_mini_jax.data.examples import (
     powers_of_two,
     sizes_of,
 )
-from llava_mini_jax.data.pipeline import Batch, Encoder, Rejected, Source, make_batches
-from llava_mini_jax.data.quarantine import Quarantine
-from llava_mini_jax.data.sources import Samples, SourcesConfig
-from llava_mini_jax.profiling.flops import shape_of, step_flops
+from llava_mini_jax.data.batches.pipeline import Batch, Encoder, Rejected, Source, make_batches
+from llava_mini_jax.data.batches.quarantine import Quarantine
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
+from llava_mini_jax.data.sets.sources import Samples, SourcesConfig
 from llava_mini_jax.training.metrics import Counted
 from llava_mini_jax.training.stages import TrainConfig
 

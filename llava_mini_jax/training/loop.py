@@ -1,10 +1,10 @@
 """The loop: stages one after the other, each resumable at its newest checkpoint.
 
 workdir/  config.json                    the resolved configuration
-          checkpoints/STAGE/STEP/        training state (weights/checkpoint.py)
+          checkpoints/STAGE/STEP/        training state (training/checkpoint.py)
           metrics.jsonl, tensorboard/    every `log_every` steps (training/metrics.py)
-          quarantine.jsonl               broken samples (data/quarantine.py)
-          profile/STAGE/                 recorded steps (training/profile.py)
+          quarantine.jsonl               broken samples (data/batches/quarantine.py)
+          profile/STAGE/                 recorded steps (training/xprof.py)
           STAGE/model/                   the stage's result as a Hugging Face folder
 
 On several processes each runs all of this; feed.py makes them agree, and the first one writes.
@@ -24,22 +24,23 @@ from etils import epath
 
 from llava_mini_jax import distributed, sharding
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data import chat_template, fingerprint
-from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
-from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
-from llava_mini_jax.data.sources import Samples
-from llava_mini_jax.data.tokenizer import load_tokenizer
+from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
+from llava_mini_jax.data.sets import fingerprint
+from llava_mini_jax.data.sets.sources import Samples
+from llava_mini_jax.data.text import chat_template
+from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
+from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.training import feed, heldout
+from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
-from llava_mini_jax.training.profile import ProfileConfig, Profiler
 from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
 from llava_mini_jax.training.workdir import date_of_run, leave_model, open_workdir
-from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.folders import load_params, open_model, resolve_folder
 
 NO_PROFILE = ProfileConfig()

@@ -9,8 +9,8 @@ chunks, of micro-batches and of devices add up to those of the whole batch.
 import jax
 import jax.numpy as jnp
 
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import TrainBatch
+from llava_mini_jax.data.batches.examples import TrainBatch
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llama import Llama
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig

@@ -18,9 +18,9 @@ import jax
 from etils import epath
 
 from llava_mini_jax import distributed
+from llava_mini_jax.cost.flops import peak_flops
 from llava_mini_jax.journal import Journal
-from llava_mini_jax.profiling.flops import peak_flops
-from llava_mini_jax.training.board import Board
+from llava_mini_jax.training.tensorboard import Board
 
 
 class Counted(NamedTuple):
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
     examples: int
     positions: int  # of the language model: text and vision tokens, no padding
     images: int  # or frames
-    flops: float  # of the model (profiling/flops.py)
+    flops: float  # of the model (cost/flops.py)
     waited: float  # seconds for data, of this process
 
 

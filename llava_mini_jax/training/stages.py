@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.config import FLOAT_DTYPES, Bundle, PromptConfig, build
-from llava_mini_jax.data.conversation import TEMPLATES
-from llava_mini_jax.data.digits import DigitsConfig
-from llava_mini_jax.data.images import ImageConfig
-from llava_mini_jax.data.sources import SourcesConfig
+from llava_mini_jax.config import FLOAT_DTYPES, Bundle, build
+from llava_mini_jax.data.digits.pages import DigitsConfig
+from llava_mini_jax.data.media.images import ImageConfig
+from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.data.sets.sources import SourcesConfig
+from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -60,7 +61,9 @@ class TrainConfig:
     tokenizer: str  # "digits", or a folder or hub name with tokenizer files
     data: DigitsConfig | SourcesConfig
     samples: int  # of the digits world before they repeat; data sets have as many as they have
-    bad_samples: float  # share of the data set's samples that may be broken (data/quarantine.py)
+    bad_samples: (
+        float  # share of the data set's samples that may be broken (data/batches/quarantine.py)
+    )
     heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew

@@ -15,7 +15,7 @@ from flax import struct
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.examples import TrainBatch
+from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 from llava_mini_jax.training.loss import Sums, loss, mean, supervised_tokens

@@ -14,7 +14,7 @@ from etils import epath
 
 from llava_mini_jax import distributed
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.chat_template import today
+from llava_mini_jax.data.text.chat_template import today
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini

@@ -1,1 +1,3 @@
-"""Reading and writing weights: Hugging Face layouts both ways, and Orbax checkpoints."""
+"""Published model folders both ways: names, Hugging Face's json, import, export, rounding;
+imports tensorfiles, config and what they stand on.
+"""

@@ -22,8 +22,8 @@ import numpy as np
 from llava_mini_jax import distributed
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.conversation import IMAGE_MARK
-from llava_mini_jax.data.tokenizer import load_tokenizer
+from llava_mini_jax.data.text.conversation import IMAGE_MARK
+from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import SECTION
 from llava_mini_jax.models import llava_mini
@@ -31,12 +31,12 @@ from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
+from llava_mini_jax.tensorfiles.files import save_tensors
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.files import save_tensors
 from llava_mini_jax.weights.folders import KNOWN_TOWERS, section_of
 
 FORMATS = ("release", "llava-1.5", "llava-hf")
-TOKENIZER_FILES = (  # what data/tokenizer.py reads, by the beginnings of names
+TOKENIZER_FILES = (  # what data/text/tokenizer.py reads, by the beginnings of names
     *("tokenizer", "special_tokens_map", "added_tokens", "chat_template"),
     *("vocab.json", "merges.txt"),
 )

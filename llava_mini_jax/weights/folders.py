@@ -25,8 +25,9 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.tensorfiles.files import open_tensors
+from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import hf_config, hf_fields, import_hf, names
-from llava_mini_jax.weights.files import open_tensors
 from llava_mini_jax.weights.hf_processor import (
     Processor,
     image_config,
@@ -36,7 +37,6 @@ from llava_mini_jax.weights.hf_processor import (
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.hub import expanded, resolve_folder
 from llava_mini_jax.weights.import_hf import Published
-from llava_mini_jax.weights.lazy_tensor import LazyTensor
 
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": configs.CLIP_L_336}

@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.weights.hf_fields import words

@@ -5,7 +5,7 @@ from typing import Any
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.tokenizer_files import chat_template_of
+from llava_mini_jax.data.text.tokenizer_files import chat_template_of
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import SECTION, read_json
 from llava_mini_jax.models.llama import LlamaConfig

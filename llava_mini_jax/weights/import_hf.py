@@ -24,8 +24,8 @@ from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec, Tree
+from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import mismatch, names
-from llava_mini_jax.weights.lazy_tensor import LazyTensor
 from llava_mini_jax.weights.quantize import (
     aligned_empty,
     channel_axes,

@@ -10,7 +10,7 @@ import pytest
 
 from llava_mini_jax.analysis import attention
 from llava_mini_jax.analysis.attention import KINDS, MAP_BINS
-from llava_mini_jax.data.examples import Buckets
+from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.rope import angles, rotate

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.data.media.video import FrameSampling
 
 ALL = FrameSampling(count=1000)
 # Decoding is lossy: a grey level is recognised to this much. Frames are LEVEL_STEP apart.

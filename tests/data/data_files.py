@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 
 ANSWER = "the digit is 3"
 

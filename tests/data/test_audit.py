@@ -14,10 +14,10 @@ from PIL import Image
 
 from llava_mini_jax import cli
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data import audit
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.pipeline import Encoder
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.batches.pipeline import Encoder
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.sets import audit
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 
@@ -194,7 +194,7 @@ def test_command_reads_training_configs(folder, tmp_path, capsys):
     code = f"""
 import dataclasses
 from configs import digits
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.training.stages import stages_of
 
 def config():
@@ -214,7 +214,7 @@ def test_command_verifies_held_out_data_too(folder, tmp_path, capsys):
     code = f"""
 import dataclasses
 from configs import digits
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.training.stages import HeldOut
 
 def config():
@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_nothing_behind(folder, tmp_path):
     code = """
 import os, signal, sys
 from llava_mini_jax import cli
-from llava_mini_jax.data import audit
+from llava_mini_jax.data.sets import audit
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 check, reads = audit.check_sample, []
 def check_and_stop(samples, index):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_mini_jax.data.sources import Dataset, Samples, read_list
+from llava_mini_jax.data.sets.sources import Dataset, Samples, read_list
 from llava_mini_jax.errors import InputError
 from tests.conftest import ROOT
 from tests.data.data_files import config_of, rows, turns, write
@@ -135,7 +135,7 @@ def test_json_lines_are_not_all_in_memory(tmp_path):
             file.write(line * 100)
     code = """
 import sys, tracemalloc
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 config = SourcesConfig(datasets=(Dataset(path=sys.argv[1]),), fps=1.0, max_frames=1)
 tracemalloc.start()
 samples = Samples(config)
@@ -164,7 +164,9 @@ def laughs(levels: int, end: str) -> str:
 def test_a_list_whose_aliases_multiply_is_refused_at_once(end, tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text(laughs(30, end))
-    script = "import sys; from llava_mini_jax.data.sources import read_list; read_list(sys.argv[1])"
+    script = (
+        "import sys; from llava_mini_jax.data.sets.sources import read_list; read_list(sys.argv[1])"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llava_mini_jax.data import video_file
-from llava_mini_jax.data.video import FrameSampling, read_video
+from llava_mini_jax.data.media import video_file
+from llava_mini_jax.data.media.video import FrameSampling, read_video
 from llava_mini_jax.errors import InputError
 from tests.data.clips import (
     ALL,

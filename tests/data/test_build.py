@@ -14,10 +14,10 @@ from PIL import Image
 
 from llava_mini_jax import cli
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.arrayrecord import Packed, PackedVideo, write_folder
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.pipeline import Encoder
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig, read_list
+from llava_mini_jax.data.batches.pipeline import Encoder
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.sets.arrayrecord import Packed, PackedVideo, write_folder
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 
@@ -131,7 +131,7 @@ def test_plain_tfds_reads_it_and_nothing_imports_tensorflow(built, tmp_path):
 import sys
 import tensorflow_datasets as tfds
 from llava_mini_jax import cli
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 built, out = sys.argv[1:]
 assert cli.main(["data", "build", built, "--out", out]) == 0
 samples = Samples(SourcesConfig(datasets=(Dataset(path=out),), fps=1.0, max_frames=4))
@@ -193,7 +193,7 @@ def test_a_killed_build_does_not_pass_for_a_whole_one(folder, tmp_path):
     code = """
 import os, sys
 from llava_mini_jax import cli
-from llava_mini_jax.data import arrayrecord
+from llava_mini_jax.data.sets import arrayrecord
 arrayrecord.np.save = lambda *_: os._exit(9)  # all shards are written
 cli.main(["data", "build", sys.argv[1], "--out", sys.argv[2]])
 """
@@ -210,7 +210,7 @@ def test_a_failed_build_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_mini_jax.data.arrayrecord.np.save", full)
+    monkeypatch.setattr("llava_mini_jax.data.sets.arrayrecord.np.save", full)
     assert data("build", folder / "mixed.v1.json", "--out", tmp_path / "out") == 1
     assert "No space left" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llava_mini_jax.data import chat_template
-from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode, render
-from llava_mini_jax.data.guarded import GUARDED
+from llava_mini_jax.data.text import chat_template
+from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode, render
+from llava_mini_jax.data.text.guarded import GUARDED
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.request import end_of_turn, stop_text

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_mini_jax.data.conversation import (
+from llava_mini_jax.data.text.conversation import (
     IGNORE,
     IMAGE_TOKEN,
     TEMPLATES,
@@ -23,7 +23,7 @@ from llava_mini_jax.data.conversation import (
     place_image_mark,
     render,
 )
-from llava_mini_jax.data.tokenizer import load_tokenizer
+from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from tests.data.toy_tokenizers import (
     GOLDEN,
@@ -297,8 +297,8 @@ def test_load_tokenizer_from_a_folder_quietly(tmp_path, toy):
     # As the release's checkpoints are: a model type that transformers does not know.
     (tmp_path / "config.json").write_text('{"model_type": "llava_mini_llama"}')
     script = (
-        "import sys, llava_mini_jax.data.tokenizer as t, llava_mini_jax.data.images,"
-        " llava_mini_jax.data.conversation, llava_mini_jax.data.video\n"
+        "import sys, llava_mini_jax.data.text.tokenizer as t, llava_mini_jax.data.media.images,"
+        " llava_mini_jax.data.text.conversation, llava_mini_jax.data.media.video\n"
         "assert 'transformers' not in sys.modules\n"
         "print(t.load_tokenizer(sys.argv[1])('ab').input_ids)"
     )

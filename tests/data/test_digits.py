@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from llava_mini_jax.data import digits, glyphs
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.digits import glyphs
+from llava_mini_jax.data.digits import pages as world
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
 
 VICUNA_SYSTEM = (
@@ -44,7 +45,7 @@ def turns_of(item):
 
 def answer(question, pages):
     """The answer worked out from the question's words and the digits [pages, rows, columns]."""
-    if question == digits.NEEDLE_QUESTION:
+    if question == world.NEEDLE_QUESTION:
         shown = [set(grid.ravel().tolist()) for grid in pages]
         (odd,) = (digit for digit in range(10) if sum(digit in on for on in shown) == 1)
         return str(odd)
@@ -124,7 +125,7 @@ def test_captions_go_by_row_or_by_column_in_every_order():
     assert len(orders) == 2 * 6  # 3! orders of each
 
 
-@pytest.mark.parametrize("split", digits.SPLITS)
+@pytest.mark.parametrize("split", world.SPLITS)
 def test_pictures_show_the_digits_and_scans_of_their_split(split):
     from sklearn.datasets import load_digits
 
@@ -142,8 +143,8 @@ def test_splits_share_no_scan_and_no_layout():
     assert (len(train), len(heldout)) == (1437, 360)
     distances = np.abs(train.reshape(-1, 1, 64) - heldout.reshape(1, -1, 64)).sum(-1)
     assert distances.min() > 0
-    pages = [DigitsPages(DigitsConfig(split=split), 50) for split in digits.SPLITS]
-    assert sum(np.array_equal(*(p.page_digits(i) for p in pages)) for i in range(50)) <= 1
+    worlds = [DigitsPages(DigitsConfig(split=split), 50) for split in world.SPLITS]
+    assert sum(np.array_equal(*(p.page_digits(i) for p in worlds)) for i in range(50)) <= 1
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -187,7 +188,7 @@ def test_kinds_and_answers_are_balanced():
         plan = source._plan(index)
         kinds[plan.kinds[0]] += 1
         answers[plan.kinds[0]][plan.turns[0][1]] += 1
-    assert set(kinds) == set(digits.KINDS) - {"caption", "needle"}
+    assert set(kinds) == set(world.KINDS) - {"caption", "needle"}
     assert max(kinds.values()) < 1.2 * min(kinds.values())
     for kind, options in {"position": 10, "count": 5, "largest": 10}.items():
         assert len(answers[kind]) == options
@@ -235,7 +236,7 @@ def test_one_page_of_a_needle_video_differs_and_is_asked_for():
         assert (pages[number] == pages[number].flat[0]).all()
         assert (others == others.flat[0]).all() and others.flat[0] != pages[number].flat[0]
         ((question, given),) = source._plan(index).turns
-        assert question == digits.NEEDLE_QUESTION and given == str(pages[number].flat[0])
+        assert question == world.NEEDLE_QUESTION and given == str(pages[number].flat[0])
         lengths.append(len(pages))
         places.append(number / (len(pages) - 1))
         answers.append(given)

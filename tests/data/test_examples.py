@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.config import prompt_config
-from llava_mini_jax.data.conversation import IGNORE, EncodedPrompt
-from llava_mini_jax.data.examples import (
+from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
     Sizes,
@@ -19,6 +18,7 @@ from llava_mini_jax.data.examples import (
     powers_of_two,
     sizes_of,
 )
+from llava_mini_jax.data.text.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.errors import InputError
 
 MARK = -200

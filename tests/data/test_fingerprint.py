@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax import cli
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
-from llava_mini_jax.data.fingerprint import changes, fingerprint, of_files
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig, read_list
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
+from llava_mini_jax.data.sets.fingerprint import changes, fingerprint, of_files
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
 from tests.data.data_files import config_of, turns
 
 SUFFIXES = ("json", "jsonl", "parquet", "embedded.parquet", "folder", "built", "yaml")

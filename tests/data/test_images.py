@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llava_mini_jax.data import images
-from llava_mini_jax.data.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media import images
+from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
 from llava_mini_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,7 +245,7 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path):
     )
     script = """
 import json, sys, time
-from llava_mini_jax.data.images import load_image
+from llava_mini_jax.data.media.images import load_image
 from llava_mini_jax.errors import InputError
 from tests.peak import peak_kilobytes
 try:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
-from llava_mini_jax.data.examples import Buckets, Example
-from llava_mini_jax.data.order import MODALITIES, GroupedOrder, Groups, make_order
-from llava_mini_jax.data.pipeline import Encoder, make_batches
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.sets.order import MODALITIES, GroupedOrder, Groups, make_order
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.errors import InputError
 
 

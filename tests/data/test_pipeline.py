@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages, build_tokenizer
-from llava_mini_jax.data.examples import Buckets, Example
-from llava_mini_jax.data.pipeline import Encoder, make_batches
+from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 
 PROMPT = prompt_config("paper", "brief", 128)

@@ -12,13 +12,13 @@ from etils import epath
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.examples import Buckets, collate
-from llava_mini_jax.data.order import make_order
-from llava_mini_jax.data.pipeline import Encoder, Rejected, make_batches
-from llava_mini_jax.data.quarantine import Quarantine
-from llava_mini_jax.data.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.batches.examples import Buckets, collate
+from llava_mini_jax.data.batches.pipeline import Encoder, Rejected, make_batches
+from llava_mini_jax.data.batches.quarantine import Quarantine
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.sets.order import make_order
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 
 SAMPLES, BATCH, LENGTH = 1000, 8, 64

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.examples import Buckets
-from llava_mini_jax.data.pipeline import Encoder, make_batches
-from llava_mini_jax.data.sources import Dataset, Samples, read_list
+from llava_mini_jax.data.batches.examples import Buckets
+from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.sets.sources import Dataset, Samples, read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 from tests.data.data_files import ANSWER, config_of, ids, rows, turns, write
@@ -79,7 +79,7 @@ def test_paths_are_relative_to_the_data_file_without_a_folder(tmp_path, pictures
 
 
 def test_lines_are_found_across_the_pieces_of_a_scan(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_mini_jax.data.rows._SCAN_BYTES", 37)
+    monkeypatch.setattr("llava_mini_jax.data.sets.row_files._SCAN_BYTES", 37)
     lines = [json.dumps({"id": i, "conversations": turns("é" * i)}) for i in range(20)]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n  \n" + lines[0] + "\r\n\n" + "\n".join(lines[1:]), "utf-8")  # no last end

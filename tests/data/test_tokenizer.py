@@ -11,9 +11,9 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import LlamaTokenizer
 
-from llava_mini_jax.data import tokenizer_trial
-from llava_mini_jax.data.conversation import TEMPLATES, Turn, encode
-from llava_mini_jax.data.tokenizer import load_tokenizer
+from llava_mini_jax.data.text import tokenizer_trial
+from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
+from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.request import end_of_turn

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_mini_jax.data import video_file
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
-from llava_mini_jax.data.video import (
+from llava_mini_jax.data.media import video_file
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.media.video import (
     FrameSampling,
     _choose,
     preprocess_frames,

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from llava_mini_jax.evaluation import judge
-from llava_mini_jax.evaluation.judge_http import Endpoint
-from llava_mini_jax.evaluation.judge_wording import fill
+from llava_mini_jax.evaluation.judge import judging
+from llava_mini_jax.evaluation.judge.http import Endpoint
+from llava_mini_jax.evaluation.judge.wording import fill
 
 KEY = "sk-test-4f9a0c2e7b"
 OURS = {"ask": "Is {answer} right?"}
@@ -96,7 +96,7 @@ def endpoint(server, **more):
 
 def plan(count, rungs=1, readable=lambda text: True, same=False):
     """`count` asks of `rungs` like requests each."""
-    tool = judge.Judge(
+    tool = judging.Judge(
         model="gpt-test",
         ours=OURS,
         official={"ask": "0" * 64},
@@ -104,9 +104,9 @@ def plan(count, rungs=1, readable=lambda text: True, same=False):
         readable=readable,
         write=lambda *args: [],
         ladders=lambda folder, questions, answers, texts, options: [
-            judge.Ladder(
+            judging.Ladder(
                 f"item{n}",
-                [{"messages": judge.messages(fill(texts["ask"], answer=str(n * (not same))))}]
+                [{"messages": judging.messages(fill(texts["ask"], answer=str(n * (not same))))}]
                 * rungs,
             )
             for n in range(count)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini_jax.evaluation.judge import Reply, replies_of
+from llava_mini_jax.evaluation.judge.judging import Reply, replies_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval"
 CLOSE = dict(rel=0, abs=1e-6)  # what the project promises of every figure

@@ -19,8 +19,8 @@ from PIL import Image
 import eval as eval_program
 from llava_mini_jax import cli
 from llava_mini_jax.evaluation import benchmark as benchmarks
-from llava_mini_jax.evaluation import report
 from llava_mini_jax.evaluation.benchmark import find
+from llava_mini_jax.evaluation.run import report
 from llava_mini_jax.weights.export_hf import export_model
 from tests import tiny, tiny_model
 from tests.conftest import ROOT
@@ -207,7 +207,7 @@ def test_other_settings_do_not_go_into_the_same_answers(whole, model, data, caps
 # Writes an answer every few hundredths of a second, so that a kill finds some written.
 SLOW = """
 import sys, time, eval
-from llava_mini_jax.evaluation import runner
+from llava_mini_jax.evaluation.run import runner
 
 def slowly(*given, **named):
     time.sleep(0.04)

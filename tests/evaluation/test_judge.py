@@ -16,8 +16,8 @@ from collections import Counter
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge, judge_endpoint
-from llava_mini_jax.evaluation.judge_http import Endpoint
+from llava_mini_jax.evaluation.judge import client, judging
+from llava_mini_jax.evaluation.judge.http import Endpoint
 from tests.evaluation import judged
 from tests.evaluation.image import golden_sets as golden
 from tests.evaluation.judge_server import KEY, completion, endpoint, number, plan, texts_of
@@ -27,13 +27,13 @@ def test_every_reply_is_kept_and_paid_for_once(serve, tmp_path):
     server = serve(lambda handler, body, nth: handler.give(200, completion(f"8 {number(body)}")))
     file, asks = tmp_path / "kept" / "replies.jsonl", plan(40)
     done = []
-    first = judge_endpoint.ask(asks, endpoint(server), file, progress=done.append)
+    first = client.ask(asks, endpoint(server), file, progress=done.append)
     assert texts_of(first) == {f"item{n}": [f"8 {n}"] for n in range(40)}
     assert first.sent == 40 == sum(server.paid.values()) == sum(done) and not first.pending
     assert server.keys == {f"Bearer {KEY}"}
-    again = judge_endpoint.ask(asks, endpoint(server), file)
-    offline = judge_endpoint.kept(asks, file)
-    assert again == judge.Replies(plan=asks, by_key=first.by_key, pending={}) == offline
+    again = client.ask(asks, endpoint(server), file)
+    offline = client.kept(asks, file)
+    assert again == judging.Replies(plan=asks, by_key=first.by_key, pending={}) == offline
     assert sum(server.came.values()) == 40
     line = json.loads(file.read_text().splitlines()[0])
     assert line["response"]["model"] == "judge-0613"  # the raw reply, whole
@@ -46,7 +46,7 @@ def test_every_reply_is_kept_and_paid_for_once(serve, tmp_path):
 def test_asks_of_the_same_words_share_a_reply_but_rungs_do_not(serve, tmp_path):
     server = serve(lambda handler, body, nth: handler.give(200, completion(f"try {nth}")))
     asks = plan(6, rungs=3, readable=lambda text: text == "try 1", same=True)
-    replies = judge_endpoint.ask(asks, endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(asks, endpoint(server), tmp_path / "r.jsonl")
     assert texts_of(replies) == {f"item{n}": ["try 0", "try 1"] for n in range(6)}
     assert sum(server.paid.values()) == 2
 
@@ -95,7 +95,7 @@ def busy(handler, body, nth):
 def test_troubles_that_pass(treat, serve, tmp_path):
     server, file, asks = serve(treat), tmp_path / "r.jsonl", plan(7)
     began = time.monotonic()
-    replies = judge_endpoint.ask(asks, endpoint(server, timeout_s=0.4), file)
+    replies = client.ask(asks, endpoint(server, timeout_s=0.4), file)
     assert time.monotonic() - began < 40  # drip sends for a minute: nobody waits for that
     assert texts_of(replies) == {f"item{n}": ["ok"] for n in range(7)}
     assert replies.sent == 7 and len(file.read_text().splitlines()) == 7
@@ -113,9 +113,9 @@ def test_a_judge_that_refuses_is_asked_once_a_rung(serve, tmp_path):
 
     server, file = serve(refuse), tmp_path / "r.jsonl"
     asks = plan(2, rungs=3, readable=lambda text: text != "")
-    replies = judge_endpoint.ask(asks, endpoint(server), file)
+    replies = client.ask(asks, endpoint(server), file)
     assert texts_of(replies) == {"item0": [""] * 3, "item1": [""] * 3}
-    judge_endpoint.ask(asks, endpoint(server), file)
+    client.ask(asks, endpoint(server), file)
     assert sum(server.came.values()) == 6  # paid for, kept, not asked for again
     assert "I cannot grade people." in file.read_text()
 
@@ -133,7 +133,7 @@ def test_rate_limits_are_waited_out_by_all_threads(serve, tmp_path):
 
     limited = []
     server = serve(limit)
-    replies = judge_endpoint.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
     assert len(replies.by_key) == 30 and not replies.pending
     began = server.times[0]
     # What was under way comes through (within 2 s on the busiest machine); then nothing, until the
@@ -145,7 +145,7 @@ def test_rate_limits_are_waited_out_by_all_threads(serve, tmp_path):
 def test_a_server_that_asks_for_too_long_a_wait_is_left(serve, tmp_path):
     server = serve(lambda handler, body, nth: handler.give(429, {}, Retry_After="3600"))
     began = time.monotonic()
-    replies = judge_endpoint.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(plan(30), endpoint(server), tmp_path / "r.jsonl")
     assert time.monotonic() - began < 60 and len(replies.pending) == 30
     assert "asks to wait for 3600 s" in replies.pending["item29"]
     assert sum(server.came.values()) <= 4
@@ -161,7 +161,7 @@ def test_a_server_that_asks_for_too_long_a_wait_is_left(serve, tmp_path):
 )
 def test_what_no_repetition_mends_stops_the_run(status, error, serve, tmp_path):
     server = serve(lambda handler, body, nth: handler.give(status, {"error": error}))
-    replies = judge_endpoint.ask(plan(50), endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(plan(50), endpoint(server), tmp_path / "r.jsonl")
     assert len(replies.pending) == 50 and sum(server.came.values()) <= 4
     assert f"status {status}" in replies.pending["item49"]
     assert KEY not in str(replies.about())
@@ -177,13 +177,13 @@ def test_a_server_that_dies_half_way_costs_nothing_twice(serve, tmp_path):
         handler.give(200, completion("ok"))
 
     server, file, asks = serve(die), tmp_path / "r.jsonl", plan(60)
-    replies = judge_endpoint.ask(asks, endpoint(server, tries=2), file)
+    replies = client.ask(asks, endpoint(server, tries=2), file)
     paid = sum(server.paid.values())
     assert len(replies.by_key) == paid == replies.sent and len(replies.pending) == 60 - paid
     assert "asks failed in a row" in replies.pending["item59"]
     assert sum(server.came.values()) < 60  # a dead server is left alone
     alive = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
-    replies = judge_endpoint.ask(asks, endpoint(alive), file)
+    replies = client.ask(asks, endpoint(alive), file)
     assert len(replies.by_key) == 60 and replies.sent == 60 - paid
     assert not server.paid.keys() & alive.paid.keys()
 
@@ -191,15 +191,17 @@ def test_a_server_that_dies_half_way_costs_nothing_twice(serve, tmp_path):
 SCORING = """
 import json, sys
 from pathlib import Path
-from llava_mini_jax.evaluation import answers, benchmark, judge_endpoint
-from llava_mini_jax.evaluation.judge_http import Endpoint
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.judge import client
+from llava_mini_jax.evaluation.run import answers
+from llava_mini_jax.evaluation.judge.http import Endpoint
 place, url, file = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 tool = benchmark.find("mmvet")
 questions = tool.questions(place)
 lines = answers.read_lines(place / "answers" / "golden-model.jsonl")
 given = answers.join(tool, questions, lines).answers
 plan = tool.judge.plan(place, questions, given)
-replies = judge_endpoint.ask(plan, Endpoint(base_url=url, concurrency=4), file)
+replies = client.ask(plan, Endpoint(base_url=url, concurrency=4), file)
 print(json.dumps(tool.score(place, questions, given, replies=replies).rules["official"].value))
 """
 
@@ -258,8 +260,8 @@ def test_numbers_that_mean_nothing(name):
 
 def test_two_processes_do_not_ask_the_same(serve, tmp_path):
     server, file = serve(hang), tmp_path / "r.jsonl"
-    with judge_endpoint._locked(file), pytest.raises(InputError, match="another process"):
-        judge_endpoint.ask(plan(1), endpoint(server), file)
+    with client._locked(file), pytest.raises(InputError, match="another process"):
+        client.ask(plan(1), endpoint(server), file)
     assert not server.came
 
 
@@ -270,9 +272,9 @@ def test_an_interrupt_sends_nothing_more(serve, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge_endpoint.ask(plan(500), endpoint(server), tmp_path / "r.jsonl", progress=interrupt)
+        client.ask(plan(500), endpoint(server), tmp_path / "r.jsonl", progress=interrupt)
     assert sum(server.came.values()) < 400
-    kept = judge_endpoint.kept(plan(500), tmp_path / "r.jsonl")
+    kept = client.kept(plan(500), tmp_path / "r.jsonl")
     assert len(kept.by_key) == sum(server.paid.values())
     assert set(kept.pending.values()) == {"not asked yet"}
 
@@ -290,5 +292,5 @@ def test_an_interrupt_waits_for_no_server(serve, tmp_path):
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        judge_endpoint.ask(plan(4), endpoint(serve(slow)), tmp_path / "r", progress=interrupt)
+        client.ask(plan(4), endpoint(serve(slow)), tmp_path / "r", progress=interrupt)
     assert time.monotonic() - began < 25

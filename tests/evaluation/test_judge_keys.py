@@ -3,8 +3,8 @@
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_endpoint
-from llava_mini_jax.evaluation.judge_http import Endpoint
+from llava_mini_jax.evaluation.judge import client
+from llava_mini_jax.evaluation.judge.http import Endpoint
 from tests.evaluation.judge_server import KEY, completion, endpoint, number, plan, texts_of
 
 
@@ -13,7 +13,7 @@ def test_redirects_do_not_take_the_key_elsewhere(serve, tmp_path):
     server = serve(
         lambda handler, body, nth: handler.give(307, b"", Location=f"{other.url}/chat/completions")
     )
-    replies = judge_endpoint.ask(plan(2), endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(plan(2), endpoint(server), tmp_path / "r.jsonl")
     assert set(replies.pending.values()) == {"status 307"} and not other.keys
 
 
@@ -34,7 +34,7 @@ def test_the_key_is_in_nothing_that_is_left_behind(serve, tmp_path, capfd, caplo
 
     server, file = serve(echo), tmp_path / "out" / "replies.jsonl"
     settings = endpoint(server)
-    replies = judge_endpoint.ask(plan(9), settings, file)
+    replies = client.ask(plan(9), settings, file)
     assert len(replies.by_key) == 2 + 3 and len(replies.pending) == 4  # three are refused
     assert server.keys == {f"Bearer {KEY}"}
     assert texts_of(replies)["item3"] == ["8 7 Bearer [key]"]
@@ -50,7 +50,7 @@ def test_keys_that_cannot_be_sent_are_not_shown(key, serve, tmp_path, monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
     with pytest.raises(InputError, match="OPENAI_API_KEY holds no key") as caught:
-        judge_endpoint.ask(plan(1), endpoint(server), tmp_path / "r.jsonl")
+        client.ask(plan(1), endpoint(server), tmp_path / "r.jsonl")
     assert "sk-" not in str(caught.value) and caught.value.__cause__ is None
 
 
@@ -58,13 +58,13 @@ def test_keys_that_are_missing_or_in_the_address(serve, tmp_path, monkeypatch):
     server = serve(lambda handler, body, nth: handler.give(200, completion("ok")))
     monkeypatch.setenv("MY_KEY", "")
     with pytest.raises(InputError, match="MY_KEY is not set"):
-        judge_endpoint.ask(plan(1), endpoint(server, key_variable="MY_KEY"), tmp_path / "r")
-    judge_endpoint.ask(plan(1), endpoint(server, key_variable=None), tmp_path / "r.jsonl")
+        client.ask(plan(1), endpoint(server, key_variable="MY_KEY"), tmp_path / "r")
+    client.ask(plan(1), endpoint(server, key_variable=None), tmp_path / "r.jsonl")
     assert server.keys == {None}
     for url in (f"http://u:{KEY}@h/v1", f"http://h/v1?key={KEY}", f"ftp://{KEY}", KEY, "http://"):
         with pytest.raises(InputError, match="base URL") as caught:
             Endpoint(base_url=url)
         assert KEY not in str(caught.value)
     with pytest.raises(InputError, match="base URL holds the key") as caught:
-        judge_endpoint.ask(plan(1), Endpoint(base_url=f"http://h/{KEY}"), tmp_path / "r")
+        client.ask(plan(1), Endpoint(base_url=f"http://h/{KEY}"), tmp_path / "r")
     assert KEY not in str(caught.value)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import eval as eval_program
-from llava_mini_jax.evaluation import judge_endpoint
+from llava_mini_jax.evaluation.judge import client
 from llava_mini_jax.evaluation.video import video_chatgpt
 from tests.conftest import ROOT
 from tests.evaluation.judge_server import completion, endpoint, number, plan, texts_of
@@ -30,7 +30,7 @@ def refusing(status, items, error=FILTERED, after=0):
 def test_a_refusal_is_kept_and_not_asked_again(status, serve, tmp_path):
     server, file = serve(refusing(status, {0, 3})), tmp_path / "r.jsonl"
     asks = plan(12, rungs=3, readable=lambda text: text == "ok")
-    replies = judge_endpoint.ask(asks, endpoint(server), file)
+    replies = client.ask(asks, endpoint(server), file)
     assert not replies.pending and sum(server.came.values()) == 12  # no rung is climbed after it
     assert texts_of(replies) == {f"item{n}": ["" if n in (0, 3) else "ok"] for n in range(12)}
     about = replies.about()
@@ -39,8 +39,8 @@ def test_a_refusal_is_kept_and_not_asked_again(status, serve, tmp_path):
         ("item0", "item3"), reason
     )
     assert about["replies"] == 10 and about["model as the server calls it"] == ["judge-0613"]
-    again = judge_endpoint.ask(asks, endpoint(server), file)
-    assert again.by_key == replies.by_key == judge_endpoint.kept(asks, file).by_key
+    again = client.ask(asks, endpoint(server), file)
+    assert again.by_key == replies.by_key == client.kept(asks, file).by_key
     assert sum(server.came.values()) == 12
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["response"] for line in lines if "refused" in line] == [FILTERED] * 2
@@ -49,38 +49,38 @@ def test_a_refusal_is_kept_and_not_asked_again(status, serve, tmp_path):
 def test_a_refusal_after_other_rungs_ends_the_ladder(serve, tmp_path):
     server = serve(refusing(400, {1}, after=2))
     asks = plan(3, rungs=5, readable=lambda text: text == "ok")
-    replies = judge_endpoint.ask(asks, endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(asks, endpoint(server), tmp_path / "r.jsonl")
     assert texts_of(replies)["item1"] == ["hm", "hm", ""] and not replies.pending
 
 
 def test_a_server_that_refuses_everything_has_been_asked_wrongly(serve, tmp_path):
     error = {"error": {"message": "Unsupported parameter: 'max_tokens'"}}
     server, file = serve(refusing(400, range(40), error)), tmp_path / "r.jsonl"
-    replies = judge_endpoint.ask(plan(40), endpoint(server), file)
+    replies = client.ask(plan(40), endpoint(server), file)
     assert len(replies.pending) == 40 and "max_tokens" in replies.pending["item39"]
     assert sum(server.came.values()) < 20 and not file.exists()
-    few = judge_endpoint.ask(plan(2), endpoint(server), file)
+    few = client.ask(plan(2), endpoint(server), file)
     assert len(few.pending) == 2 and not file.exists()
     mended = serve(refusing(400, {7}))
-    replies = judge_endpoint.ask(plan(40), endpoint(mended), file)
+    replies = client.ask(plan(40), endpoint(mended), file)
     assert not replies.pending and replies.about()["refused"] == 1
 
 
 def test_many_refusals_in_a_row_stop_nothing(serve, tmp_path):
     server = serve(refusing(400, range(1, 31)))
     asks = plan(40)
-    replies = judge_endpoint.ask(asks, endpoint(server, concurrency=1), tmp_path / "r.jsonl")
+    replies = client.ask(asks, endpoint(server, concurrency=1), tmp_path / "r.jsonl")
     assert not replies.pending and replies.about()["refused"] == 30
 
 
 def test_a_server_that_answers_nothing_any_more_is_no_judge_of_items(serve, tmp_path):
     """An account that is empty is a 400 at some."""
     empty, file = serve(refusing(400, {5, *range(20, 40)})), tmp_path / "r.jsonl"
-    replies = judge_endpoint.ask(plan(40), endpoint(empty, concurrency=1), file)
+    replies = client.ask(plan(40), endpoint(empty, concurrency=1), file)
     assert replies.pending == {f"item{n}": replies.pending["item20"] for n in range(20, 40)}
     assert replies.about()["refused"] == 1 and len(file.read_text().splitlines()) == 20
     filled = serve(refusing(400, {5}))
-    replies = judge_endpoint.ask(plan(40), endpoint(filled), file)
+    replies = client.ask(plan(40), endpoint(filled), file)
     assert not replies.pending and replies.sent == 20
 
 
@@ -90,15 +90,15 @@ def test_what_is_left_of_a_run_may_all_be_refused(serve, tmp_path):
     def busy(handler, body, nth):
         handler.give(*((503, b"") if number(body) == 3 else (200, completion("ok"))))
 
-    assert judge_endpoint.ask(asks, endpoint(serve(busy)), file).pending.keys() == {"item3"}
-    replies = judge_endpoint.ask(asks, endpoint(serve(refusing(400, {3}))), file)
+    assert client.ask(asks, endpoint(serve(busy)), file).pending.keys() == {"item3"}
+    replies = client.ask(asks, endpoint(serve(refusing(400, {3}))), file)
     assert not replies.pending and replies.about()["refused"] == 1
 
 
 @pytest.mark.parametrize("status", [403, 409, 503])
 def test_other_errors_stay_pending(status, serve, tmp_path):
     server = serve(refusing(status, {3}))
-    replies = judge_endpoint.ask(plan(12), endpoint(server), tmp_path / "r.jsonl")
+    replies = client.ask(plan(12), endpoint(server), tmp_path / "r.jsonl")
     assert replies.pending.keys() == {"item3"} and replies.about()["refused"] == 0
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.judge_wording import fill, read_wording, sha256
+from llava_mini_jax.evaluation.judge.wording import fill, read_wording, sha256
 from tests.evaluation.image import golden_sets as golden
 from tests.evaluation.judge_server import OURS
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_mini_jax.evaluation import letters
+from llava_mini_jax.evaluation.rules import letters
 
 CHOICES = {"A": "cat", "B": "a red car", "D": "7"}
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 import llava_mini_jax
 from llava_mini_jax import integrations
-from llava_mini_jax.data.video import FrameSampling
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
 from tests import tiny, tiny_model

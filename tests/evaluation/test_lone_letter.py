@@ -6,8 +6,9 @@ import time
 import pytest
 
 import eval as eval_program
-from llava_mini_jax.evaluation import answers, benchmark
-from llava_mini_jax.evaluation.lone_letter import lone_letter
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
+from llava_mini_jax.evaluation.run import answers
 from tests.evaluation.image import golden_sets as golden
 
 READ = {

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_mini_jax.evaluation import normalise
+from llava_mini_jax.evaluation.rules import normalise
 
 # Text rich in what the rules look at.
 PIECES = st.sampled_from(

@@ -6,8 +6,9 @@ import math
 import pytest
 
 import eval as eval_program
-from llava_mini_jax.evaluation import answers, benchmark
+from llava_mini_jax.evaluation import benchmark
 from llava_mini_jax.evaluation.benchmark import Answer
+from llava_mini_jax.evaluation.run import answers
 from tests.evaluation.image import golden_sets as golden
 from tests.evaluation.video import test_video_chatgpt as chatgpt
 

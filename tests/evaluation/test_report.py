@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava_mini_jax.evaluation import benchmark, report
-from llava_mini_jax.evaluation.answers import Joined
+from llava_mini_jax.evaluation import benchmark
 from llava_mini_jax.evaluation.benchmark import Question, Rule, Scores
+from llava_mini_jax.evaluation.run import report
+from llava_mini_jax.evaluation.run.answers import Joined
 from tests.evaluation.image import golden_sets as golden
 from tests.evaluation.image import test_llava_bench as llava_bench
 from tests.evaluation.image import test_mmvet as mmvet

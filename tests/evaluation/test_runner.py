@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.data import video as videos
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.evaluation import runner
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media import video as videos
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
-from llava_mini_jax.inference import blocks, frames, rows
+from llava_mini_jax.evaluation.run import runner
+from llava_mini_jax.inference import batch_decode, session_media, session_programs
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.models import llava_mini
@@ -58,7 +58,7 @@ def inside() -> Model:
     cfg = tiny.model("paper", llm, bundle.model.vision, grid=1, inside_layers=1)
     bundle = dataclasses.replace(bundle, model=cfg)
     params = llava_mini.unrolled(tiny_model.weights(bundle))
-    return Model(params, bundle, build_tokenizer(), rows.buckets_for(bundle))
+    return Model(params, bundle, build_tokenizer(), batch_decode.buckets_for(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,9 @@ def generated(model: Model, questions) -> dict[str, str]:
 @pytest.fixture
 def looked(monkeypatch) -> list[int]:
     """Frames of each call of the tower, padding included."""
-    sizes, look = [], blocks.look
+    sizes, look = [], session_programs.look
     monkeypatch.setattr(
-        blocks, "look", lambda *given: sizes.append(len(given[1])) or look(*given)
+        session_programs, "look", lambda *given: sizes.append(len(given[1])) or look(*given)
     )  # fmt: skip
     return sizes
 
@@ -134,7 +134,7 @@ def test_answers_are_those_of_generate_from_one_look(model, shown, tmp_path, loo
         opened[path.name] += 1
         return videos.read_video(path, sampling)
 
-    monkeypatch.setattr(frames, "read_video", open_video)
+    monkeypatch.setattr(session_media, "read_video", open_video)
     run = ask(model, questions, tmp_path)
     assert answers_in(tmp_path) == expected
     assert list(answers_in(tmp_path)) == [question.key for question in questions]

@@ -7,8 +7,8 @@ import pytest
 
 import eval as eval_program
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import settings_file
 from llava_mini_jax.evaluation.benchmark import Question
+from llava_mini_jax.evaluation.run import settings_file
 from tests import tiny, tiny_model
 
 fast_compilation = tiny.fast_compilation

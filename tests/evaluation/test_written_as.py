@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini_jax.data import chat_template
+from llava_mini_jax.data.text import chat_template
 from tests import tiny, tiny_model
 from tests.evaluation.test_evaluate import data, options, status_of  # noqa: F401
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import Sampling, make_sampling

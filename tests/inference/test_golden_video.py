@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.inference import generate
-from llava_mini_jax.inference.frames import Medium
 from llava_mini_jax.inference.session import Session
-from llava_mini_jax.weights import verify
+from llava_mini_jax.inference.session_media import Medium
+from llava_mini_jax.reproduce import verify
 from llava_mini_jax.weights.folders import load_params
 from tests.conftest import ROOT
 

@@ -13,11 +13,11 @@ import pytest
 import llava_mini_jax
 from llava_mini_jax import cli
 from llava_mini_jax import config as configs
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.inference import blocks, generate, rows
+from llava_mini_jax.cost.video_plan import plan
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.inference import batch_decode, generate, session_programs
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
-from llava_mini_jax.inference.plan import plan
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.weights.export_hf import export_model
@@ -124,7 +124,7 @@ def logits_of_generate(model: Model, question: str, images, videos) -> np.ndarra
 def logits_of(model: Model, example) -> np.ndarray:
     """Logits [V] behind the prompt, as Model.generate has them."""
     bundle = model.bundle
-    longest = rows.longest_prompt(bundle)
+    longest = batch_decode.longest_prompt(bundle)
     state = generate.see_and_prefill(
         model.params, bundle.model, [example], model.buckets, longest, "right", 16
     )
@@ -135,14 +135,14 @@ def logits_of(model: Model, example) -> np.ndarray:
 def test_a_video_in_chunks_gives_the_logits_and_answers_of_generate(
     model, clip, chunk, monkeypatch
 ):
-    found, extend = [], blocks.extend
+    found, extend = [], session_programs.extend
 
     def noted(*given):
         logits_BV, cache = extend(*given)
         found.append(np.asarray(logits_BV)[0])
         return logits_BV, cache
 
-    monkeypatch.setattr(blocks, "extend", noted)
+    monkeypatch.setattr(session_programs, "extend", noted)
     session = Session(model, SETTINGS, chunk=chunk)
     session.show_video(clip)
     for question in QUESTIONS:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.data.video import FrameSampling
-from llava_mini_jax.inference import blocks
+from llava_mini_jax.cost.video_plan import plan
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.inference import session_programs
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.plan import plan
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from tests import tiny_model
@@ -71,7 +71,7 @@ def on_device(session: Session) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 2**23], ids=["nothing kept", "8 MiB kept"])
 def test_three_hours(model, three_hours, host, monkeypatch, capsys):
-    budget, look = Budget(host=host), blocks.look
+    budget, look = Budget(host=host), session_programs.look
     numbers: list[int] = []
     host_bytes: dict[int, int] = {}  # by frames seen before
     device_bytes: list[int] = []  # while frames are seen
@@ -83,7 +83,7 @@ def test_three_hours(model, three_hours, host, monkeypatch, capsys):
         numbers.extend(drawn(pixels_IJYXC))
         return look(params, pixels_IJYXC, cfg)
 
-    monkeypatch.setattr(blocks, "look", watched)
+    monkeypatch.setattr(session_programs, "look", watched)
     found, ended = {}, {}
     for frames in (16 * CHUNK, HOURS_3):
         for seen in (numbers, host_bytes, device_bytes):
@@ -108,7 +108,7 @@ def test_three_hours(model, three_hours, host, monkeypatch, capsys):
     assert len(device_bytes) == 8 and max(device_bytes) == min(device_bytes)
     assert ended[HOURS_3] - ended[16 * CHUNK] == many.always["KV cache"] - few.always["KV cache"]
     exact = many.per_frame * HOURS_3
-    room = (many.text + many.answer + 2 * blocks.LENGTH) * many.per_slot
+    room = (many.text + many.answer + 2 * session_programs.LENGTH) * many.per_slot
     assert exact <= many.always["KV cache"] <= 1.15 * (exact + room)
     with capsys.disabled():
         print(

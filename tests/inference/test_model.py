@@ -13,9 +13,9 @@ from PIL import Image
 
 import llava_mini_jax
 from llava_mini_jax import InputError, Model
-from llava_mini_jax.data.conversation import Turn
-from llava_mini_jax.data.video import FrameSampling
-from llava_mini_jax.inference import rows
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.text.conversation import Turn
+from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Chat, compiled_programs
 from llava_mini_jax.inference.request import sampling_for
@@ -119,7 +119,7 @@ def test_batches_are_of_one_kind_of_pixels_and_of_similar_length(release: Model)
         for prompt in ("a " * 30, "a", "a " * 20)
         for image in (None, tiny_model.picture(0))
     ]
-    assert list(rows.batches(examples, blank.bundle, 2)) == [[2, 4], [0], [3, 5], [1]]
+    assert list(batch_decode.batches(examples, blank.bundle, 2)) == [[2, 4], [0], [3, 5], [1]]
 
 
 def test_sampling_depends_on_the_seed_alone(model: Model) -> None:
@@ -176,8 +176,8 @@ def first_ids(model: Model, count: int) -> list[int]:
     example = model.request(QUESTION, model.read_pictures(None, None))
     settings = Settings(max_new_tokens=count)
     args = (model.tokenizer, model.stop_ids, settings)
-    texts = rows.empty_texts([example], model.bundle, *args)
-    decoding = rows.decode(
+    texts = batch_decode.empty_texts([example], model.bundle, *args)
+    decoding = batch_decode.decode(
         model.params, model.bundle, model.buckets, [example], texts, model.stop_ids, settings, 4
     )
     list(decoding)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.data.conversation import Turn
-from llava_mini_jax.data.video import FrameSampling, read_video
+from llava_mini_jax.cost.video_plan import plan
+from llava_mini_jax.data.media.video import FrameSampling, read_video
+from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, generate
+from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.plan import plan
 from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget, Shelf
@@ -134,13 +134,13 @@ def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
     def refuse(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(blocks, "look", refuse)
-    monkeypatch.setattr(blocks, "read", refuse)
+    monkeypatch.setattr(session_programs, "look", refuse)
+    monkeypatch.setattr(session_programs, "read", refuse)
     before = len(session._cached)
     positions = []
-    extend = blocks.extend
+    extend = session_programs.extend
     monkeypatch.setattr(
-        blocks, "extend", lambda *given: positions.append(int(given[6])) or extend(*given)
+        session_programs, "extend", lambda *given: positions.append(int(given[6])) or extend(*given)
     )
     said(session, WORDS[1])
     (new,) = positions  # the question and its frame of words: neither frames nor system prompt
@@ -180,10 +180,10 @@ def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, name, value):
     whole = Session(paper, SETTINGS)
     whole.show_video(clip)
     expected = said(whole, WORDS[0])
-    monkeypatch.setattr(blocks, name, value)
-    sizes, extend = [], blocks.extend
+    monkeypatch.setattr(session_programs, name, value)
+    sizes, extend = [], session_programs.extend
     monkeypatch.setattr(
-        blocks, "extend", lambda *given: sizes.append(given[4].shape[1]) or extend(*given)
+        session_programs, "extend", lambda *given: sizes.append(given[4].shape[1]) or extend(*given)
     )
     session = Session(paper, SETTINGS)
     session.show_video(clip)
@@ -326,14 +326,14 @@ def interrupting(function, call, error, after):
 
 CUT_OFF = {
     # what is interrupted: in which of its calls, and whether its work was done
-    "looking at frames": (blocks, "look", 2, False),
-    "frames that were looked at": (blocks, "look", 2, True),
-    "reading features": (blocks, "read", 2, True),
+    "looking at frames": (session_programs, "look", 2, False),
+    "frames that were looked at": (session_programs, "look", 2, True),
+    "reading features": (session_programs, "read", 2, True),
     "keeping frames": (Shelf, "put", 2, True),
-    "fusing": (blocks, "fuse", 2, True),
-    "making room in the cache": (blocks, "with_room", 1, True),
-    "a block of the prompt": (blocks, "extend", 1, True),
-    "another block of the prompt": (blocks, "extend", 2, True),
+    "fusing": (session_programs, "fuse", 2, True),
+    "making room in the cache": (session_programs, "with_room", 1, True),
+    "a block of the prompt": (session_programs, "extend", 1, True),
+    "another block of the prompt": (session_programs, "extend", 2, True),
     "decoding": (generate, "decode", 2, True),
 }
 
@@ -341,7 +341,7 @@ CUT_OFF = {
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_a_question_that_is_cut_off_spoils_nothing(paper, clip, monkeypatch, name):
     """Ctrl-C anywhere: another question, and the same one again, have their answers."""
-    monkeypatch.setattr(blocks, "LENGTH", 16)  # several blocks
+    monkeypatch.setattr(session_programs, "LENGTH", 16)  # several blocks
     whole, session = Session(paper, SETTINGS, chunk=4), Session(paper, SETTINGS, chunk=4)
     whole.show_video(clip)
     session.show_video(clip)

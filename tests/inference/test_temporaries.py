@@ -18,9 +18,9 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import ASKING_DTYPES as DTYPES
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
-from llava_mini_jax.inference import blocks, generate
-from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.ops.einsum import Int8Weight
@@ -97,18 +97,18 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
     yield "prefill", generate.prefill.lower(*begin, cfg, 1, ROOM)
     yield "upcoming", generate.upcoming.lower(state.logits_BV, sampling, number)
     yield "decode", generate.decode.lower(params, state, sampling, number, cfg)
-    yield "look", blocks.look.lower(params, pixels, cfg)
-    features = jax.eval_shape(lambda p, x: blocks.look(p, x, cfg), params, pixels)
-    yield "read", blocks.read.lower(params, features, cfg)
-    _, memory = jax.eval_shape(lambda p, x: blocks.read(p, x, cfg), params, features)
+    yield "look", session_programs.look.lower(params, pixels, cfg)
+    features = jax.eval_shape(lambda p, x: session_programs.look(p, x, cfg), params, pixels)
+    yield "read", session_programs.read.lower(params, features, cfg)
+    _, memory = jax.eval_shape(lambda p, x: session_programs.read(p, x, cfg), params, features)
     total = array(TEXT, D, dtype=jnp.float32)
-    yield "fuse", blocks.fuse.lower(params, total, memory, number, text, fuse, cfg)
+    yield "fuse", session_programs.fuse.lower(params, total, memory, number, text, fuse, cfg)
     cache = jax.eval_shape(
         lambda: kv.empty(llm.layers, 1, SLOTS, llm.kv_heads, llm.head_width, cfg.dtype)
     )
     for name, length in (("extend a word", 16), ("extend a block", 128)):
         block = (array(1, length, D, dtype=cfg.dtype), array(1, length), number, number)
-        yield name, blocks.extend.lower(params, cache, text, *block, cfg)
+        yield name, session_programs.extend.lower(params, cache, text, *block, cfg)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,7 +6,7 @@ from PIL import Image
 
 import llava_mini_jax
 from llava_mini_jax import InputError, Session
-from llava_mini_jax.data.conversation import Turn
+from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference import request
 from tests import tiny_model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.inference import cache as kv
+from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.ops import masks
 from tests import tiny

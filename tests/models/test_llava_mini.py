@@ -9,7 +9,7 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.examples import Buckets
+from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.models import clip, llama, llava_mini, prefusion
 from tests import tiny
 

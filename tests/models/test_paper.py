@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import clip
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from tests import tiny

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import Buckets, Example, TrainBatch, collate, powers_of_two
+from llava_mini_jax.data.batches.examples import (
+    Buckets,
+    Example,
+    TrainBatch,
+    collate,
+    powers_of_two,
+)
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.splice import pad_slots, plan_row, splice
 from tests.tiny import MARK

@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.cli import COMMANDS, command_parser
-from llava_mini_jax.data.conversation import EncodedPrompt
-from llava_mini_jax.data.examples import Buckets, Example, collate, make_example
-from llava_mini_jax.data.images import load_image, preprocess
+from llava_mini_jax.data.batches.examples import Buckets, Example, collate, make_example
+from llava_mini_jax.data.media.images import load_image, preprocess
+from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.batch_decode import STEPS
 from llava_mini_jax.inference.model import Model, Run, load
-from llava_mini_jax.inference.rows import STEPS
 from llava_mini_jax.weights.export_hf import export_model
 from llava_mini_jax.weights.folders import load_params, open_model
 from llava_mini_jax.weights.hf_processor import image_settings, read_processor

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.examples import Buckets
+from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import Sampling
 from llava_mini_jax.models import llama, llava_mini

@@ -9,7 +9,7 @@ import pytest
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.examples import Buckets, TrainBatch
+from llava_mini_jax.data.batches.examples import Buckets, TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig, make_optimizer

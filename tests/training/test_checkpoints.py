@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.training.checkpoint import Checkpoints, fingerprints
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import init_state
-from llava_mini_jax.weights.checkpoint import Checkpoints, fingerprints
 from tests import tiny
 from tests.training import tiny_stages
 from tests.training.runs import output, program
@@ -90,7 +90,7 @@ FULL_DISK = """
 import os, resource, signal, sys
 import jax
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.training.checkpoint import Checkpoints
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for error in (None, InputError("the stage's own")):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax.config import prompt_config
-from llava_mini_jax.data.digits import DigitsPages
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.digits.pages import DigitsPages
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import loop
 from tests import tiny

@@ -19,7 +19,7 @@ fast_compilation = tiny.fast_compilation
 KILLED_RUN = """
 import os, signal, sys
 from llava_mini_jax.training import loop
-from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.training.checkpoint import Checkpoints
 from tests.training import tiny_stages
 
 def save_and_die(self, step, state, about):
@@ -76,7 +76,7 @@ STOPPED_RUN = """
 import os, signal, sys
 import train
 from llava_mini_jax.training import loop, stages
-from llava_mini_jax.training.profile import ProfileConfig
+from llava_mini_jax.training.xprof import ProfileConfig
 from tests.training import tiny_stages
 
 put_batch, batches = loop.sharding.put_batch, 0
@@ -109,7 +109,7 @@ def test_batches_that_nobody_takes_do_not_hold_up_the_end(tmp_path):
 SLEEP = 60
 SLOW_DATA = """
 import os, runpy, signal, sys, time
-from llava_mini_jax.data.pipeline import Encoder
+from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.training import feed, loop
 
 encoded, encode = 0, Encoder.__call__
@@ -168,7 +168,7 @@ def test_what_cannot_be_written_ends_a_run_with_a_sentence_and_whole_checkpoints
 # Something happens to the disk once the first checkpoint is there.
 UNWRITABLE = """
 import os, resource, runpy, signal, sys
-from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.training.checkpoint import Checkpoints
 
 def save(self, step, state, about):
     if step == 20:

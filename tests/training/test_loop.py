@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.digits import DigitsPages, build_tokenizer
-from llava_mini_jax.data.examples import Buckets, collate
-from llava_mini_jax.data.pipeline import Encoder
+from llava_mini_jax.data.batches.examples import Buckets, collate
+from llava_mini_jax.data.batches.pipeline import Encoder
+from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training import loop
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.optimizer import schedule
-from llava_mini_jax.training.profile import ProfileConfig
 from llava_mini_jax.training.stages import HeldOut, MeshConfig
+from llava_mini_jax.training.xprof import ProfileConfig
 from llava_mini_jax.weights import folders
 from tests import tiny
 from tests.training import tiny_stages

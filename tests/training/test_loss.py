@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.data.conversation import IGNORE
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama
 from llava_mini_jax.training.loss import hidden_sums, logit_sums, loss, next_token_loss
 from tests import tiny

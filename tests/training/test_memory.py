@@ -18,14 +18,14 @@ from configs import paper
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import CLIP_L_336, VICUNA_7B
-from llava_mini_jax.data.examples import TrainBatch
+from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs
-from llava_mini_jax.training.describe import describe, plan
-from llava_mini_jax.training.memory import estimate
+from llava_mini_jax.training.dry_run import describe, plan
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import MeshConfig, TrainConfig
 from llava_mini_jax.training.step import init_state, train_step
+from llava_mini_jax.training.step_memory import estimate
 
 # The compiler's schedule and what it fuses are not modelled.
 RTOL = 0.15

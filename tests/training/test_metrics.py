@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from llava_mini_jax.data.digits import DigitsConfig, build_tokenizer
+from llava_mini_jax.cost import flops
+from llava_mini_jax.data.digits.pages import DigitsConfig, build_tokenizer
 from llava_mini_jax.journal import Journal
-from llava_mini_jax.profiling import flops
 from llava_mini_jax.training import heldout
 from llava_mini_jax.training import metrics as metrics_file
-from llava_mini_jax.training.board import Board
 from llava_mini_jax.training.metrics import Counted, Metrics
 from llava_mini_jax.training.stages import HeldOut
+from llava_mini_jax.training.tensorboard import Board
 from tests.training import tiny_stages
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.examples import TrainBatch
+from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, check, load_config, stages_of

@@ -13,7 +13,7 @@ import time
 import jax
 import pytest
 
-from llava_mini_jax.data.digits import DigitsPages
+from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.training import loop
 from llava_mini_jax.training.stages import MeshConfig
 from tests import tiny
@@ -177,7 +177,7 @@ def test_what_one_process_refuses_all_do(tmp_path):
 # Each process has a data file of its own, as if on its own disk; the name differs here as well.
 OF_OTHER_FILES = """
 import dataclasses, os
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from tests.training import one_stage
 
 def config():
@@ -229,7 +229,7 @@ from pathlib import Path
 import jax, numpy as np
 from llava_mini_jax import distributed, sharding
 from llava_mini_jax.weights import checkpoint
-from llava_mini_jax.weights.checkpoint import Checkpoints
+from llava_mini_jax.training.checkpoint import Checkpoints
 
 folder, event = Path(sys.argv[1]), sys.argv[2]
 distributed.start()
@@ -279,7 +279,7 @@ def text_only(item):
 
 OF_FILES = """
 import dataclasses
-from llava_mini_jax.data.sources import Dataset, SourcesConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from tests.training import one_stage
 
 def config():

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.digits import build_tokenizer
+from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training.optimizer import Group, make_optimizer

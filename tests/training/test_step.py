@@ -12,8 +12,8 @@ import pytest
 from configs import digits
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.conversation import IGNORE
-from llava_mini_jax.data.examples import TrainBatch
+from llava_mini_jax.data.batches.examples import TrainBatch
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llava_mini_jax.data.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields
 from llava_mini_jax.weights.export_hf import config_files

@@ -20,18 +20,18 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.digits import build_tokenizer
-from llava_mini_jax.data.images import preprocess
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.tensorfiles.files import save_tensors
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_hf import (
     config_files,
     export_model,
     published_tensors,
 )
-from llava_mini_jax.weights.files import save_tensors
 from llava_mini_jax.weights.folders import load_params, open_model, open_parts
 from tests import tiny
 from tests.tiny_model import language_config

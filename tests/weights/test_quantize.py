@@ -13,10 +13,10 @@ import pytest
 import llava_mini_jax
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.cost import inference_memory
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.einsum import Int8Weight, einsum
 from llava_mini_jax.params import ParamSpec, zeros
-from llava_mini_jax.profiling import memory
 from llava_mini_jax.weights import folders
 from llava_mini_jax.weights.quantize import channel_axes, quantize, quantize_parts
 from tests import tiny, tiny_model
@@ -136,7 +136,7 @@ def test_weights_of_products_are_int8_and_nothing_else(dialect) -> None:
         elif path.endswith(("layers/0/o_proj", "down_proj", "lm_head", "patch_embed")):
             assert leaf.scale.shape == leaf.values.shape[:1], path
     leaves = [leaf.values if is_int8(leaf) else leaf for leaf in found.values()]
-    stated = memory.weight_bytes(cfg, "int8")
+    stated = inference_memory.weight_bytes(cfg, "int8")
     assert sum(leaf.nbytes for leaf in leaves) == sum(stated.values())
 
 

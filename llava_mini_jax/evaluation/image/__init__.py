@@ -1,1 +1,1 @@
-"""Image benchmarks, one file each."""
+"""Image benchmarks, one file each; import rules, judge and layouts."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
-from llava_mini_jax.evaluation import exact
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.rules import exact_match
 
 KINDS = ("position", "row", "column", "largest")
 SEED = 2501_03895
@@ -47,7 +47,7 @@ def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     del folder
-    return exact.score(questions, answers, lambda question: question.key.split("-")[0])
+    return exact_match.score(questions, answers, lambda question: question.key.split("-")[0])
 
 
 def _illustrate(

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_texts, layouts
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.judge import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
 
 _NAME = "llava_bench"
 _ASKED, _CONTEXT, _REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
@@ -128,8 +129,8 @@ def _ladders(
     """One request an item. A missing answer is judged as an empty one, so that it counts."""
     layouts.check_prompts(_NAME, questions, answers)
     # The official system message is in the script, not in rule.json.
-    ours = texts == judge_texts.LLAVA_BENCH
-    system = judge_texts.LLAVA_BENCH_SYSTEM if ours else judge_texts.LLAVA_BENCH_OFFICIAL_SYSTEM
+    ours = texts == own_texts.LLAVA_BENCH
+    system = own_texts.LLAVA_BENCH_SYSTEM if ours else own_texts.LLAVA_BENCH_OFFICIAL_SYSTEM
     found = []
     for question in questions:
         gold, answer = question.gold, answers.get(question.key)
@@ -311,8 +312,8 @@ BENCHMARK = Benchmark(
     score=_score,
     judge=Judge(
         model="gpt-4-0314",
-        ours=judge_texts.LLAVA_BENCH,
-        official=judge_texts.LLAVA_BENCH_SHA256,
+        ours=own_texts.LLAVA_BENCH,
+        official=own_texts.LLAVA_BENCH_SHA256,
         source="llava/eval/table/rule.json of github.com/haotian-liu/LLaVA",
         ladders=_ladders,
         readable=lambda reply: True,  # it is asked once

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import layouts, sheet
+from llava_mini_jax.evaluation import layouts, xlsx
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.letters import lmms_letter, lmms_prefetch, vlmevalkit
-from llava_mini_jax.evaluation.lone_letter import lone_letter
+from llava_mini_jax.evaluation.rules.letters import lmms_letter, lmms_prefetch, vlmevalkit
+from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _PASS = 1_000_000
 _FIELDS = {"index": int, "question": str, "answer": str, "category": str, "image": bytes}
@@ -257,7 +257,7 @@ def _submission(
                 gold["split"],
             ]
         )
-    return [sheet.write(out / f"{name}.xlsx", rows)]
+    return [xlsx.write(out / f"{name}.xlsx", rows)]
 
 
 def _language(chinese: bool) -> str:

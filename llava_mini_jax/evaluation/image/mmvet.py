@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_texts, layouts
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.judge import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
 
 _NAME = "mmvet"
 _FILE = "mm-vet.json"
@@ -291,8 +292,8 @@ BENCHMARK = Benchmark(
     score=_score,
     judge=Judge(
         model="gpt-4-0613",
-        ours=judge_texts.MMVET,
-        official=judge_texts.MMVET_SHA256,
+        ours=own_texts.MMVET,
+        official=own_texts.MMVET_SHA256,
         source="mm-vet_evaluator.py of github.com/yuweihao/MM-Vet: its prompt and what it adds",
         ladders=_ladders,
         readable=lambda reply: read_official(reply) is not None,

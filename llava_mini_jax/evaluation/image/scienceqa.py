@@ -23,7 +23,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.lone_letter import lone_letter
+from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED = "llava_test_CQM-A.json"
 _FIELDS = {"question": str, "choices": list, "answer": int, "hint": str}

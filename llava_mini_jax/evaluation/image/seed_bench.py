@@ -19,7 +19,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.lone_letter import lone_letter
+from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 _RELEASE = "SEED-Bench"  # the folder in which LLaVA-Mini's release has labels and pictures

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import layouts, normalise
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.rules import normalise
 
 _ASKED = "llava_textvqa_val_v051_ocr.jsonl"
 _GOLD = "TextVQA_0.5.1_val.json"

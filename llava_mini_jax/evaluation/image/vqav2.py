@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import layouts, normalise
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.rules import normalise
 
 _TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
 _TEST = "llava_vqav2_mscoco_test2015.jsonl"

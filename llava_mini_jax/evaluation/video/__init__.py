@@ -1,1 +1,1 @@
-"""Video benchmarks, one file each."""
+"""Video benchmarks, one file each; import rules, judge and layouts."""

@@ -25,9 +25,9 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.letters import first_of
-from llava_mini_jax.evaluation.lone_letter import lone_letter
-from llava_mini_jax.evaluation.video_tasks import find_video
+from llava_mini_jax.evaluation.rules.letters import first_of
+from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
+from llava_mini_jax.evaluation.rules.video_tasks import find_video
 
 _LETTERS = "ABCDE"
 _FIELDS = {"q_uid": str, "question": str, **{f"option {i}": str for i in range(5)}}

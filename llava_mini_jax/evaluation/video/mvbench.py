@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
-from llava_mini_jax.evaluation.letters import lmms_mvbench
-from llava_mini_jax.evaluation.video_tasks import (
+from llava_mini_jax.evaluation.rules.letters import lmms_mvbench
+from llava_mini_jax.evaluation.rules.video_tasks import (
     Task,
     from_rows,
     questions,

@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_mini_jax.data.digits import DigitsConfig, DigitsPages
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import exact
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.rules import exact_match
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512, 1000)
 CHANCE = 10.0  # %, of ten digits
@@ -54,7 +54,9 @@ def _questions(folder: Path) -> list[Question]:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     del folder
-    return exact.score(questions, answers, lambda question: _part(int(question.key.split("-")[0])))
+    return exact_match.score(
+        questions, answers, lambda question: _part(int(question.key.split("-")[0]))
+    )
 
 
 def _part(frames: int) -> str:
@@ -87,7 +89,7 @@ def points_of(details: Mapping[str, Any]) -> list[Point]:
 
 def draw(curves: Sequence[Curve], path: Path) -> Path:
     """Accuracy over frames, one line a model; the lengths of training are shaded."""
-    from llava_mini_jax.analysis import plots  # needs JAX, which no other benchmark's file does
+    from llava_mini_jax import plots
 
     plt = plots.pyplot()
     figure, axis = plt.subplots(figsize=(7.6, 4.6), layout="constrained")

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_texts, layouts
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.judge import Judge, Ladder, Replies, messages, need_replies
-from llava_mini_jax.evaluation.judge_verdict import (
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.video_verdict import (
     Verdict,
     find_video,
     is_literal,
@@ -33,7 +34,7 @@ from llava_mini_jax.evaluation.judge_verdict import (
     write_result,
     write_rows,
 )
-from llava_mini_jax.evaluation.judge_wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill
 
 _NAME = "video_chatgpt"
 DIMENSIONS = {  # which questions each is judged by
@@ -287,8 +288,8 @@ BENCHMARK = Benchmark(
     from_rows=_from_rows,
     judge=Judge(
         model="gpt-3.5-turbo",
-        ours=judge_texts.VIDEO_CHATGPT,
-        official=judge_texts.VIDEO_CHATGPT_SHA256,
+        ours=own_texts.VIDEO_CHATGPT,
+        official=own_texts.VIDEO_CHATGPT_SHA256,
         source="evaluate_benchmark_1 to _5 of github.com/mbzuai-oryx/Video-ChatGPT",
         ladders=_ladders,
         readable=is_literal,

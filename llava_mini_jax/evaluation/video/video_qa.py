@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_texts, layouts
+from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
-from llava_mini_jax.evaluation.judge import Judge, Ladder, Replies, messages, need_replies
-from llava_mini_jax.evaluation.judge_verdict import (
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.video_verdict import (
     Verdict,
     find_video,
     is_literal,
@@ -35,7 +36,7 @@ from llava_mini_jax.evaluation.judge_verdict import (
     write_result,
     write_rows,
 )
-from llava_mini_jax.evaluation.judge_wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill
 
 _INSTRUCTION = "instruction.txt"
 # First digits of the SHA-256 of the release's instructions.
@@ -247,8 +248,8 @@ def _benchmark(name: str, title: str, folder: str, paper: float) -> Benchmark:
         from_rows=_from_rows,
         judge=Judge(
             model="gpt-3.5-turbo",
-            ours=judge_texts.VIDEO_QA,
-            official=judge_texts.VIDEO_QA_SHA256,
+            ours=own_texts.VIDEO_QA,
+            official=own_texts.VIDEO_QA_SHA256,
             source="eval_video_qa.py of github.com/ictnlp/LLaVA-Mini, or of Video-ChatGPT",
             ladders=_ladders,
             readable=is_literal,

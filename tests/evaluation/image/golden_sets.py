@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from llava_mini_jax.evaluation import answers, benchmark
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.run import answers
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "eval"
 LAYOUTS = ("llava", "parquet")

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import answers, benchmark
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.run import answers
 from tests.evaluation.image import golden_sets as golden
 
 # What each headline counts in the golden set.

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import judge_texts
 from llava_mini_jax.evaluation.image import llava_bench
+from llava_mini_jax.evaluation.judge import own_texts
 from tests.evaluation import judged
 from tests.evaluation.image import golden_sets as golden
 
@@ -53,8 +53,8 @@ def test_whose_wording(tmp_path):
     *_, replies, canned = asked(tmp_path)
     assert replies.about()["wording"] == "ours"
     system, user = next(iter(canned.requests.values()))[0].body["messages"]
-    assert system["content"] == judge_texts.LLAVA_BENCH_SYSTEM
-    assert user["content"].endswith(f"[System]\n{judge_texts.LLAVA_BENCH['llava_bench_conv']}\n\n")
+    assert system["content"] == own_texts.LLAVA_BENCH_SYSTEM
+    assert user["content"].endswith(f"[System]\n{own_texts.LLAVA_BENCH['llava_bench_conv']}\n\n")
     rule = judged.read(f"{NAME}/rule.json")
     rule["llava_bench_conv"]["prompt"] += " "
     (tmp_path / "rule.json").write_text(json.dumps(rule))

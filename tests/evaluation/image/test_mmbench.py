@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import answers, benchmark, layouts
+from llava_mini_jax.evaluation import benchmark, layouts
 from llava_mini_jax.evaluation.image import mmbench
+from llava_mini_jax.evaluation.run import answers
 from tests.evaluation.image import golden_sets as golden
 
 TABLE = "mmbench_dev_20230712.tsv"

@@ -9,7 +9,7 @@ import pytest
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.image import mmvet
-from llava_mini_jax.evaluation.judge import Replies
+from llava_mini_jax.evaluation.judge.judging import Replies
 from tests.evaluation import judged
 from tests.evaluation.image import golden_sets as golden
 
@@ -97,7 +97,7 @@ def test_golden_requests_but_for_the_words(tmp_path):
     for tag, requests in canned.requests.items():
         texts = [request.body["messages"][0]["content"] for request in requests]
         assert texts[0].endswith("\n" + " | ".join([*parts(tag), ""]))
-        again = mmvet.judge_texts.MMVET["again"]
+        again = mmvet.own_texts.MMVET["again"]
         assert set(texts[1:]) <= {f"{texts[0]}\n{again}"}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_mini_jax.evaluation.letters import first_of, lmms_letter
+from llava_mini_jax.evaluation.rules.letters import first_of, lmms_letter
 from llava_mini_jax.evaluation.video import mlvu
 from tests.evaluation.image.golden_sets import CLOSE, expected
 from tests.evaluation.video.test_mvbench import folder, lines, scored

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import answers, benchmark
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.run import answers
 from llava_mini_jax.evaluation.video import mvbench
 from tests.evaluation.image.golden_sets import CLOSE, GOLDEN, expected
 from tests.evaluation.image.test_broken_data import break_file

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_mini_jax.data.digits import (
+from llava_mini_jax.data.batches.examples import check_fits
+from llava_mini_jax.data.batches.pipeline import Encoder
+from llava_mini_jax.data.digits.pages import (
     NEEDLE_QUESTION,
     DigitsConfig,
     DigitsPages,
     build_tokenizer,
 )
-from llava_mini_jax.data.examples import check_fits
-from llava_mini_jax.data.pipeline import Encoder
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import benchmark
-from llava_mini_jax.evaluation.answers import join
+from llava_mini_jax.evaluation.run.answers import join
 from llava_mini_jax.evaluation.video import needle
 from llava_mini_jax.inference.request import Pictures, make_request
 from llava_mini_jax.training.stages import bundle_of, check, load_config, stages_of

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import answers, judge_texts
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.run import answers
 from llava_mini_jax.evaluation.video import video_chatgpt
 from tests.evaluation import judged
 
@@ -108,7 +109,7 @@ def test_golden_requests_but_for_the_words(dimension, tmp_path):
         return row["Q"], row["A"], row["pred"]
 
     judged.check_layout(judges.of[dimension], expected, parts)
-    digest = judge_texts.VIDEO_CHATGPT_SHA256[f"{dimension}.system"]
+    digest = own_texts.VIDEO_CHATGPT_SHA256[f"{dimension}.system"]
     assert {one["message_sha256"][0] for sent in expected.values() for one in sent} == {digest}
 
 

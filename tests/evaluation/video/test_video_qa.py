@@ -9,9 +9,11 @@ from functools import partial
 import pytest
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation import answers, benchmark, judge_texts
-from llava_mini_jax.evaluation.judge import Reply, replies_of
-from llava_mini_jax.evaluation.judge_verdict import read_official, read_tolerant
+from llava_mini_jax.evaluation import benchmark
+from llava_mini_jax.evaluation.judge import own_texts
+from llava_mini_jax.evaluation.judge.judging import Reply, replies_of
+from llava_mini_jax.evaluation.judge.video_verdict import read_official, read_tolerant
+from llava_mini_jax.evaluation.run import answers
 from tests.evaluation import judged
 
 FOLDERS = {
@@ -90,7 +92,7 @@ def test_golden_requests_but_for_the_words(name, tmp_path):
         return question.text, question.gold["answer"], given[question.key].text
 
     judged.check_layout(canned, expected, parts)
-    digest = judge_texts.VIDEO_QA_SHA256["system"]
+    digest = own_texts.VIDEO_QA_SHA256["system"]
     assert {one["message_sha256"][0] for sent in expected.values() for one in sent} == {digest}
     assert replies.about()["wording"] == "ours"
 

@@ -1,0 +1,161 @@
+"""Time to a first token, and of every token after it, of several models in turn.
+
+    models, one request (text, pictures) --warm up--> nothing compiles any more
+        repeat: A, B, C, A, B, C, ... --> seconds to the first token, seconds a decoded token
+
+The models take turns, so that a machine that gets slower or busier does so for all of them. Counted
+is everything from pixels and token ids on the host to the first token's id on the host; reading and
+resizing of pictures and tokenising are not.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import generate
+from llava_mini_jax.inference.model import compiled_programs
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.models import compressor, llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+
+WARM_UPS = 2
+MARK = -200
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A model whose time is measured."""
+
+    params: LlavaMini  # layers unrolled
+    cfg: LlavaMiniConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What every model is asked. Raises InputError for numbers below 1."""
+
+    text: int  # tokens beside the pictures
+    images: int  # or frames of a video
+    parts: int  # of a picture, 1 without high resolution
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise InputError(f"{field.name} is {getattr(self, field.name)}; give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Milliseconds, one entry a repetition."""
+
+    first: tuple[float, ...]  # to the first token
+    token: tuple[float, ...]  # a token after it, averaged over the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    median: float
+    low: float  # the tenth percentile
+    high: float  # the ninetieth
+
+
+def spread(values: tuple[float, ...]) -> Spread:
+    low, median, high = np.percentile(values, (10, 50, 90))
+    return Spread(float(median), float(low), float(high))
+
+
+def random_candidates(
+    cfgs: Mapping[str, LlavaMiniConfig], dtype: Any, seed: int = 0
+) -> dict[str, Candidate]:
+    """Models with random weights. What two of them have in common is held once.
+
+    The configurations must differ in compressor and number of pre-fusion layers only.
+    """
+    deepest = max(cfgs.values(), key=lambda cfg: cfg.prefusion_layers)
+    key = jax.random.key(seed)
+    whole = param_tree.init(key, llava_mini.unrolled(llava_mini.spec(deepest)), dtype)
+    found = {}
+    for name, cfg in cfgs.items():
+        own = param_tree.init(key, compressor.spec(cfg.compressor), dtype)
+        fusion = None
+        if whole.prefusion is not None and cfg.prefusion_layers:
+            layers = whole.prefusion.layers[: cfg.prefusion_layers]
+            fusion = dataclasses.replace(whole.prefusion, layers=layers)
+        found[name] = Candidate(dataclasses.replace(whole, compressor=own, prefusion=fusion), cfg)
+    return found
+
+
+def measure(models: Mapping[str, Candidate], request: Request, repeats: int) -> dict[str, Times]:
+    """Times of every model, measured in turns after `WARM_UPS` rounds that do not count.
+
+    Raises InputError where a model has too few positions for the request.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}; give 1 or more")
+    runs = {name: _runner(model, request) for name, model in models.items()}
+    for _ in range(WARM_UPS):
+        for run in runs.values():
+            run()
+    programs, times = compiled_programs(), {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run())
+    assert compiled_programs() == programs, "something was compiled while times were measured"
+    return {name: Times(*zip(*found, strict=True)) for name, found in times.items()}
+
+
+def _runner(model: Candidate, request: Request) -> Callable[[], tuple[float, float]]:
+    cfg, example = model.cfg, make_example(model.cfg, request)
+    places = request.text + request.images * cfg.tokens_per_image(request.parts)
+    wide = request.text + request.images * cfg.seen_per_image(request.parts)
+    if places + request.new_tokens + 1 > cfg.llm.max_positions:
+        raise InputError(
+            f"{places} positions and {request.new_tokens} new tokens are more than the model's"
+            f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
+        )
+    lengths = tuple(sorted({len(example.ids), places, wide}))
+    prefill = partial(
+        generate.see_and_prefill,
+        model.params,
+        cfg,
+        [example],
+        Buckets(lengths=lengths, images=(request.images,)),
+        cfg.llm.max_positions - 1,
+        "right",
+        request.new_tokens + 1,
+    )
+    sampling = make_sampling(1, 0.0, 1.0, 0, 0, ())
+
+    def run() -> tuple[float, float]:
+        began = time.perf_counter()
+        state = prefill()
+        np.asarray(generate.upcoming(state.logits_BV, sampling, state.step))
+        first = time.perf_counter()
+        state = generate.decode(model.params, state, sampling, jnp.int32(request.new_tokens), cfg)
+        np.asarray(state.tokens_BN)
+        end = time.perf_counter()
+        return 1e3 * (first - began), 1e3 * (end - first) / request.new_tokens
+
+    return run
+
+
+def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Example:
+    """A request of random pixels and ids, with its pictures in the middle of the text."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, cfg.llm.vocab_size, request.text + 1).astype(np.int32)
+    ids[request.text // 2] = MARK
+    side = cfg.vision.image_size
+    pixels = rng.integers(0, 256, (request.images, request.parts, side, side, 3), np.uint8)
+    labels = np.full(len(ids), IGNORE, np.int32)
+    return Example(ids, ids >= 0, labels, pixels, (request.images,))

@@ -1,0 +1,236 @@
+"""What a question about a long video takes, worked out before anything is read or computed.
+
+    python -m llava_mini_jax.cost.video_plan NAME [--frames N] [--dtype TYPE]
+
+    model, frames, text --> positions against the model's limit
+                        --> device: weights + KV cache + text, and the largest of the phases:
+                              look     a chunk's pixels | a layer of the tower   | features
+                              read     features | a layer of pre-fusion  | keys and values
+                              fuse     keys and values | a layer of pre-fusion on the text
+                              extend   a block of the prompt: scores against the whole cache
+                        --> host: what the shelf keeps, visual tokens, frames read ahead
+                        --> passes over the frames
+
+Sizes are arithmetic on the shapes of session_programs.py; tests/cost/test_video_plan.py says how
+far off they are from what XLA plans for them on CPU. Not counted: the runtime's own memory,
+fragmentation, and a file's own index (about 60 bytes a frame of the file, wanted or not).
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from llava_mini_jax import config as configs
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
+from llava_mini_jax.cost.session_memory import FLOAT32, Work
+from llava_mini_jax.data.batches.examples import power_of_two
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import batch_decode, session_programs
+from llava_mini_jax.inference.shelf import Budget, Shelf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes, positions and passes of one question about `frames` images and frames."""
+
+    frames: int
+    tokens: int  # visual ones, in all
+    text: int
+    answer: int  # the longest
+    limit: int  # positions that the model has
+    slots: int  # of the KV cache: positions and what its steps leave free
+    per_slot: int  # bytes of the KV cache
+    always: dict[str, int]  # on the device all the time
+    phases: dict[str, dict[str, int]]  # beside it, one at a time
+    host: dict[str, int]
+    kept: dict[tuple[str, str], int]  # frames by (tier, place) of shelf.py
+    chunks: int  # calls of the tower
+    blocks: int  # calls of the language model for the prompt
+
+    @property
+    def positions(self) -> int:
+        return self.tokens + self.text + self.answer
+
+    @property
+    def fits_positions(self) -> bool:
+        """Whether the prompt fits and leaves a position for the answer."""
+        return self.tokens + self.text < self.limit
+
+    @property
+    def most_frames(self) -> int:
+        """Frames that would fit with this text: what to thin a video out to."""
+        return max(0, (self.limit - 1 - self.text) * self.frames // max(1, self.tokens))
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most of the device."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device at the peak."""
+        return sum(self.always.values()) + sum(self.phases[self.peak].values())
+
+    @property
+    def per_frame(self) -> float:
+        """Bytes that a frame adds to the device: its keys and values."""
+        return self.per_slot * self.tokens / max(1, self.frames)
+
+    @property
+    def read_again(self) -> int:
+        """Frames that each further question decodes and sees again."""
+        return self.kept.get(("source", ""), 0)
+
+    def lines(self) -> Iterator[str]:
+        """The plan for people."""
+        over = "" if self.fits_positions else f": too many; {self.most_frames:,} frames would fit"
+        yield (
+            f"positions      {self.positions:,} = {self.tokens:,} of {self.frames:,} frames +"
+            f" {self.text:,} of text + {self.answer:,} of the answer, of the model's"
+            f" {self.limit:,}{over}"
+        )
+        yield f"KV cache       {self.slots:,} slots of {self.per_slot:,} bytes"
+        yield f"device         {_gb(self.device)} at the peak ({self.peak})"
+        terms = self.always | self.phases[self.peak]
+        yield from (f"  {name:<34} {_gb(size)}" for name, size in terms.items())
+        yield f"host           {_gb(sum(self.host.values()))}"
+        yield from (f"  {name:<34} {_gb(size)}" for name, size in self.host.items())
+        kept = [
+            f"{n:,} as {tier} {where and f'({where})'}" for (tier, where), n in self.kept.items()
+        ]
+        yield f"frames kept    {', '.join(kept) or 'none'}"
+        yield (
+            f"passes         1 over the frames, {self.chunks:,} calls of the tower and of"
+            f" pre-fusion, {self.blocks:,} of the language model;"
+            f" {self.read_again:,} frames are read again for every further question"
+        )
+
+
+def plan(
+    bundle: Bundle,
+    frames: int,
+    text: int,
+    *,
+    dtype: str,
+    chunk: int,
+    answer: int,
+    budget: Budget,
+    in_parts: bool = False,
+) -> Plan:
+    """The plan of a session's first question about `frames` frames with `text` ids of text.
+
+    `dtype` is that of the weights ("float32", "bfloat16", "int8"), `chunk` frames go together, and
+    the answer has at most `answer` tokens; `in_parts` says that weights are never in the products'
+    dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
+    """
+    cfg, Q = bundle.model, batch_decode.tokens_per_image(bundle)
+    limit = min(bundle.prompt.max_length, cfg.llm.max_positions)
+    prompt = frames * Q + text
+    answer = max(0, min(answer, cfg.llm.max_positions - prompt))
+    slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
+    length = session_programs.length(slots)
+    T = _bucket(bundle, text)
+    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
+    per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
+    always = {
+        "weights": sum(weight_bytes(cfg, dtype).values()),
+        "KV cache": slots * (per_slot + 1),
+        "text and the sum of fused text": T * cfg.llm.width * (2 * cfg.dtype.itemsize + FLOAT32),
+    }
+    pictures = frames > 0 or bundle.prompt.blank_image
+    cast = 0 if in_parts or dtype == cfg.compute_dtype else work.largest_weight()
+    phases = {
+        name: terms | ({"a weight in the products' dtype": cast} if cast else {})
+        for name, terms in work.phases(slots, min(prompt, length), pictures).items()
+    }
+    kept, host = _kept(work, frames, chunk, budget)
+    width = cfg.llm.width * cfg.dtype.itemsize
+    host |= {
+        "visual tokens": 2 * frames * Q * width,  # of each chunk, and all of them in a row
+        "frames read ahead": 3 * work.pixels(),  # waiting, taken, and put together
+    }
+    return Plan(
+        frames=frames,
+        tokens=frames * Q,
+        text=text,
+        answer=answer,
+        limit=limit,
+        slots=slots,
+        per_slot=per_slot,
+        always=always,
+        phases=phases,
+        host=host,
+        kept=kept,
+        chunks=-(-frames // chunk),
+        blocks=-(-prompt // length),
+    )
+
+
+def _bucket(bundle: Bundle, text: int) -> int:
+    longest = batch_decode.longest_prompt(bundle)
+    return batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+
+
+def _kept(
+    work: Work, frames: int, chunk: int, budget: Budget
+) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    """(frames by tier and place, bytes on the host) of a file's chunks."""
+    kept: Counter[tuple[str, str]] = Counter()
+    shelf = Shelf(budget)
+    if work.cfg.prefusion_layers:
+        for unseen in range(frames, 0, -chunk):
+            count = min(chunk, unseen)
+            padded = min(chunk, power_of_two(count))
+            sizes = {"memory": work.memory(padded), "features": work.features(padded)}
+            kept[shelf.choose(sizes, -(-(unseen - count) // chunk))] += count
+    return dict(kept), {"frames kept": shelf.used()["host"]}
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:8.3f} GB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the plan of a published shape: vicuna-7b, vicuna-13b or llama-3.1-8b."""
+    parser = argparse.ArgumentParser(prog="python -m llava_mini_jax.cost.video_plan")
+    add = parser.add_argument
+    add("name", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
+    add("--dtype", default="bfloat16", metavar="TYPE", help="of weights; default: bfloat16")
+    add("--chunk", type=int, default=8, metavar="N", help="frames together; default: 8")
+    try:
+        print("\n".join(_published(parser.parse_args(argv)).lines()))
+        return 0
+    except InputError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
+
+
+def _published(args: argparse.Namespace) -> Plan:
+    from llava_mini_jax.config import ASKING_DTYPES
+    from llava_mini_jax.cost.baseline import backbone
+
+    if args.dtype not in ASKING_DTYPES:
+        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
+    for name, number, least in (("--frames", args.frames, 0), ("--chunk", args.chunk, 1)):
+        if number < least:
+            raise InputError(f"{name} is {number}; give {least} or more")
+    llm, vision = backbone(args.name), configs.CLIP_L_336
+    bundle = Bundle(
+        model=configs.build(llm, vision, "release"),
+        images=configs.image_config("release", vision),
+        prompt=configs.prompt_config("release", "vicuna_v1", llm.max_positions),
+        eos_ids=(),
+        pad_id=0,
+    )
+    nothing = Budget(host=0)
+    return plan(
+        bundle, args.frames, 60, dtype=args.dtype, chunk=args.chunk, answer=512, budget=nothing
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Frames a second of the video pipeline, stage by stage, beside the release's loop over frames.
+
+    python -m llava_mini_jax.cost.video_speed [MODEL] [--video FILE] [--chunk N]
+
+    file --decode--> frames --preprocess--> pixels --vision--> features --read, fuse--> fused text
+                                               |        a chunk of frames a call
+                                               '--one frame a call: tower, compressor, projector,
+                                                  pre-fusion over [patches | compressed | text]
+
+The loop is the release's algorithm in this framework (frames one by one, each with the whole text
+through all of pre-fusion), compiled, and operation by operation as the release runs it. All take
+turns within a repetition, so that a machine that gets busier does so for all, and all must give the
+same fused text. Without MODEL: random weights, an eighth of LLaMA-3.1-8B's and CLIP's widths.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import config as configs
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.cost.latency import random_candidates
+from llava_mini_jax.data.media.video import FrameSampling, preprocess_frames, read_video
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import session_programs
+from llava_mini_jax.inference.request import ONE_A_SECOND, resize_of
+from llava_mini_jax.models import llava_mini, prefusion
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.params import Array
+
+READING = ("decode", "preprocess")
+CHUNKED: tuple[str, ...] = ("vision", "compressor and pre-fusion")
+LOOP, EAGER = "the release's loop", "the same, not compiled"
+FOLLOW_UP = "a follow-up question"
+TOLERANCE = 2e-4  # of fused text, float32, relative to its largest value
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Seconds a frame, one entry a repetition, by stage (CHUNKED, LOOP, EAGER, FOLLOW_UP)."""
+
+    seconds: dict[str, tuple[float, ...]]
+
+    def median(self, *stages: str) -> float:
+        return float(np.median(self._sum(stages)))
+
+    def ratio(self, loop: str, *stages: str) -> float:
+        """How many times as fast as `loop` these stages are: the median over repetitions."""
+        return float(np.median(self._sum((loop,)) / self._sum(stages)))
+
+    def _sum(self, stages: Sequence[str]) -> np.ndarray:
+        return np.sum([self.seconds[name] for name in stages], axis=0)
+
+
+def read_frames(video: str, bundle: Bundle, count: int) -> tuple[np.ndarray, dict[str, float]]:
+    """(pixels [F, J, Y, X, C] of at most `count` frames, seconds a frame of decoding and resizing).
+
+    One frame a second; resized as a session does it.
+    """
+    began = time.perf_counter()
+    frames = list(itertools.islice(read_video(video, ONE_A_SECOND), count))
+    decoded = time.perf_counter()
+    resize = resize_of(video, FrameSampling(fps=1.0))
+    pixels = preprocess_frames(frames, bundle.images, resize=resize)
+    end = time.perf_counter()
+    seconds = ((decoded - began) / len(frames), (end - decoded) / len(frames))
+    return pixels, dict(zip(READING, seconds, strict=True))
+
+
+def one_frame(
+    params: LlavaMini, pixels_JYXC: Array, text_TD: Array, fuse_T: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """(visual tokens [Q, D], fused text [T, D]) of a frame: the whole sequence in all layers."""
+    assert params.prefusion is not None
+    patches_ISD, compressed_IQD = llava_mini.see(params, pixels_JYXC[None], cfg)
+    image_ISD, Q = patches_ISD, compressed_IQD.shape[1]
+    if cfg.fuse_compressed and cfg.compressor.kind != "none":
+        image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
+    size = image_ISD.shape[1]
+    out_ISD, _, _ = prefusion.apply_whole(
+        params.prefusion, image_ISD, text_TD[None], fuse_T[None], cfg.llm
+    )
+    tokens_QD = out_ISD[0, size - Q : size] if cfg.fuse_compressed else compressed_IQD[0]
+    return tokens_QD, jnp.where(fuse_T[:, None], out_ISD[0, size:], text_TD)
+
+
+_compiled = jax.jit(one_frame, static_argnames="cfg")
+
+
+def measure(
+    params: LlavaMini,
+    cfg: LlavaMiniConfig,
+    pixels_FJYXC: np.ndarray,
+    *,
+    text: int,
+    chunk: int,
+    repeats: int,
+) -> Speed:
+    """The speed of chunks and of the loop on frames that are already read; `cfg` has pre-fusion.
+
+    Raises InputError for a model without pre-fusion, and for fewer frames than a chunk.
+    """
+    if params.prefusion is None:
+        raise InputError("a model without pre-fusion has no loop to compare with; give another one")
+    if min(text, chunk, repeats) < 1 or len(pixels_FJYXC) < chunk:
+        raise InputError(
+            f"{len(pixels_FJYXC)} frames in chunks of {chunk}, {text} tokens of text, {repeats} "
+            "repetitions: give at least 1 of each, and as many frames as a chunk has"
+        )
+    pixels_FJYXC = pixels_FJYXC[: len(pixels_FJYXC) // chunk * chunk]
+    frames = len(pixels_FJYXC)
+    text_TD = jnp.asarray(
+        np.random.default_rng(0).standard_normal((text, cfg.llm.width)), cfg.dtype
+    )
+    run = _Run(params, cfg, pixels_FJYXC, chunk, text_TD)
+    ways = {LOOP: run.loop, EAGER: partial(run.loop, one_frame)}
+    expected = run.chunks()  # compiles, as the others do
+    for name, way in ways.items():
+        far = float(jnp.abs(way() - expected).max() / jnp.abs(expected).max())
+        assert far < TOLERANCE or cfg.dtype != jnp.float32, f"{name}: off by {far}"
+    ways[FOLLOW_UP] = run.follow_up
+    found: dict[str, list[float]] = {name: [] for name in (*CHUNKED, *ways)}
+    for _ in range(repeats):
+        run.seconds = dict.fromkeys(CHUNKED, 0.0)
+        run.chunks()
+        for name in CHUNKED:
+            found[name].append(run.seconds[name] / frames)
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            found[name].append((time.perf_counter() - began) / frames)
+    return Speed({name: tuple(seconds) for name, seconds in found.items()})
+
+
+class _Run:
+    """One video and one text, by both ways; each waits for its results."""
+
+    def __init__(
+        self,
+        params: LlavaMini,
+        cfg: LlavaMiniConfig,
+        pixels_FJYXC: np.ndarray,
+        chunk: int,
+        text_TD: Array,
+    ):
+        self.params, self.cfg, self.pixels, self.size = params, cfg, pixels_FJYXC, chunk
+        self.text_TD, self.fuse_T = text_TD, jnp.ones(len(text_TD), bool)
+        self.seconds = dict.fromkeys(CHUNKED, 0.0)
+        self.memories: list[Any] = []
+
+    def chunks(self) -> Array:
+        total_TD, self.memories = jnp.zeros(self.text_TD.shape, jnp.float32), []
+        for start in range(0, len(self.pixels), self.size):
+            part = self.pixels[start : start + self.size]
+            features = self._timed(
+                CHUNKED[0], partial(session_programs.look, self.params, part, self.cfg)
+            )
+
+            def rest(features: Array = features, total_TD: Array = total_TD) -> Array:
+                _, memory = session_programs.read(self.params, features, self.cfg)
+                self.memories.append(memory)
+                return self._fuse(total_TD, memory)
+
+            total_TD = self._timed(CHUNKED[1], rest)
+        return total_TD / len(self.pixels)
+
+    def follow_up(self) -> Array:
+        total_TD = jnp.zeros(self.text_TD.shape, jnp.float32)
+        for memory in self.memories:
+            total_TD = self._fuse(total_TD, memory)
+        return jax.block_until_ready(total_TD)
+
+    def loop(self, step: Callable = _compiled) -> Array:
+        total_TD = jnp.zeros(self.text_TD.shape, jnp.float32)
+        for frame in self.pixels:
+            _, fused_TD = step(self.params, frame, self.text_TD, self.fuse_T, self.cfg)
+            total_TD = total_TD + fused_TD.astype(jnp.float32)
+        return jax.block_until_ready(total_TD / len(self.pixels))
+
+    def _fuse(self, total_TD: Array, memory: Any) -> Array:
+        return session_programs.fuse(
+            self.params,
+            total_TD,
+            memory,
+            np.int32(self.size),
+            self.text_TD[None],
+            self.fuse_T[None],
+            self.cfg,
+        )
+
+    def _timed(self, name: str, work: Callable[[], Array]) -> Array:
+        began = time.perf_counter()
+        found = jax.block_until_ready(work())
+        self.seconds[name] += time.perf_counter() - began
+        return found
+
+
+def lines(reading: dict[str, float], speed: Speed) -> Iterator[str]:
+    """The table for people."""
+    yield f"{'':<28}{'ms a frame':>12}{'frames/s':>12}"
+    rows = dict(reading) | {name: speed.median(name) for name in CHUNKED}
+    rows["the model, both"] = speed.median(*CHUNKED)
+    rows |= {name: speed.median(name) for name in (FOLLOW_UP, LOOP, EAGER)}
+    for name, seconds in rows.items():
+        yield f"{name:<28}{1e3 * seconds:>12.3f}{1 / seconds:>12.1f}"
+    for loop in (LOOP, EAGER):
+        yield (
+            f"times as fast as {loop}: {speed.ratio(loop, *CHUNKED):.2f},"
+            f" a follow-up question {speed.ratio(loop, FOLLOW_UP):.1f}"
+        )
+
+
+def small(text: int) -> tuple[LlavaMini, Bundle]:
+    """Random weights in a real model's proportions: an eighth of the widths, six tower layers."""
+    vision = dataclasses.replace(
+        configs.CLIP_L_336, image_size=168, width=128, mlp_width=512, layers=7, heads=4
+    )
+    llm = dataclasses.replace(
+        configs.LLAMA_3_1_8B,
+        vocab_size=1024, width=512, mlp_width=1792, layers=1, heads=8, kv_heads=2, head_width=64,
+    )  # fmt: skip
+    cfg = configs.build(llm, vision, "release", compute_dtype="float32")
+    found = random_candidates({"small": cfg}, jnp.float32)["small"]
+    bundle = Bundle(
+        model=cfg,
+        images=configs.image_config("release", vision),
+        prompt=configs.prompt_config("release", "llama_3_1", text + 1),
+        eos_ids=(),
+        pad_id=0,
+    )
+    return found.params, bundle
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    from llava_mini_jax.inference.model import load
+
+    parser = argparse.ArgumentParser(prog="python -m llava_mini_jax.cost.video_speed")
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a model's folder; default: random weights")
+    add("--video", metavar="FILE", help="default: noise, which is not decoded")
+    add("--frames", type=int, default=64, metavar="N", help="default: 64")
+    add("--chunk", type=int, default=8, metavar="N", help="frames together; default: 8")
+    add("--text", type=int, default=64, metavar="T", help="tokens of text; default: 64")
+    add("--repeats", type=int, default=5, metavar="N", help="times measured; default: 5")
+    args = parser.parse_args(given)
+    if args.model:
+        model = load(args.model)
+        params, bundle = model.params, model.bundle
+    else:
+        params, bundle = small(args.text)
+    images, reading = bundle.images, {}
+    if args.video:
+        pixels, reading = read_frames(args.video, bundle, args.frames)
+    else:
+        shape = (args.frames, images.parts, images.size, images.size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    sizes = dict(text=args.text, chunk=args.chunk, repeats=args.repeats)
+    print("\n".join(lines(reading, measure(params, bundle.model, pixels, **sizes))))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"llava-mini: {error}") from None

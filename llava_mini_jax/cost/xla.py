@@ -1,0 +1,94 @@
+"""XLA's own count of a forward pass: every component is lowered at full size, nothing is computed.
+
+    config, Shape --abstract arrays--> each component's function --lower--> cost_analysis: FLOPs
+
+XLA counts the body of a loop once, so layers are unrolled. It counts elementwise work too, which
+the formulas (flops.py) leave out: up to 1.5 % of a component.
+"""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.cost.flops import COMPONENTS, Shape
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.params import Array
+
+
+def abstract_params(cfg: LlavaMiniConfig) -> LlavaMini:
+    """Parameters as shapes, layers unrolled: no memory is allocated."""
+    return param_tree.abstract(llava_mini.unrolled(llava_mini.spec(cfg)), cfg.dtype)
+
+
+def counted(function: Callable, *arguments: object) -> float:
+    """FLOPs of `function` on arguments that may be abstract, before XLA's optimisations."""
+    # On a mesh, if only of one device, products are not taken apart into loops (ops/einsum.py).
+    with jax.set_mesh(sharding.make_mesh()):
+        costs = jax.jit(function).lower(*arguments).cost_analysis()
+    assert costs is not None
+    return costs["flops"]
+
+
+@functools.cache
+def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
+    """FLOPs of a forward pass over one row with one picture, by component (flops.COMPONENTS).
+
+    Raises InputError for shapes with more, and for compression inside the language model.
+    """
+    if size.rows != 1 or size.images != 1 or cfg.inside_layers:
+        raise InputError(
+            "XLA's count by component is of one row with one picture and compression in front of"
+            " the language model; use the formula for other shapes"
+        )
+    params, D, E = abstract_params(cfg), cfg.llm.width, cfg.vision.width
+    whole, detail = cfg.patches_per_image(size.parts), cfg.detail_per_image(size.parts)
+    Q, S, side = cfg.tokens_per_image(size.parts), size.sequence, cfg.vision.image_size
+
+    def array(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, cfg.dtype)
+
+    def fuse(
+        params: LlavaMini,
+        patches_ISD: Array,
+        compressed_IQD: Array,
+        text_ITD: Array,
+        fuse_IT: Array,
+    ) -> tuple[Array, Array]:
+        assert params.prefusion is not None
+        tokens, memory = llava_mini.read_images(params, patches_ISD, compressed_IQD, cfg)
+        fused = prefusion.fuse_text(
+            params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
+        )
+        return tokens, fused
+
+    def llm(params: llama.Llama, x_BSD: Array, valid_BS: Array) -> Array:
+        return llama.run_whole(params.layers, x_BSD, valid_BS, cfg.llm)
+
+    found = dict.fromkeys(COMPONENTS, 0.0)
+    see = partial(clip.apply, cfg=cfg.vision, dtype=cfg.dtype)
+    found["vision"] = counted(see, params.vision, array(size.parts, side, side, 3))
+    compressed = cfg.compressor.kind != "none"
+    before = compressed and cfg.compress == "features"
+    if cfg.prefusion_layers or not before:
+        projected = whole if cfg.prefusion_layers or not compressed else detail
+        found["projector"] = counted(projector.apply, params.projector, array(1, projected, E))
+    if before:
+        found["projector"] += counted(projector.apply, params.projector, array(1, Q, E))
+    if compressed:
+        compress = partial(compressor.apply, cfg=cfg.compressor)
+        patches = array(1, detail, cfg.compressor.width)
+        found["compressor"] = counted(compress, params.compressor, patches)
+    if cfg.prefusion_layers:
+        text, mask = array(1, size.text, D), jax.ShapeDtypeStruct((1, size.text), jnp.bool_)
+        found["prefusion"] = counted(fuse, params, array(1, whole, D), array(1, Q, D), text, mask)
+    valid = jax.ShapeDtypeStruct((1, S), jnp.bool_)
+    found["llm"] = counted(llm, params.llm, array(1, S, D), valid)
+    found["lm_head"] = counted(llama.logits, params.llm, array(1, size.logits, D))
+    return found

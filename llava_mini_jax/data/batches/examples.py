@@ -1,0 +1,247 @@
+"""Examples to batches: everything about a batch's shape is decided here, on the host.
+
+    EncodedPrompt (ids, answer spans) + pictures --make_example--> Example
+    Examples --collate--> Inputs (+ labels), padded to declared buckets
+             --grow--> padded as far as the other processes' rows of the same batch
+
+Sizes come from `Buckets`, so that a run meets few different shapes and compiles each once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from flax import struct
+
+from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.data.text.conversation import IGNORE, EncodedPrompt
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.llava_mini import Inputs
+from llava_mini_jax.models.splice import PADDING, pad_slots, plan_row
+from llava_mini_jax.params import Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One conversation with its pictures, ready to be put into a batch."""
+
+    ids: np.ndarray  # [T] int32, negative at image marks
+    fuse: np.ndarray  # [T] bool, takes part in pre-fusion
+    labels: np.ndarray  # [T] int32, IGNORE where nothing is to be learnt
+    pixels: np.ndarray  # [I, J, Y, X, C] uint8, images and frames in order; I is 0 for text alone
+    frames: tuple[int, ...]  # images of each mark: 1 for a picture, F for a video
+
+
+@struct.dataclass
+class TrainBatch:
+    inputs: Inputs
+    labels_BS: Leaf  # int32: the token that stands in each slot, IGNORE where it is not supervised
+
+
+class Sizes(NamedTuple):
+    """What the rows of a batch are padded to."""
+
+    text: int
+    positions: int  # of the language model
+    wide_positions: int  # the same with all patches, for compression inside of it; else 0
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The sizes that batches are padded to: text and sequence lengths, and images of a row."""
+
+    lengths: tuple[int, ...]
+    images: tuple[int, ...]
+
+    def length(self, needed: int) -> int:
+        return _at_least(self.lengths, needed, "positions")
+
+    def image_count(self, needed: int) -> int:
+        return _at_least(self.images, needed, "images or frames") if needed else 0
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def powers_of_two(smallest: int, largest: int) -> tuple[int, ...]:
+    """(smallest, 2 * smallest, ..., largest); the last one is `largest` itself."""
+    sizes = [smallest]
+    while sizes[-1] < largest:
+        sizes.append(min(2 * sizes[-1], largest))
+    return tuple(sizes)
+
+
+def _at_least(sizes: tuple[int, ...], needed: int, what: str) -> int:
+    for size in sizes:
+        if size >= needed:
+            return size
+    raise InputError(f"{needed} {what} are needed, but the largest bucket has {sizes[-1]}")
+
+
+def make_example(
+    prompt: EncodedPrompt,
+    pixels: np.ndarray,
+    frames: tuple[int, ...],
+    cfg: PromptConfig,
+    *,
+    training: bool,
+) -> Example:
+    """An Example of an encoded conversation and its pictures [I, J, Y, X, C].
+
+    Which text takes part in pre-fusion: all of it but image marks and, in training always, answers
+    (they do not exist yet when the question is fused). The two switches of `cfg` reproduce the
+    release, which fuses earlier answers at inference and never fuses token id 0.
+    """
+    marks = int((prompt.ids < 0).sum())
+    if marks and marks != len(frames):
+        raise InputError(
+            f"the text has {marks} <image> marks, but {len(frames)} pictures or videos were given: "
+            "put one <image> in the text for each"
+        )
+    fuse = prompt.ids >= 0
+    if training or not cfg.fuse_answers:
+        fuse &= ~(prompt.supervised if training else prompt.answered)
+    if not cfg.fuse_id_zero:
+        fuse &= prompt.ids != 0
+    labels = np.where(prompt.supervised, prompt.ids, IGNORE).astype(np.int32)
+    return Example(prompt.ids.astype(np.int32), fuse, labels, pixels, frames)
+
+
+def collate(
+    examples: Sequence[Example],
+    *,
+    tokens_per_image: int,
+    buckets: Buckets,
+    padding_side: str,
+    max_length: int,
+    truncate: bool,
+    patches_per_image: int = 0,
+    with_pixels: bool = True,
+) -> TrainBatch:
+    """One batch of examples, padded to buckets.
+
+    `patches_per_image` adds the slots that compression inside the language model needs. Without
+    pixels (generation feeds frames in chunks) the batch has no images (I = 0).
+
+    Sequences beyond `max_length` positions are refused with the arithmetic, or cut there if
+    `truncate` (the release cuts silently, release_facts section 6). With compression inside the
+    language model the long sequence decides: of what is cut there the short one has nothing.
+    """
+    if not truncate:
+        for e in examples:
+            check_fits(e, max(tokens_per_image, patches_per_image), max_length)
+    text = buckets.length(max(len(e.ids) for e in examples))
+
+    def cut(per_image: int) -> list[np.ndarray]:
+        return [_slots(e, per_image, text)[:max_length] for e in examples]
+
+    def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
+        return pad_slots(rows, buckets.length(max(map(len, rows))), padding_side)
+
+    rows, wide_rows = cut(tokens_per_image), cut(patches_per_image) if patches_per_image else None
+    if wide_rows is not None:
+        sizes = text, tokens_per_image, patches_per_image
+        rows = [_also_in(wide, row, *sizes) for wide, row in zip(wide_rows, rows, strict=True)]
+    slots_BS = padded_slots(rows)
+    most = max(len(e.pixels) for e in examples)
+    images = buckets.image_count(most) if with_pixels else 0
+
+    def padded(arrays: Sequence[np.ndarray], length: int) -> np.ndarray:
+        out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)
+        for row, array in zip(out, arrays, strict=True):
+            row[: len(array)] = array[:length]
+        return out
+
+    labels_BT = padded([e.labels for e in examples], text)
+    is_text_BS = (slots_BS >= 0) & (slots_BS < text)
+    labels_BS = np.take_along_axis(labels_BT, np.where(is_text_BS, slots_BS, 0), axis=1)
+    inputs = Inputs(
+        ids_BT=padded([e.ids for e in examples], text),
+        fuse_BT=padded([e.fuse for e in examples], text),
+        pixels_BIJYXC=padded([e.pixels for e in examples], images),
+        frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
+        slots_BS=slots_BS,
+        wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
+    )
+    return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
+
+
+def sizes_of(batch: TrainBatch) -> Sizes:
+    inputs = batch.inputs
+    wide = 0 if inputs.wide_slots_BU is None else inputs.wide_slots_BU.shape[1]
+    text, images = inputs.ids_BT.shape[1], inputs.frames_BI.shape[1]
+    return Sizes(text, inputs.slots_BS.shape[1], wide, images)
+
+
+def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
+    """The batch as `collate` would have made it beside rows that need `sizes`, each no smaller."""
+    own, inputs = sizes_of(batch), batch.inputs
+    if own == sizes:
+        return batch
+
+    def pad(array: np.ndarray, length: int, value: int = 0, side: str = "right") -> np.ndarray:
+        missing = length - array.shape[1]
+        widths = [(0, 0)] * array.ndim
+        widths[1] = (0, missing) if side == "right" else (missing, 0)
+        return np.pad(array, widths, constant_values=value)
+
+    def slots(slots: np.ndarray, length: int) -> np.ndarray:
+        visual = slots >= own.text  # they are counted from the end of the text
+        moved = np.where(visual, slots + (sizes.text - own.text), slots).astype(slots.dtype)
+        return pad(moved, length, PADDING, padding_side)
+
+    wide = inputs.wide_slots_BU
+    return TrainBatch(
+        inputs=Inputs(
+            ids_BT=pad(inputs.ids_BT, sizes.text),
+            fuse_BT=pad(inputs.fuse_BT, sizes.text),
+            pixels_BIJYXC=pad(inputs.pixels_BIJYXC, sizes.images),
+            frames_BI=pad(inputs.frames_BI, sizes.images),
+            slots_BS=slots(inputs.slots_BS, sizes.positions),
+            wide_slots_BU=None if wide is None else slots(wide, sizes.wide_positions),
+        ),
+        labels_BS=pad(batch.labels_BS, sizes.positions, IGNORE, padding_side),
+    )
+
+
+def _slots(example: Example, tokens_per_image: int, text: int) -> np.ndarray:
+    counts = [frames * tokens_per_image for frames in example.frames]
+    return plan_row(example.ids < 0, counts, text)
+
+
+def _also_in(
+    wide_U: np.ndarray, slots_S: np.ndarray, text: int, tokens: int, patches: int
+) -> np.ndarray:
+    """The slots whose text, or the last of whose image's patches, stands in the long sequence."""
+    last_patch_S = text + ((slots_S - text) // tokens + 1) * patches - 1
+    return slots_S[np.isin(np.where(slots_S < text, slots_S, last_patch_S), wide_U)]
+
+
+def positions(example: Example, tokens_per_image: int) -> int:
+    """How many positions of the language model an example takes."""
+    marks = int((example.ids < 0).sum())
+    return len(example.ids) - marks + tokens_per_image * sum(example.frames[:marks])
+
+
+def learns(example: Example, tokens_per_image: int, max_length: int) -> bool:
+    """Whether anything supervised stands in the first `max_length` positions of an example."""
+    slots_S = _slots(example, tokens_per_image, len(example.ids))[:max_length]
+    text_T = slots_S[slots_S < len(example.ids)]
+    return bool((example.labels[text_T] != IGNORE).any())
+
+
+def check_fits(
+    example: Example, tokens_per_image: int, max_length: int, where: str = "the input"
+) -> None:
+    """Raises InputError, with the arithmetic, for more than `max_length` positions."""
+    needed = positions(example, tokens_per_image)
+    if needed > max_length:
+        words = int((example.ids >= 0).sum())
+        raise InputError(
+            f"{where} needs {needed} positions ({words} of text, {needed - words} for pictures), "
+            f"but the model has {max_length}: shorten the text or give fewer pictures or frames"
+        )

@@ -1,0 +1,208 @@
+"""From a data source to batches, through Grain: one global order, a function of seed and step.
+
+    order(seed)[k] --> source[i] --encode--> Example --collate--> Batch(arrays, rejected)
+                          |         |                     |
+                          '- InputError: an empty row ----'--> who and why stand in `rejected`
+
+Process p of n takes every n-th sample; threads read the rows of a batch, a few batches ahead. Batch
+k depends on the seed and on k alone. So a resumed run needs no iterator state: it starts at
+`first_step`; and n processes together see the same samples in every batch as one does. No other
+sample takes the place of a broken one: that would move the order of all that follow.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from llava_mini_jax.data.batches.examples import (
+    Buckets,
+    Example,
+    TrainBatch,
+    collate,
+    learns,
+    make_example,
+)
+from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.video import preprocess_frames
+from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.data.sets.order import make_order
+from llava_mini_jax.data.text import conversation
+from llava_mini_jax.data.text.conversation import TEMPLATES
+from llava_mini_jax.errors import InputError
+
+
+class Source(Protocol):
+    """Random access to samples in LLaVA's form: {"id", "image" or "frames", "conversations"}.
+
+    `id_of` and `dataset_of` name also what cannot be read.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any) -> dict[str, Any]: ...
+    def id_of(self, index: Any) -> str | int: ...
+    def dataset_of(self, index: Any) -> str: ...
+
+
+class Encode(Protocol):
+    """What makes Examples of samples; `empty` is the row of a sample that cannot be one."""
+
+    def __call__(self, sample: Any, /) -> Example: ...
+    def empty(self) -> Example: ...
+
+
+class Rejected(NamedTuple):
+    """A sample that cannot be learnt from."""
+
+    id: str | int
+    dataset: str
+    reason: str  # one sentence
+
+
+class Batch(NamedTuple):
+    """This process's rows of a batch; those of rejected samples are empty."""
+
+    arrays: TrainBatch
+    rejected: tuple[Rejected, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A sample to an Example, for training."""
+
+    tokenizer: Any
+    prompt: PromptConfig
+    images: ImageConfig
+
+    def __call__(self, sample: dict[str, Any]) -> Example:
+        where = f"sample {sample['id']}"
+        turns = conversation.from_llava(sample["conversations"], where)
+        pixels, frames = self._pixels(sample)
+        given = int("frames" in sample or "image" in sample)
+        turns = conversation.place_image_mark(turns, given)
+        template = TEMPLATES[self.prompt.template]
+        encoded = conversation.encode(
+            template, turns, self.tokenizer, double_bos=False, date=self.prompt.date
+        )
+        conversation.check_images(encoded, given, where)
+        conversation.check_supervised(encoded, sample["id"])
+        return make_example(encoded, pixels, frames, self.prompt, training=True)
+
+    def _pixels(self, sample: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+        if "frames" in sample:
+            frames = preprocess_frames(sample["frames"], self.images, resize="bicubic")
+            return frames, (len(frames),)
+        if "image" in sample:
+            image = sample["image"]
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            return preprocess(load_image(image), self.images)[None], (1,)
+        # The release's is zero when normalised; of uint8 pictures this is the nearest (to 0.01).
+        grey = np.rint(255 * np.array(self.images.mean)).astype(np.uint8)
+        blank = np.broadcast_to(grey, (int(self.prompt.blank_image), *self.shape))
+        return blank, (1,) * len(blank)
+
+    def empty(self) -> Example:
+        """One token of text that is neither fused nor learnt: a row without any would attend to
+        nothing at all, and have no finite softmax."""
+        nothing = np.zeros((0, *self.shape), np.uint8)
+        labels = np.full(1, conversation.IGNORE, np.int32)
+        return Example(np.zeros(1, np.int32), np.zeros(1, bool), labels, nothing, ())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[J, Y, X, C] of one image or frame."""
+        return (self.images.parts, self.images.size, self.images.size, 3)
+
+
+def make_batches(
+    source: Source,
+    encode: Encode,
+    *,
+    batch_size: int,
+    tokens_per_image: int,
+    patches_per_image: int = 0,
+    buckets: Buckets,
+    max_length: int,
+    padding_side: str,
+    seed: int,
+    first_step: int,
+    process: int = 0,
+    processes: int = 1,
+    grouping: str = "none",
+    threads: int = 0,
+) -> Iterator[Batch]:
+    """This process's part of every batch from `first_step` on, without end.
+
+    grouping: which samples share a batch (order.py). threads: that read and encode ahead; 0 is half
+    of the cores. Samples are cut after `max_length` positions. One that cannot be read or encoded,
+    has no answer, or has its answers cut off leaves an empty row, which adds nothing to the loss,
+    and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
+    """
+    import grain
+
+    if batch_size % processes:
+        raise InputError(f"batch_size {batch_size} is not divided by {processes} processes")
+    if threads < 0:
+        raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
+    # Half of the cores: the device's own threads need the others where it is the CPU.
+    threads = threads or max(1, (os.cpu_count() or 1) // 2)
+    seen_per_image = patches_per_image or tokens_per_image  # by the language model's first layer
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
+
+    def read(index: int) -> _Row:
+        try:
+            sample = source[index]
+            example = _cut(encode(sample), buckets.lengths[-1])
+            if not learns(example, seen_per_image, max_length):
+                raise InputError(
+                    f"sample {sample['id']}: none of its first {max_length} positions is part of "
+                    "an answer, so there is nothing to learn; raise max_length or remove the sample"
+                )
+        except InputError as error:
+            who = source.id_of(index), source.dataset_of(index)
+            return _Row(encode.empty(), Rejected(*who, str(error)))
+        return _Row(example, None)
+
+    def batch(indices: Sequence[int]) -> Batch:
+        size = -(-len(indices) // threads)
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        rows = [row for part in pool.map(lambda part: list(map(read, part)), parts) for row in part]
+        arrays = collate(
+            [row.example for row in rows],
+            tokens_per_image=tokens_per_image,
+            patches_per_image=patches_per_image,
+            buckets=buckets,
+            padding_side=padding_side,
+            max_length=max_length,
+            truncate=True,
+        )
+        return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
+
+    order = make_order(source, grouping, batch_size, seed)
+    mine = order[process + first_step * batch_size :: processes]
+    return iter(
+        # The samples never end; without drop_remainder their number overflows for a share of 1.
+        mine.batch(batch_size // processes, drop_remainder=True, batch_fn=batch).to_iter_dataset(
+            # Four batches are held. Each has a thread that waits for its rows and collates them.
+            grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+        )
+    )
+
+
+class _Row(NamedTuple):
+    example: Example
+    rejected: Rejected | None
+
+
+def _cut(example: Example, length: int) -> Example:
+    """Without the text that is beyond every bucket; no position of it would be taken."""
+    return dataclasses.replace(
+        example,
+        ids=example.ids[:length],
+        fuse=example.fuse[:length],
+        labels=example.labels[:length],
+    )

@@ -1,0 +1,332 @@
+"""Pictures: from a file, bytes or an open picture to the square uint8 parts that the tower reads.
+
+    file / bytes / PIL --load_image--> upright RGB picture
+        --split into grid x grid sub-images (grid > 1), the whole picture last-->
+        --pad to a square, or shortest side + centre crop; bicubic--> uint8 [J, size, size, 3]
+
+Rescaling and normalising happen on the device (`ImageConfig.mean`, `ImageConfig.std`): uint8 is a
+quarter of the bytes of float32.
+
+The arithmetic is the release's (CLIP's image processor after its own padding and splitting), equal
+in every uint8 value. It is written with Pillow directly rather than with transformers'
+CLIPImageProcessor: both give the same pixels, but Pillow alone needs no slow import, takes three
+quarters of the time, and lets the padded square be resized without ever being whole in memory.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from llava_mini_jax.data.media import picture_limits
+from llava_mini_jax.data.media.picture_limits import TooMuchError
+from llava_mini_jax.errors import InputError
+
+# Pillow's words about tags that it cannot read: nothing that is shown depends on them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# MPO, the several pictures in one file of some cameras, opens as JPEG and gives its first.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Pillow's own hard limit (twice MAX_IMAGE_PIXELS), checked here before anything is decoded.
+MAX_PIXELS = 178_956_970
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_BAND_PIXELS = 2**24
+_LARGEST_RESIZED = 2**25
+_LARGEST_WORK = 2**28  # pixels of a padded picture that are resized one by one
+_LARGEST_ROWS = 2**28  # bytes
+_BICUBIC = Image.Resampling.BICUBIC
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How a picture becomes parts.
+
+    `split` only matters with `aspect="pad"` and `grid > 1`: the paper's dialect and the release's
+    training pad the whole picture and then split it; the release's inference splits first and pads
+    every part on its own. The two agree only for square pictures with even sides.
+    """
+
+    size: int  # side of one part in pixels
+    aspect: str  # "pad": square canvas of the mean colour; "crop": shortest side + centre crop
+    grid: int  # k: k * k sub-images and the whole picture; 1: the whole picture alone
+    split: str  # "pad_then_split" | "split_then_pad"
+    repeat_whole: bool  # release's ScienceQA and EgoSchema scripts: grid 1 gives the picture twice
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("aspect", self.aspect, ("pad", "crop")),
+            ("split", self.split, ("pad_then_split", "split_then_pad")),
+        ):
+            if value not in known:
+                raise InputError(f"ImageConfig.{name} is {value!r}; use one of {known}.")
+        for name, number in (("size", self.size), ("grid", self.grid)):
+            if number < 1:
+                raise InputError(f"ImageConfig.{name} is {number}; it must be 1 or more.")
+
+    @property
+    def parts(self) -> int:
+        """J, the number of parts of one picture."""
+        return self.grid**2 + 1 if self.grid > 1 or self.repeat_whole else 1
+
+
+def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
+    """The picture as RGB, upright.
+
+    The EXIF orientation is applied (the release ignores it, so that photographs of a phone reach
+    its model lying on their side). An animation gives its first frame. Transparency is dropped the
+    way the release does it, by `convert("RGB")`: the colours below it show, nothing is blended.
+    16-bit greyscale is scaled to 8 bits (`convert` would clip it to white).
+
+    Raises InputError for everything that is not a whole picture in one of FORMATS with at most
+    MAX_PIXELS pixels, or takes more than picture_limits.py allows, which is checked before anything
+    is decoded.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "the given picture")
+    if isinstance(source, bytes):
+        name, content = f"the picture given as {len(source)} bytes", source
+    else:
+        name = f"the picture {source}"
+        content = _content(Path(source), name)
+    if not content:
+        raise InputError(f"Cannot read {name}: it is empty (0 bytes); copy or download it again.")
+    with _readable(name):
+        picture_limits.check_file(content)
+        opened = functools.partial(Image.open, io.BytesIO(content), formats=FORMATS)
+        with picture_limits.within_time(opened, len(content), 0) as image:
+            return _decode(image, name, len(content))
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        exists, is_file = path.exists(), path.is_file()
+        size = path.stat().st_size if is_file else 0
+    except (OSError, ValueError) as error:  # a name too long, no permission for the folder
+        raise InputError(f"Cannot open {name}: {error}; check the path.") from error
+    if not is_file:  # a named pipe would block for ever, so it does not get as far as open
+        problem = "it is not a file" if exists else "there is no such file"
+        raise InputError(f"Cannot open {name}: {problem}; check the path.")
+    with _readable(name):
+        if size > picture_limits.MAX_BYTES:
+            raise TooMuchError(f"its file has {size:,} bytes")
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever goes wrong while a picture is read, as the sentence about it."""
+    try:
+        yield
+    except TooMuchError as error:
+        more = "make it smaller, or save it anew"
+        raise InputError(f"Cannot read {name}: {error}; {more}.") from error
+    except InputError:
+        raise
+    except MemoryError as error:
+        more = "there is no memory for it; make it smaller"
+        raise InputError(f"Cannot read {name}: {more}.") from error
+    except UnidentifiedImageError as error:  # its own text would show a memory address
+        raise InputError(
+            f"Cannot read {name}: not a picture in one of the formats {', '.join(FORMATS)};"
+            " convert it to JPEG or PNG."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"Cannot read {name}: {error}; make it smaller.") from error
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise InputError(f"Cannot read {name}: {error}; copy or download it again.") from error
+
+
+def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
+    """`size` is that of its file in bytes, 0 for a picture that is open."""
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"Cannot read {name}: {image.width} x {image.height} pixels, the limit is"
+            f" {MAX_PIXELS:,} in all; make it smaller."
+        )
+    if image.width == 0 or image.height == 0:
+        raise InputError(f"Cannot read {name}: it is {image.width} x {image.height} pixels.")
+    with _readable(name):
+        turn = picture_limits.within_time(lambda: _turn(image), size, 0)
+        picture_limits.check_bytes(image, turn is not None)
+        picture_limits.within_time(image.load, size, image.width * image.height)
+        rgb = _rgb(image, name)
+        upright = rgb.transpose(turn) if turn is not None else rgb.copy() if rgb is image else rgb
+    upright.info = {}  # what the file says beside the pixels, profiles of megabytes among it
+    return upright
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the picture becomes upright, by its EXIF block; None if it is, or nothing says it."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block beside a whole picture
+        return None
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        extremes: Any = image.getextrema() if image.mode in ("I", "F") else (0, 65535)
+        low, high = extremes
+        if image.mode == "F" or low < 0 or high > 65535:
+            raise InputError(
+                f"Cannot read {name}: its pixel values ({image.mode!r}, {low} to"
+                f" {high}) have no known white; convert it to 8 or 16 bits."
+            )
+        scaled = Image.new("RGB", image.size)
+        rows = max(1, _BAND_PIXELS // 4 // image.width)
+        for y in range(0, image.height, rows):
+            band = np.asarray(image.crop((0, y, image.width, min(y + rows, image.height))))
+            eight = ((band.astype(np.uint32) + 128) // 257).astype(np.uint8)
+            scaled.paste(Image.fromarray(eight).convert("RGB"), (0, y))
+        return scaled
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+    return image.convert("RGB")
+
+
+def preprocess(image: Image.Image, cfg: ImageConfig) -> np.ndarray:
+    """uint8 [J, size, size, 3]: the sub-images row by row, the whole picture last.
+
+    J is `cfg.parts`. `image` is a picture as `load_image` gives it.
+    """
+    if image.mode != "RGB":
+        image = load_image(image)
+    if cfg.aspect == "pad" and cfg.split == "pad_then_split":
+        left, top, side = _square(image)
+        windows = [
+            (left + x, top + y, right - x)
+            for x, y, right, _ in _boxes(side, side, cfg.grid, cfg.repeat_whole)
+        ]
+        parts = [_resize_window(image, *window, cfg) for window in windows]
+    else:
+        crops = [
+            image if box == (0, 0, *image.size) else image.crop(box)
+            for box in _boxes(*image.size, cfg.grid, cfg.repeat_whole)
+        ]
+        if cfg.aspect == "pad":
+            parts = [_resize_window(crop, *_square(crop), cfg) for crop in crops]
+        else:
+            parts = [_resize_and_crop(crop, cfg.size) for crop in crops]
+    return np.stack([np.asarray(part) for part in parts])
+
+
+def _boxes(
+    width: int, height: int, grid: int, repeat_whole: bool
+) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of every part; remainder columns and rows belong to no sub-image.
+
+    _boxes(5, 2, 2, False) == [(0, 0, 2, 1), (2, 0, 4, 1), (0, 1, 2, 2), (2, 1, 4, 2), (0, 0, 5, 2)]
+    """
+    whole = (0, 0, width, height)
+    if grid == 1 and not repeat_whole:
+        return [whole]
+    # A side shorter than the grid gives one-pixel blocks that overlap; the release crashes there.
+    w, h = max(1, width // grid), max(1, height // grid)
+    lefts = [min(column * w, width - w) for column in range(grid)]
+    tops = [min(row * h, height - h) for row in range(grid)]
+    return [*((x, y, x + w, y + h) for y in tops for x in lefts), whole]
+
+
+def _square(image: Image.Image) -> tuple[int, int, int]:
+    """(left, top, side) of the square around the picture, in its own coordinates."""
+    side = max(image.size)
+    return -((side - image.width) // 2), -((side - image.height) // 2), side
+
+
+def _resize(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]
+) -> Image.Image:
+    """Bicubic, along rows first and then along columns, each rounded to uint8.
+
+    Two calls, because Pillow 13 began to choose the order by the shape, which moves pixels by
+    several grey levels; all earlier versions, and so the release, do the rows first.
+    """
+    left, top, right, bottom = box
+    rows = image.resize((width, image.height), _BICUBIC, (left, 0, right, image.height))
+    return rows.resize((width, height), _BICUBIC, (0, top, width, bottom))
+
+
+def _resize_window(
+    image: Image.Image, left: int, top: int, side: int, cfg: ImageConfig
+) -> Image.Image:
+    """A square window of the picture, the mean colour outside of it, resized to size x size.
+
+    The first pass goes band by band, which changes no pixel: the padded square of a long panorama
+    is never whole in memory. Rows that are the mean colour alone are not resized, nor, of very
+    narrow pictures, columns (the same to one grey level).
+
+    Raises InputError for a picture so long that even the resized rows take too much memory.
+    """
+    if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
+        return image  # bicubic at the same size changes nothing
+    fill = (int(cfg.mean[0] * 255), int(cfg.mean[1] * 255), int(cfg.mean[2] * 255))
+    if 4 * cfg.size * side > _LARGEST_ROWS:
+        raise InputError(
+            f"Cannot read a picture of {image.width} x {image.height} pixels: its sides are too"
+            f" different; at most {_LARGEST_ROWS // 4 // cfg.size:,} pixels long can be padded to a"
+            " square. Cut it."
+        )
+    first, last = max(0, -top), min(side, image.height - top)
+    scale = side / cfg.size
+    columns = (0, cfg.size)
+    if side * max(0, last - first) > _LARGEST_WORK:
+        reach = 2 * scale + 2  # of the bicubic kernel, in pixels
+        columns = (
+            max(0, int((-left - reach) / scale)),
+            min(cfg.size, int((image.width - left + reach) / scale) + 1),
+        )
+    x0 = max(0, int(columns[0] * scale - 2 * scale) - 2)
+    x1 = min(side, int(columns[1] * scale + 2 * scale) + 3)
+    box = (columns[0] * scale - x0, columns[1] * scale - x0)
+    band_height = max(1, _BAND_PIXELS // (x1 - x0))
+    rows = Image.new("RGB", (cfg.size, side), fill)
+    for y in range(first, last, band_height):
+        band = Image.new("RGB", (x1 - x0, min(band_height, last - y)), fill)
+        band.paste(image, (-left - x0, -top - y))
+        size = (columns[1] - columns[0], band.height)
+        shown = band.resize(size, _BICUBIC, (box[0], 0, box[1], band.height))
+        rows.paste(shown, (columns[0], y))
+    return rows.resize((cfg.size, cfg.size), _BICUBIC)
+
+
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Shortest side to `size`, then the centre: CLIP's image processor (long side rounded down)."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_long = int(size * long / short)
+    new_width, new_height = (size, new_long) if width <= height else (new_long, size)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    if new_long * size <= _LARGEST_RESIZED:
+        whole = _resize(image, new_width, new_height, (0, 0, width, height))
+        return whole.crop((left, top, left + size, top + size))
+    # Hundreds of times longer than wide: the release would need gigabytes for a picture of which
+    # it keeps one square. Only what that square shows is resized (the same to one grey level).
+    x, y = width / new_width, height / new_height
+    box = (left * x, top * y, (left + size) * x, (top + size) * y)
+    margin = int(2 * max(1, x, y)) + 2  # what the bicubic kernel reads beyond the square
+    x0, y0 = max(0, int(box[0]) - margin), max(0, int(box[1]) - margin)
+    x1, y1 = min(width, int(box[2]) + margin), min(height, int(box[3]) + margin)
+    shown = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
+    return _resize(image.crop((x0, y0, x1, y1)), size, size, shown)

@@ -1,0 +1,3 @@
+"""Data sets on disk as samples in LLaVA's form, audited, packed and named; imports media and
+text.
+"""

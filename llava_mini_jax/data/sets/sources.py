@@ -1,0 +1,314 @@
+"""Data sets on disk as one random-access source of samples in LLaVA's form.
+
+    LLaVA-OneVision's YAML list --read_list--> Datasets --SourcesConfig--> Samples[i]
+                                                                              |
+    table of (data set, row): sampling, weight ------- which row? ------------|
+    JSON list | JSON Lines | Parquet | ArrayRecord --- the row ---------------|
+    row + folder of pictures (llava_format.py) ------- sample ----------------'
+        {"id", "image" | "frames" | neither, "conversations", "kind"}
+
+Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
+do not change between accesses and threads, so an order of indices is an order of samples.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import reprlib
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sets import llava_format
+from llava_mini_jax.data.sets.arrayrecord import BuiltRows
+from llava_mini_jax.data.sets.order import GROUPINGS, Groups
+from llava_mini_jax.data.sets.row_files import Rows, existing_file, open_rows
+from llava_mini_jax.errors import InputError
+
+_SAMPLING = re.compile(r"(first|end|random):(\d{1,15})(%?)")
+_LIST_BYTES, _LIST_VALUES = 2**23, 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One data file or folder, and what is taken of it.
+
+    Raises InputError for a sampling or weight that means nothing.
+    """
+
+    path: str  # .json, .jsonl, .parquet, a folder of .parquet files, or one that was built
+    images: str = ""  # folder that picture and video paths are relative to; "": the data file's own
+    sampling: str = "all"  # or LLaVA-OneVision's "first:1000", "end:50%", "random:10%"
+    weight: float = 1.0  # how many times each sample stands in an epoch; 0.5: a random half of them
+
+    def __post_init__(self) -> None:
+        if self.sampling != "all" and not _SAMPLING.fullmatch(self.sampling):
+            raise InputError(
+                f'{self.path}: the sampling is "{self.sampling}"; use "all", or "first", "end" or'
+                ' "random" with a number or percentage, such as "random:10%".'
+            )
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise InputError(f"{self.path}: the weight is {self.weight}; it must be above 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourcesConfig:
+    """The data sets of a stage, one after the other, and how their videos are read."""
+
+    datasets: tuple[Dataset, ...]
+    fps: float  # frames a second of a video
+    max_frames: int  # of one video; longer ones are spread over their whole length
+    seed: int = 0  # of "random" samplings and of fractions of a weight
+    grouping: str = "none"  # of batches: or "modality", or "modality_length" (order.py)
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise InputError("A SourcesConfig has no datasets; give at least one.")
+        if self.seed < 0:
+            raise InputError(f"The seed of a SourcesConfig is {self.seed}; it must be 0 or more.")
+        if self.grouping not in GROUPINGS:
+            raise InputError(
+                f'The grouping of a SourcesConfig is "{self.grouping}"; use one of'
+                f" {', '.join(GROUPINGS)}."
+            )
+        self.frame_sampling()
+
+    def frame_sampling(self) -> FrameSampling:
+        return FrameSampling(fps=self.fps, max_frames=self.max_frames)
+
+
+def unweighted(config: SourcesConfig) -> SourcesConfig:
+    """The same samples, each once."""
+    once = tuple(dataclasses.replace(dataset, weight=1.0) for dataset in config.datasets)
+    return dataclasses.replace(config, datasets=once)
+
+
+def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
+    """The data sets of a LLaVA-OneVision YAML list.
+
+    datasets:
+      - json_path: captions.json       # relative to the YAML file
+        sampling_strategy: first:10%   # optional
+        image_folder: coco             # optional, as `weight` is; these two keys are ours
+
+    images: folder for the entries that name none. Raises InputError for any other shape or key.
+    """
+    path = existing_file(path)
+    try:
+        content = _load_yaml(path)
+    except InputError:
+        raise
+    except Exception as error:  # its constructors raise almost anything on damaged files
+        reason = " ".join(str(error).split())
+        raise InputError(f"Cannot read the list {path}: no YAML ({reason}); correct it.") from error
+    entries = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(
+            f'The list {path} has no entries under "datasets"; expected "datasets:" and below it'
+            ' lines such as "- json_path: captions.json".'
+        )
+    return tuple(_listed(entry, i + 1, path, images) for i, entry in enumerate(entries))
+
+
+def _load_yaml(path: Path) -> Any:
+    """Plain values. Aliases may not multiply: nine lines of them can stand for a billion values."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    size = path.stat().st_size
+    if size > _LIST_BYTES:
+        raise InputError(f"The list {path} has {size:,} bytes; at most {_LIST_BYTES:,} are read.")
+    content = path.read_bytes()
+    sizes: dict[str, int] = {}  # events of what has an anchor, aliases in it included
+    inside: list[list[Any]] = []  # [anchor, events so far] of what is open
+    total = 0
+    for event in yaml.parse(content, Loader=loader):
+        anchor: Any = getattr(event, "anchor", None)
+        count = sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            inside.append([anchor, 0])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, count = inside.pop()
+            if name is not None:
+                sizes[name] = count
+        if inside:
+            inside[-1][1] += count
+        total = max(total, count)
+        if total > _LIST_VALUES or (inside and inside[-1][1] > _LIST_VALUES):
+            raise InputError(
+                f"The list {path} has aliases that stand for more than {_LIST_VALUES:,} values;"
+                " write out what it should hold."
+            )
+    return yaml.load(content, Loader=loader)
+
+
+def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
+    kinds: dict[str, Any] = {
+        "json_path": str,
+        "sampling_strategy": str,
+        "image_folder": str,
+        "weight": int | float,
+    }
+    fields = entry if isinstance(entry, dict) else {}
+    wrong = [k for k, v in fields.items() if k not in kinds or not isinstance(v, kinds[k])]
+    if wrong or "json_path" not in fields:
+        raise InputError(
+            f'{path}: entry {number} is {reprlib.repr(entry):.80}; expected "json_path" and at most'
+            f" {', '.join(list(kinds)[1:])}. Correct the entry."
+        )
+    folder = fields.get("image_folder")
+    return Dataset(
+        path=str(path.parent / fields["json_path"]),
+        images=images if folder is None else str(path.parent / folder),
+        sampling=fields.get("sampling_strategy", "all"),
+        weight=float(fields.get("weight", 1)),
+    )
+
+
+# --- Samples --------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """An opened data set."""
+
+    name: str  # of the file, with a number where two are alike
+    dataset: Dataset
+    images: Path
+    rows: Rows
+    chosen: np.ndarray  # int64 [n]: the row of each of its samples
+
+
+class Samples:
+    """The samples of all data sets, as `pipeline.Source` wants them.
+
+    A sample is {"id", "conversations", "kind"} and one of "image" (a path, or bytes of a picture),
+    "frames" (`Frames`), or neither for text. `kind` is the name of its data set. Conversations are
+    checked where they are encoded; rows that are no sample raise InputError when they are read.
+    """
+
+    def __init__(self, config: SourcesConfig):
+        self.config = config
+        self.parts: list[Part] = []
+        for dataset in config.datasets:
+            path = Path(dataset.path)
+            stem = (path.name if path.is_dir() else path.stem) or "data"
+            known = {part.name for part in self.parts}
+            names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(known) + 2))
+            self.parts.append(_open(dataset, next(n for n in names if n not in known), config.seed))
+        self._ends = np.cumsum([len(part.chosen) for part in self.parts])
+
+    def __repr__(self) -> str:
+        return f"Samples({self.config!r})"
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        part, row = self.locate(index)
+        place = part.rows.place(row)
+        fields = part.rows[row]
+        if not isinstance(fields, dict):
+            raise InputError(
+                f'{place} is {fields!r:.60}; expected a sample {{"id", "conversations", ...}}.'
+                " Correct or remove it."
+            )
+        media = llava_format.media(fields, part.images, self.config.frame_sampling(), place)
+        return {
+            "id": _id(fields, part, row),
+            **media,
+            "conversations": llava_format.conversations(fields, "frames" in media, place),
+            "kind": part.name,
+        }
+
+    def locate(self, index: SupportsIndex) -> tuple[Part, int]:
+        """The data set that a sample comes from, and its row there, counted from 0."""
+        number = index.__index__()
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        part = self.parts[which]
+        return part, int(part.chosen[number - int(self._ends[which])])  # counted from its end
+
+    def id_of(self, index: SupportsIndex) -> str | int:
+        """The id, also of what cannot be read: then the data set's name and the row."""
+        part, row = self.locate(index)
+        return _id(_fields(part, row), part, row)
+
+    def dataset_of(self, index: SupportsIndex) -> str:
+        return self.locate(index)[0].name
+
+    def groups(self) -> Groups:
+        """Modality and words of every sample, for a grouped order; reads every chosen row once.
+
+        Files of pictures and videos are not opened. What cannot be read counts as text of no words.
+        """
+        found = []
+        for part in self.parts:
+            if isinstance(part.rows, BuiltRows):  # knows, and reading its pictures would take long
+                found.append(part.rows.groups[part.chosen])
+                continue
+            rows, where = np.unique(part.chosen, return_inverse=True)
+            told = (llava_format.group(_fields(part, int(row))) for row in rows)
+            found.append(np.fromiter(told, np.dtype((np.int32, 2)), len(rows))[where])
+        modality, words = np.concatenate(found).T
+        return Groups(modality.astype(np.int8), words)
+
+
+def _fields(part: Part, row: int) -> Any:
+    """None where the row cannot be read."""
+    try:
+        return part.rows[row]
+    except InputError:
+        return None
+
+
+def _id(fields: Any, part: Part, row: int) -> str | int:
+    given = fields.get("id") if isinstance(fields, dict) else None
+    if isinstance(given, str | int) and given != "":
+        return given
+    return f"{part.name}-{row}"
+
+
+# --- Which rows -----------------------------------------------------------------------------------
+
+
+def _open(dataset: Dataset, name: str, seed: int) -> Part:
+    rows = open_rows(Path(dataset.path))
+    if dataset.images and not os.path.isdir(dataset.images):
+        raise InputError(
+            f"{dataset.path}: its folder of pictures {dataset.images} does not exist or is no"
+            " folder; give the folder that the paths in the data file are relative to."
+        )
+    file = Path(dataset.path)
+    images = Path(dataset.images) if dataset.images else file if file.is_dir() else file.parent
+    return Part(name, dataset, images, rows, _choose(dataset, len(rows), [seed, _crc(name)]))
+
+
+def _crc(name: str) -> int:
+    return zlib.crc32(name.encode(errors="surrogatepass"))
+
+
+def _choose(dataset: Dataset, total: int, seed: list[int]) -> np.ndarray:
+    """int64 [n]: rows in the file's order, once for each whole weight; percentages round up."""
+    rng = np.random.default_rng(seed)
+    rows = np.arange(total)
+    if match := _SAMPLING.fullmatch(dataset.sampling):
+        number = int(match[2])
+        count = min(total, -(-number * total // 100) if match[3] else number)
+        if match[1] == "random":
+            rows = np.sort(rng.permutation(total)[:count])
+        else:
+            rows = rows[:count] if match[1] == "first" else rows[total - count :]
+    whole = int(dataset.weight)
+    rest = np.sort(rng.permutation(rows)[: round((dataset.weight - whole) * len(rows))])
+    chosen = np.concatenate([*[rows] * whole, rest])
+    if not len(chosen):
+        raise InputError(
+            f'{dataset.path}: sampling "{dataset.sampling}" and weight {dataset.weight} leave none'
+            f" of its {total} samples; take more, or leave the data set out."
+        )
+    return chosen

@@ -1,0 +1,3 @@
+"""Conversations, templates and tokenizers: from turns to ids and labels; imports the ground
+alone.
+"""

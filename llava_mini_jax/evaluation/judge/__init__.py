@@ -1,0 +1,3 @@
+"""Another model as the judge of answers: its words, its server, its verdicts; knows no
+benchmark.
+"""

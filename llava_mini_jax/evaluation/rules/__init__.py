@@ -1,0 +1,1 @@
+"""How scorers read answers: letters, words, tasks; imports benchmark and layouts."""

@@ -1,0 +1,273 @@
+"""From models and benchmarks to a table: what eval.py does.
+
+for each model, each benchmark:
+    data folder --questions--> part of them --runner.ask--> OUT/MODEL/BENCHMARK/answers.jsonl
+                                             --score--> results.json, samples.jsonl, submission/
+OUT/results.md, OUT/results.json: all of them beside the paper's figures
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llava_mini_jax import environment
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation import layouts
+from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
+from llava_mini_jax.evaluation.run import report, settings_file
+from llava_mini_jax.evaluation.run.answers import join, read_lines
+from llava_mini_jax.journal import write_whole
+from llava_mini_jax.terminal import counting
+
+if TYPE_CHECKING:
+    from llava_mini_jax.evaluation.judge.judging import Replies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeCommand:
+    """How judged benchmarks are graded (judge/); `url` None: by the replies that are kept."""
+
+    url: str | None = None
+    model: str | None = None  # None: the official script's
+    key_variable: str = "OPENAI_API_KEY"
+    wording: Path | None = None  # a file of official texts; None: ours
+    concurrency: int = 8
+    timeout: float = 120.0  # seconds of one request
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What is evaluated; see eval.py's options. Raises InputError for numbers that mean nothing."""
+
+    models: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    data: Path
+    out: Path
+    limit: int | None = None
+    offset: int = 0
+    shard: tuple[int, int] = (0, 1)  # which, of how many
+    batch_size: int = 8
+    max_new_tokens: int | None = None  # None: the benchmark's own
+    dtype: str | None = None  # these four are llava_mini_jax.load's
+    vision_tower: Path | None = None
+    template: str | None = None
+    max_length: int | None = None
+    score_only: bool = False
+    answers: Path | None = None  # an answers file from elsewhere, to be scored
+    paper: str = "LLaVA-Mini 7B"  # the column to compare with
+    judge: JudgeCommand = JudgeCommand()
+
+    def __post_init__(self) -> None:
+        index, count = self.shard
+        for wrong, message in (
+            (self.limit is not None and self.limit < 1, f"--limit is {self.limit}; give 1 or more"),
+            (self.offset < 0, f"--offset is {self.offset}; give 0 or more"),
+            (not 0 <= index < count, f"--shard is {index + 1}/{count}; give 1/N to N/N"),
+            (self.batch_size < 1, f"--batch-size is {self.batch_size}; give 1 or more"),
+            (
+                self.max_new_tokens is not None and self.max_new_tokens < 1,
+                f"--max-new-tokens is {self.max_new_tokens}; give 1 or more",
+            ),
+            (self.paper not in MODELS, f"--paper is {self.paper}; give one of {', '.join(MODELS)}"),
+            (
+                self.answers is not None and len(self.benchmarks) != 1,
+                "--answers is a file of one benchmark; name just that with --benchmarks",
+            ),
+            (
+                not self.models and self.answers is None,
+                "give --model DIR, or --answers FILE to score a file without a model",
+            ),
+        ):
+            if wrong:
+                raise InputError(message)
+
+
+class Asked(NamedTuple):
+    """The part of a benchmark's questions that is to be asked and scored."""
+
+    questions: Sequence[Question]
+    prompts: str  # settings_file.digest of all its questions
+
+
+def evaluate(command: Command) -> list[dict[str, Any]]:
+    """Asks and scores; the results, of which each benchmark's folder and OUT have the files."""
+    benchmarks = [find(name) for name in command.benchmarks]
+    _check_judge_options(benchmarks, command.judge.options)
+    asking = not command.score_only and command.answers is None
+    asked = {b.name: _selected(b, command) for b in benchmarks}  # before a model is loaded
+    if asking:
+        for name, part in asked.items():
+            layouts.check_pictures(name, part.questions)
+    try:
+        command.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {command.out} cannot be made ({error}): give another") from error
+    results = []
+    for name in command.models or (str(command.answers),):
+        folder = command.out / _slug(name)
+        loaded = None
+        for benchmark in benchmarks:
+            own = folder / benchmark.name
+            more: dict[str, Any] = {}
+            if asking:
+                loaded = loaded or _load(name, command)
+                more = _ask(loaded, name, benchmark, asked[benchmark.name], own, command)
+            results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
+    header, rows = report.table(results, command.paper)
+    write_whole(command.out / "results.md", report.markdown(header, rows))
+    write_whole(command.out / "results.json", report.as_json(results, indent=2) + "\n")
+    return results
+
+
+def _check_judge_options(benchmarks: Sequence[Benchmark], given: Mapping[str, Any]) -> None:
+    """Each judge is told those of the options that it has; one that none has is misspelt."""
+    known = {b.name: list(b.judge.options) for b in benchmarks if b.judge and b.judge.options}
+    if unknown := sorted(set(given).difference(*known.values())):
+        have = "; ".join(f"{name}: {', '.join(options)}" for name, options in known.items())
+        raise InputError(
+            f"--judge-options has {', '.join(unknown)}, which no judge of these benchmarks has;"
+            f" they have {have or 'none'}"
+        )
+
+
+def _selected(benchmark: Benchmark, command: Command) -> Asked:
+    folder = command.data / benchmark.folder
+    questions = benchmark.questions(folder)
+    end = None if command.limit is None else command.offset + command.limit
+    chosen = questions[command.offset : end]
+    if not chosen:
+        raise InputError(
+            f"{benchmark.name} has {len(questions)} questions; --offset {command.offset} leaves"
+            " none of them"
+        )
+    return Asked(chosen, settings_file.digest(questions))
+
+
+def _slug(name: str) -> str:
+    """A model's name or path as the name of one folder."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"
+
+
+def _load(name: str, command: Command) -> Any:
+    environment.check()
+    import llava_mini_jax
+
+    return llava_mini_jax.load(
+        name,
+        dtype=command.dtype,
+        vision_tower=command.vision_tower,
+        template=command.template,
+        max_length=command.max_length,
+    )
+
+
+def _ask(
+    model: Any,
+    name: str,
+    benchmark: Benchmark,
+    asked: Asked,
+    folder: Path,
+    command: Command,
+) -> dict[str, Any]:
+    """Runs what is left to ask; what the results should say about it."""
+    from llava_mini_jax.evaluation.run import runner
+
+    questions, prompts = asked
+    model = runner.of_date(model, settings_file.read(folder))
+    given = command.max_new_tokens
+    tokens = benchmark.max_new_tokens if given is None else given
+    settings = runner.settings_of(model, name, benchmark, prompts=prompts, max_new_tokens=tokens)
+    settings_file.check_same(folder, settings)
+    with counting(f"{_slug(name)}: {benchmark.name}", len(questions)) as bar:
+        run = runner.ask(
+            model,
+            _slug(name),
+            benchmark,
+            questions,
+            folder,
+            shard=runner.Shard(*command.shard),
+            batch_size=command.batch_size,
+            max_new_tokens=tokens,
+            progress=lambda done: bar(advance=done),
+        )
+    return {"unreadable": run.unreadable, "run": dataclasses.asdict(run)}
+
+
+def _score(
+    name: str,
+    benchmark: Benchmark,
+    asked: Asked,
+    folder: Path,
+    command: Command,
+    more: dict[str, Any],
+) -> dict[str, Any]:
+    questions, prompts = asked
+    data = command.data / benchmark.folder
+    paths = sorted(folder.glob("answers*.jsonl"))
+    if command.answers is not None:
+        paths = [command.answers]
+    if not paths:
+        raise InputError(
+            f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"
+        )
+    settings = {} if command.answers is not None else settings_file.read(folder)
+    if settings.get("prompts", prompts) != prompts:  # with --score-only nobody has looked yet
+        settings_file.refuse(folder, ["prompts"])
+    lines = [line for path in paths for line in read_lines(path, benchmark)]
+    joined = join(benchmark, questions, lines)
+    if benchmark.judge is None:
+        scores = benchmark.score(data, questions, joined.answers)
+    else:
+        replies = _replies(benchmark, questions, joined.answers, folder, command)
+        scores = benchmark.score(data, questions, joined.answers, replies=replies)
+        if not replies.pending:
+            judged = (data, questions, joined.answers, replies, folder / "judged", _slug(name))
+            benchmark.judge.write(*judged)
+    settings |= {"limit": command.limit, "offset": command.offset}
+    found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
+    report.write(folder, found, report.samples(questions, joined, scores))
+    part = command.limit is not None or command.offset > 0
+    if benchmark.submission is not None and not joined.missing and not part:
+        benchmark.submission(data, questions, joined.answers, folder / "submission")
+    if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
+        found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
+    return found
+
+
+def _replies(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    folder: Path,
+    command: Command,
+) -> "Replies":
+    """What the judge says, or has said: replies are kept in judge.jsonl, and paid for once."""
+    from llava_mini_jax.evaluation.judge import client
+    from llava_mini_jax.evaluation.judge.http import Endpoint
+
+    judge = command.judge
+    plan = benchmark.judge.plan(
+        command.data / benchmark.folder,
+        questions,
+        answers,
+        wording=judge.wording,
+        model=judge.model,
+        options={k: v for k, v in judge.options.items() if k in benchmark.judge.options},
+        fields=judge.fields,
+    )
+    if judge.url is None:
+        return client.kept(plan, folder / "judge.jsonl")
+    endpoint = Endpoint(
+        base_url=judge.url,
+        key_variable=judge.key_variable or None,
+        concurrency=judge.concurrency,
+        timeout_s=judge.timeout,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with counting(f"judging {benchmark.name}", len(plan.asks)) as bar:
+        file = folder / "judge.jsonl"
+        return client.ask(plan, endpoint, file, progress=lambda done: bar(advance=done))

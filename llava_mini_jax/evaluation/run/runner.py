@@ -1,0 +1,280 @@
+"""A model asked a benchmark's questions: every answer is kept at once, nothing is asked twice.
+
+    questions --by kind and length--> windows --read by threads--> Examples --a batch at a time--.
+        |  '-----------by video-----> windows -opened by threads-> Sessions --one by one--.      |
+        |                                                                                 v      v
+        '---- those that answers.jsonl has already are left out of their window ----> answers.jsonl
+
+The windows depend on the questions alone. So a run that was killed anywhere and started again asks
+the same things in the same company, and its file is that of a run that was not. Processes, or
+machines, take every n-th window each (`Shard`) and write a file each; scoring reads them all.
+
+A video is read and seen once for all of its questions, each a conversation of its own (session.py),
+and its frames are never in memory together.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava_mini_jax.data.batches.examples import Example
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question
+from llava_mini_jax.evaluation.run.answers import join, line_of
+from llava_mini_jax.inference.answer import Answer, Settings
+from llava_mini_jax.inference.model import Model, compiled_programs
+from llava_mini_jax.inference.request import sampling_for, written_as
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.inference.shelf import Budget
+from llava_mini_jax.journal import Journal
+
+_WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
+_VIDEOS_AHEAD = 4  # videos whose first frames are read while another one is asked about
+
+
+class Shard(NamedTuple):
+    """Part `index` of `count`, counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def file(self) -> str:
+        one = self.count == 1
+        return "answers.jsonl" if one else f"answers-{self.index + 1}-of-{self.count}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run came to; what does not depend on its speed is in the answers file."""
+
+    asked: int  # now: those that the file had are not among them
+    unreadable: dict[str, str]  # by key: why a picture or video could not be read
+    seconds: float  # of windows in which nothing was compiled
+    items: int  # asked in these windows
+    compiling: float  # seconds of the other windows
+
+
+def ask(
+    model: Model,
+    model_id: str,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    folder: Path,
+    *,
+    shard: Shard,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Run:
+    """Answers in `folder`/answers.jsonl (of a shard, answers-I-of-N.jsonl).
+
+    `progress` is told how many more questions are done. A question whose picture cannot be read
+    gets no answer, is reported, and is tried again by the next run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / shard.file, lambda line: True)
+    known = join(benchmark, questions, journal.lines)
+    settings = Settings(max_new_tokens=max_new_tokens)
+    unreadable: dict[str, str] = {}
+    asked = items = 0
+    seconds = compiling = 0.0
+    windows = list(_windows(questions, batch_size, model.in_sessions))[shard.index :: shard.count]
+    reading = _read_ahead(model, benchmark, windows, set(known.answers), settings, batch_size)
+    for window, answers in reading:
+        began, programs, before = time.perf_counter(), compiled_programs(), asked
+        left = len(window)
+        for question, answer in answers:
+            if isinstance(answer, str):
+                unreadable[question.key] = answer
+            else:
+                name = _answer_id(benchmark, question)
+                cut = answer.finish != "stop"
+                line = line_of(question, answer.text, answer_id=name, model_id=model_id, cut=cut)
+                journal.append(line)
+                asked += 1
+            progress(1)
+            left -= 1
+        progress(left)
+        took = time.perf_counter() - began
+        if compiled_programs() == programs:
+            seconds, items = seconds + took, items + asked - before
+        else:
+            compiling += took
+    # Official scorers expect the order of the questions.
+    place = {question.key: number for number, question in enumerate(questions)}
+    journal.sort(lambda line: place.get(str((line.get("metadata") or {}).get("key")), len(place)))
+    return Run(
+        asked=asked, unreadable=unreadable, seconds=seconds, items=items, compiling=compiling
+    )
+
+
+def files(folder: Path) -> list[Path]:
+    """The answers files of a folder: one, or those of its shards in their order."""
+    return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
+
+
+def _windows(
+    questions: Sequence[Question], batch_size: int, in_sessions: bool
+) -> Iterator[list[Question]]:
+    """Questions that are read together: of one kind, the shorter ones first; or of one video."""
+
+    def kind(question: Question) -> int:
+        return 2 if question.video is not None else int(question.image is not None)
+
+    for number in range(2 if in_sessions else 3):
+        own = [question for question in questions if kind(question) == number]
+        own.sort(key=lambda question: len(question.text))  # stable: the same in every run
+        # A video may be hundreds of frames: one batch of them at a time.
+        size = batch_size if number == 2 else _WINDOW * batch_size
+        for start in range(0, len(own), size):
+            yield own[start : start + size]
+    if in_sessions:
+        about: dict[Any, list[Question]] = {}
+        for question in questions:
+            if kind(question) == 2:
+                video = question.video if isinstance(question.video, Path) else id(question.video)
+                about.setdefault((question.image, video), []).append(question)
+        yield from about.values()
+
+
+Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
+
+
+def _read_ahead(
+    model: Model,
+    benchmark: Benchmark,
+    windows: Sequence[list[Question]],
+    done: set[str],
+    settings: Settings,
+    batch_size: int,
+) -> Iterator[tuple[list[Question], Answers]]:
+    """Each window with the answers of its questions that are not done; the next ones are read."""
+    sampling = sampling_for(model.bundle, max_frames=benchmark.max_frames)
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor()
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def start(window: list[Question]) -> Callable[[], Answers]:
+            left = [question for question in window if question.key not in done]
+            if not left:
+                return lambda: iter(())
+            if _in_session(model, window):
+                session = pool.submit(_open, model, left, sampling, settings)
+                return lambda: _one_by_one(session.result(), left)
+            found = [pool.submit(_prepare, model, benchmark, q, sampling) for q in left]
+            prepared = map(Future.result, found)
+            return lambda: _in_batches(model, left, list(prepared), settings, batch_size)
+
+        waiting: deque[tuple[list[Question], Callable[[], Answers]]] = deque()
+        for window in windows:
+            waiting.append((window, start(window)))
+            if len(waiting) > (_VIDEOS_AHEAD if _in_session(model, window) else 1):
+                current, answers = waiting.popleft()
+                yield current, answers()
+        while waiting:
+            current, answers = waiting.popleft()
+            yield current, answers()
+
+
+def _in_session(model: Model, window: Sequence[Question]) -> bool:
+    return model.in_sessions and window[0].video is not None
+
+
+def _prepare(
+    model: Model, benchmark: Benchmark, question: Question, sampling: FrameSampling
+) -> Example | str:
+    try:
+        pictures = model.read_pictures(question.image, question.video, sampling)
+        return model.request(question.text, pictures, f"{benchmark.name}, {question.key}")
+    except InputError as error:
+        return str(error)
+
+
+def _in_batches(
+    model: Model,
+    questions: Sequence[Question],
+    prepared: Sequence[Example | str],
+    settings: Settings,
+    batch_size: int,
+) -> Answers:
+    examples = [example for example in prepared if isinstance(example, Example)]
+    answers = iter(model.answer_requests(examples, settings, batch_size=batch_size))
+    for question, example in zip(questions, prepared, strict=True):
+        yield question, example if isinstance(example, str) else next(answers)
+
+
+def _open(
+    model: Model, questions: Sequence[Question], sampling: FrameSampling, settings: Settings
+) -> Session | str:
+    """A session that shows the video of the questions, or why it cannot be read."""
+    # What a video leaves behind is of use for a second question only.
+    session = Session(model, settings, budget=Budget() if len(questions) > 1 else Budget(host=0))
+    image, video = questions[0].image, questions[0].video
+    try:
+        if image is not None:
+            session.show_image(image)
+        if video is not None:
+            session.show_video(video, sampling)
+    except InputError as error:
+        return str(error)
+    return session
+
+
+def _one_by_one(session: Session | str, questions: Sequence[Question]) -> Answers:
+    for question in questions:
+        try:
+            answer = session if isinstance(session, str) else session.answer_alone(question.text)
+        except InputError as error:
+            answer = str(error)
+        yield question, answer
+
+
+def _answer_id(benchmark: Benchmark, question: Question) -> str:
+    """Short and unique as LLaVA's, but the same in every run."""
+    digest = hashlib.sha256(f"{benchmark.name}\0{question.key}".encode()).digest()
+    return base64.urlsafe_b64encode(digest)[:22].decode()
+
+
+def settings_of(model: Model, name: str, benchmark: Benchmark, **given: Any) -> dict[str, Any]:
+    """What the answers of the model in folder `name` depend on, for settings_file.check_same."""
+    return {
+        "folder": str(Path(name).resolve()),
+        "weights": _weights(name),
+        "benchmark": benchmark.name,
+        "model": {
+            **dataclasses.asdict(model.bundle),
+            "written_as": written_as(model.bundle, model.tokenizer),
+        },
+        "weights_dtype": model.weights_dtype,
+        "frames": dataclasses.asdict(sampling_for(model.bundle, max_frames=benchmark.max_frames)),
+        **given,
+    }
+
+
+def of_date(model: Model, settings: dict[str, Any]) -> Model:
+    """`model` on the day of these settings: a run that goes on another day asks as it began."""
+    now, prompt = model.bundle.prompt, (settings.get("model") or {}).get("prompt") or {}
+    if not now.date or not prompt.get("date"):
+        return model
+    bundle = dataclasses.replace(
+        model.bundle, prompt=dataclasses.replace(now, date=str(prompt["date"]))
+    )
+    return dataclasses.replace(model, bundle=bundle)
+
+
+def _weights(name: str) -> str:
+    """Tells weights apart without reading gigabytes: their files' names, sizes and first bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")) + sorted(Path(name).glob("*.bin")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""Rows: checked requests to their answers, several at a time.
+
+    Examples --batches--> rows of one kind and similar length
+                             |
+       see_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
+                             ^                                              |
+                             '------- rows that are done -------------------'
+
+The number of rows is rounded up to a power of two with rows that are done before they begin, and
+the room for answers likewise: both are shapes that a program is compiled for.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax import sharding
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.batches.examples import (
+    Buckets,
+    Example,
+    positions,
+    power_of_two,
+    powers_of_two,
+)
+from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.inference import generate
+from llava_mini_jax.inference.answer import AnswerText, Settings
+from llava_mini_jax.inference.sampling import Sampling, make_sampling
+from llava_mini_jax.models.llava_mini import LlavaMini
+
+SMALLEST_LENGTH = 64
+SMALLEST_ROOM = 16
+# Tokens that one call on the device decodes: few where somebody waits for text, some where text
+# may contain a stop string, many otherwise (a keyboard interrupt is noticed between calls).
+STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64
+
+
+def buckets_for(bundle: Bundle) -> Buckets:
+    """Powers of two up to the longest prompt, and up to the images that would fill it."""
+    longest = longest_prompt(bundle)
+    return Buckets(
+        lengths=powers_of_two(min(SMALLEST_LENGTH, longest), longest),
+        images=powers_of_two(1, max(1, longest // tokens_per_image(bundle))),
+    )
+
+
+def tokens_per_image(bundle: Bundle) -> int:
+    return bundle.model.tokens_per_image(bundle.images.parts)
+
+
+def longest_prompt(bundle: Bundle) -> int:
+    """Positions that a prompt may take: one is left for the answer."""
+    return min(bundle.prompt.max_length, bundle.model.llm.max_positions - 1)
+
+
+def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the examples that go together: one kind of pixels, and of similar length."""
+    kinds = [str(example.pixels.dtype) for example in examples]
+    lengths = [positions(example, tokens_per_image(bundle)) for example in examples]
+    for kind in sorted(set(kinds)):
+        rows = [row for row in range(len(examples)) if kinds[row] == kind]
+        rows.sort(key=lambda row: lengths[row])
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
+def empty_texts(
+    examples: Sequence[Example],
+    bundle: Bundle,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    settings: Settings,
+) -> list[AnswerText]:
+    """Answers to come, each with the number of tokens that it may have."""
+    texts = []
+    for example in examples:
+        asked = settings.max_new_tokens
+        left = bundle.model.llm.max_positions - positions(example, tokens_per_image(bundle))
+        limit = "length" if asked <= left else "context"
+        texts.append(AnswerText(tokenizer, stop_ids, settings.stop, min(asked, left), limit))
+    return texts
+
+
+def decode(
+    params: LlavaMini,
+    bundle: Bundle,
+    buckets: Buckets,
+    examples: Sequence[Example],
+    texts: Sequence[AnswerText],
+    stop_ids: tuple[int, ...],
+    settings: Settings,
+    steps: int,
+) -> Iterator[list[str]]:
+    """Generates until all `texts` are finished; yields the first tokens, then what calls add."""
+    # Rows without a single position are done before they begin.
+    padding = [_without_text(examples[0])] * (power_of_two(len(examples)) - len(examples))
+    room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
+    state = generate.see_and_prefill(
+        params,
+        bundle.model,
+        [*examples, *padding],
+        buckets,
+        longest_prompt(bundle),
+        bundle.prompt.padding_side,
+        room,
+    )
+    sampling = make_sampling(
+        len(examples) + len(padding),
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.seed,
+        stop_ids,
+    )
+    yield from _pieces(params, bundle, state, sampling, texts, steps)
+
+
+def _pieces(
+    params: LlavaMini,
+    bundle: Bundle,
+    state: generate.Decoding,
+    sampling: Sampling,
+    texts: Sequence[AnswerText],
+    steps: int,
+) -> Iterator[list[str]]:
+    """`decode` behind the prompts; there may be more rows than texts."""
+    total, longest = len(state.done_B), max(text.allowance for text in texts)
+    read, new_BN = 0, np.zeros((total, 0), np.int32)
+    while True:
+        # The state's logits give one token more, the first one before any call.
+        next_B = generate.upcoming(state.logits_BV, sampling, state.step)
+        new_BN = np.concatenate([new_BN, np.asarray(next_B)[:, None]], axis=1)
+        yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
+        if all(text.finish for text in texts):
+            return
+        done_B = np.array([bool(text.finish) for text in texts] + [True] * (total - len(texts)))
+        state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
+        limit = jnp.int32(min(read + steps, longest - 1))
+        state = generate.decode(params, state, sampling, limit, bundle.model)
+        new_BN = np.asarray(state.tokens_BN)[:, read + 1 : int(state.step)]
+        read = int(state.step)
+
+
+def _without_text(like: Example) -> Example:
+    none = np.zeros(0, np.int32)
+    return Example(none, none.astype(bool), none + IGNORE, like.pixels[:0], ())

@@ -1,0 +1,125 @@
+"""The compiled parts of a session (session.py): a chunk of frames, a block of the prompt.
+
+    pixels --look--> features --read--> visual tokens, pre-fusion's keys and values --fuse--> sums
+    fused text, visual tokens --extend--> KV cache, logits
+
+Each compiles once for a size of chunk, text or block.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax.data.batches.examples import power_of_two
+from llava_mini_jax.models import cache as kv
+from llava_mini_jax.models import llama, llava_mini, prefusion
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.prefusion import ImageMemory
+from llava_mini_jax.models.splice import splice
+from llava_mini_jax.params import Array
+
+LENGTH = 512  # positions of a prompt that are computed together, at most
+SCORES = 2**21  # of a head: those positions times the slots of the KV cache, at most
+
+
+def length(slots: int) -> int:
+    """Positions of a prompt that are computed together, a power of two.
+
+    Fewer against a long cache: their scores against all of its slots are what a block's memory is.
+    """
+    return min(LENGTH, 1 << max(16, SCORES // slots).bit_length() - 1)
+
+
+def slots(needed: int) -> int:
+    """Slots of a KV cache for so many positions: one of few sizes, at most an eighth too many."""
+    step = max(LENGTH, power_of_two(needed) // 8)
+    return -(-needed // step) * step
+
+
+@partial(jax.jit, static_argnames="cfg")
+def look(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+    """The tower's features [I, J, P, E] of a chunk."""
+    return llava_mini.see_features(params, pixels_IJYXC, cfg)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def read(
+    params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, ImageMemory | None]:
+    """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
+    patches_ISD, compressed_IQD = llava_mini.read_features(params, features_IJPE, cfg)
+    if params.prefusion is None:
+        return compressed_IQD, None
+    return llava_mini.read_images(params, patches_ISD, compressed_IQD, cfg)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="total_TD")
+def fuse(
+    params: LlavaMini,
+    total_TD: Array,
+    memory: ImageMemory,
+    frames: Array,
+    text_BTD: Array,
+    fuse_BT: Array,
+    cfg: LlavaMiniConfig,
+) -> Array:
+    """The float32 sum of fused text with the first `frames` frames of a chunk added."""
+    assert params.prefusion is not None
+    I = memory.keys_NISKH.shape[1]
+    text_ITD = jnp.broadcast_to(text_BTD, (I, *text_BTD.shape[1:]))
+    fuse_IT = jnp.broadcast_to(fuse_BT, (I, *fuse_BT.shape[1:]))
+    fused_ITD = prefusion.fuse_text(
+        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat="none"
+    )
+    real_I = jnp.arange(I) < frames
+    return total_TD + jnp.where(real_I[:, None, None], fused_ITD.astype(jnp.float32), 0.0).sum(0)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
+def extend(
+    params: LlavaMini,
+    cache: kv.Cache,
+    text_BTD: Array,
+    visual_BSD: Array,
+    slots_BS: Array,
+    first: Array,
+    count: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Array, kv.Cache]:
+    """(logits [1, V] behind the block, cache) of `count` positions from position `first` on.
+
+    What is padding behind them in the block is written to the cache too, and written over by
+    whatever comes next. `slots_BS` are splice.py's, of the text and of this block's `visual_BSD`.
+    """
+    x_BSD = splice(text_BTD, visual_BSD, slots_BS)
+    positions_BS = first + jnp.arange(slots_BS.shape[1])[None]
+    before = cache.used
+    x_BSD, cache = llama.apply_cached(
+        params.llm, x_BSD, positions_BS, slots_BS >= 0, cache, cfg.llm
+    )
+    last_B1D = jax.lax.dynamic_slice_in_dim(x_BSD, count - 1, 1, axis=1)
+    cache = dataclasses.replace(cache, used=before + count)
+    return llama.logits(params.llm, last_B1D)[:, 0], cache
+
+
+def with_room(cache: kv.Cache | None, slots: int, keep: int, cfg: LlavaMiniConfig) -> kv.Cache:
+    """A cache of at least `slots` slots that begins with the first `keep` of the given one."""
+    if cache is None or cache.valid_BS.shape[1] < slots:
+        grown = kv.empty(cfg.llm.layers, 1, slots, cfg.llm.kv_heads, cfg.llm.head_width, cfg.dtype)
+        cache = grown if cache is None else _copied(grown, cache)
+    return _rewound(cache, jnp.int32(keep))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _copied(grown: kv.Cache, cache: kv.Cache) -> kv.Cache:
+    return jax.tree.map(
+        lambda new, old: jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim), grown, cache
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def _rewound(cache: kv.Cache, keep: Array) -> kv.Cache:
+    valid_BS = cache.valid_BS & (jnp.arange(cache.valid_BS.shape[1]) < keep)
+    return dataclasses.replace(cache, valid_BS=valid_BS, used=keep)

@@ -1,0 +1,66 @@
+"""Compression inside the language model: the ablation of paper appendix E.3, table 12.
+
+    [ text | all patches ] --llm.layers[:N]--> hidden --patches: compressor--> [ text | C*C tokens ]
+                                                                                    |
+                                                                    llm.layers[N:], norm, head
+
+The first N layers do what pre-fusion does, so there is none; the compressor reads hidden states
+instead of patches. The sequence is shorter from layer N on, where positions are counted anew.
+
+Dimensions: B rows, I images, U positions of the long sequence, S of the short one, T text,
+V = I * P visual tokens of a row, Q compressed tokens of an image, D width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax.models import compressor
+from llava_mini_jax.models.compressor import Compressor, CompressorConfig
+from llava_mini_jax.models.llama import Llama
+from llava_mini_jax.models.splice import splice
+from llava_mini_jax.params import Array
+
+
+def split_llm(llm: Llama, first: int) -> tuple[Llama, Llama]:
+    """The first layers of the language model, and the rest of it (embedding and head in both)."""
+
+    def part(layers: slice) -> Llama:
+        if isinstance(llm.layers, tuple):
+            return dataclasses.replace(llm, layers=llm.layers[layers])
+        return dataclasses.replace(llm, layers=jax.tree.map(lambda a: a[layers], llm.layers))
+
+    return part(slice(0, first)), part(slice(first, None))
+
+
+def squeeze(
+    params: Compressor,
+    hidden_BUD: Array,
+    wide_slots_BU: Array,
+    slots_BS: Array,
+    sizes: tuple[int, int, int, int],
+    cfg: CompressorConfig,
+) -> Array:
+    """The short sequence [B, S, D] from the long one's hidden states.
+
+    `sizes` are T, I, P and how many of an image's patches are compressed (with high resolution not
+    those of the whole picture, which stand last). `wide_slots_BU` says what stood where in the long
+    sequence (models/splice.py), `slots_BS` what stands where in the short one: nothing that was cut
+    from the long one (data/batches/examples.py).
+    """
+    T, I, P, detail = sizes
+    B, U, D = hidden_BUD.shape
+    sources = T + I * P
+
+    def places(slots_U: Array) -> Array:
+        """Where each text position and visual token stood: the inverse of the row's slots."""
+        kept_U = jnp.where(slots_U >= 0, slots_U, sources)
+        return jnp.zeros(sources, jnp.int32).at[kept_U].set(jnp.arange(U), mode="drop")
+
+    places_BW = jax.vmap(places)(wide_slots_BU)
+    source_BWD = jnp.take_along_axis(hidden_BUD, places_BW[..., None], axis=1)
+    patches_IPD = source_BWD[:, T:].reshape(B, I, P, D).reshape(B * I, P, D)
+    tokens_IQD, _ = compressor.apply(params, patches_IPD[:, :detail], cfg)
+    visual_BVD = tokens_IQD.reshape(B, I * tokens_IQD.shape[1], D)
+    return splice(source_BWD[:, :T], visual_BVD, slots_BS)

@@ -1,1 +1,0 @@
-"""What runs cost: FLOPs by formula, and what a device could do."""

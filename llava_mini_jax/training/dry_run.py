@@ -1,0 +1,213 @@
+"""What a run would train and what memory it takes, told before it starts.
+
+    python train.py CONFIG --dry-run                           as it is configured
+    python -m llava_mini_jax.training.dry_run CONFIG [...]    on known hardware
+
+The second one prints the table of docs/sharding.md. Neither needs a device or weights.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.config import dialect_of
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.training import feed
+from llava_mini_jax.training.stages import MeshConfig, TrainConfig, check, load_config, stages_of
+from llava_mini_jax.training.step_memory import FLOAT32, Memory, estimate
+
+GIB = 2**30
+# What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
+DEVICES = {
+    "80 GB GPU": 80,
+    "141 GB GPU": 140,
+    "TPU v5e": 16,
+    "TPU v6e": 32,
+    "TPU v5p": 95,
+}
+USABLE = 0.9
+# (what it is, the device, the mesh, dtype of parameters and first moments): docs/sharding.md says
+# why. A v5p-8 has four devices.
+HARDWARE = (
+    ("8 x 80 GB GPU", "80 GB GPU", MeshConfig(fsdp=8), "float32"),
+    ("1 x 141 GB GPU", "141 GB GPU", MeshConfig(), "float32"),
+    ("1 x 141 GB GPU", "141 GB GPU", MeshConfig(), "bfloat16"),
+    ("2 x 141 GB GPU", "141 GB GPU", MeshConfig(fsdp=2), "float32"),
+    ("TPU v5p-8", "TPU v5p", MeshConfig(fsdp=4), "float32"),
+    ("TPU v5e-64", "TPU v5e", MeshConfig(fsdp=64), "float32"),
+)
+
+
+def describe(stages: Sequence[TrainConfig]) -> None:
+    """Prints a table of parameters, and the settings that matter, of every stage."""
+    from rich.console import Console
+
+    for stage in stages:
+        check(stage)
+    for stage in stages:
+        console = Console()
+        console.print(_table(stage))
+        for line in _lines(stage):
+            console.print(f"  {line}", highlight=False)
+        console.print(_memory_table(stage))
+        if max(dataclasses.astuple(stage.mesh)) > 1:
+            console.print("  where parameters lie, and bytes on one device:", highlight=False)
+            for line in layout(stage):
+                console.print(f"    {line}", highlight=False, soft_wrap=True)
+        console.print()
+
+
+def _table(stage: TrainConfig) -> Any:
+    from rich.table import Table
+
+    itemsize = jnp.dtype(stage.param_dtype).itemsize
+    # A trained scalar has a gradient beside it, and Adam's two moments.
+    moments = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize + FLOAT32
+    table = Table(title=f"{stage.name}: {dialect_of(stage.model)}", title_justify="left")
+    for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    totals = [0, 0, 0]
+    spec = llava_mini.spec(stage.model)
+    for field in dataclasses.fields(spec):
+        leaves = param_tree.paths(getattr(spec, field.name))
+        sizes = {f"{field.name}/{path}": math.prod(leaf.shape) for path, leaf in leaves.items()}
+        count = sum(sizes.values())
+        trained = sum(n for path, n in sizes.items() if param_tree.matches(path, stage.trainable))
+        row = [count, trained, count * itemsize + trained * (itemsize + moments)]
+        totals = [a + b for a, b in zip(totals, row, strict=True)]
+        if count:
+            table.add_row(field.name, *(f"{n:,}" for n in row))
+    table.add_section()
+    table.add_row("all", *(f"{n:,}" for n in totals))
+    return table
+
+
+def _memory_table(stage: TrainConfig) -> Any:
+    from rich.table import Table
+
+    found = estimate(stage)
+    rows = stage.batch_size // stage.accumulate
+    title = (
+        f"estimated memory of one device: {rows} rows of {stage.lengths[-1]} positions at a time"
+    )
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, size in found.terms.items():
+        table.add_row(name, _gib(size))
+    table.add_section()
+    table.add_row(f"at the peak ({found.peak})", _gib(found.total))
+    for name in found.phases:
+        if name != found.peak:
+            table.add_row(f"in phase {name}", _gib(found.total_in(name)))
+    table.add_section()
+    for name, capacity in DEVICES.items():
+        table.add_row(name, "fits" if _fits(found, capacity) else "does not fit")
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
+
+def _fits(found: Memory, capacity: int) -> bool:
+    return found.total <= USABLE * capacity * GIB
+
+
+def plan(stage: TrainConfig, mesh: MeshConfig, capacity: int) -> tuple[TrainConfig, Memory]:
+    """The stage on a mesh with as few micro-batches as fit devices of `capacity` GiB.
+
+    Where nothing fits, with one row a device and micro-batch.
+    """
+    shards, accumulate = mesh.data * mesh.fsdp, 1
+    while True:
+        chosen = dataclasses.replace(stage, mesh=mesh, accumulate=accumulate)
+        found = estimate(chosen)
+        accumulate *= 2
+        if _fits(found, capacity) or stage.batch_size % (accumulate * shards):
+            return chosen, found
+
+
+def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
+    """Markdown: what every stage takes of a device, in GiB, on the hardware of HARDWARE."""
+    columns = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
+    columns += ["gradients", "activations", "total", "fits"]
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    for stage in stages:
+        for name, device, mesh, dtype in HARDWARE:
+            moments = dataclasses.replace(stage.optimizer, first_moment_dtype=dtype)
+            given = dataclasses.replace(stage, param_dtype=dtype, optimizer=moments)
+            chosen, found = plan(given, mesh, DEVICES[device])
+            sizes = [f"{size / GIB:.1f}" for size in found.groups.values()]
+            cells = [stage.name, name, dtype, _mesh_name(mesh), str(chosen.accumulate), *sizes]
+            fits = "yes" if _fits(found, DEVICES[device]) else "no"
+            lines.append(" | ".join([*cells, f"{found.total / GIB:.1f}", fits]))
+    return [f"| {line} |" for line in lines]
+
+
+def _mesh_name(mesh: MeshConfig) -> str:
+    axes = [f"{name}={size}" for name, size in dataclasses.asdict(mesh).items() if size > 1]
+    return " ".join(axes) or "none"
+
+
+def layout(stage: TrainConfig) -> list[str]:
+    """Where every parameter lies on the stage's mesh, one line each, and what a device has of it.
+
+    path   shape   logical axes   PartitionSpec   bytes a device
+    """
+    spec = llava_mini.spec(stage.model)
+    rows = []
+    with sharding.planned_mesh(**dataclasses.asdict(stage.mesh)):
+        leaves = param_tree.paths(spec)
+        arrays = param_tree.paths(param_tree.abstract(spec, stage.param_dtype), is_leaf=None)
+        for path, array in arrays.items():
+            shape, axes = " x ".join(map(str, array.shape)), leaves[path].axes
+            piece = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            names = " ".join(axis or "-" for axis in axes)
+            placed = " ".join(_axis_names(axis) for axis in array.sharding.spec)
+            rows.append((path, shape, names, placed, f"{piece:,}"))
+    *widths, last = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([cell.ljust(n) for cell, n in zip(row[:-1], widths, strict=True)])
+        + "  "
+        + row[-1].rjust(last)
+        for row in rows
+    ]
+
+
+def _axis_names(axes: str | tuple[str, ...] | None) -> str:
+    return "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes)
+
+
+def _lines(stage: TrainConfig) -> list[str]:
+    parts, model, optimizer = stage.images.parts, stage.model, stage.optimizer
+    rates = [f"{optimizer.learning_rate:g}"]
+    rates += [f"{g.learning_rate:g} for {', '.join(g.patterns)}" for g in optimizer.groups]
+    return [
+        f"starts from: {stage.start}" + (f", new: {', '.join(stage.fresh)}" if stage.fresh else ""),
+        f"vision tokens of an image in the language model: {model.tokens_per_image(parts)}"
+        f" (of {model.patches_per_image(parts)} patches)",
+        f"{stage.steps} steps of {stage.batch_size} examples; learning rate {'; '.join(rates)}",
+        f"parameters {stage.param_dtype}, computed in {model.compute_dtype}; mesh {stage.mesh}",
+        f"data: {stage.data}",
+        _epochs(stage),
+    ]
+
+
+def _epochs(stage: TrainConfig) -> str:
+    try:
+        return feed.epochs(stage, len(feed.open_data(stage.data, stage.samples)))
+    except InputError as error:
+        said = feed.epochs(stage, stage.samples)
+        return f"{said}, by the config's `samples`; the data itself cannot be opened: {error}"
+
+
+if __name__ == "__main__":
+    chosen = [(path, stage) for path in sys.argv[1:] for stage in stages_of(load_config(path))]
+    named = [dataclasses.replace(s, name=path.split("/")[-1].split(".")[0]) for path, s in chosen]
+    print("\n".join(hardware_table(named)))
