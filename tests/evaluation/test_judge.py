@@ -230,7 +230,7 @@ def test_killed_at_random_it_repeats_nothing_that_was_kept(serve, tmp_path):
     command = [sys.executable, "-c", SCORING, str(place), server.url, str(file)]
     expected = golden.expected("mmvet")["mm_vet_evaluator"]["1_run"]
     total = expected["judge_calls"]
-    for more in (total // 16, total // 6, total // 4):
+    for more in (total // 12, total // 6, total // 4):
         goal = sum(server.paid.values()) + more
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(lambda end=goal: sum(server.paid.values()) >= end)

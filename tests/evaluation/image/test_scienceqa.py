@@ -32,12 +32,10 @@ def test_golden_figures(layout, tmp_path):
         """Of the questions with a picture; lmms-eval is given "FAILED" for missing answers."""
         return 100 * sum(items.get(key, 0) for key in shown) / n
 
+    correct = {key: item["correct"] for key, item in llava["per_item"].items()}
     figures = {
         "official": (llava["img_accuracy_percent"], llava["img_count"]),
-        "all_image_questions": (
-            percent({k: x["correct"] for k, x in llava["per_item"].items()}),
-            n,
-        ),
+        "all_image_questions": (percent(correct), n),
         "official_all": (llava["accuracy_percent"], llava["count"]),
         "lmms_eval": (percent(lmms["per_item"]), n),
     }

@@ -88,7 +88,7 @@ def test_an_answer_whose_prompt_holds_no_question_is_unknown(tmp_path):
 
 
 def repeat_first(place):
-    """The first question of the set once more: the humans say yes, then no. Its answer line: yes."""
+    """Asks the first question again: humans say yes, then no. The line of the answer yes to it."""
     asked = place / "llava_textvqa_val_v051_ocr.jsonl"
     row, lines = golden.read_lines(asked)[0], asked.read_text().splitlines()
     asked.write_text("\n".join([*lines, lines[0]]))

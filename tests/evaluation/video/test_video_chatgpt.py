@@ -164,9 +164,8 @@ def test_the_same_question_twice_about_a_video(tmp_path):
     given = BENCHMARK.from_rows([{**rows[0], "pred": "one"}, {**rows[0], "pred": "two"}])
     joined = answers.join(BENCHMARK, questions, given)
     texts = {key: answer.text for key, answer in joined.answers.items()}
-    assert texts == {
-        f"generic/{rows[0]['video_name']}_{n}": t for n, t in enumerate(("one", "two"))
-    }
+    name = f"generic/{rows[0]['video_name']}"
+    assert texts == {f"{name}_0": "one", f"{name}_1": "two"}
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,8 @@ def test_videos(tmp_path):
     for file in (f"videos/v_{first}.mkv", f"test_videos/{second}.avi", "all_test/x.mp4"):
         (place / file).parent.mkdir(exist_ok=True)
         (place / file).touch()
-    videos = {
-        row["video_name"]: q.video for row, q in zip(rows, found.questions(place), strict=True)
-    }
+    again = zip(rows, found.questions(place), strict=True)
+    videos = {row["video_name"]: question.video for row, question in again}
     assert videos[first] == place / "videos" / f"v_{first}.mkv"
     assert videos[second] == place / "test_videos" / f"{second}.avi"
 
