@@ -110,7 +110,7 @@ def test_readings(text, official, tolerant):
 def test_a_missing_answer_is_wrong_and_counted(tmp_path):
     place, subtask = golden.folder("mme", "llava", tmp_path), "count"
     items = golden.expected("mme")["per_item"][subtask]
-    file = next(item["file"] for item in items if item["parsed"] == item["gt"])
+    file = items[0]["file"]
     gone = {
         q.question_id
         for q in mme.BENCHMARK.questions(place)
