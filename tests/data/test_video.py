@@ -63,6 +63,27 @@ def test_frame_choice_equals_the_release():
             release_frame_indices(total, count)
 
 
+@pytest.mark.parametrize(
+    ("total", "rate", "count"),
+    [
+        (29, 10.0, 2),
+        (59, 30.0, 1),
+        (315, 30000 / 1001, 10),  # 10.51 seconds
+        (899, 29.97, 29),  # 29.997 seconds
+        (11, 1.1, 9),  # 10 seconds, but Python's 11 // 1.1 is 9
+    ],
+)
+def test_the_release_counts_whole_seconds(total, rate, count):
+    stamps = list(range(total + 1))
+    chosen = _choose(stamps, Fraction(1), rate, FrameSampling(fps=1, rule="release"))
+    assert chosen == release_frame_indices(total, count).tolist()
+
+
+def test_of_a_file_too_the_release_counts_whole_seconds(folder):
+    path = make_video(folder / "nearly_two_seconds.mp4", range(19))
+    assert levels(read_video(path, FrameSampling(fps=1, rule="release"))) == [9]
+
+
 def test_nearest_frames_equal_the_release():
     path = GOLDEN / "video_frames.npz"
     source, frames = np.load(path)["source"], golden_data.pixels(path, "frames")
