@@ -13,6 +13,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
+from tests import golden_data
+
 ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -20,6 +22,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 # quickly are not worth a file.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", metavar="DIR", type=Path, help=golden_data.HELP)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (given := config.getoption("--golden")) is not None:
+        try:
+            golden_data.use(given)
+        except NotADirectoryError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 # Every compiled program maps a few pieces of memory, of which Linux allows a process 65,530.

@@ -222,7 +222,7 @@ def make_request(
 def blank_image(cfg: ImageConfig) -> np.ndarray:
     """float32 [1, J, Y, X, C]: what the release's training fuses text without a picture with.
 
-    Normalised zeros, which no uint8 picture is exactly (release_facts section 6).
+    Normalised zeros, which no uint8 picture is exactly (docs/release.md, "Splice").
     """
     return np.zeros((1, cfg.parts, cfg.size, cfg.size, 3), np.float32)
 

@@ -3,7 +3,7 @@
     patches_IPE --> keys (+ 2-D position), values (without position)
     query_QE (+ 2-D position) --> queries                                --> tokens_IQE
 
-Two forms (paper section 4.1, equation 2; release_facts section 3):
+Two forms (paper section 4.1, equation 2; docs/release.md, "Compressor"):
 
 - "similarity", the paper's: one softmax(Q K^T) over the patches themselves, no other parameters
   than the queries; fixed sin-cos positions on queries and keys.

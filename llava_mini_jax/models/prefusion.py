@@ -9,7 +9,7 @@ depend on the text. So the work is split there: `read_image` runs once per image
 per question, and a follow-up question reuses the image's keys and values exactly. In the last
 layer the patches give keys and values only, since nobody reads their outputs (19 % of the FLOPs).
 
-Paper section 4.1, equation 3; release_facts section 5. Two dialects by what is passed in: the
+Paper section 4.1, equation 3; docs/release.md, "Pre-fusion". Two dialects by what is passed in: the
 release puts the compressed tokens into the sequence and reads them after it, the paper does not.
 
 Dimensions: I images, S image positions (patches, then compressed), Q compressed, T text,

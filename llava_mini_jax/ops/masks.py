@@ -26,7 +26,7 @@ def running_positions(valid_BT: Array, first: int | Array = 0) -> Array:
     """Position ids that count valid entries only, from `first`; invalid entries get 1.
 
     The 1 has no effect (an invalid entry is seen by none); it is what the release computes
-    (release_facts section 5), so that every intermediate array can be compared with it.
+    (docs/release.md, "Masks"), so that every intermediate array can be compared with it.
 
         running_positions([[1, 0, 1, 1]], first=5) = [[5, 1, 6, 7]]
     """

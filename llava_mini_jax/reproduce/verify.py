@@ -147,7 +147,7 @@ def _plan(case: Case) -> Plan:
     ids_BT = case.inputs["input_ids"].astype(np.int32)
     labels_BT = case.inputs.get("labels")
     kept_BT = case.inputs.get("attention_mask", np.ones_like(ids_BT)).astype(bool)
-    # The release's rule (release_facts section 5): answers become id 0, then ids <= 0 are masked.
+    # The release's rule (docs/release.md, "Masks"): answers become id 0, then ids <= 0 are masked.
     fuse_BT = ids_BT > 0
     if labels_BT is not None:
         fuse_BT &= labels_BT == IGNORE

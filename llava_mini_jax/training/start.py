@@ -106,7 +106,7 @@ def _copy_llm_layers(
 ) -> LlavaMini:
     """New pre-fusion layers as copies of the language model's first ones.
 
-    An option of our own: nobody has said what the authors did (release_facts section 11).
+    An option of our own: nobody has said what the authors did (docs/release.md, "Training").
     """
     if params.prefusion is None or not any(path.startswith("prefusion/") for path in made):
         return params

@@ -6,7 +6,7 @@ Both directions use it: import looks tensors up by name, export writes them unde
 and their order are the same on both sides (output features first); shapes differ only by how axes
 are grouped, and by a leading layer axis where layers are stacked.
 
-Tensor names: release_facts section 12; golden model.safetensors files.
+Tensor names: docs/release.md, "Checkpoint files"; golden model.safetensors files.
 """
 
 import dataclasses

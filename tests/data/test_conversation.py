@@ -70,7 +70,7 @@ def tokenizers():
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("brief", "chat")])
 def test_prompts_equal_the_release(name):
     golden = PROMPTS["prompts"][GOLDEN_NAMES.get(name, name)]
-    assert len(golden) == (1 if name == "plain" else 5)
+    assert golden
     for conversation, expected in golden.items():
         assert render(TEMPLATES[name], CONVERSATIONS[conversation]) == expected
 
@@ -93,10 +93,12 @@ def test_labels_equal_the_release(row, toy):
 
 def test_inference_ids_equal_the_release(toy):
     golden = json.loads((GOLDEN / "inference_ids_toy_tokenizer.json").read_text())
-    turns = CONVERSATIONS["single_image_question"]
-    encoded = encode(TEMPLATES["llama_3_1"], turns, toy, double_bos=True)
+    template = TEMPLATES["llama_3_1"]
+    asked = [turns for turns in CONVERSATIONS.values() if turns[-1].text is None]
+    (turns,) = [turns for turns in asked if render(template, turns) == golden["prompt"]]
+    encoded = encode(template, turns, toy, double_bos=True)
     assert encoded.ids.tolist() == golden["input_ids"]
-    once = encode(TEMPLATES["llama_3_1"], turns, toy, double_bos=False)
+    once = encode(template, turns, toy, double_bos=False)
     assert once.ids.tolist() == golden["input_ids"][1:]
 
 
@@ -161,10 +163,11 @@ def test_learnt_tokens_are_the_answers(tokenizers, name, kind, rounds, has_image
 
 
 def test_open_prompt_has_answers_but_nothing_to_learn(toy):
-    turns = CONVERSATIONS["multi_turn_image_open_end"]
+    asked = [Turn("user", "<image>\nWhat is this?"), Turn("assistant", "A dog runs.")]
+    turns = [*asked, Turn("user", "What colour is it?"), Turn("assistant", None)]
     encoded = encode(TEMPLATES["llama_3_1"], turns, toy, double_bos=False)
     answer = toy.convert_ids_to_tokens(encoded.ids[encoded.answered].tolist())
-    assert "".join(answer) == "A dog runs on a beach.<|eot_id|>"
+    assert "".join(answer) == "A dog runs.<|eot_id|>"
     assert not encoded.supervised.any()
     with pytest.raises(InputError, match="sample id 77"):
         check_supervised(encoded, 77)
@@ -220,7 +223,7 @@ def test_unusable_chat_templates(chat, reason):
     tokenizer = make_toy()
     tokenizer.chat_template = chat
     with pytest.raises(InputError, match=reason):
-        render(TEMPLATES["llama_3_1"], CONVERSATIONS["training_two_turns"], tokenizer)
+        render(TEMPLATES["llama_3_1"], [Turn("user", "a"), Turn("assistant", "b")], tokenizer)
 
 
 # --- LLaVA's data ---------------------------------------------------------------------------------
@@ -330,4 +333,5 @@ def test_a_tokenizer_without_offsets_is_refused():
         is_fast = False
 
     with pytest.raises(InputError, match="no character offsets"):
-        encode(TEMPLATES["plain"], CONVERSATIONS["plain_caption"], Slow(), double_bos=False)
+        turns = [Turn("user", "<image>"), Turn("assistant", "a bus")]
+        encode(TEMPLATES["plain"], turns, Slow(), double_bos=False)

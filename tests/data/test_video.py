@@ -5,7 +5,6 @@ import itertools
 import json
 import tracemalloc
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -22,9 +21,10 @@ from llava_mini_jax.data.media.video import (
     release_frame_indices,
 )
 from llava_mini_jax.errors import InputError
+from tests import golden_data
 from tests.data.clips import ALL, LEVEL_STEP, levels, make_video, moving_video, turned
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "preprocess"
+GOLDEN = golden_data.folder("preprocess")
 RELEASE_MODES = {
     "cli": FrameSampling(fps=1, rule="release"),
     "worker": FrameSampling(fps=1, max_frames=180, rule="release"),
@@ -63,29 +63,55 @@ def test_frame_choice_equals_the_release():
             release_frame_indices(total, count)
 
 
+@pytest.mark.parametrize(
+    ("total", "rate", "count"),
+    [
+        (29, 10.0, 2),
+        (59, 30.0, 1),
+        (315, 30000 / 1001, 10),  # 10.51 seconds
+        (899, 29.97, 29),  # 29.997 seconds
+        (11, 1.1, 9),  # 10 seconds, but Python's 11 // 1.1 is 9
+    ],
+)
+def test_the_release_counts_whole_seconds(total, rate, count):
+    stamps = list(range(total + 1))
+    chosen = _choose(stamps, Fraction(1), rate, FrameSampling(fps=1, rule="release"))
+    assert chosen == release_frame_indices(total, count).tolist()
+
+
+def test_of_a_file_too_the_release_counts_whole_seconds(folder):
+    path = make_video(folder / "nearly_two_seconds.mp4", range(19))
+    assert levels(read_video(path, FrameSampling(fps=1, rule="release"))) == [9]
+
+
 def test_nearest_frames_equal_the_release():
-    golden = np.load(GOLDEN / "video_frames_every3.npz")
-    frames = golden["source"][release_frame_indices(7, 3)]
-    parts = preprocess_frames(frames, make_cfg(grid=2), resize="nearest")
-    assert parts.shape == (3, 5, 336, 336, 3) and parts.dtype == np.uint8
-    np.testing.assert_array_equal(parts[:, -1, 1::3, 1::3], golden["frames"])
-    first = parts[0].transpose(0, 3, 1, 2)[:, :, 1::3, 1::3]
-    np.testing.assert_array_equal(first, golden["hd_first_frame"])
+    path = GOLDEN / "video_frames.npz"
+    source, frames = np.load(path)["source"], golden_data.pixels(path, "frames")
+    sampled = source[release_frame_indices(len(source), len(frames.array))]
+    parts = preprocess_frames(sampled, make_cfg(grid=2), resize="nearest")
+    assert parts.shape == (len(sampled), 5, 336, 336, 3) and parts.dtype == np.uint8
+    shown = parts.transpose(0, 1, 4, 2, 3)
+    whole = frames.seen(shown[:, -1])
+    np.testing.assert_array_equal(whole.transpose(0, 2, 3, 1), frames.array)
+    first = golden_data.pixels(path, "hd_first_frame")
+    np.testing.assert_array_equal(first.seen(shown[0]), first.array)
 
 
-def test_real_video_equals_the_release(shared_golden):
-    golden = json.loads((shared_golden / "preprocess" / "safari.json").read_text())
-    path = shared_golden / "preprocess" / "safari.mp4"
+@pytest.mark.parametrize("name", [path.stem for path in sorted(GOLDEN.glob("*.mp4"))])
+def test_real_video_equals_the_release(name):
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    path = GOLDEN / golden["file"]
     decoded = list(read_video(path, ALL))
     sampled = list(read_video(path, FrameSampling(fps=1, rule="release")))
     assert len(decoded) == golden["total_frames"] and len(sampled) == golden["num_frames"]
     for frame, index in zip(sampled, golden["indices"], strict=True):
         np.testing.assert_array_equal(frame, decoded[index])
     saved = [sampled[i] for i in golden["saved_frames"]]
-    parts = preprocess_frames(saved, make_cfg(), resize="nearest")[:, 0, 1::3, 1::3]
-    expected = np.load(shared_golden / "preprocess" / "safari_frames.npz")["frames_every3"]
+    parts = preprocess_frames(saved, make_cfg(), resize="nearest")[:, 0].transpose(0, 3, 1, 2)
+    expected = golden_data.pixels(GOLDEN / f"{name}_frames.npz", "frames")
+    seen = expected.seen(parts).transpose(0, 2, 3, 1)
     # Decoders and colour conversions differ by a few grey levels.
-    assert np.abs(parts.astype(int) - expected).max() <= 4
+    assert np.abs(seen.astype(int) - expected.array).max() <= 4
 
 
 def test_bicubic_keeps_the_aspect_ratio():

@@ -1,12 +1,13 @@
 """Small tokenizers of each kind that language models have, and the golden prompts they read."""
 
 import json
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers import trainers as tokenizer_trainers
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "prompts"
+from tests import golden_data
+
+GOLDEN = golden_data.folder("prompts")
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())
 LABELS = json.loads((GOLDEN / "label_masks_toy_tokenizer.json").read_text())
 LLAMA_SPECIALS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -99,5 +100,7 @@ def make_byte_level():
 
 
 def training_lines() -> list[str]:
-    prompts = [text for by_name in PROMPTS["prompts"].values() for text in by_name.values()]
+    """Always ours: tests of behaviour know what these tokenizers make of their texts."""
+    own = json.loads((golden_data.OWN / "prompts" / "prompts.json").read_text())["prompts"]
+    prompts = [text for by_name in own.values() for text in by_name.values()]
     return [text.replace("<|eot_id|>", "\n").replace("</s>", "\n") for text in prompts]

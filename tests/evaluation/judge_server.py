@@ -46,7 +46,11 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        length = int(self.headers["Content-Length"])
+        raw = self.rfile.read(length)
+        if len(raw) < length:  # the client was killed while it sent this
+            return
+        content = raw.decode()
         server = self.server
         with server.lock:
             server.times.append(time.monotonic())

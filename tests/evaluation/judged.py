@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from llava_mini_jax.evaluation.judge.judging import Reply, replies_of
+from tests import golden_data
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "eval"
+GOLDEN = golden_data.folder("eval")
 CLOSE = dict(rel=0, abs=1e-6)  # what the project promises of every figure
 DATE = "2025-01-08T12:00:00+00:00"
 _TAG = re.compile(r"\[item \w+\]")
@@ -32,6 +33,11 @@ def read(path):
     return json.loads((GOLDEN / path).read_text(encoding="utf-8"))
 
 
+def tag(text):
+    """The last mark of an item in a text, by which the canned replies are told apart."""
+    return _TAG.findall(text)[-1]
+
+
 class Canned:
     """Gives each item its golden replies, one after the other; the last one repeats."""
 
@@ -41,12 +47,12 @@ class Canned:
         self.requests = {}  # by tag
 
     def __call__(self, request):
-        tag = _TAG.findall(request.body["messages"][-1]["content"])[-1]
-        given = self._replies[tag]
+        item = tag(request.body["messages"][-1]["content"])
+        given = self._replies[item]
         given = [given] if isinstance(given, str) else given
-        text = given[min(self._asked[tag], len(given) - 1)]
-        self._asked[tag] += 1
-        self.requests.setdefault(tag, []).append(request)
+        text = given[min(self._asked[item], len(given) - 1)]
+        self._asked[item] += 1
+        self.requests.setdefault(item, []).append(request)
         return Reply(text=text, model=request.body["model"], date=DATE)
 
 

@@ -22,7 +22,7 @@ from llava_mini_jax.evaluation import benchmark as benchmarks
 from llava_mini_jax.evaluation.benchmark import find
 from llava_mini_jax.evaluation.run import report
 from llava_mini_jax.weights.export_hf import export_model
-from tests import tiny, tiny_model
+from tests import golden_data, tiny, tiny_model
 from tests.conftest import ROOT
 from tests.training.runs import SETTINGS
 
@@ -327,7 +327,7 @@ class Grader(http.server.BaseHTTPRequestHandler):
 
 def test_a_judged_benchmark_is_paid_for_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-key")
-    shutil.copytree(ROOT / "tests/golden/eval/mmvet", tmp_path / "data" / "mm-vet")
+    shutil.copytree(golden_data.OWN / "eval" / "mmvet", tmp_path / "data" / "mm-vet")
     answers = tmp_path / "data/mm-vet/answers/golden-model.jsonl"
     out = tmp_path / "out"
     argv = [
@@ -369,7 +369,7 @@ def test_a_judged_benchmark_is_paid_for_once(tmp_path, capsys, monkeypatch):
 )
 def test_the_releases_own_rows_are_answers_too(tmp_path, name, rows, expected):
     data = tmp_path / "data"
-    shutil.copytree(ROOT / "tests/golden/eval" / name, data / name)
+    shutil.copytree(golden_data.OWN / "eval" / name, data / name)
     argv = [
         "--benchmarks",
         name,

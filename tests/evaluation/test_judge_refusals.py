@@ -8,7 +8,7 @@ import pytest
 import eval as eval_program
 from llava_mini_jax.evaluation.judge import client
 from llava_mini_jax.evaluation.video import video_chatgpt
-from tests.conftest import ROOT
+from tests import golden_data
 from tests.evaluation.judge_server import completion, endpoint, number, plan, texts_of
 
 FILTERED = {"error": {"code": "content_filter", "message": "filtered"}}
@@ -125,7 +125,7 @@ def test_benchmarks_take_a_refusal_for_a_reply_that_cannot_be_read(name, serve, 
     server = serve(grade)
     source, target, answers = FOLDERS[name]
     data = tmp_path / "data" / target
-    shutil.copytree(ROOT / "tests/golden/eval" / source, data)
+    shutil.copytree(golden_data.OWN / "eval" / source, data)
     if name == "video_chatgpt":
         parts = (data / f"predictions/{kind}_qa.jsonl" for kind in video_chatgpt._SETS)
         (data / answers).write_text("".join(path.read_text() for path in parts))

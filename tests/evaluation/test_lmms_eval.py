@@ -25,7 +25,7 @@ from llava_mini_jax import integrations
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
-from tests import tiny, tiny_model
+from tests import golden_data, tiny, tiny_model
 from tests.conftest import ROOT
 from tests.training.runs import SETTINGS
 
@@ -273,7 +273,7 @@ def write_task(name, include):
         skipping = skipping and line.startswith("    ")
         if not skipping:
             kept.append(line)
-    data = ROOT / "tests/golden/eval" / benchmark / file
+    data = golden_data.folder("eval") / benchmark / file
     kept += [
         f"task: local_{name}",
         "dataset_path: parquet",
@@ -305,7 +305,7 @@ def test_lmms_eval_itself_asks_the_golden_prompts(folder, model, tmp_path):
     for name, (benchmark, _, _) in TASKS.items():
         (path,) = (tmp_path / "out").rglob(f"*samples_local_{name}.jsonl")
         samples = sorted(map(json.loads, path.open()), key=lambda sample: sample["doc_id"])
-        golden = ROOT / "tests/golden/eval" / benchmark / "expected_lmms_eval_run.json"
+        golden = golden_data.folder("eval") / benchmark / "expected_lmms_eval_run.json"
         prompts = json.loads(golden.read_text())["tasks"][name]["prompts"]
         assert [sample["input"] for sample in samples] == prompts
         rows = pyarrow.parquet.read_table(data[name]).to_pylist()

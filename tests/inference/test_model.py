@@ -237,6 +237,24 @@ def test_release_rule_for_frames_squeezes_files(model: Model, files: dict[str, P
     assert np.abs(theirs.pixels[:, 0, 0] - fill).max() > 8, "nothing is padded"
 
 
+def test_frames_in_a_folder_are_pictures_not_squeezed(release: Model, tmp_path: Path) -> None:
+    """The release squeezes the frames of video files alone (docs/release.md, "Videos")."""
+    pictures = []
+    for n in range(3):
+        noise = np.random.default_rng(n).integers(0, 256, (32, 80, 3), dtype=np.uint8)
+        pictures.append(tmp_path / f"{n}.png")
+        Image.fromarray(noise).save(pictures[-1])
+    assert sampling_for(release.bundle).rule == "release"
+    shown = release.read_pictures(None, tmp_path)
+    assert shown.frames == (3,)
+    expected = release.read_pictures(pictures, None).pixels
+    np.testing.assert_array_equal(shown.pixels, expected)
+    session = Session(release, Settings(max_new_tokens=6))
+    session.show_video(tmp_path)
+    (medium,) = session._watched.media
+    np.testing.assert_array_equal(np.stack(medium.take(8)), expected)
+
+
 def test_videos_are_read_in_the_dialect_of_the_weights(
     model: Model, release: Model, files: dict[str, Path]
 ) -> None:

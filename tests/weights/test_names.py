@@ -57,7 +57,7 @@ def test_stacked_and_unrolled_trees_have_the_same_names() -> None:
 
 
 def test_the_released_names() -> None:
-    """Names and shapes of release_facts section 12."""
+    """Names and shapes of docs/release.md, "Checkpoint files"."""
     found = named(EIGHT_B, "release")
     assert found["llm/layers/q_proj"][31].name == "model.layers.31.self_attn.q_proj.weight"
     assert found["llm/lm_head"] == [names.Source("lm_head.weight")]
@@ -79,7 +79,7 @@ def test_the_released_names() -> None:
     ]
 
 
-# design.md section 3: paths that checkpoints, freezing patterns and docs use.
+# Paths that checkpoints, freezing patterns and docs use.
 LAYER = ("attn_norm", "q_proj", "k_proj", "v_proj", "o_proj", "mlp_norm")
 DOCUMENTED = [
     *(f"vision/{name}" for name in ("patch_embed", "class_token", "position")),

@@ -128,7 +128,7 @@ def collate(
     pixels (generation feeds frames in chunks) the batch has no images (I = 0).
 
     Sequences beyond `max_length` positions are refused with the arithmetic, or cut there if
-    `truncate` (the release cuts silently, release_facts section 6). With compression inside the
+    `truncate` (the release cuts silently: docs/release.md, "Splice"). With compression inside the
     language model the long sequence decides: of what is cut there the short one has nothing.
     """
     if not truncate:

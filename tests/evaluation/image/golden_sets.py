@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 from llava_mini_jax.evaluation import benchmark
 from llava_mini_jax.evaluation.run import answers
+from tests import golden_data
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "eval"
+GOLDEN = golden_data.folder("eval")
 LAYOUTS = ("llava", "parquet")
 CLOSE = dict(rel=0, abs=1e-6)  # what the project promises of every figure
 
@@ -18,6 +18,11 @@ def expected(name):
 
 def answer_lines(name):
     return answers.read_lines(next((GOLDEN / name / "answers").rglob("*.jsonl")))
+
+
+def read_lines(path):
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def folder(name, layout, tmp_path, *beside):
@@ -47,8 +52,7 @@ def scored(name, place, lines=None):
 
 def rewrite_lines(path, change):
     """Each row of a file of JSON lines goes through `change`; None removes it."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [row for row in map(change, rows) if row is not None]
+    kept = [row for row in map(change, read_lines(path)) if row is not None]
     path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 

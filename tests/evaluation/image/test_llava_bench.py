@@ -75,7 +75,8 @@ def test_golden_reviews(tmp_path):
 def test_a_missing_answer_is_judged_as_an_empty_one(tmp_path):
     lines = golden.answer_lines(NAME)[1:]
     place, questions, answers, replies, canned = asked(tmp_path, lines=lines)
-    user = canned.requests["[item o000]"][0].body["messages"][-1]["content"]
+    gone = judged.tag(golden.answer_lines(NAME)[0]["prompt"])
+    user = canned.requests[gone][0].body["messages"][-1]["content"]
     assert "[Assistant 2]\n\n\n[End of Assistant 2]" in user
     rule = BENCHMARK.score(place, questions, answers, replies=replies).rules["official"]
     assert rule.details["counted"] == len(questions)
@@ -130,17 +131,25 @@ def test_scored_without_replies(tmp_path):
 @pytest.mark.parametrize(
     "file, change, says",
     [
-        ("answers_gpt4.jsonl", lambda r: None if r["question_id"] == 5 else r, "5"),
-        ("context.jsonl", lambda r: None if r["image"] == "002.jpg" else r, "002.jpg of 4"),
-        ("context.jsonl", lambda r: {**r, "caption": 7}, "caption 7"),
-        ("questions.jsonl", lambda r: {**r, "question_id": 1}, '"question_id" 1'),
-        ("questions.jsonl", lambda r: {**r, "category": "other"}, "other"),
+        ("answers_gpt4.jsonl", lambda rows: rows.pop(0), "{question_id}"),
+        ("context.jsonl", lambda rows: rows.pop(0), "{image} of {question_id}"),
+        ("context.jsonl", lambda rows: rows[0].update(caption=7), "caption 7"),
+        ("questions.jsonl", lambda rows: rows.append(rows[0]), '"question_id" {question_id}'),
+        ("questions.jsonl", lambda rows: rows[0].update(category="other"), "other"),
     ],
 )
 def test_broken_data(file, change, says, tmp_path):
     place = golden.folder(NAME, "llava", tmp_path)
-    golden.rewrite_lines(place / file, change)
-    with pytest.raises(InputError, match=says):
+    rows = golden.read_lines(place / file)
+    same = rows[0].keys() & {"question_id", "image"}
+    first = next(
+        row
+        for row in golden.read_lines(place / "questions.jsonl")
+        if all(row[name] == rows[0][name] for name in same)
+    )
+    change(rows)
+    (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=says.format(**first)):
         BENCHMARK.questions(place)
 
 

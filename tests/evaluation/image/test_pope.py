@@ -1,5 +1,7 @@
 """POPE: every golden figure in both layouts; labels join by picture and question, or not at all."""
 
+import json
+
 import pytest
 
 from llava_mini_jax.errors import InputError
@@ -38,7 +40,7 @@ def test_both_layouts_ask_the_same(tmp_path):
         }
         for layout in golden.LAYOUTS
     )
-    assert llava == parquet and len(llava) == 87
+    assert llava == parquet and llava.keys() == golden.expected("pope")["per_item"].keys()
 
 
 @pytest.mark.parametrize(
@@ -72,31 +74,40 @@ def test_order_of_the_label_file_does_not_matter(tmp_path):
 def test_label_files_of_another_version_are_refused(tmp_path):
     place = golden.folder("pope", "llava", tmp_path)
     path = place / "coco" / "coco_pope_random.json"
-    whole = path.read_text()
-    path.write_text(whole + whole.splitlines()[0].replace("000058794", "000058795") + "\n")
-    with pytest.raises(
-        InputError, match=r"28 labels, llava_pope_test.jsonl has 27 random questions"
-    ):
-        pope.BENCHMARK.questions(place)
-    path.write_text(whole.replace("000000058794", "000000058795"))  # as many, of another picture
-    with pytest.raises(InputError, match=r"1 of 87 questions have no label.*10000001"):
-        pope.BENCHMARK.questions(place)
-    path.write_text(whole.replace('"label": "yes"', '"label": "Yes"', 1))
-    with pytest.raises(InputError, match=r"the label is 'Yes'"):
-        pope.BENCHMARK.questions(place)
+    asked, rows = pope.BENCHMARK.questions(place), golden.read_lines(path)
+    first, n = rows[0], len(rows)
+
+    def refused(rows, message):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError, match=message):
+            pope.BENCHMARK.questions(place)
+
+    other = {**first, "image": "COCO_val2014_000000000000.jpg"}
+    refused([*rows, other], f"{n + 1} labels, llava_pope_test.jsonl has {n} random questions")
+    thing = first["text"].partition(" in the ")[0]
+    (lost,) = [
+        q.key
+        for q in asked
+        if q.gold["split"] == "random" and q.image.name == first["image"] and thing in q.prompt
+    ]  # as many labels, one of another picture
+    refused([other, *rows[1:]], f"1 of {len(asked)} questions have no label.*: {lost}")
+    refused([{**first, "label": "Yes"}, *rows[1:]], r"the label is 'Yes'")
     path.unlink()
     with pytest.raises(InputError, match=r"coco_pope_random.json; get it from .*e3e3926"):
         pope.BENCHMARK.questions(place)
 
 
 def test_a_missing_answer_is_wrong_and_counted(tmp_path):
-    place = golden.folder("pope", "llava", tmp_path)
-    lines = golden.answer_lines("pope")
-    right = next(n for n, line in enumerate(lines) if line["question_id"] == 3)  # "yes", rightly
-    _, scores = golden.scored("pope", place, lines[:right] + lines[right + 1 :])
+    place, expected = golden.folder("pope", "llava", tmp_path), golden.expected("pope")
+    items = expected["per_item"]
+    gone = next(key for key, x in items.items() if x["parsed"] == x["label"] == "yes")
+    lines = [line for line in golden.answer_lines("pope") if str(line["question_id"]) != gone]
+    questions, scores = golden.scored("pope", place, lines)
     rule = scores.rules["official"]
-    assert rule.details["missing"] == 1 and len(rule.items) == 87 and rule.items["3"] == 0
-    assert (rule.details["adversarial"]["TP"], rule.details["adversarial"]["FN"]) == (8, 7)
+    assert rule.details["missing"] == 1 and len(rule.items) == len(items) and rule.items[gone] == 0
+    (split,) = [q.gold["split"] for q in questions if q.key == gone]
+    ours, before = rule.details[split], expected["llava_eval_pope"][split]
+    assert (ours["TP"], ours["FN"]) == (before["TP"] - 1, before["FN"] + 1)
 
 
 def test_nothing_said_yes_gives_zero(tmp_path):
@@ -108,8 +119,9 @@ def test_nothing_said_yes_gives_zero(tmp_path):
 
 def test_answers_to_other_questions_are_refused(tmp_path):
     lines = golden.answer_lines("pope")
-    lines[0] = {**lines[0], "prompt": "Is there a zebra in the image?"}
-    with pytest.raises(InputError, match=r"1 of 87 answers were given to other questions.*: 1"):
+    lines[0] = {**lines[0], "prompt": "What else?"}
+    message = f"1 of {len(lines)} answers were given to other.*: {lines[0]['question_id']}"
+    with pytest.raises(InputError, match=message):
         golden.scored("pope", golden.folder("pope", "llava", tmp_path), lines)
 
 

@@ -12,6 +12,12 @@ from tests.evaluation.image import golden_sets as golden
 RULES = {"letter", "official", "all_image_questions", "official_all", "lmms_eval", "lmms_eval_all"}
 
 
+def with_picture():
+    """The test questions that have a picture, as ScienceQA's own file says."""
+    problems = json.loads((golden.GOLDEN / "scienceqa" / "problems.json").read_text())
+    return {key for key, one in problems.items() if one["split"] == "test" and one["image"]}
+
+
 @pytest.mark.parametrize("layout", golden.LAYOUTS)
 def test_golden_figures(layout, tmp_path):
     expected = golden.expected("scienceqa")
@@ -20,11 +26,18 @@ def test_golden_figures(layout, tmp_path):
     rules = scores.rules
     assert scores.headline == "letter" and rules.keys() == RULES
     llava, lmms = expected["llava_eval_science_qa"], expected["lmms_eval"]
+    shown, n = with_picture(), len(with_picture())
+
+    def percent(items):
+        """Of the questions with a picture; lmms-eval is given "FAILED" for missing answers."""
+        return 100 * sum(items.get(key, 0) for key in shown) / n
+
+    correct = {key: item["correct"] for key, item in llava["per_item"].items()}
     figures = {
         "official": (llava["img_accuracy_percent"], llava["img_count"]),
-        "all_image_questions": (100 * 16 / 38, 38),
+        "all_image_questions": (percent(correct), n),
         "official_all": (llava["accuracy_percent"], llava["count"]),
-        "lmms_eval": (52.63157894736842, 38),  # lmms-eval itself, "FAILED" for missing answers
+        "lmms_eval": (percent(lmms["per_item"]), n),
     }
     for rule, (value, n) in figures.items():
         assert rules[rule].value == pytest.approx(value, **golden.CLOSE)
@@ -44,13 +57,15 @@ def test_golden_figures(layout, tmp_path):
 
 def test_missing_answers_are_counted_and_a_rule_keeps_them(tmp_path):
     place = golden.folder("scienceqa", "llava", tmp_path)
-    _, scores = golden.scored("scienceqa", place)
-    assert scores.rules["official"].details["missing"] == 2  # of questions with a picture
-    assert scores.rules["all_image_questions"].details["missing"] == 2
-    assert scores.rules["official_all"].details["missing"] == 3
+    questions, scores = golden.scored("scienceqa", place)
+    answered = {str(line["question_id"]) for line in golden.answer_lines("scienceqa")}
+    missing = {q.key for q in questions} - answered
+    assert scores.rules["official"].details["missing"] == len(missing & with_picture())
+    assert scores.rules["all_image_questions"].details["missing"] == len(missing & with_picture())
+    assert scores.rules["official_all"].details["missing"] == len(missing)
     _, scores = golden.scored("scienceqa", place, [])
     assert scores.rules["official"].items == {} and math.isnan(scores.rules["official"].value)
-    assert len(scores.rules["all_image_questions"].items) == 38
+    assert scores.rules["all_image_questions"].items.keys() == with_picture()
 
 
 def test_answers_to_other_questions_are_refused(tmp_path):
@@ -71,7 +86,8 @@ def test_both_layouts_ask_the_same(tmp_path):
         }
         for layout in golden.LAYOUTS
     )
-    assert llava == parquet and len(llava) == 64
+    per_item = golden.expected("scienceqa")["llava_eval_science_qa"]["per_item"]
+    assert llava == parquet and llava.keys() == per_item.keys()
 
 
 def test_parquet_without_ids_and_with_pictures_only(tmp_path):
@@ -114,7 +130,8 @@ def test_readings(text, official, lmms):
 def test_breakdown_by_subject_context_and_grade(tmp_path):
     place = golden.folder("scienceqa", "llava", tmp_path)
     questions, scores = golden.scored("scienceqa", place)
-    problems = json.loads((place / "problems.json").read_text())
+    every = json.loads((place / "problems.json").read_text())
+    problems = {key: problem for key, problem in every.items() if problem["split"] == "test"}
     rule = scores.rules["official_all"]
     social = [k for k, p in problems.items() if p["subject"] == "social science"]
     no_context = [k for k, p in problems.items() if not p["hint"] and not p["image"]]
@@ -139,16 +156,17 @@ def test_broken_data_is_refused(tmp_path):
         path.write_text(json.dumps(before))
 
     asked, problems = files["llava_test_CQM-A.json"][1], files["problems.json"][1]
-    refused("llava_test_CQM-A.json", asked[1:], "1 questions are in only one of .*: 100")
-    refused("llava_test_CQM-A.json", [*asked, asked[0]], "1 questions stand twice: 100")
+    first, second = (row["id"] for row in asked[:2])
+    refused("llava_test_CQM-A.json", asked[1:], f"1 questions are in only one of .*: {first}")
+    refused("llava_test_CQM-A.json", [*asked, asked[0]], f"1 questions stand twice: {first}")
     refused("llava_test_CQM-A.json", {"a": 1}, "holds a dict; expected a list")
-    bare = {"id": "100", "conversations": []}
-    refused("llava_test_CQM-A.json", [bare, *asked[1:]], "100, first turn: a NoneType")
-    refused("pid_splits.json", {"test": []}, "64 questions are in only one")
-    without = {name: problem for name, problem in problems.items() if name != "103"}
-    refused("problems.json", without, "problems.json, 103: a NoneType; expected an object")
-    wrong = {**problems, "103": {**problems["103"], "answer": 5}}
-    refused("problems.json", wrong, "question 103 has 2 choices and the answer 5")
+    bare = {"id": first, "conversations": []}
+    refused("llava_test_CQM-A.json", [bare, *asked[1:]], f"{first}, first turn: a NoneType")
+    refused("pid_splits.json", {"test": []}, f"{len(asked)} questions are in only one")
+    without = {name: problem for name, problem in problems.items() if name != second}
+    refused("problems.json", without, f"problems.json, {second}: a NoneType; expected an object")
+    wrong = {**problems, second: {**problems[second], "choices": ["a", "b"], "answer": 5}}
+    refused("problems.json", wrong, f"question {second} has 2 choices and the answer 5")
     files["pid_splits.json"][0].unlink()
     with pytest.raises(InputError, match=r"pid_splits.json; get it from github.com/lupantech"):
         scienceqa.BENCHMARK.questions(place)
@@ -156,6 +174,7 @@ def test_broken_data_is_refused(tmp_path):
 
 def test_ids_of_another_version_are_refused(tmp_path):
     place = golden.folder("scienceqa", "parquet", tmp_path)
+    n = len(scienceqa.BENCHMARK.questions(place))
     (place / "pid_splits.json").write_text('{"test": ["1"]}')
-    with pytest.raises(InputError, match=r"lists 1 test questions, .* has 64"):
+    with pytest.raises(InputError, match=f"lists 1 test questions, .* has {n}"):
         scienceqa.BENCHMARK.questions(place)

@@ -45,15 +45,17 @@ def test_both_layouts_ask_the_same(tmp_path):
         }
         for layout in golden.LAYOUTS
     )
-    assert llava == parquet and len(llava) == 72
+    assert llava == parquet and len(llava) == golden.expected("vizwiz")["n"]
 
 
 def test_the_annotations_do_where_llavas_questions_are_not(tmp_path):
     place = golden.folder("vizwiz", "llava", tmp_path)
     before = vizwiz.BENCHMARK.questions(place)
-    (place / "llava_val.jsonl").unlink()
+    asked = place / "llava_val.jsonl"
+    pictures = [place / "val" / row["image"] for row in golden.read_lines(asked)]
+    asked.unlink()
     assert vizwiz.BENCHMARK.questions(place) == before
-    assert before[0].image == place / "val" / "VizWiz_val_00020000.jpg"
+    assert [question.image for question in before] == pictures
 
 
 def test_upload(tmp_path):
@@ -62,8 +64,9 @@ def test_upload(tmp_path):
     (path,) = found.submission(place, questions, given.answers, tmp_path / "out")
     upload = json.loads(path.read_text())
     assert upload == json.loads((golden.GOLDEN / "vizwiz" / "expected_upload.json").read_text())
-    del given.answers["VizWiz_val_00020007.jpg"]
-    with pytest.raises(InputError, match=r"1 of 72 .* no answer: VizWiz_val_00020007.jpg"):
+    last = questions[-1].key
+    del given.answers[last]
+    with pytest.raises(InputError, match=f"1 of {len(questions)} .* no answer: {last}"):
         found.submission(place, questions, given.answers, tmp_path / "out")
 
 
@@ -104,33 +107,38 @@ def test_test_split_is_preferred_and_its_score_hidden(tmp_path):
     place = golden.folder("vizwiz", "llava", tmp_path)
     (place / "llava_val.jsonl").rename(place / "llava_test.jsonl")
     questions, scores = golden.scored("vizwiz", place)
-    assert math.isnan(scores.rules["llava"].value) and len(scores.parsed) == 72
+    assert math.isnan(scores.rules["llava"].value) and len(scores.parsed) == len(questions)
     assert questions[0].image.parent == place / "test"
     assert benchmark.find("vizwiz_val").questions(place)[0].gold is not None
 
 
 def test_a_missing_answer_is_wrong_and_counted(tmp_path):
-    lines = [x for x in golden.answer_lines("vizwiz") if x["question_id"] != 0]
-    _, scores = golden.scored("vizwiz", golden.folder("vizwiz", "llava", tmp_path), lines)
+    place, expected = golden.folder("vizwiz", "llava", tmp_path), golden.expected("vizwiz")
+    items = expected["vizwiz_official"]["on_raw_predictions"]["per_item"]
+    gone = next(key for key, item in items.items() if item)
+    numbers = {q.key: q.question_id for q in vizwiz.BENCHMARK.questions(place)}
+    lines = [x for x in golden.answer_lines("vizwiz") if x["question_id"] != numbers[gone]]
+    _, scores = golden.scored("vizwiz", place, lines)
     for rule in scores.rules.values():
-        assert rule.items["VizWiz_val_00020000.jpg"] == 0
-        assert len(rule.items) == 72 and rule.details["missing"] == 1
+        assert rule.items[gone] == 0
+        assert len(rule.items) == expected["n"] and rule.details["missing"] == 1
 
 
 def test_broken_data_is_refused(tmp_path):
     place = golden.folder("vizwiz", "llava", tmp_path)
     path = place / "val.json"
     rows = json.loads(path.read_text())
+    first = rows[0]["image"]
 
     def refused(changed, message):
         path.write_text(json.dumps(changed))
         with pytest.raises(InputError, match=message):
             vizwiz.BENCHMARK.questions(place)
 
-    refused(rows[1:], "1 pictures are in only one of .*: VizWiz_val_00020000.jpg")
+    refused(rows[1:], f"1 pictures are in only one of .*: {first}")
     refused([*rows, {**rows[0], "image": "z.jpg"}], r"1 pictures are in only one of .*: z.jpg")
-    refused([*rows, rows[0]], "has VizWiz_val_00020000.jpg twice")
-    refused([{**rows[0], "answers": [{"text": "a"}]}], 'VizWiz_val_00020000.jpg: "answer" is')
+    refused([*rows, rows[0]], f"has {first} twice")
+    refused([{**rows[0], "answers": [{"text": "a"}]}], f'{first}: "answer" is')
     refused([{"image": "a.jpg"}], 'item 1: "question" is nothing')
     refused({"data": rows}, "holds a dict; expected a list")
     path.unlink()

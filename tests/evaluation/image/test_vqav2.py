@@ -47,15 +47,17 @@ def test_both_layouts_ask_the_same(tmp_path):
         }
         for layout in golden.LAYOUTS
     )
-    assert llava == parquet and len(llava) == 68
+    assert llava == parquet and len(llava) == golden.expected("vqav2")["n"]
 
 
 def test_the_official_questions_do_where_llavas_are_not(tmp_path):
     place = golden.folder("vqav2", "llava", tmp_path)
     before = vqav2.BENCHMARK.questions(place)
-    (place / "llava_vqav2_mscoco_val2014.jsonl").unlink()
+    asked = place / "llava_vqav2_mscoco_val2014.jsonl"
+    pictures = [place / "val2014" / row["image"] for row in golden.read_lines(asked)]
+    asked.unlink()
     assert vqav2.BENCHMARK.questions(place) == before
-    assert before[0].image == place / "val2014" / "COCO_val2014_000000142105.jpg"
+    assert [question.image for question in before] == pictures
 
 
 def test_unanimous_humans_are_compared_byte_by_byte():
@@ -69,21 +71,29 @@ def test_unanimous_humans_are_compared_byte_by_byte():
 def test_upload_covers_all_of_test2015(tmp_path):
     place = golden.folder("vqav2", "llava", tmp_path)
     found, questions, given = golden.joined("vqav2", place)
-    (path,) = found.submission(place, questions, given.answers, tmp_path / "out")
-    upload = json.loads(path.read_text())
-    assert upload == json.loads((golden.GOLDEN / "vqav2" / "expected_upload.json").read_text())
-    assert {"question_id": 458752900, "answer": ""} in upload
+    first, *_, last = given.answers
+
+    def upload():
+        (path,) = found.submission(place, questions, given.answers, tmp_path / "out")
+        return json.loads(path.read_text())
+
+    recorded = json.loads((golden.GOLDEN / "vqav2" / "expected_upload.json").read_text())
+    assert upload() == recorded
     test = place / "llava_vqav2_mscoco_test2015.jsonl"
-    golden.rewrite_lines(test, lambda row: None if row["question_id"] == 458752003 else row)
-    with pytest.raises(InputError, match=r"does not list 458752003"):
-        found.submission(place, questions, given.answers, tmp_path / "out")
-    del given.answers["458752000"]
-    with pytest.raises(InputError, match=r"1 of 68 questions have no answer: 458752000"):
-        found.submission(place, questions, given.answers, tmp_path / "out")
+    rows = golden.read_lines(test)
+    test.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "question_id": 1}])))
+    assert upload() == [*recorded, {"question_id": 1, "answer": ""}]
+    golden.rewrite_lines(test, lambda row: None if str(row["question_id"]) == last else row)
+    with pytest.raises(InputError, match=f"does not list {last}"):
+        upload()
+    answer = given.answers.pop(first)
+    message = f"1 of {len(questions)} questions have no answer: {first}"
+    with pytest.raises(InputError, match=message):
+        upload()
     test.unlink()
-    given.answers["458752000"] = given.answers["458752001"]
+    given.answers[first] = answer
     with pytest.raises(InputError, match=r"test2015.jsonl; get it from LLaVA's eval.zip"):
-        found.submission(place, questions, given.answers, tmp_path / "out")
+        upload()
 
 
 def test_test_dev_is_preferred_and_its_score_hidden(tmp_path):
@@ -94,20 +104,30 @@ def test_test_dev_is_preferred_and_its_score_hidden(tmp_path):
     questions, scores = golden.scored("vqav2", place)
     assert [q.gold for q in questions] == [None] * 5
     assert questions[0].image.parent == place / "test2015"
-    assert math.isnan(scores.rules["llava"].value) and scores.parsed["458752002"] == "no"
-    assert len(benchmark.find("vqav2_val").questions(place)) == 68
+    recorded = json.loads((golden.GOLDEN / "vqav2" / "expected_upload.json").read_text())
+    processed = {str(row["question_id"]): row["answer"] for row in recorded}
+    assert scores.parsed == {q.key: processed[q.key] for q in questions}
+    assert math.isnan(scores.rules["llava"].value)
+    assert len(benchmark.find("vqav2_val").questions(place)) == golden.expected("vqav2")["n"]
 
 
 def test_a_missing_answer_is_wrong_though_humans_say_nothing(tmp_path):
     """An answer "" to this question is right; no answer is not one."""
-    name = "458752024"
-    lines = [x for x in golden.answer_lines("vqav2") if str(x["question_id"]) != name]
-    whole = golden.expected("vqav2")["gt_vision_lab_vqa_python27"]["on_raw_predictions"]
-    assert whole["per_item"][name] == 100
-    _, scores = golden.scored("vqav2", golden.folder("vqav2", "llava", tmp_path), lines)
+    place = golden.folder("vqav2", "llava", tmp_path)
+    whole = json.loads((place / ANNOTATIONS).read_text())
+    for human in whole["annotations"][0]["answers"]:
+        human["answer"] = ""
+    (place / ANNOTATIONS).write_text(json.dumps(whole))
+    number = whole["annotations"][0]["question_id"]
+    lines = [x for x in golden.answer_lines("vqav2") if x["question_id"] != number]
+    _, scores = golden.scored("vqav2", place, [*lines, {"question_id": number, "text": ""}])
+    assert scores.rules["official"].items[str(number)] == 1
+    questions, scores = golden.scored("vqav2", place, lines)
     for rule in scores.rules.values():
-        assert rule.items[name] == 0 and len(rule.items) == 68 and rule.details["missing"] == 1
-    assert scores.rules["official"].value == pytest.approx(whole["overall"] - 100 / 68, abs=0.006)
+        assert rule.items[str(number)] == 0 and rule.details["missing"] == 1
+        assert rule.items.keys() == {q.key for q in questions}
+        mean = sum(rule.items.values()) / len(questions)
+        assert rule.value == pytest.approx(100 * mean, abs=0.006)
 
 
 def test_broken_data_is_refused(tmp_path):
@@ -121,9 +141,10 @@ def test_broken_data_is_refused(tmp_path):
             vqav2.BENCHMARK.questions(place)
 
     rows = whole["annotations"]
-    refused(rows[1:], "1 questions are in only one of .*: 458752000")
+    first = rows[0]["question_id"]
+    refused(rows[1:], f"1 questions are in only one of .*: {first}")
     refused([*rows, {**rows[0], "question_id": 9}], "1 questions are in only one of .*: 9")
-    refused([{**rows[0], "answers": ["yes"]}, *rows[1:]], "question 458752000: a str; expected")
+    refused([{**rows[0], "answers": ["yes"]}, *rows[1:]], f"question {first}: a str; expected")
     refused([{**rows[0], "answer_type": None}, *rows[1:]], 'annotation 1: "answer_type" is None')
     path.unlink()
     with pytest.raises(InputError, match=f"no .*{ANNOTATIONS}; get it from visualqa.org"):
@@ -135,5 +156,7 @@ def test_broken_data_is_refused(tmp_path):
 def test_answers_to_other_questions_are_refused(tmp_path):
     lines = golden.answer_lines("vqav2")
     lines[0] = {**lines[0], "prompt": "What else?"}
-    with pytest.raises(InputError, match=r"1 of 68 answers were given to other questions"):
+    with pytest.raises(
+        InputError, match=f"1 of {len(lines)} answers were given to other questions"
+    ):
         golden.scored("vqav2", golden.folder("vqav2", "llava", tmp_path), lines)

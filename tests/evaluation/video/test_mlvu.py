@@ -1,11 +1,13 @@
 """MLVU: every golden figure and prompt."""
 
+import json
+
 import pytest
 
 from llava_mini_jax.evaluation.rules.letters import first_of, lmms_letter
 from llava_mini_jax.evaluation.video import mlvu
 from tests.evaluation.image.golden_sets import CLOSE, expected
-from tests.evaluation.video.test_mvbench import folder, lines, scored
+from tests.evaluation.video.test_mvbench import folder, lines, right_by_all, scored, unread
 
 TITLES = {task.name: task.title for task in mlvu.TASKS}
 
@@ -42,25 +44,32 @@ def test_the_first_letter_takes_none_for_wrong(tmp_path):
     questions, scores = scored("mlvu", folder("mlvu", tmp_path), lines("mlvu"))
     headline = scores.rules["first_letter"]
     assert scores.headline == "letter"
-    for question, item in zip(questions, expected("mlvu")["per_item"], strict=True):
-        none = item["llava_mini_first_letter"] not in item["pred"] or item["pred"] == "N/A"
-        assert headline.items[question.key] == (item["llava_mini_first_letter_acc"] and not none)
-        assert (not scores.readings["first_letter"][question.key]) == none
-    assert headline.details["unread_videos"] == 2
+    wanted = expected("mlvu")["per_item"]
+    for question, item in zip(questions, wanted, strict=True):
+        right = item["llava_mini_first_letter_acc"] and not unread(item)
+        assert headline.items[question.key] == right
+        assert (not scores.readings["first_letter"][question.key]) == unread(item)
+    assert headline.details["unread_videos"] == sum(item["pred"] == "N/A" for item in wanted)
 
 
 def test_a_missing_answer_is_wrong_and_counted(tmp_path):
-    given = lines("mlvu")
-    assert given.pop(17)["text"] == "B"  # rightly, of needle/5
-    _, scores = scored("mlvu", folder("mlvu", tmp_path), given)
-    assert all(rule.items["needle/5"] == 0 for rule in scores.rules.values())
+    wanted, given = expected("mlvu"), lines("mlvu")
+    rules = ("official_option_rule", "llava_mini_first_letter_acc", "lmms_eval")
+    n, gone = right_by_all(wanted, *rules)
+    given.pop(n)
+    questions, scores = scored("mlvu", folder("mlvu", tmp_path), given)
+    assert all(rule.items[questions[n].key] == 0 for rule in scores.rules.values())
     assert scores.rules["first_letter"].details["missing"] == 1
-    percent = scores.rules["release_option"].details["parts"]["NQA"]
-    assert percent == pytest.approx(100 / 6, **CLOSE)
+    own = [i["official_option_rule"] for i in wanted["per_item"] if i["task"] == gone["task"]]
+    percent = scores.rules["release_option"].details["parts"][TITLES[gone["task"]]]
+    assert percent == pytest.approx(100 * (sum(own) - 1) / len(own), **CLOSE)
 
 
 def test_videos_are_in_their_tasks_folders(tmp_path):
     place = folder("mlvu", tmp_path)
     found = {q.key: q.video for q in mlvu.BENCHMARK.questions(place)}
-    assert found["plotQA/3"] == place / "video" / "1_plotQA" / "plotQA_3.mp4"
+    rows = json.loads((place / "json" / "1_plotQA.json").read_text())
+    named = {f"plotQA/{n}": row["video"] for n, row in enumerate(rows)}
+    videos = place / "video" / "1_plotQA"
+    assert {key: found[key] for key in named} == {key: videos / v for key, v in named.items()}
     assert mlvu.BENCHMARK.max_frames == 1000

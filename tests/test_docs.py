@@ -1,0 +1,35 @@
+"""docs/release.md and the code cite each other: headings, files and functions are there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = "docs/release.md"
+
+
+def python_files() -> list[Path]:
+    places = ("llava_mini_jax", "tests", "configs")
+    found = [path for place in places for path in (ROOT / place).rglob("*.py")]
+    return [path for path in found if path != Path(__file__)]
+
+
+def test_cited_headings_are_there() -> None:
+    headings = set(re.findall("(?m)^## (.*)$", (ROOT / PAGE).read_text()))
+    cited = set()
+    for path in python_files():
+        text = re.sub(r"\s+(# )?", " ", path.read_text())
+        of_page = re.findall(rf'{PAGE}[,:] "([^"]+)"', text)
+        assert len(of_page) == text.count(PAGE), f"{path} cites {PAGE} without a heading"
+        cited |= set(of_page)
+    assert cited and cited <= headings
+
+
+def test_files_and_functions_that_it_names_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.py): ([\w, ]+)`", (ROOT / PAGE).read_text())
+    assert len(named) > 50
+    for file, names in named:
+        path = ROOT / file if file.startswith("configs/") else ROOT / "llava_mini_jax" / file
+        assert path.is_file(), f"{PAGE} names {file}"
+        for name in names.split(", "):
+            defined = rf"(?m)^(def {name}\(|class {name}\b|{name}\b.* = )"
+            assert re.search(defined, path.read_text()), f"{PAGE} names {name} of {file}"
