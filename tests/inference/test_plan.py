@@ -17,7 +17,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, session
 from llava_mini_jax.inference import cache as kv
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.plan import Plan, main, plan
+from llava_mini_jax.inference.plan import Plan, plan
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.models import llava_mini
@@ -235,13 +235,13 @@ BAD_PLANS = {
 
 @pytest.mark.parametrize("said", BAD_PLANS)
 def test_plans_that_cannot_be_made(said, capsys):
-    assert main(BAD_PLANS[said]) == 2
+    assert cli.main(["plan", "video", *BAD_PLANS[said]]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and err.startswith("plan: ") and err.count("\n") == 1
+    assert out == "" and said in err and err.startswith("llava-mini: ") and err.count("\n") == 1
 
 
 def test_plans_of_published_shapes(capsys):
-    assert main(["vicuna-7b", "--frames", "0", "--dtype", "int8"]) == 0
+    assert cli.main(["plan", "video", "vicuna-7b", "--frames", "0", "--dtype", "int8"]) == 0
     assert "0 of 0 frames + 60 of text" in capsys.readouterr().out
 
 
