@@ -140,6 +140,13 @@ def test_an_option_that_changes_nothing_is_refused(refused, mode, flag, value, n
     assert said.startswith(f"{mode.split()[0]}: {flag} changes nothing {named}")
 
 
+@pytest.mark.parametrize("mode", ["data verify {}", "analyze attention M --data {}"])
+def test_a_built_folder_has_its_own_pictures(refused, tmp_path, mode):
+    (tmp_path / "dataset_info.json").touch()
+    said = refused("llava-mini", *mode.format(tmp_path).split(), "--images", str(tmp_path))
+    assert "--images changes nothing for a built folder" in said
+
+
 @pytest.mark.parametrize(("command", "kind", "flag"), list(of_other_kinds()))
 def test_an_option_of_another_kind_is_refused(refused, command, kind, flag):
     said = refused("llava-mini", command, kind, "M", flag, "1")

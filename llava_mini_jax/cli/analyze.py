@@ -102,10 +102,13 @@ def _open(args: argparse.Namespace) -> "Model":
 
 def _attention(args: argparse.Namespace) -> int:
     from llava_mini_jax.analysis import attention, data, plots
+    from llava_mini_jax.data.arrayrecord import INFO
 
     name = args.data or data.DIGITS
     if name == data.DIGITS:
         refuse(args, ["images"], "with --data digits")
+    if (Path(name) / INFO).exists():
+        refuse(args, ["images"], "for a built folder, which has its own inside")
     model = _open(args)
     source = data.open_source(name, args.images or "", args.limit)
     examples = data.Examples(source, model.bundle, model.tokenizer, args.limit)

@@ -171,6 +171,7 @@ def _workers(args: argparse.Namespace) -> int:
 
 
 def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesConfig]":
+    from llava_mini_jax.data.arrayrecord import INFO
     from llava_mini_jax.data.sources import Dataset, SourcesConfig, read_list
 
     suffix = Path(args.source).suffix.lower()
@@ -178,6 +179,8 @@ def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesCon
         refuse(args, ["images", "fps", "max_frames"], "for a config, which says it by itself")
         yield from _of_training(args.source, heldout)
         return
+    if (Path(args.source) / INFO).exists():
+        refuse(args, ["images"], "for a built folder, which has its own inside")
     images = args.images or ""
     if suffix in (".yaml", ".yml"):
         datasets = read_list(args.source, images)
