@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,13 +49,30 @@ def flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {flag: action for flag, action in named.items() if flag != "--help"}
 
 
-def of_other_kinds() -> Iterator[tuple[str, str, str]]:
-    for command in cli.COMMANDS:
-        kinds = cli.kinds_of(command)
-        own = {kind: set(flags(cli.command_parser(command, kind))) for kind in kinds}
-        for kind, known in own.items():
-            other = set().union(*own.values()) - known
-            yield from ((command, kind, flag) for flag in sorted(other))
+# The options of each kind of a command; it refuses those of its neighbours.
+SHAPE = "--vision-tower --json --resolution --abstract --tokens --layers"
+MODEL = "--out --no-plots --dtype --vision-tower"
+KINDS = {
+    "analyze attention": f"{MODEL} --data --images --limit --batch-size",
+    "analyze compression": f"{MODEL} --image --video --queries --frames",
+    "analyze drop": f"{MODEL} --benchmark --data --limit --width --batch-size",
+    "analyze needle": "",
+    "data verify": "--images --workers --fps --max-frames --report",
+    "data build": "--images --workers --fps --max-frames --out --shards --skip-rejected",
+    "data speed": "--batches --threads",
+    "plan video": "--frames --dtype --chunk",
+    "plan training": "",
+    "profile flops": f"{SHAPE} --text --xla",
+    "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats",
+    "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
+    "profile video": "--video --frames --chunk --text --repeats",
+}
+
+
+def of_other_kinds() -> Iterator[tuple[str, str]]:
+    for name, own in KINDS.items():
+        near = [flags for other, flags in KINDS.items() if other.split()[0] == name.split()[0]]
+        yield from ((name, flag) for flag in sorted(set(" ".join(near).split()) - {*own.split()}))
 
 
 # The words of a mode, an option that changes nothing in it, its value, and how the mode is named.
@@ -147,26 +165,34 @@ def test_a_built_folder_has_its_own_pictures(refused, tmp_path, mode):
     assert "--images changes nothing for a built folder" in said
 
 
-@pytest.mark.parametrize(("command", "kind", "flag"), list(of_other_kinds()))
-def test_an_option_of_another_kind_is_refused(refused, command, kind, flag):
-    said = refused("llava-mini", command, kind, "M", flag, "1")
+@pytest.mark.parametrize(("kind", "flag"), list(of_other_kinds()))
+def test_an_option_of_another_kind_is_refused(refused, kind, flag):
+    said = refused("llava-mini", *kind.split(), "M", flag, "1")
     assert f"unrecognized arguments: {flag}" in said
-    assert said.endswith(f"; see: llava-mini {command} {kind} --help\n")
+    assert said.endswith(f"; see: llava-mini {kind} --help\n")
 
 
-def converted() -> Iterator[tuple[tuple[str, ...], str]]:
+def test_all_kinds_and_options_are_known():
+    found = {" ".join(words[1:]): set(flags(parser)) for words, parser in parsers()}
+    kinds = {f"{command} {kind}" for command in cli.COMMANDS for kind in cli.kinds_of(command)}
+    assert {kind: found[kind] for kind in kinds} == {k: set(v.split()) for k, v in KINDS.items()}
+
+
+def converted() -> Iterator[str]:
     for words, parser in parsers():
         for flag, action in flags(parser).items():
-            if action.type not in (None, argparse.FileType) and action.type.__name__ != "Path":
-                yield words, flag
+            if action.type not in (None, Path):
+                yield " ".join([*words, flag])
 
 
-@pytest.mark.parametrize(("words", "flag"), list(converted()), ids=" ".join)
+@pytest.mark.parametrize("words", list(converted()))
 @pytest.mark.parametrize("garbage", ["abc", "", "x" * 5000, "[" * 9999], ids=lambda text: text[:4])
-def test_garbage_for_a_converter_is_one_sentence(refused, words, flag, garbage):
-    said = refused(*words, flag, garbage)
-    assert said.startswith(f"{words[0]}: argument {flag}: {garbage[:40]!r}"[:-1])
-    assert " is no " in said and f"; see: {' '.join(words)} --help" in said
+def test_garbage_for_a_converter_is_one_sentence(refused, words, garbage):
+    program, flag = words.rsplit(" ", 1)
+    said = refused(*words.split(), garbage)
+    given = f"{garbage[:40]!r}"[:-1]
+    assert said.startswith(f"{words.split()[0]}: argument {flag}: {given}")
+    assert " is no " in said and said.endswith(f"; see: {program} --help\n")
     assert " _" not in said and len(said) < 400
 
 
