@@ -75,7 +75,7 @@ def _of_request(add: Callable[..., Any]) -> None:
         metavar="N",
         help=f"of an answer (default: {costs.NEW_TOKENS})",
     )
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; latency MODEL: int8")
 
 
 def _run(measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace) -> int:
