@@ -10,10 +10,12 @@ on each of which the same command is started. A run that SIGTERM stops ends with
 """
 
 import dataclasses
+import functools
 import sys
 from typing import Any, NamedTuple
 
 from llava_mini_jax import environment, signals
+from llava_mini_jax.arguments import unboxed
 from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
@@ -54,12 +56,12 @@ def parse(default: Any, argv: list[str]) -> Command:
         for f in dataclasses.fields(default)
     ]
     options = dataclasses.make_dataclass("Options", [*own, *fields], frozen=True)
-    chosen = tyro.cli(
-        options,
-        args=argv[1:],
-        prog=f"train.py {argv[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    read = functools.partial(tyro.cli, options, config=(tyro.conf.AvoidSubcommands,))
+    program, words = f"train.py {argv[0]}", argv[1:]
+    if {"-h", "--help"} & set(words):
+        read(args=words, prog=program)  # leaves
+    with unboxed(program):
+        chosen = read(args=words, prog=program)
     if not chosen.workdir and not chosen.dry_run:
         raise InputError("a run needs --workdir DIR, where it is kept and continued")
     config = type(default)(**{name: getattr(chosen, name) for name, *_ in fields})
@@ -67,10 +69,12 @@ def parse(default: Any, argv: list[str]) -> Command:
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0].startswith("-"):
+    if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+        return 0
     try:
+        if not argv or argv[0].startswith("-"):
+            raise InputError("no config file is given; see: train.py --help")
         environment.check(devices=False)
         from llava_mini_jax import distributed
         from llava_mini_jax.training import dry_run, loop, stages

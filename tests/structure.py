@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Ground first. "" is the package's own __init__, which hands out the public names.
 FLOORS = (
     ("errors",),
-    ("environment", "journal", "json_fields", "plots", "signals", "terminal"),
+    ("arguments", "environment", "journal", "json_fields", "plots", "signals", "terminal"),
     ("sharding", "distributed", "tensorfiles"),
     ("params",),
     ("ops",),

@@ -183,7 +183,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "no command": (lambda m: [], "no command is given"),
     "one folder": (lambda m: ["convert", m], "expected SRC and DST"),
     "clip alone": (lambda m: ["convert", "--clip", m, m / "o"], "belong together"),
-    "option without parts": (lambda m: ["convert", m, m / "o", "--grid", "2"], "--grid only goes"),
+    "option without parts": (lambda m: ["convert", m, m / "o", "--grid", "2"], "--grid changes"),
     "unknown mesh": (lambda m: ["inspect", m, "--mesh", "pipe=2"], '"pipe=2"'),
     "unknown shape": (lambda m: ["inspect", "--abstract", "gpt-2"], '"gpt-2" is unknown'),
     "folder and shape": (lambda m: ["inspect", m, "--abstract", "vicuna-7b"], "one of the two"),
@@ -194,9 +194,15 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "no case": (lambda m: ["verify", m], "is no golden case"),
     "no Unicode": (lambda m: ["ask", m, "which \udcff digit"], "'\\udcff' at character 7"),
     "no Unicode, dry run": (lambda m: ["ask", m, "\udcff", "--dry-run"], "'\\udcff' at character"),
-    "large top-k": (lambda m: ["ask", m, "a", "--top-k", "99999999999"], "top_k is 99999999999"),
+    "large top-k": (
+        lambda m: ["ask", m, "a", "--temperature", "1", "--top-k", "99999999999"],
+        "top_k is 99999999999",
+    ),
     "no such user": (lambda m: ["ask", "~nosuchuser/m", "a"], "~nosuchuser/m does not exist"),
-    "fps": (lambda m: ["ask", m, "a", "--fps", "inf"], "fps inf; give a number above 0"),
+    "fps": (
+        lambda m: ["ask", m, "a", "--video", m, "--fps", "inf"],
+        "fps inf; give a number above 0",
+    ),
     "template": (lambda m: ["ask", m, "a", "--conv-mode", "welsh"], 'template "welsh"'),
     "length": (lambda m: ["ask", m, "a", "--max-length", "0"], "max_length is 0; give 2 to 256"),
     "length, dry run": (

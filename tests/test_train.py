@@ -24,7 +24,7 @@ def started(monkeypatch):
 
 
 def status_of(argv):
-    """The exit status, whether main returns it or tyro leaves with it."""
+    """The exit status, whether main returns it or tyro's help leaves with it."""
     try:
         return train.main([str(word) for word in argv])
     except SystemExit as error:
@@ -32,12 +32,11 @@ def status_of(argv):
 
 
 def refused(capsys, argv):
-    """The message of a command that is refused, as one line."""
+    """The message of a command that is refused, which is one line."""
     assert status_of(argv) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "Traceback" not in err
-    # tyro's messages are framed and wrapped
-    return " ".join(err.translate(dict.fromkeys(map(ord, "╭╮╰╯─│"), " ")).split())
+    assert out == "" and err.count("\n") == 1 and err.startswith("train.py: ")
+    return err
 
 
 def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
@@ -98,9 +97,15 @@ def test_files_that_hold_no_config(capsys, started, tmp_path, content, message):
     ("argv", "message"),
     [
         (["nowhere.py", "--workdir", "run"], "train.py: config file nowhere.py does not exist"),
+        ([], "train.py: no config file is given; see: train.py --help"),
+        (["--workdir", "run"], "train.py: no config file is given; see: train.py --help"),
         ([DIGITS], "train.py: a run needs --workdir DIR"),
-        ([DIGITS, "--workdir"], "--workdir"),
-        ([DIGITS, "--workdir", "run", "--stage1.stepz", "3"], "Unrecognized options: --stage1.ste"),
+        ([DIGITS, "--workdir"], "train.py: Missing value for argument '--workdir'"),
+        (
+            [DIGITS, "--workdir", "/" + 99 * "x", "--stage1.stepz", "3"],
+            "train.py: Unrecognized options: --stage1.stepz, 3 (perhaps --stage1.steps is meant);",
+        ),
+        ([DIGITS, "--workdr", "/" + 99 * "x"], "options: --workdr, /" + 99 * "x"),
         ([DIGITS, "--workdir", "run", "--profile.steps", "5"], 'profile.steps is "5"; expected'),
         ([DIGITS, "--workdir", "run", "--profile.steps", "9:5"], 'profile.steps is "9:5"; expect'),
         ([DIGITS, "--workdir", "run", "--stage1.steps", "many"], "--stage1.steps: invalid literal"),
@@ -134,11 +139,9 @@ def test_a_workdir_that_is_a_file(capsys, tmp_path):
     assert text.startswith("train.py: workdir") and "cannot be made" in text
 
 
-@pytest.mark.parametrize(
-    ("argv", "status"), [([], 2), (["--help"], 0), (["--workdir", "run"], 2), (["-h"], 0)]
-)
-def test_without_a_config_the_usage_is_told(capsys, argv, status):
-    assert status_of(argv) == status
+@pytest.mark.parametrize("argv", [["--help"], ["-h"]])
+def test_without_a_config_the_usage_is_told(capsys, argv):
+    assert status_of(argv) == 0
     assert "python train.py CONFIG.py --workdir DIR" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """The `llava-mini` command, one file a subcommand; imports every room, and only when it is needed.
 
     first word --> ask | benchmarks | convert | data | ..., one file each --arguments--> status
+                   (of analyze, data, plan, profile a second word, a Kind with its own options)
                                      |
        InputError --> one line on stderr, status 2;  Ctrl-C --> 130;  closed pipe --> 141
        memory is full, or a disk --> one line on stderr, status 1
@@ -12,10 +13,11 @@ The files of the commands import JAX inside of their functions, so that --help i
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llava_mini_jax import environment, signals
+from llava_mini_jax.arguments import Kind, Parser
 from llava_mini_jax.cli import (
     analyze,
     ask,
@@ -23,23 +25,25 @@ from llava_mini_jax.cli import (
     convert,
     data,
     inspect,
+    plan,
     profile,
     reproduce,
     verify,
 )
-from llava_mini_jax.errors import InputError, memory_sentence
+from llava_mini_jax.errors import InputError, memory_sentence, short
 
 MEMORY_ADVICE = (
     "try --dtype int8 or bfloat16, fewer or smaller pictures and frames (--max-frames), or a "
     "machine with more memory; `llava-mini ask ... --dry-run` tells what a question takes"
 )
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "analyze": analyze,
     "ask": ask,
     "benchmarks": benchmarks,
     "convert": convert,
     "data": data,
     "inspect": inspect,
+    "plan": plan,
     "profile": profile,
     "reproduce": reproduce,
     "verify": verify,
@@ -48,42 +52,51 @@ COMMANDS = {
 COMPUTING = ("analyze", "ask", "convert", "profile", "verify")  # in this process, with JAX
 
 
-class Parser(argparse.ArgumentParser):
-    """Argparse, whose complaints are one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see: {self.prog} --help")
-
-
 def top_parser() -> Parser:
     """What `llava-mini` without a command understands; the commands parse their own words."""
-    width = max(map(len, COMMANDS))
-    listed = [f"  {name:<{width}}  {module.SUMMARY}" for name, module in COMMANDS.items()]
+    summaries = {name: module.SUMMARY for name, module in COMMANDS.items()}
     parser = Parser(
         prog="llava-mini",
         usage="llava-mini COMMAND ...",
         description="Images and videos as one token each in front of a language model, in JAX.\n\n"
-        + "\n".join(["commands:", *listed]),
+        + _listed("commands:", summaries),
         epilog='example: llava-mini ask MODEL --image cat.jpg "What is this?"\n'
         "Each command has its own --help.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
-def command_parser(name: str) -> Parser:
-    module = COMMANDS[name]
+def command_parser(command: str, kind: str = "") -> Parser:
+    """That of a command, or of one of its kinds, which shows its lines of usage and examples."""
+    module = COMMANDS[command]
+    chosen = kinds_of(command).get(kind)
+    name = f"llava-mini {command} {kind}".rstrip()
+    summary = chosen.summary if chosen else module.SUMMARY
+    listed = {word: each.summary for word, each in kinds_of(command).items() if not chosen}
+    usage = [line.strip() for line in module.USAGE.splitlines() if name in line]
+    example = [x for x in module.EXAMPLE.splitlines() if name in x or "llava-mini" not in x]
     parser = Parser(
-        prog=f"llava-mini {name}",
-        usage=module.USAGE,
-        description=f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
-        epilog=module.EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=name,
+        usage="\n       ".join(usage),
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n" + _listed("", listed),
+        epilog="\n".join(example),
     )
-    module.add_arguments(parser)
+    add_arguments = chosen.add_arguments if chosen else getattr(module, "add_arguments", None)
+    if add_arguments:
+        add_arguments(parser)
     return parser
+
+
+def kinds_of(command: str) -> Mapping[str, Kind]:
+    return getattr(COMMANDS[command], "KINDS", {})
+
+
+def _listed(title: str, summaries: Mapping[str, str]) -> str:
+    width = max(map(len, summaries), default=0)
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
+    return "\n".join([title, *lines] if title else lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,12 +126,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv and argv[0] in COMMANDS:
-        # Intermixed: the question may stand behind the options that follow the model.
-        args = command_parser(argv[0]).parse_intermixed_args(argv[1:])
-        if argv[0] in COMPUTING:
-            environment.check()
-        return COMMANDS[argv[0]].run(args)
+    if not argv or argv[0] not in COMMANDS:
+        return _without_command(argv)
+    command, *words = argv
+    kinds = kinds_of(command)
+    kind = words.pop(0) if words and words[0] in kinds else ""
+    parser = command_parser(command, kind)
+    if kinds and not kind:
+        parser.parse_known_args(words)  # leaves after --help
+        given = f"not {short(words[0])}" if words else "but nothing is given"
+        parser.error(f"expected {', '.join(kinds)} after llava-mini {command}, {given}")
+    # Intermixed: the question may stand behind the options that follow the model.
+    args = parser.parse_intermixed_args(words)
+    if command in COMPUTING:
+        environment.check()
+    return (kinds[kind] if kind else COMMANDS[command]).run(args)
+
+
+def _without_command(argv: Sequence[str]) -> int:
     args, _ = top_parser().parse_known_args(argv)
     if not args.version:
         given = "no command is given" if not args.command else f'"{args.command}" is no command'

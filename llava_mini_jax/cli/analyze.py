@@ -4,6 +4,7 @@ MODEL, --data --> attention: who attends to whom in each layer (figures 2, 3, 4 
 MODEL, --image, --video --> compression: what each query looks at in the pictures (figure 12)
 MODEL, --benchmark --> drop: its score when some layers do not see the picture (figure 5)
                        each: a table to stdout, JSON and PNG files to --out
+OUT of eval.py --> needle: accuracy over frames, of all models in one PNG and one CSV file
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.arguments import Kind, refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
 
@@ -19,51 +21,71 @@ if TYPE_CHECKING:
     from llava_mini_jax.analysis.attention import AttentionByLayer
     from llava_mini_jax.inference.model import Model
 
+FRAMES = 8  # of a video that are drawn
+
 SUMMARY = "show attention by layer, what the compressor looks at, and what blinded layers cost"
 USAGE = """llava-mini analyze attention MODEL [--data FILE] [options]
-       llava-mini analyze compression MODEL --image FILE... --video FILE... [options]
-       llava-mini analyze drop MODEL [--benchmark NAME] [options]"""
+llava-mini analyze compression MODEL --image FILE... --video FILE... [options]
+llava-mini analyze drop MODEL [--benchmark NAME] [options]
+llava-mini analyze needle OUT"""
 EXAMPLE = """examples:
   llava-mini analyze attention MODEL --data digits --out out/analyze
   llava-mini analyze attention MODEL --data llava.json --images coco --limit 200
   llava-mini analyze compression MODEL --image cat.jpg --video clip.mp4 --out out/analyze
-  llava-mini analyze drop MODEL --benchmark digits --width 1"""
+  llava-mini analyze drop MODEL --benchmark digits --width 1
+  llava-mini analyze needle out/eval"""
 
-KINDS = ("attention", "compression", "drop")
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _of_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", metavar="attention|compression|drop", choices=KINDS)
     add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="out/analyze if not")
     add("--no-plots", action="store_true", help="no pictures; they need matplotlib (extra plots)")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
-    data = parser.add_argument_group("attention, drop").add_argument
-    data("--data", metavar="FILE", help="digits, or LLaVA's JSON (default: digits); drop: eval's")
-    data("--images", default="", metavar="DIR", help="folder of the pictures' paths")
-    data("--limit", type=int, default=100, metavar="N", help="that many samples (default: 100)")
-    data("--benchmark", default="digits", metavar="NAME", help="drop: of eval.py (digits)")
-    data("--width", type=int, default=4, metavar="W", help="drop: layers at a time (default: 4)")
-    data("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
-    shown = parser.add_argument_group("compression").add_argument
-    shown("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
-    shown("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
-    shown("--queries", type=int, default=4, metavar="N", help="drawn one by one (default: 4)")
-    shown("--frames", type=int, default=8, metavar="N", help="drawn of a video (default: 8)")
 
 
-def run(args: argparse.Namespace) -> int:
-    numbers = ("limit", "batch_size", "queries", "frames", "width")
-    for name in (name for name in numbers if getattr(args, name) < 1):
-        raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
+def _of_attention(parser: argparse.ArgumentParser) -> None:
+    _of_model(parser)
+    add = parser.add_argument
+    add("--data", metavar="FILE", help="digits, or LLaVA's JSON (default: digits)")
+    add("--images", metavar="DIR", help="folder of the pictures' paths")
+    add("--limit", type=int, default=100, metavar="N", help="that many samples (default: 100)")
+    add("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
+
+
+def _of_compression(parser: argparse.ArgumentParser) -> None:
+    _of_model(parser)
+    add = parser.add_argument
+    add("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    add("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
+    add("--queries", type=int, default=4, metavar="N", help="drawn one by one (default: 4)")
+    add("--frames", type=int, metavar="N", help=f"drawn of a video (default: {FRAMES})")
+
+
+def _of_drop(parser: argparse.ArgumentParser) -> None:
+    _of_model(parser)
+    add = parser.add_argument
+    add("--benchmark", default="digits", metavar="NAME", help="of eval.py (default: digits)")
+    add("--data", metavar="DIR", help="eval.py's folder of the benchmarks' files")
+    add("--limit", type=int, default=100, metavar="N", help="that many questions (default: 100)")
+    add("--width", type=int, default=4, metavar="W", help="layers at a time (default: 4)")
+    add("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
+
+
+def _of_needle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="eval.py's --out")
+
+
+def _open(args: argparse.Namespace) -> "Model":
+    """The model, once everything else is known to be usable."""
+    for name in ("limit", "batch_size", "queries", "frames", "width"):
+        if (number := getattr(args, name, None)) is not None and number < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {number}; give 1 or more")
     if not args.no_plots:
-        from llava_mini_jax import plots
+        from llava_mini_jax.analysis import figures
 
-        plots.pyplot()  # before anything takes long
-    if args.what == "compression" and not (args.image or args.video):
-        raise InputError("no picture is given; add --image FILE or --video FILE")
+        figures.pyplot()  # before anything takes long
     with waiting(f"loading {args.model}"):
         import llava_mini_jax
 
@@ -72,18 +94,23 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {args.out} cannot be made ({error}); give another") from error
-    kinds = {"attention": _attention, "compression": _compression, "drop": _drop}
-    return kinds[args.what](args, model)
+    return model
 
 
 # --------------------------------------------------------------------------------------- attention
 
 
-def _attention(args: argparse.Namespace, model: "Model") -> int:
+def _attention(args: argparse.Namespace) -> int:
     from llava_mini_jax.analysis import attention, figures, samples
+    from llava_mini_jax.data.sets.arrayrecord import INFO
 
     name = args.data or samples.DIGITS
-    source = samples.open_source(name, args.images, args.limit)
+    if name == samples.DIGITS:
+        refuse(args, ["images"], "with --data digits")
+    if (Path(name) / INFO).exists():
+        refuse(args, ["images"], "for a built folder, which has its own inside")
+    model = _open(args)
+    source = samples.open_source(name, args.images or "", args.limit)
     examples = samples.Examples(source, model.bundle, model.tokenizer, args.limit)
     try:
         with waiting(f"reading {min(args.limit, len(source))} samples of {name}"):
@@ -132,11 +159,16 @@ def _print_attention(found: "AttentionByLayer") -> None:
 # ------------------------------------------------------------------------------------- compression
 
 
-def _compression(args: argparse.Namespace, model: "Model") -> int:
+def _compression(args: argparse.Namespace) -> int:
     import numpy as np
 
     from llava_mini_jax.analysis import compression, figures
 
+    if not (args.image or args.video):
+        raise InputError("no picture is given; add --image FILE or --video FILE")
+    if not args.video:
+        refuse(args, ["frames"], "without --video")
+    model = _open(args)
     pictures = model.read_pictures(args.image, args.video)
     files = [*args.image, *args.video]
     names = [
@@ -145,7 +177,7 @@ def _compression(args: argparse.Namespace, model: "Model") -> int:
         for frame in range(count)
     ]
     ends = np.cumsum([0, *pictures.frames])
-    chosen = [i for a, b in itertools.pairwise(ends) for i in _some(a, b, args.frames)]
+    chosen = [i for a, b in itertools.pairwise(ends) for i in _some(a, b, args.frames or FRAMES)]
     names, pixels = [names[i] for i in chosen], pictures.pixels[chosen]
     cfg = model.bundle.model
     with waiting("compressing"):
@@ -176,18 +208,28 @@ def _compression(args: argparse.Namespace, model: "Model") -> int:
 # -------------------------------------------------------------------------------------------- drop
 
 
-def _drop(args: argparse.Namespace, model: "Model") -> int:
+def _drop(args: argparse.Namespace) -> int:
     from llava_mini_jax.analysis import drop, figures
     from llava_mini_jax.evaluation.benchmark import find
 
     benchmark = find(args.benchmark)
+    if not benchmark.files:
+        refuse(args, ["data"], f"with --benchmark {benchmark.name}, which has no files")
+    model = _open(args)
     chosen = drop.ranges(model.bundle.model.llm.layers, args.width)
     data = Path(args.data or ".") / benchmark.folder
     questions = benchmark.questions(data)[: args.limit]
     out = args.out / f"drop-{benchmark.name}"
     with waiting(f"asking {len(questions)} questions {len(chosen)} times"):
         scores = drop.scores(
-            model, args.model, benchmark, data, questions, chosen, out, batch_size=args.batch_size
+            model,
+            args.model,
+            benchmark,
+            data,
+            questions,
+            chosen,
+            out,
+            batch_size=args.batch_size,
         )
     print(f"{benchmark.title}, {benchmark.metric}; {len(questions)} questions")
     print("layers in which text does not see vision tokens:")
@@ -219,3 +261,18 @@ def _write(path: Path, result: dict[str, Any]) -> Path:
 
     path.write_text(report.as_json(result, indent=1) + "\n")
     return path
+
+
+def _needle(args: argparse.Namespace) -> int:
+    from llava_mini_jax.evaluation.video.needle import compare
+
+    print("written:", *compare(args.out))
+    return 0
+
+
+KINDS = {
+    "attention": Kind("who attends to whom in each layer", _of_attention, _attention),
+    "compression": Kind("what the compressor looks at", _of_compression, _compression),
+    "drop": Kind("what blinded layers cost a benchmark's score", _of_drop, _drop),
+    "needle": Kind("draw the needle curves of all models that eval.py asked", _of_needle, _needle),
+}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini_jax import signals
+from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import note, waiting
 
@@ -29,6 +30,9 @@ EXAMPLE = """examples:
   llava-mini ask MODEL --image cat.jpg "What is this?"
   llava-mini ask MODEL --image a.png --image b.png "What differs between <image> and <image>?"
   llava-mini ask MODEL --video clip.mp4 -i"""
+
+SAMPLING = ("top_p", "top_k", "seed")
+FPS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a video, or a folder of its frames; repeatable, after the images",
     )
-    add("--fps", type=float, default=1.0, metavar="F", help="frames a second of videos; default: 1")
+    add("--fps", type=float, metavar="F", help="frames a second of videos; default: 1")
     add("--max-frames", type=int, metavar="N", help="of a video; more are thinned out evenly")
     add("--dry-run", action="store_true", help="tell frames, positions and memory, and stop")
     add("-i", "--interactive", action="store_true", help="go on asking, until an empty line")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
     add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
-    add("--top-p", type=float, default=1.0, metavar="P", help="default: 1, all tokens")
-    add("--top-k", type=int, default=0, metavar="K", help="default: 0, all tokens")
-    add("--seed", type=int, default=0, metavar="S", help="for temperatures above 0; default: 0")
+    add("--top-p", type=float, metavar="P", help="default: 1, all tokens")
+    add("--top-k", type=int, metavar="K", help="default: 0, all tokens")
+    add("--seed", type=int, metavar="S", help="default: 0")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
@@ -71,18 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.question is None and not args.interactive and not args.dry_run:
         raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
+    if not args.video:
+        refuse(args, ["fps", "max_frames"], "without --video")
+    if not args.temperature:
+        refuse(args, SAMPLING, "at --temperature 0, the default")
     with waiting("starting"):
         from llava_mini_jax.data.media.video import FrameSampling
         from llava_mini_jax.inference.model import Settings, load
 
+    sampling = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
     settings = Settings(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
         stop=args.stop,
-        seed=args.seed,
+        **sampling,
     )
+    args.fps = FPS if args.fps is None else args.fps
     # Pillow warns of pictures that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))

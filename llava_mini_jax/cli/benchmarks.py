@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini_jax.arguments import refuse
+
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.benchmark import Benchmark
 
@@ -30,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.names and args.data is None:
         _print_table(chosen)
         return 0
+    if not any(benchmark.files for benchmark in chosen):
+        refuse(args, ["data"], f"with {', '.join(args.names)}, which have no files")
     for benchmark in chosen:
         print(f"{benchmark.name}: {benchmark.title}, {benchmark.metric}")
         for file, source in benchmark.files.items():

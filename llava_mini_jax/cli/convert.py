@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import human_bytes, note, tensor_progress, waiting
 
@@ -89,13 +90,12 @@ def _check(args: argparse.Namespace) -> None:
             f"{len(args.folders)} folders are given ({', '.join(args.folders)}), expected"
             f" {'DST alone beside --clip and --llm' if from_parts else 'SRC and DST'}"
         )
-    given = [
-        f"--{name.replace('_', '-')}" for name in PARTS_OPTIONS if getattr(args, name) is not None
-    ]
-    if given and not from_parts:
-        raise InputError(f"{', '.join(given)} only goes with --clip and --llm; leave it out")
-    if from_parts and args.vision_tower is not None:
-        raise InputError("--vision-tower does not go with --clip, which names the tower")
+    if not from_parts:
+        refuse(args, PARTS_OPTIONS, "without --clip and --llm")
+    if from_parts:
+        refuse(args, ["vision_tower"], "with --clip, which names the tower")
+    if args.prefusion_layers == 0:
+        refuse(args, ["prefusion_init"], "with --prefusion-layers 0")
 
 
 def _open(args: argparse.Namespace, source: Path, watch: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.arguments import Kind, refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import counting
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
 
 SUMMARY = "check a data set, pack it into few files, or measure how fast it is read"
-USAGE = "llava-mini data {verify,build,speed} SOURCE [options]"
+USAGE = """llava-mini data verify SOURCE [options]
+llava-mini data build SOURCE --out DIR [options]
+llava-mini data speed CONFIG.py [options]"""
 EXAMPLE = """examples:
   llava-mini data verify captions.json --images coco --report manifest.json
   llava-mini data verify mixture.yaml --images pictures --workers 8
@@ -32,23 +35,10 @@ exit status: 0 all samples are good, 1 some are rejected, 2 the source cannot be
 
 SHOWN = 20  # rejected samples on the terminal; the report has them all
 FPS, MAX_FRAMES = 1.0, 1024
-BATCHES = 20
-DATA = ("images", "workers", "fps", "max_frames")
-OPTIONS = {
-    "verify": (*DATA, "report"),
-    "build": (*DATA, "out", "shards", "skip_rejected"),
-    "speed": ("batches", "threads"),
-}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _of_source(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "action",
-        choices=list(OPTIONS),
-        metavar="verify | build | speed",
-        help="read and check every sample; write them as ArrayRecord; measure samples a second",
-    )
     add(
         "source",
         metavar="SOURCE",
@@ -56,39 +46,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " them, or a training config (.py)",
     )
     add("--images", metavar="DIR", help="folder that the paths of pictures are relative to")
-    add("--report", metavar="OUT.json", help="verify: write the manifest there")
-    add("--out", metavar="DIR", help="build: the new folder")
-    add("--shards", type=int, metavar="N", help="build: files of a data set (default: 4096 a file)")
-    add(
-        "--skip-rejected",
-        action="store_true",
-        default=None,
-        help="build: leave broken samples out and list them in DIR/rejected.jsonl",
-    )
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
     add("--fps", type=float, metavar="F", help=f"frames a second of videos (default: {FPS:g})")
     add("--max-frames", type=int, metavar="N", help=f"of one video (default: {MAX_FRAMES})")
-    add("--batches", type=int, metavar="N", help=f"speed: that many are timed (default: {BATCHES})")
+
+
+def _of_verify(parser: argparse.ArgumentParser) -> None:
+    _of_source(parser)
+    parser.add_argument("--report", metavar="OUT.json", help="write the manifest there")
+
+
+def _of_build(parser: argparse.ArgumentParser) -> None:
+    _of_source(parser)
+    add = parser.add_argument
+    add("--out", metavar="DIR", help="the new folder")
+    add(
+        "--shards", type=int, metavar="N", help="files of a data set (default: one of 4096 samples)"
+    )
+    add(
+        "--skip-rejected",
+        action="store_true",
+        help="leave broken samples out and list them in DIR/rejected.jsonl",
+    )
+
+
+def _of_speed(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="CONFIG.py", help="a training config")
+    add("--batches", type=int, default=20, metavar="N", help="that many are timed (default: 20)")
     add(
         "--threads",
         type=int,
         nargs="+",
         metavar="N",
-        help="speed: numbers of threads to compare (default: 1, and one for each core)",
+        help="numbers of threads to compare (default: 1, and one for each core)",
     )
-
-
-def run(args: argparse.Namespace) -> int:
-    for name in sorted(set().union(*OPTIONS.values()) - set(OPTIONS[args.action])):
-        if getattr(args, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is not for data {args.action}")
-    return {"verify": _verify, "build": _build, "speed": _speed}[args.action](args)
 
 
 def _verify(args: argparse.Namespace) -> int:
     from llava_mini_jax.data.sets import audit
 
-    configs = list(_configs(args))
+    configs = list(_configs(args, heldout=True))
     report = None if args.report is None else audit.check_writable(args.report, configs)
     manifests = []
     for config in configs:
@@ -110,7 +108,7 @@ def _build(args: argparse.Namespace) -> int:
 
     if args.out is None:
         raise InputError("data build needs --out DIR, a folder that does not exist yet")
-    configs = list(_configs(args))
+    configs = list(_configs(args, heldout=False))
     if len(configs) > 1:
         raise InputError(
             f"the stages of {args.source} have {len(configs)} different data: build each data set"
@@ -124,7 +122,7 @@ def _build(args: argparse.Namespace) -> int:
             as_list=as_list,
             shards=args.shards,
             workers=_workers(args),
-            skip_rejected=bool(args.skip_rejected),
+            skip_rejected=args.skip_rejected,
             progress=progress,
         )
     whole = not built.rejected or args.skip_rejected
@@ -160,7 +158,7 @@ def _speed(args: argparse.Namespace) -> int:
             feed.batches, stage, source, tokenizer, rows=stage.batch_size, first_step=0
         )
         for threads in args.threads or sorted({1, os.cpu_count() or 1}):
-            speed = measure(stream, threads, BATCHES if args.batches is None else args.batches)
+            speed = measure(stream, threads, args.batches)
             print(
                 f"{stage.name:<12} {threads:7} {speed.samples:9.1f} {1 / speed.batches:9.4g}"
                 f" {1000 * speed.cpu:16.3g}"
@@ -172,17 +170,17 @@ def _workers(args: argparse.Namespace) -> int:
     return os.cpu_count() or 1 if args.workers is None else args.workers
 
 
-def _configs(args: argparse.Namespace) -> "Iterator[SourcesConfig]":
+def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesConfig]":
+    from llava_mini_jax.data.sets.arrayrecord import INFO
     from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig, read_list
 
     suffix = Path(args.source).suffix.lower()
-    options = {"--images": args.images, "--fps": args.fps, "--max-frames": args.max_frames}
     if suffix == ".py":
-        given = [name for name, value in options.items() if value is not None]
-        if given:
-            raise InputError(f"{', '.join(given)} is for data files; a config says it by itself")
-        yield from _of_training(args.source, heldout=args.action == "verify")
+        refuse(args, ["images", "fps", "max_frames"], "for a config, which says it by itself")
+        yield from _of_training(args.source, heldout)
         return
+    if (Path(args.source) / INFO).exists():
+        refuse(args, ["images"], "for a built folder, which has its own inside")
     images = args.images or ""
     if suffix in (".yaml", ".yml"):
         datasets = read_list(args.source, images)
@@ -220,3 +218,10 @@ def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:
         print(f"  {sample['id']!a:.60}: {sample['reason'].encode(errors='replace').decode()}")
     if len(rejected) > SHOWN:
         print(f"  and {len(rejected) - SHOWN} more{where and '; '}{where}")
+
+
+KINDS = {
+    "verify": Kind("read and check every sample", _of_verify, _verify),
+    "build": Kind("write them as ArrayRecord, pictures and videos inside", _of_build, _build),
+    "speed": Kind("measure samples a second of a training config", _of_speed, _speed),
+}

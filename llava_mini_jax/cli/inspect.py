@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import human_bytes, waiting
 
@@ -100,6 +101,7 @@ def _mesh(text: str | None) -> dict[str, int]:
 def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     from llava_mini_jax import config as configs
 
+    refuse(args, ["vision_tower"], "with --abstract")
     named = (configs.VICUNA_7B, configs.VICUNA_13B, configs.LLAMA_3_1_8B)
     if args.abstract not in ABSTRACT:
         raise InputError(f'--abstract "{args.abstract}" is unknown; use {", ".join(ABSTRACT)}')
@@ -123,9 +125,7 @@ def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     from llava_mini_jax.weights import lazy_params
     from llava_mini_jax.weights.folders import resolve_folder
 
-    given = [f"--{n.replace('_', '-')}" for n in ABSTRACT_OPTIONS if getattr(args, n) is not None]
-    if given:
-        raise InputError(f"{', '.join(given)} only goes with --abstract; leave it out")
+    refuse(args, ABSTRACT_OPTIONS, "without --abstract")
     tower = None if args.vision_tower is None else Path(args.vision_tower)
     bundle, params = lazy_params.open_for_export(
         resolve_folder(args.model), vision_tower=tower, dtype=None

@@ -3,278 +3,110 @@
 MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the paper's rule
                                            --> latency: of the model and LLaVA-1.5, in turns
                                            --> memory: weights, keys and values, peak
+                                           --> video: profile_video.py
 """
 
 import argparse
-import dataclasses
+import functools
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from llava_mini_jax.cli import profile_tables
+from llava_mini_jax.arguments import Kind, refuse
+from llava_mini_jax.cli import profile_costs as costs
+from llava_mini_jax.cli import profile_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
 
-if TYPE_CHECKING:
-    from llava_mini_jax.cost.latency import Candidate, Request
-    from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-
 SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the paper's figures"
-USAGE = "llava-mini profile flops|latency|memory [MODEL | --abstract NAME] [options]"
-EXAMPLE = """examples:
+USAGE = f"""llava-mini profile flops [MODEL | --abstract NAME] [options]
+llava-mini profile latency MODEL | --abstract NAME [options]
+llava-mini profile memory MODEL | --abstract NAME [options]
+{profile_video.USAGE}"""
+EXAMPLE = f"""examples:
   llava-mini profile flops
   llava-mini profile flops --tokens 1 4 16 64 --resolution 336 672 --xla
   llava-mini profile latency MODEL
   llava-mini profile latency --abstract vicuna-7b --tokens 1 4 16 64 --dtype bfloat16
-  llava-mini profile memory --abstract llama-3.1-8b --frames 10000"""
-
-KINDS = ("flops", "latency", "memory")
-BASELINE = "LLaVA-1.5"
+  llava-mini profile memory --abstract llama-3.1-8b --frames 10000
+  {profile_video.EXAMPLE}"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _of_shape(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", metavar="flops|latency|memory", choices=KINDS)
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     add("--json", action="store_true", help="print JSON, not tables")
-    sizes = parser.add_argument_group("sizes").add_argument
-    sizes("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
-    sizes("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
-    sizes("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
-    shapes = parser.add_argument_group("shapes without a folder").add_argument
-    shapes("--abstract", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
-    shapes("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
-    shapes("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
-    flops = parser.add_argument_group("flops").add_argument
-    flops("--xla", action="store_true", help="XLA's own count too: seconds a row")
-    latency = parser.add_argument_group("latency, memory").add_argument
-    latency("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
-    latency("--new-tokens", type=int, default=32, metavar="N", help="of an answer (default: 32)")
-    latency("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
-    latency("--peak", action="store_true", help="memory: compile, or run, for the peak too")
+    add("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
+    add = parser.add_argument_group("shapes without a folder").add_argument
+    add("--abstract", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    add("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
+    add("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
 
 
-def run(args: argparse.Namespace) -> int:
-    if args.model and (args.abstract or args.tokens or args.layers):
+def _of_flops(parser: argparse.ArgumentParser) -> None:
+    _of_shape(parser)
+    add = parser.add_argument
+    add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
+    add("--xla", action="store_true", help="XLA's own count too: seconds a row")
+
+
+def _of_latency(parser: argparse.ArgumentParser) -> None:
+    _of_shape(parser)
+    _of_request(parser.add_argument_group("the request").add_argument)
+    add = parser.add_argument
+    add("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
+
+
+def _of_memory(parser: argparse.ArgumentParser) -> None:
+    _of_shape(parser)
+    add = parser.add_argument
+    add("--peak", action="store_true", help="compile, or run, for the peak too")
+    group = parser.add_argument_group("the request; all but --frames are for --peak")
+    _of_request(group.add_argument)
+
+
+def _of_request(add: Callable[..., Any]) -> None:
+    add("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
+    add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
+    add(
+        "--new-tokens",
+        type=int,
+        metavar="N",
+        help=f"of an answer (default: {costs.NEW_TOKENS})",
+    )
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; latency MODEL: int8")
+
+
+def _run(measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace) -> int:
+    if not args.model:
+        refuse(args, ["vision_tower"], "without MODEL")
+    elif args.abstract or args.tokens or args.layers:
         raise InputError(
             f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
             " --layers"
         )
     for option, least in (("tokens", 1), ("layers", 0), ("resolution", 1), ("frames", 1)):
-        given = getattr(args, option)
+        given = getattr(args, option, None)
         for number in [given] if isinstance(given, int) else given or []:
             if number < least:
                 raise InputError(f"--{option} is {number}; give {least} or more")
-    if args.dtype == "int8" and (args.what != "latency" or not args.model):
-        raise InputError(
-            "--dtype int8 is for the latency of a MODEL; memory tells int8's bytes in any case"
-        )
     with waiting("starting"):
-        result = {"flops": _flops, "latency": _latency, "memory": _memory}[args.what](args)
+        result = measure(args)
     if args.json:
         print(json.dumps(result, indent=2))
     return 0
 
 
-# ------------------------------------------------------------------------------------------- FLOPs
+def _kind(
+    summary: str, add_arguments: Callable, measure: Callable[[argparse.Namespace], dict[str, Any]]
+) -> Kind:
+    return Kind(summary, add_arguments, functools.partial(_run, measure))
 
 
-def _flops(args: argparse.Namespace) -> dict[str, Any]:
-    from llava_mini_jax.cost import flops_table, paper_figures
-    from llava_mini_jax.cost.baseline import backbone
-
-    text, chosen = paper_figures.TEXT if args.text is None else args.text, _settings(args)
-    if text < 1 or args.frames != 1:
-        raise InputError("flops are of one picture and at least 1 token of text; see --text")
-    if args.model:
-        cfg, side = _shape(args, "bfloat16")
-        resolutions = args.resolution or [side]
-        entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
-    elif chosen:
-        llm = backbone(args.abstract or "vicuna-7b")
-        entries = flops_table.of_settings(llm, text, *chosen)
-    else:
-        entries = flops_table.of_paper(backbone(args.abstract or "vicuna-7b"), text)
-    found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
-    notes = []
-    if any(entry.paper for entry in entries):
-        from llava_mini_jax.config import VICUNA_7B
-
-        length, agree, count = paper_figures.shared_length(paper_figures.ROWS, VICUNA_7B)
-        notes = [
-            f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
-            " paper's rule, and no other length any of these.",
-            *paper_figures.CONTRADICTIONS,
-        ]
-    if not args.json:
-        profile_tables.flops(found, text, notes)
-    rows = [{"table": e.table, "model": e.name, "text": text, **counts} for e, counts in found]
-    return {"rows": rows, "notes": notes}
-
-
-def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]] | None:
-    """(tokens, pre-fusion layers, resolutions) if any was given."""
-    given = (args.tokens, args.layers, args.resolution)
-    if not any(given):
-        return None
-    return args.tokens or [1], args.layers or [4], args.resolution or [336]
-
-
-# ----------------------------------------------------------------------------------------- latency
-
-
-def _latency(args: argparse.Namespace) -> dict[str, Any]:
-    import jax
-
-    from llava_mini_jax.cost import latency
-
-    models, side = _candidates(args)
-    request = _request(args, next(iter(models.values())).cfg, side)
-    with waiting("measuring"):
-        times = latency.measure(models, request, args.repeats)
-    device = jax.local_devices()[0].device_kind
-    dtype = args.dtype or next(iter(models.values())).cfg.compute_dtype
-    spreads = {
-        name: {"first": latency.spread(t.first), "token": latency.spread(t.token)}
-        for name, t in times.items()
-    }
-    if not args.json:
-        print(
-            f"{device}, {dtype}, jax {jax.__version__}; {request.images} pictures of {side} px,"
-            f" {request.text} tokens of text, {request.new_tokens} new; {args.repeats} times\n"
-        )
-        profile_tables.latency(spreads, BASELINE, paper=args.abstract == "vicuna-7b")
-    shown = {
-        name: {kind: dataclasses.asdict(s) for kind, s in each.items()}
-        for name, each in spreads.items()
-    }
-    request_fields = dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats}
-    return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
-
-
-def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
-    """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
-    from llava_mini_jax.cost import latency, paper_figures
-    from llava_mini_jax.cost.baseline import backbone, llava_1_5, shared_params
-    from llava_mini_jax.cost.latency import Candidate
-    from llava_mini_jax.inference.model import computing_dtype
-
-    if args.model:
-        import llava_mini_jax
-
-        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
-        cfg = model.bundle.model
-        found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
-        side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
-        return found | {args.model: Candidate(model.params, cfg)}, side
-    llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
-    tokens, layers, sides = _settings(args) or ([1], [4], [336])
-    rows = [
-        paper_figures.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
-        for q in (0, *tokens)
-        for n in (layers if q else layers[:1])
-    ]
-    built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
-    typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
-    return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
-
-
-def _no_shape() -> str:
-    raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
-
-
-def _one(args: argparse.Namespace, option: str, default: int) -> int:
-    given = getattr(args, option) or [default]
-    if len(given) > 1:
-        raise InputError(f"--{option} has {len(given)} numbers; {args.what} takes one")
-    return given[0]
-
-
-def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
-    from llava_mini_jax.cost import paper_figures
-    from llava_mini_jax.cost.latency import Request
-
-    text = paper_figures.TEXT if args.text is None else args.text
-    parts = paper_figures.shape(cfg, text, side).parts
-    return Request(text=text, images=args.frames, parts=parts, new_tokens=args.new_tokens)
-
-
-# ------------------------------------------------------------------------------------------ memory
-
-
-def _memory(args: argparse.Namespace) -> dict[str, Any]:
-    import jax
-
-    from llava_mini_jax.cost import inference_memory
-    from llava_mini_jax.cost.baseline import llava_1_5
-    from llava_mini_jax.inference.model import computing_dtype
-
-    cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
-    side = _one(args, "resolution", side)
-    request = _request(args, cfg, side)
-    weights = {
-        dtype: inference_memory.weight_bytes(cfg, dtype) for dtype in inference_memory.DTYPES
-    }
-    kept = {}
-    for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
-        image = inference_memory.cache_bytes_per_image(each, request.parts)
-        kept[name] = {
-            "tokens an image": each.tokens_per_image(request.parts),
-            "bytes a token": inference_memory.cache_bytes_per_token(each),
-            "bytes an image": image,
-            "bytes of all": image * request.images,
-        }
-    result: dict[str, Any] = {"weights": weights, "cache": kept}
-    if args.peak:
-        with waiting("compiling"):
-            result["programs"] = _programs(args, cfg, request)
-    if args.peak and jax.default_backend() != "cpu":
-        result["allocator_peak"] = _measured_peak(args, request)
-    if not args.json:
-        profile_tables.memory(result, request.images)
-    return result
-
-
-def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
-    from llava_mini_jax.cost import inference_memory
-    from llava_mini_jax.inference.model import computing_dtype
-
-    dtype = computing_dtype(args.dtype)
-    typed = dataclasses.replace(cfg, compute_dtype=dtype)
-    found = inference_memory.compiled_programs(typed, request, dtype)
-    each = {n: dataclasses.asdict(p) | {"total": p.total} for n, p in found.items()}
-    return {"dtype": dtype, "bytes": each}
-
-
-def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
-    """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
-    from llava_mini_jax.cost import inference_memory, latency
-
-    models, _ = _candidates(args)
-    models.pop(BASELINE)
-    latency.measure(models, request, 1)
-    return inference_memory.allocator_peak()
-
-
-# ------------------------------------------------------------------------------------------ shared
-
-
-def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]":
-    """A folder's configuration, or a named shape's, and its pictures' resolution in pixels.
-
-    No weight is read.
-    """
-    from llava_mini_jax.cost import paper_figures
-    from llava_mini_jax.cost.baseline import backbone
-    from llava_mini_jax.weights import folders
-
-    if args.model:
-        tower = None if args.vision_tower is None else Path(args.vision_tower)
-        folder = folders.resolve_folder(args.model)
-        bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)
-        return bundle.model, bundle.model.vision.image_size * bundle.images.grid
-    llm = backbone(args.abstract or _no_shape())
-    tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
-    row = paper_figures.Row(table="", tokens=tokens, layers=layers, tera=None)
-    return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336
+KINDS = {
+    "flops": _kind("FLOPs by formula, XLA, and the paper's rule", _of_flops, costs.flops),
+    "latency": _kind("milliseconds a token, beside LLaVA-1.5", _of_latency, costs.latency),
+    "memory": _kind("bytes of weights, keys and values, and the peak", _of_memory, costs.memory),
+    "video": profile_video.KIND,
+}

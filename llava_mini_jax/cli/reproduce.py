@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ examples:
   llava-mini reproduce table8 --scale full --dry-run     the commands, for clusters
   llava-mini reproduce table8 --scale full --collect     the page of what they left"""
 
+DATA = Path("playground/data/eval")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", metavar="A,B", help="default: 0,1,2; full: 0")
     add("--out", type=Path, metavar="DIR", help="default: out/reproduce/SCALE")
     add("--configs", type=Path, default=Path("configs"), metavar="DIR", help="the project's")
-    add("--data", type=Path, default=Path("playground/data/eval"), help="full: of the benchmarks")
+    add("--data", type=Path, metavar="DIR", help=f"full: the benchmarks' files; default: {DATA}")
     add("--jobs", type=int, metavar="N", help="at a time (default: a core each; full: 1)")
     add("--dry-run", action="store_true", help="tell what would be run")
     add("--collect", action="store_true", help="train nothing: make the pages of what is there")
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from llava_mini_jax.reproduce import page, runs, scales
     from llava_mini_jax.reproduce.tables import TABLES
 
+    _refuse(args)
     plots.pyplot()  # before anything takes long
     names = list(TABLES) if args.tables == ["all"] else list(dict.fromkeys(args.tables))
     for name in names:
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.collect:
         workers = args.jobs or (1 if full else _cores())
-        runs.run(plan.jobs, out, workers=workers, data=args.data, limit=args.limit)
+        runs.run(plan.jobs, out, workers=workers, data=args.data or DATA, limit=args.limit)
     elif not out.is_dir():
         raise InputError(f"{out} is not there; run without --collect, or give --out")
     else:
@@ -83,6 +87,16 @@ def run(args: argparse.Namespace) -> int:
             print("    " + "; ".join(f"{title}: {verdict}" for title, verdict in parts))
         print("written:", *files)
     return 0
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """A dry run has all options of the run that it tells of."""
+    if args.scale == "digits":
+        refuse(args, ["data"], "with --scale digits")
+    if args.dry_run:
+        refuse(args, ["collect"], "with --dry-run")
+    if args.collect:
+        refuse(args, ["data", "jobs"], "with --collect")
 
 
 def _seeds(text: str) -> list[int]:
@@ -135,6 +149,6 @@ def _commands(job: "Job", out: Path, args: argparse.Namespace) -> list[list[str]
     if not job.benchmarks:
         return [train]
     asked = ["--model", str(job.model(out)), "--benchmarks", ",".join(job.benchmarks)]
-    asked += ["--data", str(args.data), "--out", str(job.results(out).parent)]
+    asked += ["--data", str(args.data or DATA), "--out", str(job.results(out).parent)]
     asked += ["--limit", str(args.limit)] * bool(args.limit)
     return [train, ["python", "eval.py", *asked]]

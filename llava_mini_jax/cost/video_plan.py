@@ -1,6 +1,6 @@
 """What a question about a long video takes, worked out before anything is read or computed.
 
-    python -m llava_mini_jax.cost.video_plan NAME [--frames N] [--dtype TYPE]
+    llava-mini plan video NAME [--frames N] [--dtype TYPE]    of a published shape
 
     model, frames, text --> positions against the model's limit
                         --> device: weights + KV cache + text, and the largest of the phases:
@@ -16,11 +16,9 @@ far off they are from what XLA plans for them on CPU. Not counted: the runtime's
 fragmentation, and a file's own index (about 60 bytes a frame of the file, wanted or not).
 """
 
-import argparse
 import dataclasses
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
@@ -193,32 +191,14 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:8.3f} GB"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the plan of a published shape: vicuna-7b, vicuna-13b or llama-3.1-8b."""
-    parser = argparse.ArgumentParser(prog="python -m llava_mini_jax.cost.video_plan")
-    add = parser.add_argument
-    add("name", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
-    add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
-    add("--dtype", default="bfloat16", metavar="TYPE", help="of weights; default: bfloat16")
-    add("--chunk", type=int, default=8, metavar="N", help="frames together; default: 8")
-    try:
-        print("\n".join(_published(parser.parse_args(argv)).lines()))
-        return 0
-    except InputError as error:
-        print(f"plan: {error}", file=sys.stderr)
-        return 2
-
-
-def _published(args: argparse.Namespace) -> Plan:
+def published(name: str, frames: int, *, dtype: str, chunk: int) -> Plan:
+    """The plan of a question about a video to vicuna-7b, vicuna-13b or llama-3.1-8b."""
     from llava_mini_jax.config import ASKING_DTYPES
     from llava_mini_jax.cost.baseline import backbone
 
-    if args.dtype not in ASKING_DTYPES:
-        raise InputError(f'dtype "{args.dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
-    for name, number, least in (("--frames", args.frames, 0), ("--chunk", args.chunk, 1)):
-        if number < least:
-            raise InputError(f"{name} is {number}; give {least} or more")
-    llm, vision = backbone(args.name), configs.CLIP_L_336
+    if dtype not in ASKING_DTYPES:
+        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
+    llm, vision = backbone(name), configs.CLIP_L_336
     bundle = Bundle(
         model=configs.build(llm, vision, "release"),
         images=configs.image_config("release", vision),
@@ -226,11 +206,4 @@ def _published(args: argparse.Namespace) -> Plan:
         eos_ids=(),
         pad_id=0,
     )
-    nothing = Budget(host=0)
-    return plan(
-        bundle, args.frames, 60, dtype=args.dtype, chunk=args.chunk, answer=512, budget=nothing
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return plan(bundle, frames, 60, dtype=dtype, chunk=chunk, answer=512, budget=Budget(host=0))

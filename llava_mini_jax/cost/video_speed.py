@@ -1,6 +1,6 @@
 """Frames a second of the video pipeline, stage by stage, beside the release's loop over frames.
 
-    python -m llava_mini_jax.cost.video_speed [MODEL] [--video FILE] [--chunk N]
+    llava-mini profile video [MODEL] [--video FILE] [--chunk N]
 
     file --decode--> frames --preprocess--> pixels --vision--> features --read, fuse--> fused text
                                                |        a chunk of frames a call
@@ -13,7 +13,6 @@ turns within a repetition, so that a machine that gets busier does so for all, a
 same fused text. Without MODEL: random weights, an eighth of LLaMA-3.1-8B's and CLIP's widths.
 """
 
-import argparse
 import dataclasses
 import itertools
 import time
@@ -237,37 +236,3 @@ def small(text: int) -> tuple[LlavaMini, Bundle]:
         pad_id=0,
     )
     return found.params, bundle
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    from llava_mini_jax.inference.model import load
-
-    parser = argparse.ArgumentParser(prog="python -m llava_mini_jax.cost.video_speed")
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="a model's folder; default: random weights")
-    add("--video", metavar="FILE", help="default: noise, which is not decoded")
-    add("--frames", type=int, default=64, metavar="N", help="default: 64")
-    add("--chunk", type=int, default=8, metavar="N", help="frames together; default: 8")
-    add("--text", type=int, default=64, metavar="T", help="tokens of text; default: 64")
-    add("--repeats", type=int, default=5, metavar="N", help="times measured; default: 5")
-    args = parser.parse_args(given)
-    if args.model:
-        model = load(args.model)
-        params, bundle = model.params, model.bundle
-    else:
-        params, bundle = small(args.text)
-    images, reading = bundle.images, {}
-    if args.video:
-        pixels, reading = read_frames(args.video, bundle, args.frames)
-    else:
-        shape = (args.frames, images.parts, images.size, images.size, 3)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    sizes = dict(text=args.text, chunk=args.chunk, repeats=args.repeats)
-    print("\n".join(lines(reading, measure(params, bundle.model, pixels, **sizes))))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(f"llava-mini: {error}") from None

@@ -1,14 +1,13 @@
 """What a run would train and what memory it takes, told before it starts.
 
-    python train.py CONFIG --dry-run                           as it is configured
-    python -m llava_mini_jax.training.dry_run CONFIG [...]    on known hardware
+    python train.py CONFIG --dry-run           as it is configured
+    llava-mini plan training CONFIG [...]      on known hardware
 
 The second one prints the table of docs/sharding.md. Neither needs a device or weights.
 """
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from llava_mini_jax.config import dialect_of
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training import feed
-from llava_mini_jax.training.stages import MeshConfig, TrainConfig, check, load_config, stages_of
+from llava_mini_jax.training.stages import MeshConfig, TrainConfig, check
 from llava_mini_jax.training.step_memory import FLOAT32, Memory, estimate
 
 GIB = 2**30
@@ -205,9 +204,3 @@ def _epochs(stage: TrainConfig) -> str:
     except InputError as error:
         said = feed.epochs(stage, stage.samples)
         return f"{said}, by the config's `samples`; the data itself cannot be opened: {error}"
-
-
-if __name__ == "__main__":
-    chosen = [(path, stage) for path in sys.argv[1:] for stage in stages_of(load_config(path))]
-    named = [dataclasses.replace(s, name=path.split("/")[-1].split(".")[0]) for path, s in chosen]
-    print("\n".join(hardware_table(named)))

@@ -142,7 +142,7 @@ def test_the_command_without_a_model(capsys):
         (["latency"], "no model is given"),
         (["flops", "--abstract", "gpt"], '"gpt" is unknown'),
         (["flops", "DIR", "--tokens", "4"], "DIR has a shape of its own"),
-        (["memory", "--abstract", "vicuna-7b", "--resolution", "336", "672"], "memory takes one"),
+        (["memory", "--abstract", "vicuna-7b", "--resolution", "336", "672"], "has 2 numbers"),
         (["memory", "--abstract", "vicuna-7b", "--tokens", "1", "16"], "--tokens has 2 numbers"),
         (["flops", "--tokens", "1", "--layers", "-1"], "--layers is -1; give 0 or more"),
         (["flops", "--tokens", "0"], "--tokens is 0; give 1 or more"),

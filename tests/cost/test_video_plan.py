@@ -13,7 +13,7 @@ from llava_mini_jax import cli
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, VICUNA_7B, Bundle
-from llava_mini_jax.cost.video_plan import Plan, main, plan
+from llava_mini_jax.cost.video_plan import Plan, plan
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import session, session_programs
 from llava_mini_jax.inference.answer import Settings
@@ -240,13 +240,13 @@ BAD_PLANS = {
 
 @pytest.mark.parametrize("said", BAD_PLANS)
 def test_plans_that_cannot_be_made(said, capsys):
-    assert main(BAD_PLANS[said]) == 2
+    assert cli.main(["plan", "video", *BAD_PLANS[said]]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and err.startswith("plan: ") and err.count("\n") == 1
+    assert out == "" and said in err and err.startswith("llava-mini: ") and err.count("\n") == 1
 
 
 def test_plans_of_published_shapes(capsys):
-    assert main(["vicuna-7b", "--frames", "0", "--dtype", "int8"]) == 0
+    assert cli.main(["plan", "video", "vicuna-7b", "--frames", "0", "--dtype", "int8"]) == 0
     assert "0 of 0 frames + 60 of text" in capsys.readouterr().out
 
 

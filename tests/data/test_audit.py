@@ -206,7 +206,7 @@ def config():
     path.write_text(code)
     assert verify(path) == 0
     assert capsys.readouterr().out == "good: 5 image, 1 video, 2 text, 0 rejected\n"
-    assert verify(path, "--fps", 2) == 2 and "--fps is for data files" in capsys.readouterr().err
+    assert verify(path, "--fps", 2) == 2 and "--fps changes nothing" in capsys.readouterr().err
     assert verify("configs/digits.py") == 2 and "no stage" in capsys.readouterr().err
 
 

@@ -292,11 +292,11 @@ def test_a_fault_in_a_packed_video_names_the_sample_and_not_a_temporary_file(tmp
         (["build", "{good}", "--out", "{here}"], "is there already"),
         (["build", "{good}", "--out", "nowhere/x"], "has no parent folder"),
         (["build", "{good}", "--out", "{here}/x", "--shards", "0"], "0 shards"),
-        (["build", "{good}", "--out", "{here}/x", "--report", "x"], "--report is not for data b"),
-        (["verify", "{good}", "--out", "{here}/x"], "--out is not for data verify"),
+        (["build", "{good}", "--out", "{here}/x", "--report", "x"], "arguments: --report x"),
+        (["verify", "{good}", "--out", "{here}/x"], "see: llava-mini data verify"),
         (["speed", "{good}"], "measures a training config"),
         (["speed", "configs/digits.py", "--threads", "0", "--batches", "1"], "0 threads"),
-        (["polish", "{good}"], "invalid choice"),
+        (["polish", "{good}"], "expected verify, build, speed after llava-mini data"),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, words, message):

@@ -272,7 +272,10 @@ def test_digits_stand_by_kind_beside_each_other(model, tmp_path, capsys):
             ["--benchmarks", "mmvet,msvd_qa", "--judge-options", '{"run": 5, "runs": 5}'],
             "has run, which no judge of these benchmarks has; they have mmvet: runs; msvd_qa: temp",
         ),
-        (["--judge-options", '{"runs": 5}'], "has runs, which no judge of these benchmarks has; "),
+        (
+            ["--benchmarks", "msvd_qa", "--judge-options", '{"runs": 5}'],
+            "has runs, which no judge of these benchmarks has; ",
+        ),
         (["--shard", "3/2"], "--shard is 3/2; give 1/N to N/N"),
         (["--shard", "half"], "--shard"),
         (

@@ -87,17 +87,18 @@ def asked_with(tmp_path):
 
 
 def test_answers_to_other_prompts_are_not_kept(tmp_path, msvd, capsys):
-    model = ["--model", tiny_model.folder("paper"), "--max-new-tokens", "2"]
-    assert run(tmp_path, *model, "--limit", "1") == 0
-    assert run(tmp_path, *model, "--offset", "1", "--shard", "1/2") == 0  # of the same whole
-    assert run(tmp_path, *model) == 0
+    model = ["--model", tiny_model.folder("paper")]
+    short = ["--max-new-tokens", "2"]
+    assert run(tmp_path, *model, *short, "--limit", "1") == 0
+    assert run(tmp_path, *model, *short, "--offset", "1", "--shard", "1/2") == 0  # the same whole
+    assert run(tmp_path, *model, *short) == 0
     assert asked_with(tmp_path) == "bare question"
     (answers,) = (tmp_path / "out").glob("*/msvd_qa/answers.jsonl")
     before = answers.read_bytes()
     assert len(before.splitlines()) == 3
 
     (msvd / "instruction.txt").write_text("Say it in a sentence.\n\n")
-    for more in ([], ["--limit", "1"], ["--score-only"]):
+    for more in (short, [*short, "--limit", "1"], ["--score-only"]):
         assert run(tmp_path, *model, *more) == 2
         assert "made with other settings (prompts): give another --out" in capsys.readouterr().err
     assert answers.read_bytes() == before

@@ -45,8 +45,8 @@ class Command:
 
     models: tuple[str, ...]
     benchmarks: tuple[str, ...]
-    data: Path
-    out: Path
+    data: Path = Path("playground/data/eval")
+    out: Path = Path("out/eval")
     limit: int | None = None
     offset: int = 0
     shard: tuple[int, int] = (0, 1)  # which, of how many

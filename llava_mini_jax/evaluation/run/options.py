@@ -6,68 +6,97 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.evaluation.benchmark import names_of_paper
+from llava_mini_jax.arguments import Parser, refuse
+from llava_mini_jax.errors import short
+from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
 from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand
 
-_JUDGE = "benchmarks that another model judges"
+_LOADING = ("dtype", "vision_tower", "conv_mode", "max_length")
+_ASKING = ("shard", "batch_size", "max_new_tokens", *_LOADING)
+_SERVER = ("judge_key_variable", "judge_concurrency", "judge_timeout")
+_JUDGE = ("judge_url", "judge_model", "judge_wording", "judge_options", "judge_fields", *_SERVER)
 
 
-def parse(argv: Sequence[str], description: str | None) -> Command:
-    """The command that these words say; leaves the program where they say none."""
-    parser = argparse.ArgumentParser(
-        prog="eval.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser(description: str | None) -> Parser:
+    """What is not given stands in no namespace: `Command` has the defaults."""
+    parser = Parser(prog="eval.py", description=description, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("--model", action="append", default=[], metavar="DIR", help="model folder; repeatable")
-    add(
-        "--benchmarks",
-        default="digits",
-        metavar="A,B",
-        help="all: the paper's (default: digits)",
-    )
-    add("--data", type=Path, default=Path("playground/data/eval"), help="folder of their files")
-    add("--out", type=Path, default=Path("out/eval"), help="folder for answers and results")
-    add("--limit", type=int, help="ask only so many questions of each benchmark")
-    add("--offset", type=int, default=0, help="leave out so many questions in front")
-    add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="ask part I of N only")
-    add("--batch-size", type=int, default=8, help="questions that are answered together")
-    add("--max-new-tokens", type=int, help="of an answer (default: the benchmark's)")
-    add("--dtype", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--model", action="append", metavar="DIR", help="model folder; repeatable")
+    add("--benchmarks", metavar="A,B", help="all: the paper's (default: digits)")
+    add("--data", type=Path, metavar="DIR", help="folder of their files: playground/data/eval")
+    add("--out", type=Path, metavar="DIR", help="for answers and results (default: out/eval)")
+    add("--limit", type=int, metavar="N", help="ask only so many questions of each benchmark")
+    add("--offset", type=int, metavar="N", help="leave out so many questions in front")
+    add("--shard", type=shard, metavar="I/N", help="ask part I of N only")
+    add("--batch-size", type=int, metavar="N", help="questions answered together (default: 8)")
+    add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the benchmark's)")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
-    add("--conv-mode", dest="template", metavar="NAME", help="prompts, if not config.json's")
+    add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
     add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
     add("--score-only", action="store_true", help="score the answers that are there")
     add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")
-    add("--paper", default="LLaVA-Mini 7B", help="the paper's column to compare with")
-    add = parser.add_argument_group(_JUDGE).add_argument
+    add("--paper", metavar="NAME", help="the paper's column beside ours (default: LLaVA-Mini 7B)")
+    add = parser.add_argument_group("benchmarks that another model judges").add_argument
     add("--judge-url", metavar="URL", help="its server, OpenAI-compatible: https://HOST/v1")
     add("--judge-model", metavar="NAME", help="default: the one that the official script asks")
-    add("--judge-key-variable", default="OPENAI_API_KEY", metavar="NAME", help="of the environment")
+    add("--judge-key-variable", metavar="NAME", help="of the environment (default: OPENAI_API_KEY)")
     add("--judge-wording", type=Path, metavar="FILE", help="the official texts (default: ours)")
-    add("--judge-concurrency", type=int, default=8, metavar="N", help="requests at a time")
-    add("--judge-timeout", type=float, default=120.0, metavar="S", help="seconds of a request")
-    add("--judge-options", type=_object, default={}, metavar="JSON", help='such as {"runs": 3}')
-    add("--judge-fields", type=_object, default={}, metavar="JSON", help="added to each request")
-    given = vars(parser.parse_args(argv))
-    judge = {name: given.pop(name) for name in list(given) if name.startswith("judge_")}
-    names = given.pop("benchmarks").split(",")
+    add("--judge-concurrency", type=int, metavar="N", help="requests at a time (default: 8)")
+    add("--judge-timeout", type=float, metavar="S", help="seconds of a request (default: 120)")
+    add("--judge-options", type=json_object, metavar="JSON", help='such as {"runs": 3}')
+    add("--judge-fields", type=json_object, metavar="JSON", help="added to each request")
+    return parser
+
+
+def parse(argv: Sequence[str], description: str | None) -> Command:
+    """The command that these words say. Raises InputError where they say none."""
+    args = parser(description).parse_args(argv)
+    names = getattr(args, "benchmarks", "digits").split(",")
+    benchmarks = [find(name) for name in (names_of_paper() if names == ["all"] else names)]
+    _refuse(args, benchmarks)
+    given: dict[str, Any] = vars(args)
+    given["benchmarks"] = tuple(benchmark.name for benchmark in benchmarks)
+    judge = {name: given.pop(name) for name in _JUDGE if name in given}
+    if "conv_mode" in given:
+        given["template"] = given.pop("conv_mode")
     return Command(
-        models=tuple(given.pop("model")),
-        benchmarks=tuple(names_of_paper() if names == ["all"] else names),
+        models=tuple(given.pop("model", ())),
         judge=JudgeCommand(**{name.removeprefix("judge_"): v for name, v in judge.items()}),
         **given,
     )
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _refuse(args: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
+    listed = ",".join(benchmark.name for benchmark in benchmarks)
+    if hasattr(args, "answers"):
+        refuse(args, ["score_only", *_ASKING], "with --answers")
+    if hasattr(args, "score_only"):
+        refuse(args, _ASKING, "with --score-only")
+    if not any(benchmark.files for benchmark in benchmarks):
+        refuse(args, ["data"], f"with --benchmarks {listed}, which reads no files")
+    if not any(benchmark.judge for benchmark in benchmarks):
+        refuse(args, _JUDGE, f"with --benchmarks {listed}, which nobody judges")
+    if not hasattr(args, "judge_url"):
+        refuse(args, _SERVER, "without --judge-url")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """(0, 4) of "1/4"."""
     index, _, count = text.partition("/")
-    return int(index) - 1, int(count)
+    try:
+        return int(index) - 1, int(count)
+    except ValueError:
+        sentence = f"{short(text)} is no part of the questions; give I/N, such as 1/4"
+        raise argparse.ArgumentTypeError(sentence) from None
 
 
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
-        raise ValueError(text)
+        sentence = f'{short(text)} is no JSON object; give one such as {{"runs": 3}}'
+        raise argparse.ArgumentTypeError(sentence)
     return value

@@ -10,13 +10,11 @@ whole has, so that items differ between lengths in nothing but the pages around 
 
 What eval.py wrote about several models in one figure, with the lengths that they were trained on:
 
-    python -m llava_mini_jax.evaluation.video.needle OUT
+    llava-mini analyze needle OUT
 """
 
-import argparse
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,21 +180,3 @@ BENCHMARK = Benchmark(
     score=_score,
     illustrate=_illustrate,
 )
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_mini_jax.evaluation.video.needle",
-        description="draws the curves of all models that eval.py asked, and writes them as CSV",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="eval.py's --out")
-    try:
-        print(*compare(parser.parse_args(argv).out), sep="\n")
-    except InputError as error:
-        print(f"needle: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

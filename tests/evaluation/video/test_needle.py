@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_mini_jax import cli
 from llava_mini_jax.data.batches.examples import check_fits
 from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import (
@@ -165,7 +166,7 @@ def test_a_folder_without_results_is_explained(tmp_path, capsys):
     with pytest.raises(InputError, match="has no results of needle; run "):
         needle.compare(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    assert needle.main([str(tmp_path)]) == 2
+    assert cli.main(["analyze", "needle", str(tmp_path)]) == 2
     assert "has no results of needle" in capsys.readouterr().err
 
 

@@ -1,0 +1,103 @@
+"""How all three programs read their arguments, and what they say of wrong ones: one sentence.
+
+cannot be read   --Parser, unboxed--> InputError: what is wrong; see: PROGRAM --help
+changes nothing  --refuse-----------> InputError: which of them, and why
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, NoReturn
+
+from llava_mini_jax.errors import InputError, short
+
+
+class Kind(NamedTuple):
+    """A second word of a command, such as `flops` of `llava-mini profile`, with its own options."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse, whose complaints are one line like all others.
+
+    Options are not abbreviated: --image would be --images where there is no --image.
+    """
+
+    def __init__(self, **named) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=shape, allow_abbrev=False, **named)
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see: {self.prog} --help")
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{short(text)} is no whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
+
+
+def refuse(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:
+    """InputError if any of these options is given, though it changes nothing in this mode."""
+    values = {name: getattr(args, name, None) for name in names}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not None and value is not False
+    ]
+    if given:
+        changes, them = ("changes", "it") if len(given) == 1 else ("change", "them")
+        raise InputError(f"{', '.join(given)} {changes} nothing {mode}; leave {them} out")
+
+
+@contextlib.contextmanager
+def unboxed(program: str) -> Iterator[None]:
+    """tyro's complaint as an InputError of one line.
+
+    tyro has no public way to word it: it prints a box as wide as the terminal, and leaves.
+    """
+    said, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "9999"  # else it breaks lines, and long words too
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        if end.code:
+            raise InputError(f"{_sentence(said.getvalue())}; see: {program} --help") from None
+        raise
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    sys.stderr.write(said.getvalue())
+
+
+def _sentence(box: str) -> str:
+    """What stands in tyro's box below its title, and what it takes for meant instead."""
+    _, *rows = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
+    grouped = itertools.groupby((row.strip("│ ") for row in rows), key=set("─-╰╯").issuperset)
+    said, *more = [list(block) for is_rule, block in grouped if not is_rule]
+    meant = [
+        block[1].split()[0]
+        for block in more
+        if block[0].startswith(("Perhaps you meant", "Arguments similar to"))
+    ]
+    return " ".join(said) + f" (perhaps {', '.join(meant)} is meant)" * bool(meant)

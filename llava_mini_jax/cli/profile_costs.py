@@ -1,0 +1,228 @@
+"""What `llava-mini profile` finds out: a dictionary for --json, and tables without it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_mini_jax.arguments import refuse
+from llava_mini_jax.cli import profile_tables
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import waiting
+
+if TYPE_CHECKING:
+    from llava_mini_jax.cost.latency import Candidate, Request
+    from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+
+BASELINE = "LLaVA-1.5"
+NEW_TOKENS = 32
+
+
+# ------------------------------------------------------------------------------------------- FLOPs
+
+
+def flops(args: argparse.Namespace) -> dict[str, Any]:
+    from llava_mini_jax.cost import flops_table, paper_figures
+    from llava_mini_jax.cost.baseline import backbone
+
+    text, chosen = paper_figures.TEXT if args.text is None else args.text, _settings(args)
+    if text < 1:
+        raise InputError(f"--text is {text}; give 1 or more")
+    if args.model:
+        cfg, side = _shape(args, "bfloat16")
+        resolutions = args.resolution or [side]
+        entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
+    elif chosen:
+        llm = backbone(args.abstract or "vicuna-7b")
+        entries = flops_table.of_settings(llm, text, *chosen)
+    else:
+        entries = flops_table.of_paper(backbone(args.abstract or "vicuna-7b"), text)
+    found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
+    notes = []
+    if any(entry.paper for entry in entries):
+        from llava_mini_jax.config import VICUNA_7B
+
+        length, agree, count = paper_figures.shared_length(paper_figures.ROWS, VICUNA_7B)
+        notes = [
+            f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
+            " paper's rule, and no other length any of these.",
+            *paper_figures.CONTRADICTIONS,
+        ]
+    if not args.json:
+        profile_tables.flops(found, text, notes)
+    rows = [{"table": e.table, "model": e.name, "text": text, **counts} for e, counts in found]
+    return {"rows": rows, "notes": notes}
+
+
+def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]] | None:
+    """(tokens, pre-fusion layers, resolutions) if any was given."""
+    given = (args.tokens, args.layers, args.resolution)
+    if not any(given):
+        return None
+    return args.tokens or [1], args.layers or [4], args.resolution or [336]
+
+
+# ----------------------------------------------------------------------------------------- latency
+
+
+def latency(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from llava_mini_jax.cost import latency
+
+    if args.dtype == "int8" and not args.model:
+        raise InputError("--dtype int8 is for a MODEL; random weights have none")
+    models, side = _candidates(args)
+    request = _request(args, next(iter(models.values())).cfg, side)
+    with waiting("measuring"):
+        times = latency.measure(models, request, args.repeats)
+    device = jax.local_devices()[0].device_kind
+    dtype = args.dtype or next(iter(models.values())).cfg.compute_dtype
+    spreads = {
+        name: {"first": latency.spread(t.first), "token": latency.spread(t.token)}
+        for name, t in times.items()
+    }
+    if not args.json:
+        print(
+            f"{device}, {dtype}, jax {jax.__version__}; {request.images} pictures of {side} px,"
+            f" {request.text} tokens of text, {request.new_tokens} new; {args.repeats} times\n"
+        )
+        profile_tables.latency(spreads, BASELINE, paper=args.abstract == "vicuna-7b")
+    shown = {
+        name: {kind: dataclasses.asdict(s) for kind, s in each.items()}
+        for name, each in spreads.items()
+    }
+    request_fields = dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats}
+    return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
+
+
+def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
+    """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
+    from llava_mini_jax.cost import latency, paper_figures
+    from llava_mini_jax.cost.baseline import backbone, llava_1_5, shared_params
+    from llava_mini_jax.cost.latency import Candidate
+    from llava_mini_jax.inference.model import computing_dtype
+
+    if args.model:
+        import llava_mini_jax
+
+        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+        cfg = model.bundle.model
+        found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
+        side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
+        return found | {args.model: Candidate(model.params, cfg)}, side
+    llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
+    tokens, layers, sides = _settings(args) or ([1], [4], [336])
+    rows = [
+        paper_figures.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
+        for q in (0, *tokens)
+        for n in (layers if q else layers[:1])
+    ]
+    built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
+    typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
+    return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
+
+
+def _no_shape() -> str:
+    raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
+
+
+def _one(args: argparse.Namespace, option: str, default: int) -> int:
+    given = getattr(args, option) or [default]
+    if len(given) > 1:
+        raise InputError(f"--{option} has {len(given)} numbers; give one")
+    return given[0]
+
+
+def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
+    from llava_mini_jax.cost import paper_figures
+    from llava_mini_jax.cost.latency import Request
+
+    text = paper_figures.TEXT if args.text is None else args.text
+    parts = paper_figures.shape(cfg, text, side).parts
+    new = NEW_TOKENS if args.new_tokens is None else args.new_tokens
+    return Request(text=text, images=args.frames, parts=parts, new_tokens=new)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from llava_mini_jax.cost import inference_memory
+    from llava_mini_jax.cost.baseline import llava_1_5
+    from llava_mini_jax.inference.model import computing_dtype
+
+    if not args.peak:
+        refuse(args, ["text", "new_tokens", "dtype"], "without --peak")
+    if args.dtype == "int8":
+        raise InputError("--dtype int8 is for profile latency; int8's bytes are told in any case")
+    cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
+    side = _one(args, "resolution", side)
+    request = _request(args, cfg, side)
+    weights = {
+        dtype: inference_memory.weight_bytes(cfg, dtype) for dtype in inference_memory.DTYPES
+    }
+    kept = {}
+    for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
+        image = inference_memory.cache_bytes_per_image(each, request.parts)
+        kept[name] = {
+            "tokens an image": each.tokens_per_image(request.parts),
+            "bytes a token": inference_memory.cache_bytes_per_token(each),
+            "bytes an image": image,
+            "bytes of all": image * request.images,
+        }
+    result: dict[str, Any] = {"weights": weights, "cache": kept}
+    if args.peak:
+        with waiting("compiling"):
+            result["programs"] = _programs(args, cfg, request)
+    if args.peak and jax.default_backend() != "cpu":
+        result["allocator_peak"] = _measured_peak(args, request)
+    if not args.json:
+        profile_tables.memory(result, request.images)
+    return result
+
+
+def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
+    from llava_mini_jax.cost import inference_memory
+    from llava_mini_jax.inference.model import computing_dtype
+
+    dtype = computing_dtype(args.dtype)
+    typed = dataclasses.replace(cfg, compute_dtype=dtype)
+    found = inference_memory.compiled_programs(typed, request, dtype)
+    each = {n: dataclasses.asdict(p) | {"total": p.total} for n, p in found.items()}
+    return {"dtype": dtype, "bytes": each}
+
+
+def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
+    """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
+    from llava_mini_jax.cost import inference_memory, latency
+
+    models, _ = _candidates(args)
+    models.pop(BASELINE)
+    latency.measure(models, request, 1)
+    return inference_memory.allocator_peak()
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]":
+    """A folder's configuration, or a named shape's, and its pictures' resolution in pixels.
+
+    No weight is read.
+    """
+    from llava_mini_jax.cost import paper_figures
+    from llava_mini_jax.cost.baseline import backbone
+    from llava_mini_jax.weights import folders
+
+    if args.model:
+        tower = None if args.vision_tower is None else Path(args.vision_tower)
+        folder = folders.resolve_folder(args.model)
+        bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)
+        return bundle.model, bundle.model.vision.image_size * bundle.images.grid
+    llm = backbone(args.abstract or _no_shape())
+    tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
+    row = paper_figures.Row(table="", tokens=tokens, layers=layers, tera=None)
+    return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336

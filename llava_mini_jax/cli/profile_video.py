@@ -1,0 +1,48 @@
+"""`llava-mini profile video`: frames a second of the video pipeline, beside the release's loop."""
+
+import argparse
+
+from llava_mini_jax.arguments import Kind
+from llava_mini_jax.terminal import waiting
+
+USAGE = "llava-mini profile video [MODEL] [--video FILE] [options]"
+EXAMPLE = "llava-mini profile video MODEL --video clip.mp4 --chunk 16"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a model's folder (default: random weights)")
+    add("--video", metavar="FILE", help="default: noise, which is not decoded")
+    add("--frames", type=int, default=64, metavar="N", help="default: 64")
+    add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")
+    add("--text", type=int, default=64, metavar="T", help="tokens of text (default: 64)")
+    add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from llava_mini_jax.cost import video_speed
+    from llava_mini_jax.inference.model import load
+
+    if args.model:
+        with waiting(f"loading {args.model}"):
+            model = load(args.model)
+        params, bundle = model.params, model.bundle
+    else:
+        params, bundle = video_speed.small(args.text)
+    images, reading = bundle.images, {}
+    if args.video:
+        pixels, reading = video_speed.read_frames(args.video, bundle, args.frames)
+    else:
+        shape = (args.frames, images.parts, images.size, images.size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with waiting("measuring"):
+        speed = video_speed.measure(
+            params, bundle.model, pixels, text=args.text, chunk=args.chunk, repeats=args.repeats
+        )
+    print(*video_speed.lines(reading, speed), sep="\n")
+    return 0
+
+
+KIND = Kind("frames a second, beside the release's loop over frames", add_arguments, run)
