@@ -28,12 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llava_mini_jax.analysis.samples import padded_batch, refuse_inside
+from llava_mini_jax.analysis.samples import padded_batch
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.analysis.samples import refuse_inside
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.models import compressor, llava_mini, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array

@@ -65,13 +65,12 @@ def answer(cfg, examples, sampling=None, side="right") -> tuple[np.ndarray, np.n
 MODELS = {
     "release": tiny.release_model(),
     "paper": tiny.model("paper"),
-    "inside": tiny.model("paper", inside_layers=1),
 }
 
 
 @pytest.fixture(
     scope="module",
-    params=["release", pytest.param("paper", marks=pytest.mark.slow), "inside"],
+    params=["release", "paper"],
 )
 def case(request):
     cfg = MODELS[request.param]

@@ -17,7 +17,7 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Answer, Settings
-from llava_mini_jax.inference.model import Chat, compiled_programs
+from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.sharding import make_mesh
@@ -214,7 +214,8 @@ def test_a_full_context_ends_the_answer_and_says_so() -> None:
 
 
 def test_a_chat_is_the_conversation_so_far(model: Model, files: dict[str, Path]) -> None:
-    chat = Chat(model, model.read_pictures(files["a.png"], None), Settings(max_new_tokens=6))
+    chat = Session(model, Settings(max_new_tokens=6))
+    chat.show_image(files["a.png"])
     first = "".join(chat.ask("what is this?"))
     second = "".join(chat.ask("and the last digit?"))
     turns = [
