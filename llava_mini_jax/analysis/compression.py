@@ -47,7 +47,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 
 @partial(jax.jit, static_argnames="cfg")
 def _attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    features_IJPE = llava_mini.see_features(params, pixels_IJYXC, cfg)
+    features_IJPE = llava_mini.encode_vision(params, pixels_IJYXC, cfg)
     I, J, P, E = features_IJPE.shape
     patches, _ = llava_mini.detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
     if cfg.compress == "projected":

@@ -116,11 +116,11 @@ def _blinded(
     """The language model's layers; where `hidden_L` says so, text does not see vision tokens."""
     mask_BUU = masks.causal(jnp.arange(x_BUD.shape[1]), valid_BU)
     blind_BUU = mask_BUU & ~(~is_vision_BU[:, :, None] & is_vision_BU[:, None, :])
-    turns_BUH = angles(masks.running_positions(valid_BU), cfg.llm.head_width, cfg.llm.rope)
+    angles_BUH = angles(masks.running_positions(valid_BU), cfg.llm.head_width, cfg.llm.rope)
 
     def body(layer: llama.Block, x_BUD: Array, hidden: Array) -> tuple[Array, None]:
         mask = jnp.where(hidden, blind_BUU, mask_BUU)
-        return llama.block(layer, x_BUD, turns_BUH, mask, cfg.llm)[0], None
+        return llama.block(layer, x_BUD, angles_BUH, mask, cfg.llm)[0], None
 
     return fold_layers(body, llm.layers, x_BUD, hidden_L)[0]
 

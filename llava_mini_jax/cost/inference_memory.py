@@ -123,7 +123,7 @@ def _bytes(tree: Tree) -> int:
 
 def _arguments(
     cfg: LlavaMiniConfig, request: Request, chunk: int
-) -> tuple[Tree, generate.Seen, Tree, Inputs]:
+) -> tuple[Tree, generate.Encoded, Tree, Inputs]:
     """(pixels of a chunk, what is seen, text, inputs without pixels) as abstract arrays."""
 
     def array(*sizes: int, dtype: Any = jnp.int32) -> Any:
@@ -131,7 +131,7 @@ def _arguments(
 
     T, D, side = request.text + 1, cfg.llm.width, cfg.vision.image_size
     visual = request.images * cfg.tokens_per_image(request.parts)
-    seen = generate.Seen(
+    seen = generate.Encoded(
         visual_BVD=array(1, visual, D, dtype=cfg.dtype),
         fused_BTD=array(1, T, D, dtype=jnp.float32),
     )

@@ -125,7 +125,7 @@ def _runner(model: Candidate, request: Request) -> Callable[[], tuple[float, flo
         )
     lengths = tuple(sorted({len(example.ids), places}))
     prefill = partial(
-        generate.see_and_prefill,
+        generate.encode_and_prefill,
         model.params,
         cfg,
         [example],

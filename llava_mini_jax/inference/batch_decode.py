@@ -2,7 +2,7 @@
 
     Examples --batches--> rows of one kind and similar length
                              |
-       see_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
+       encode_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
                              ^                                              |
                              '------- rows that are done -------------------'
 
@@ -50,7 +50,7 @@ def buckets_for(bundle: Bundle) -> Buckets:
 
 def tokens_per_image(bundle: Bundle) -> int:
     """Positions of the language model's first layer that a picture takes."""
-    return bundle.model.seen_per_image(bundle.images.parts)
+    return bundle.model.positions_per_image(bundle.images.parts)
 
 
 def longest_prompt(bundle: Bundle) -> int:
@@ -114,7 +114,7 @@ def decode(
         yield from recompute.decode(logits, [*examples, *padding], texts, sampling)
         return
     room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
-    state = generate.see_and_prefill(
+    state = generate.encode_and_prefill(
         params,
         bundle.model,
         [*examples, *padding],

@@ -31,7 +31,7 @@ from llava_mini_jax.params import Array
 
 
 @struct.dataclass
-class Seen:
+class Encoded:
     """What a batch's pictures have given so far."""
 
     visual_BVD: Array  # visual tokens in each row's order
@@ -53,18 +53,18 @@ def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
     return llava_mini.embed_text(params, ids_BT, cfg)
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames="seen")
+@partial(jax.jit, static_argnames="cfg", donate_argnames="encoded")
 def encode_frames(
     params: LlavaMini,
-    seen: Seen,
+    encoded: Encoded,
     pixels_IJYXC: Array,
     row_I: Array,
     place_I: Array,
     text_BTD: Array,
     fuse_BT: Array,
     cfg: LlavaMiniConfig,
-) -> Seen:
-    """`seen` with a chunk of images or frames added.
+) -> Encoded:
+    """`encoded` with a chunk of images or frames added.
 
     `row_I` says whose image it is (out of range: padding of the chunk), `place_I` where its first
     visual token goes in the row.
@@ -79,9 +79,9 @@ def encode_frames(
     # Images and rows are not split alike over a mesh, so they meet where all are on every device.
     tokens_IQD, fused_ITD = _everywhere(tokens_IQD), _everywhere(fused_ITD)
     places_IQ = place_I[:, None] + jnp.arange(tokens_IQD.shape[1])
-    visual_BVD = seen.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
-    fused_BTD = seen.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
-    return Seen(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
+    visual_BVD = encoded.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
+    fused_BTD = encoded.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
+    return Encoded(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
 
 
 def _everywhere(x: Array) -> Array:
@@ -95,7 +95,7 @@ def _by_batch(x: Array) -> Array:
 @partial(jax.jit, static_argnames=("cfg", "room"))
 def prefill(
     params: LlavaMini,
-    seen: Seen,
+    encoded: Encoded,
     images_B: Array,
     text_BTD: Array,
     inputs: Inputs,
@@ -103,8 +103,8 @@ def prefill(
     room: int,
 ) -> Decoding:
     """The state before the first token, with a cache for the prompt and `room` tokens more."""
-    images_B, visual_BVD = _by_batch(images_B), _by_batch(seen.visual_BVD)
-    fused_BTD = llava_mini.finish_mean(_by_batch(seen.fused_BTD), images_B, text_BTD)
+    images_B, visual_BVD = _by_batch(images_B), _by_batch(encoded.visual_BVD)
+    fused_BTD = llava_mini.finish_mean(_by_batch(encoded.fused_BTD), images_B, text_BTD)
     slots_BS = inputs.slots_BS
     B, S = slots_BS.shape
     x_BSD = splice(fused_BTD, visual_BVD, slots_BS)
@@ -173,7 +173,7 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
 FRAME_CHUNKS = (1, 2, 4, 8)  # images encoded in one call: the largest that the rest fills
 
 
-def see_and_prefill(
+def encode_and_prefill(
     params: LlavaMini,
     cfg: LlavaMiniConfig,
     examples: Sequence[Example],
@@ -202,16 +202,16 @@ def see_and_prefill(
     text_BTD = embed_text(params, batch.ids_BT, cfg)
     most = max(len(e.pixels) for e in examples)
     places = buckets.image_count(most) * tokens
-    seen = Seen(
+    encoded = Encoded(
         visual_BVD=jnp.zeros((len(examples), places, cfg.llm.width), cfg.dtype),
         fused_BTD=jnp.zeros(text_BTD.shape, jnp.float32),
     )
     for pixels, rows, numbers in frame_chunks(examples):
-        seen = encode_frames(
-            params, seen, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
+        encoded = encode_frames(
+            params, encoded, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
         )
     images_B = np.array([len(e.pixels) for e in examples], np.int32)
-    return prefill(params, seen, images_B, text_BTD, batch, cfg, room)
+    return prefill(params, encoded, images_B, text_BTD, batch, cfg, room)
 
 
 def frame_chunks(

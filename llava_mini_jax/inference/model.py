@@ -38,10 +38,10 @@ PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
     *(generate.upcoming, generate.decode),
     *(
-        session_programs.look,
-        session_programs.read,
-        session_programs.fuse,
-        session_programs.extend,
+        session_programs.encode_vision,
+        session_programs.prefuse_images,
+        session_programs.prefuse_text,
+        session_programs.prefill_block,
     ),  # of sessions
     recompute.whole_logits,
 )

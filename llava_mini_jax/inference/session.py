@@ -258,7 +258,7 @@ class Session:
         total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():
             if memory is not None:
-                total_TD = session_programs.fuse(
+                total_TD = session_programs.prefuse_text(
                     params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
                 )
             del memory  # so that two chunks are never on the device at once
@@ -295,7 +295,7 @@ class Session:
             slots_S[: len(marks)] = np.where(
                 marks < 0, text_BTD.shape[1] + np.arange(len(marks)), places_T[before]
             )
-            logits_BV, cache = session_programs.extend(
+            logits_BV, cache = session_programs.prefill_block(
                 params, cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
                 np.int32(len(marks)), cfg,
             )  # fmt: skip

@@ -97,10 +97,13 @@ def generated(model: Model, questions) -> dict[str, str]:
 @pytest.fixture
 def looked(monkeypatch) -> list[int]:
     """Frames of each call of the tower, padding included."""
-    sizes, look = [], session_programs.look
-    monkeypatch.setattr(
-        session_programs, "look", lambda *given: sizes.append(len(given[1])) or look(*given)
-    )  # fmt: skip
+    sizes, encode = [], session_programs.encode_vision
+
+    def noted(params, pixels_IJYXC, cfg):
+        sizes.append(len(pixels_IJYXC))
+        return encode(params, pixels_IJYXC, cfg)
+
+    monkeypatch.setattr(session_programs, "encode_vision", noted)
     return sizes
 
 
