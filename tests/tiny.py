@@ -148,7 +148,7 @@ def batch(
     return collate(
         examples,
         tokens_per_image=cfg.tokens_per_image(parts),
-        patches_per_image=cfg.seen_per_image(parts) if cfg.inside_layers else 0,
+        patches_per_image=cfg.positions_per_image(parts) if cfg.inside_layers else 0,
         buckets=buckets,
         padding_side=padding_side,
         max_length=cfg.llm.max_positions,

@@ -28,12 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llava_mini_jax.analysis.samples import padded_batch, refuse_inside
+from llava_mini_jax.analysis.samples import padded_batch
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -110,14 +111,14 @@ def observe(params: LlavaMini, batch: TrainBatch, bins_SG: Array, cfg: LlavaMini
     valid_BS = slots_BS >= 0
     kinds_BSK = jax.nn.one_hot(kinds(batch), len(KINDS))  # zeros at padding, which is -1
     mask_BTS = masks.causal(jnp.arange(slots_BS.shape[1]), valid_BS)
-    turns_BSH = angles(masks.running_positions(valid_BS), cfg.llm.head_width, cfg.llm.rope)
+    angles_BSH = angles(masks.running_positions(valid_BS), cfg.llm.head_width, cfg.llm.rope)
 
     def look(q_BTNH: Array, k_BSKH: Array) -> Summary:
         weights_BTS = attention_weights(q_BTNH, k_BSKH, mask_BTS)
         return summarise(weights_BTS, kinds_BSK, mask_BTS, bins_SG)
 
     def body(layer: llama.Block, x_BSD: Array, _: None) -> tuple[Array, Summary]:
-        x_BSD, (_, summary) = llama.block(layer, x_BSD, turns_BSH, mask_BTS, cfg.llm, observe=look)
+        x_BSD, (_, summary) = llama.block(layer, x_BSD, angles_BSH, mask_BTS, cfg.llm, observe=look)
         return x_BSD, summary
 
     return fold_layers(body, params.llm.layers, x_BSD)[1]

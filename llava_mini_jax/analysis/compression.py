@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.analysis.samples import refuse_inside
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.models import compressor, llava_mini, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
@@ -47,7 +47,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 
 @partial(jax.jit, static_argnames="cfg")
 def _attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    features_IJPE = llava_mini.see_features(params, pixels_IJYXC, cfg)
+    features_IJPE = llava_mini.encode_vision(params, pixels_IJYXC, cfg)
     I, J, P, E = features_IJPE.shape
     patches, _ = llava_mini.detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
     if cfg.compress == "projected":

@@ -14,7 +14,6 @@ from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, c
 from llava_mini_jax.data.batches.pipeline import Encoder, Source
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode
-from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 DIGITS = "digits"
 FPS, MAX_FRAMES = 1.0, 64
@@ -73,12 +72,3 @@ def padded_batch(
         max_length=batch_decode.longest_prompt(bundle),
         truncate=False,
     )
-
-
-def refuse_inside(cfg: LlavaMiniConfig) -> None:
-    """InputError for compression inside the language model, whose layers see different tokens."""
-    if cfg.inside_layers:
-        raise InputError(
-            f"the model compresses after layer {cfg.inside_layers} of its language model; take one"
-            " that compresses in front of it"
-        )

@@ -21,7 +21,7 @@ from llava_mini_jax.terminal import note, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.data.media.video import FrameSampling
-    from llava_mini_jax.inference.model import Chat, Model, Settings
+    from llava_mini_jax.inference.model import Model, Settings
     from llava_mini_jax.inference.session import Session
 
 SUMMARY = "answer a question about images, videos, or text alone"
@@ -158,17 +158,12 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     ).lines()
 
 
-def _conversation(
-    model: "Model", args: argparse.Namespace, settings: "Settings"
-) -> "Chat | Session":
+def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings") -> "Session":
     from llava_mini_jax.inference import request
-    from llava_mini_jax.inference.model import Chat
     from llava_mini_jax.inference.session import Session
     from llava_mini_jax.inference.shelf import Budget
 
     sampling = request.sampling_for(model.bundle, fps=args.fps, max_frames=args.max_frames)
-    if not model.in_sessions:
-        return Chat(model, model.read_pictures(args.image, args.video, sampling), settings)
     # One question alone has no use for what it leaves of the frames.
     session = Session(model, settings, budget=Budget() if args.interactive else Budget(host=0))
     for image in args.image:
@@ -211,7 +206,7 @@ def _questions(args: argparse.Namespace) -> Iterator[str]:
         yield line.strip()
 
 
-def _answer(chat: "Chat | Session", question: str) -> None:
+def _answer(chat: "Session", question: str) -> None:
     began, first = time.perf_counter(), 0.0
     for piece in chat.ask(question):
         first = first or time.perf_counter() - began

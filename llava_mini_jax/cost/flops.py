@@ -169,7 +169,7 @@ def _products(cfg: LlavaMiniConfig, shape: Shape, trained: _Trained) -> Iterator
 
 
 def _vision(cfg: ClipConfig, pictures: int, trained: _Trained) -> Iterator[_Product]:
-    E, M, P, L = cfg.width, cfg.mlp_width, cfg.grid**2, cfg.read_layers
+    E, M, P, L = cfg.width, cfg.mlp_width, cfg.grid**2, cfg.used_layers
     into = 2.0 * pictures * P * 3 * cfg.patch_size**2 * E
     yield _Product("vision", into, trained("vision/patch_embed"))
     names = ("patch_embed", "class_token", "position", "pre_norm", "layers")

@@ -52,18 +52,13 @@ def _itemsize(dtype: str) -> int:
 
 def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
     """Keys and values of one position in all layers."""
-    return _cache_bytes(cfg, cfg.llm.layers, _itemsize(dtype))
+    llm = cfg.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_width * _itemsize(dtype)
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
     """Keys and values of a picture's or frame's visual tokens."""
-    outside = _cache_bytes(cfg, cfg.llm.layers - cfg.inside_layers, _itemsize(dtype))
-    inside = _cache_bytes(cfg, cfg.inside_layers, _itemsize(dtype))
-    return outside * cfg.tokens_per_image(parts) + inside * cfg.seen_per_image(parts)
-
-
-def _cache_bytes(cfg: LlavaMiniConfig, layers: int, itemsize: int) -> int:
-    return 2 * layers * cfg.llm.kv_heads * cfg.llm.head_width * itemsize
+    return cache_bytes_per_token(cfg, dtype) * cfg.tokens_per_image(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +79,9 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: Any) -> dic
     """What the compiler plans for each program of a request; nothing is allocated.
 
     CPUs compute bfloat16 products in float32 and plan room for it, so there the
-    figures to compare with are float32's.
+    figures to compare with are float32's. Raises InputError for compression inside the LLM.
     """
+    generate.refuse_inside(cfg)
     spec = llava_mini.unrolled(llava_mini.spec(cfg))
     params = param_tree.abstract(spec, dtype)
     chunk = next((n for n in generate.FRAME_CHUNKS if n >= request.images), None)
@@ -95,10 +91,8 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: Any) -> dic
     images = jax.ShapeDtypeStruct((1,), jnp.int32)
     room = request.new_tokens + 1
     see = (params, seen, pixels, number, number, text, inputs.fuse_BT, cfg)
-    begin = (params, seen, images, text, inputs, cfg, request.parts, room)
-    state = jax.eval_shape(
-        lambda *args: generate.prefill(*args, cfg, request.parts, room), *begin[:5]
-    )
+    begin = (params, seen, images, text, inputs, cfg, room)
+    state = jax.eval_shape(lambda *args: generate.prefill(*args, cfg, room), *begin[:5])
     limit = jax.ShapeDtypeStruct((), jnp.int32)
     sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
     programs = {
@@ -129,16 +123,16 @@ def _bytes(tree: Tree) -> int:
 
 def _arguments(
     cfg: LlavaMiniConfig, request: Request, chunk: int
-) -> tuple[Tree, generate.Seen, Tree, Inputs]:
+) -> tuple[Tree, generate.Encoded, Tree, Inputs]:
     """(pixels of a chunk, what is seen, text, inputs without pixels) as abstract arrays."""
 
     def array(*sizes: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     T, D, side = request.text + 1, cfg.llm.width, cfg.vision.image_size
-    per_image, wide = cfg.tokens_per_image(request.parts), cfg.seen_per_image(request.parts)
-    seen = generate.Seen(
-        visual_BVD=array(1, request.images * wide, D, dtype=cfg.dtype),
+    visual = request.images * cfg.tokens_per_image(request.parts)
+    seen = generate.Encoded(
+        visual_BVD=array(1, visual, D, dtype=cfg.dtype),
         fused_BTD=array(1, T, D, dtype=jnp.float32),
     )
     inputs = Inputs(
@@ -146,8 +140,7 @@ def _arguments(
         fuse_BT=array(1, T, dtype=jnp.bool_),
         pixels_BIJYXC=array(1, 0, request.parts, side, side, 3, dtype=jnp.uint8),
         frames_BI=array(1, 0, dtype=jnp.bool_),
-        slots_BS=array(1, request.text + request.images * per_image),
-        wide_slots_BU=array(1, request.text + request.images * wide) if cfg.inside_layers else None,
+        slots_BS=array(1, request.text + visual),
     )
     pixels = array(chunk, request.parts, side, side, 3, dtype=jnp.uint8)
     return pixels, seen, array(1, T, D, dtype=cfg.dtype), inputs

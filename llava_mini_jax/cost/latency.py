@@ -118,15 +118,14 @@ def measure(models: Mapping[str, Candidate], request: Request, repeats: int) -> 
 def _runner(model: Candidate, request: Request) -> Callable[[], tuple[float, float]]:
     cfg, example = model.cfg, make_example(model.cfg, request)
     places = request.text + request.images * cfg.tokens_per_image(request.parts)
-    wide = request.text + request.images * cfg.seen_per_image(request.parts)
     if places + request.new_tokens + 1 > cfg.llm.max_positions:
         raise InputError(
             f"{places} positions and {request.new_tokens} new tokens are more than the model's"
             f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
         )
-    lengths = tuple(sorted({len(example.ids), places, wide}))
+    lengths = tuple(sorted({len(example.ids), places}))
     prefill = partial(
-        generate.see_and_prefill,
+        generate.encode_and_prefill,
         model.params,
         cfg,
         [example],

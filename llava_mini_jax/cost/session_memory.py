@@ -1,9 +1,9 @@
 """Bytes that a session's programs hold beside weights and KV cache, from shapes alone.
 
-    look     a chunk's pixels | a layer of the tower             | features
-    read     features | patches | a layer of pre-fusion          | keys and values
-    fuse     keys and values | a layer of pre-fusion on the text
-    extend   a layer of the language model: a block's scores against the whole cache
+    encode vision    a chunk's pixels | a layer of the tower             | features
+    prefuse images   features | patches | a layer of pre-fusion          | keys and values
+    prefuse text     keys and values | a layer of pre-fusion on the text
+    prefill          a layer of the language model: a block's scores against the whole cache
 
 A layer takes the larger one of attention (scores and their softmax in float32) and MLP.
 """
@@ -53,11 +53,11 @@ class Work:
     def phases(self, slots: int, block: int, pictures: bool) -> dict[str, dict[str, int]]:
         found = {}
         if pictures:
-            found["look"] = self._look()
-            found["read"] = self._read()
+            found["encode vision"] = self._encode_vision()
+            found["prefuse images"] = self._prefuse_images()
         if pictures and self.cfg.prefusion_layers:
-            found["fuse"] = self._fuse()
-        found["extend"] = self._extend(slots, max(16, power_of_two(block)))
+            found["prefuse text"] = self._prefuse_text()
+        found["prefill"] = self._prefill(slots, max(16, power_of_two(block)))
         return found
 
     def largest_weight(self) -> int:
@@ -67,7 +67,7 @@ class Work:
         ]
         return max(sizes) * self.cfg.dtype.itemsize
 
-    def _look(self) -> dict[str, int]:
+    def _encode_vision(self) -> dict[str, int]:
         v = self.cfg.vision
         parts, size = self.chunk * self.parts, v.grid**2 + 1
         return {
@@ -78,7 +78,7 @@ class Work:
             ),
         }
 
-    def _read(self) -> dict[str, int]:
+    def _prefuse_images(self) -> dict[str, int]:
         llm, patches = self.cfg.llm, self.cfg.patches_per_image(self.parts)
         images = self.chunk * patches * llm.width * self.cfg.dtype.itemsize
         found = {"features": self.features(), "patches": images}
@@ -90,14 +90,14 @@ class Work:
             found["a layer of pre-fusion"] = layer - self.memory() // self.cfg.prefusion_layers
         return found
 
-    def _fuse(self) -> dict[str, int]:
+    def _prefuse_text(self) -> dict[str, int]:
         keys = self.positions + self.text
         return {
             "keys and values": self.memory(),
             "a layer of pre-fusion": self._llama(self.chunk, self.text, keys),
         }
 
-    def _extend(self, slots: int, block: int) -> dict[str, int]:
+    def _prefill(self, slots: int, block: int) -> dict[str, int]:
         llm = self.cfg.llm
         return {
             "a layer of the language model": self._llama(1, block, slots),

@@ -4,10 +4,10 @@
 
     model, frames, text --> positions against the model's limit
                         --> device: weights + KV cache + text, and the largest of the phases:
-                              look     a chunk's pixels | a layer of the tower   | features
-                              read     features | a layer of pre-fusion  | keys and values
-                              fuse     keys and values | a layer of pre-fusion on the text
-                              extend   a block of the prompt: scores against the whole cache
+                              encode vision    a chunk's pixels | a layer of the tower | features
+                              prefuse images   features | a layer of pre-fusion | keys and values
+                              prefuse text     keys and values | a layer of pre-fusion on the text
+                              prefill          a block of the prompt: scores against the cache
                         --> host: what the shelf keeps, visual tokens, frames read ahead
                         --> passes over the frames
 

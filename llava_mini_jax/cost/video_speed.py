@@ -79,7 +79,7 @@ def one_frame(
 ) -> tuple[Array, Array]:
     """(visual tokens [Q, D], fused text [T, D]) of a frame: the whole sequence in all layers."""
     assert params.prefusion is not None
-    patches_ISD, compressed_IQD = llava_mini.see(params, pixels_JYXC[None], cfg)
+    patches_ISD, compressed_IQD = llava_mini.encode_and_compress(params, pixels_JYXC[None], cfg)
     image_ISD, Q = patches_ISD, compressed_IQD.shape[1]
     if cfg.fuse_compressed and cfg.compressor.kind != "none":
         image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
@@ -160,11 +160,11 @@ class _Run:
         for start in range(0, len(self.pixels), self.size):
             part = self.pixels[start : start + self.size]
             features = self._timed(
-                CHUNKED[0], partial(session_programs.look, self.params, part, self.cfg)
+                CHUNKED[0], partial(session_programs.encode_vision, self.params, part, self.cfg)
             )
 
             def rest(features: Array = features, total_TD: Array = total_TD) -> Array:
-                _, memory = session_programs.read(self.params, features, self.cfg)
+                _, memory = session_programs.prefuse_images(self.params, features, self.cfg)
                 self.memories.append(memory)
                 return self._fuse(total_TD, memory)
 
@@ -185,7 +185,7 @@ class _Run:
         return jax.block_until_ready(total_TD / len(self.pixels))
 
     def _fuse(self, total_TD: Array, memory: Any) -> Array:
-        return session_programs.fuse(
+        return session_programs.prefuse_text(
             self.params,
             total_TD,
             memory,

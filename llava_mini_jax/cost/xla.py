@@ -62,8 +62,8 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
         fuse_IT: Array,
     ) -> tuple[Array, Array]:
         assert params.prefusion is not None
-        tokens, memory = llava_mini.read_images(params, patches_ISD, compressed_IQD, cfg)
-        fused = prefusion.fuse_text(
+        tokens, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+        fused = prefusion.prefuse_text(
             params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
         )
         return tokens, fused

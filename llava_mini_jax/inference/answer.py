@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.sampling import row_seed
 
 BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not yet one
 
@@ -27,7 +30,7 @@ class Settings:
     top_p: float = 1.0  # the smallest set of tokens with this probability; 1: all
     top_k: int = 0  # the k likeliest tokens; 0: all
     stop: Sequence[str] = ()  # an answer ends before the first of these
-    seed: int = 0
+    seed: int | Sequence[int] = 0  # one that every prompt of a list draws its own from, or a list
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -36,10 +39,23 @@ class Settings:
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
             ("top_k", 0 <= self.top_k < 2**31, "a number from 0 (all tokens) to 2147483647"),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
-            ("seed", 0 <= self.seed < 2**32, "a number from 0 to 4294967295"),
+            ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of such"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {expected}")
+
+    def seeds(self, count: int) -> list[int]:
+        """One for each of `count` prompts; InputError for a list of another length."""
+        if not isinstance(self.seed, Sequence):
+            return [row_seed(self.seed, row) for row in range(count)]
+        if len(self.seed) != count:
+            raise InputError(f"seed is a list of {len(self.seed)}; give {count}, one a prompt")
+        return list(self.seed)
+
+
+def _are_seeds(seed: Any) -> bool:
+    many = seed if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
+    return all(isinstance(one, int | np.integer) and 0 <= one < 2**32 for one in many)
 
 
 def _are_texts(stop: Any) -> bool:

@@ -2,7 +2,7 @@
 
     Examples --batches--> rows of one kind and similar length
                              |
-       see_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
+       encode_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
                              ^                                              |
                              '------- rows that are done -------------------'
 
@@ -27,7 +27,7 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference import generate
+from llava_mini_jax.inference import generate, recompute
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.sampling import Sampling, make_sampling
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -49,7 +49,8 @@ def buckets_for(bundle: Bundle) -> Buckets:
 
 
 def tokens_per_image(bundle: Bundle) -> int:
-    return bundle.model.tokens_per_image(bundle.images.parts)
+    """Positions of the language model's first layer that a picture takes."""
+    return bundle.model.positions_per_image(bundle.images.parts)
 
 
 def longest_prompt(bundle: Bundle) -> int:
@@ -95,11 +96,25 @@ def decode(
     settings: Settings,
     steps: int,
 ) -> Iterator[list[str]]:
-    """Generates until all `texts` are finished; yields the first tokens, then what calls add."""
-    # Rows without a single position are done before they begin.
-    padding = [_without_text(examples[0])] * (power_of_two(len(examples)) - len(examples))
+    """Generates until all `texts` are finished; yields the first tokens, then what calls add.
+
+    `settings` hold a seed for each example.
+    """
+    padding = padding_rows(examples)
+    sampling = make_sampling(
+        len(examples) + len(padding),
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.seeds(len(examples)) + [0] * len(padding),
+        stop_ids,
+    )
+    if bundle.model.inside_layers:
+        logits = recompute.whole_model(params, bundle, buckets)
+        yield from recompute.decode(logits, [*examples, *padding], texts, sampling)
+        return
     room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
-    state = generate.see_and_prefill(
+    state = generate.encode_and_prefill(
         params,
         bundle.model,
         [*examples, *padding],
@@ -107,14 +122,6 @@ def decode(
         longest_prompt(bundle),
         bundle.prompt.padding_side,
         room,
-    )
-    sampling = make_sampling(
-        len(examples) + len(padding),
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.seed,
-        stop_ids,
     )
     yield from _pieces(params, bundle, state, sampling, texts, steps)
 
@@ -145,6 +152,8 @@ def _pieces(
         read = int(state.step)
 
 
-def _without_text(like: Example) -> Example:
+def padding_rows(examples: Sequence[Example]) -> list[Example]:
+    """Rows that make `examples` a power of two; without a position, they are done at once."""
     none = np.zeros(0, np.int32)
-    return Example(none, none.astype(bool), none + IGNORE, like.pixels[:0], ())
+    empty = Example(none, none.astype(bool), none + IGNORE, examples[0].pixels[:0], ())
+    return [empty] * (power_of_two(len(examples)) - len(examples))

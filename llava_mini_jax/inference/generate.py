@@ -20,9 +20,10 @@ from flax import struct
 
 from llava_mini_jax import sharding
 from llava_mini_jax.data.batches.examples import Buckets, Example, collate
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.sampling import Sampling, next_token
 from llava_mini_jax.models import cache as kv
-from llava_mini_jax.models import inner_compression, llama, llava_mini
+from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.ops import masks
@@ -30,7 +31,7 @@ from llava_mini_jax.params import Array
 
 
 @struct.dataclass
-class Seen:
+class Encoded:
     """What a batch's pictures have given so far."""
 
     visual_BVD: Array  # visual tokens in each row's order
@@ -40,12 +41,8 @@ class Seen:
 @struct.dataclass
 class Decoding:
     cache: kv.Cache
-    first: (
-        kv.Cache | None
-    )  # of the layers before a compression inside the LLM (models/inner_compression.py)
     logits_BV: Array  # float32, of the token to come
     position_B: Array  # the position id of the token to come
-    first_position_B: Array  # the same in `first`, where all patches have positions
     tokens_BN: Array  # the answers so far
     done_B: Array  # the row has met a stop token (its last one), or is stopped by the host
     step: Array  # int32 scalar: tokens decoded so far
@@ -56,18 +53,18 @@ def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
     return llava_mini.embed_text(params, ids_BT, cfg)
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames="seen")
+@partial(jax.jit, static_argnames="cfg", donate_argnames="encoded")
 def encode_frames(
     params: LlavaMini,
-    seen: Seen,
+    encoded: Encoded,
     pixels_IJYXC: Array,
     row_I: Array,
     place_I: Array,
     text_BTD: Array,
     fuse_BT: Array,
     cfg: LlavaMiniConfig,
-) -> Seen:
-    """`seen` with a chunk of images or frames added.
+) -> Encoded:
+    """`encoded` with a chunk of images or frames added.
 
     `row_I` says whose image it is (out of range: padding of the chunk), `place_I` where its first
     visual token goes in the row.
@@ -82,9 +79,9 @@ def encode_frames(
     # Images and rows are not split alike over a mesh, so they meet where all are on every device.
     tokens_IQD, fused_ITD = _everywhere(tokens_IQD), _everywhere(fused_ITD)
     places_IQ = place_I[:, None] + jnp.arange(tokens_IQD.shape[1])
-    visual_BVD = seen.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
-    fused_BTD = seen.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
-    return Seen(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
+    visual_BVD = encoded.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
+    fused_BTD = encoded.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
+    return Encoded(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
 
 
 def _everywhere(x: Array) -> Array:
@@ -95,62 +92,38 @@ def _by_batch(x: Array) -> Array:
     return sharding.constrain(x, ("batch", *(None,) * (x.ndim - 1)))
 
 
-@partial(jax.jit, static_argnames=("cfg", "parts", "room"))
+@partial(jax.jit, static_argnames=("cfg", "room"))
 def prefill(
     params: LlavaMini,
-    seen: Seen,
+    encoded: Encoded,
     images_B: Array,
     text_BTD: Array,
     inputs: Inputs,
     cfg: LlavaMiniConfig,
-    parts: int,
     room: int,
 ) -> Decoding:
     """The state before the first token, with a cache for the prompt and `room` tokens more."""
-    images_B, visual_BVD = _by_batch(images_B), _by_batch(seen.visual_BVD)
-    fused_BTD = llava_mini.finish_mean(_by_batch(seen.fused_BTD), images_B, text_BTD)
-    slots_BS, wide_slots_BU = inputs.slots_BS, inputs.wide_slots_BU
+    images_B, visual_BVD = _by_batch(images_B), _by_batch(encoded.visual_BVD)
+    fused_BTD = llava_mini.finish_mean(_by_batch(encoded.fused_BTD), images_B, text_BTD)
+    slots_BS = inputs.slots_BS
     B, S = slots_BS.shape
-    first, llm = None, params.llm
-    first_position_B = jnp.zeros(B, jnp.int32)
-    if cfg.inside_layers:
-        head, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
-        x_BUD = splice(fused_BTD, visual_BVD, wide_slots_BU)
-        valid_BU = wide_slots_BU >= 0
-        first = _empty_cache(cfg, cfg.inside_layers, B, valid_BU.shape[1] + room)
-        x_BUD, first = llama.run_cached(
-            head.layers, x_BUD, masks.running_positions(valid_BU), valid_BU, first, cfg.llm
-        )
-        patches = cfg.patches_per_image(parts)
-        images = visual_BVD.shape[1] // patches
-        sizes = (text_BTD.shape[1], images, patches, cfg.detail_per_image(parts))
-        x_BSD = inner_compression.squeeze(
-            params.compressor, x_BUD, wide_slots_BU, slots_BS, sizes, cfg.compressor
-        )
-        first_position_B = valid_BU.sum(axis=1, dtype=jnp.int32)
-    else:
-        x_BSD = splice(fused_BTD, visual_BVD, slots_BS)
+    x_BSD = splice(fused_BTD, visual_BVD, slots_BS)
     valid_BS = slots_BS >= 0
-    cache = _empty_cache(cfg, cfg.llm.layers - cfg.inside_layers, B, S + room)
+    llm = cfg.llm
+    cache = kv.empty(llm.layers, B, S + room, llm.kv_heads, llm.head_width, cfg.dtype)
     x_BSD, cache = llama.apply_cached(
-        llm, x_BSD, masks.running_positions(valid_BS), valid_BS, cache, cfg.llm
+        params.llm, x_BSD, masks.running_positions(valid_BS), valid_BS, cache, llm
     )
     last_B = jnp.where(valid_BS, jnp.arange(S), 0).max(axis=1)
     last_B1D = jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)
     return Decoding(
         cache=cache,
-        first=first,
-        first_position_B=first_position_B,
         logits_BV=llama.logits(params.llm, last_B1D)[:, 0],
         position_B=valid_BS.sum(axis=1, dtype=jnp.int32),
         tokens_BN=jnp.zeros((B, room), jnp.int32),
         done_B=~valid_BS.any(axis=1),
         step=jnp.zeros((), jnp.int32),
     )
-
-
-def _empty_cache(cfg: LlavaMiniConfig, layers: int, rows: int, slots: int) -> kv.Cache:
-    return kv.empty(layers, rows, slots, cfg.llm.kv_heads, cfg.llm.head_width, cfg.dtype)
 
 
 @jax.jit
@@ -173,19 +146,11 @@ def decode(
         tokens_BN = jax.lax.dynamic_update_slice(state.tokens_BN, token_B[:, None], (0, state.step))
         x_B1D = llama.embed(params.llm, token_B[:, None], cfg.dtype)
         valid_B1 = ~state.done_B[:, None]
-        first, llm = state.first, params.llm
-        if first is not None:
-            head, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
-            x_B1D, first = llama.run_cached(
-                head.layers, x_B1D, state.first_position_B[:, None], valid_B1, first, cfg.llm
-            )
         x_B1D, cache = llama.apply_cached(
-            llm, x_B1D, state.position_B[:, None], valid_B1, state.cache, cfg.llm
+            params.llm, x_B1D, state.position_B[:, None], valid_B1, state.cache, cfg.llm
         )
         return Decoding(
             cache=cache,
-            first=first,
-            first_position_B=state.first_position_B + 1,
             logits_BV=llama.logits(params.llm, x_B1D)[:, 0],
             position_B=state.position_B + 1,
             tokens_BN=tokens_BN,
@@ -196,10 +161,19 @@ def decode(
     return jax.lax.while_loop(unfinished, one, state)
 
 
+def refuse_inside(cfg: LlavaMiniConfig) -> None:
+    """InputError for compression inside the language model (inference/recompute.py answers it)."""
+    if cfg.inside_layers:
+        raise InputError(
+            f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes"
+            " without a cache; take one that compresses in front of it"
+        )
+
+
 FRAME_CHUNKS = (1, 2, 4, 8)  # images encoded in one call: the largest that the rest fills
 
 
-def see_and_prefill(
+def encode_and_prefill(
     params: LlavaMini,
     cfg: LlavaMiniConfig,
     examples: Sequence[Example],
@@ -208,13 +182,16 @@ def see_and_prefill(
     padding_side: str,
     room: int,
 ) -> Decoding:
-    """A batch of prompts from pictures and text to the state before the first token."""
+    """A batch of prompts from pictures and text to the state before the first token.
+
+    Raises InputError for compression inside the language model: no cache holds what that needs.
+    """
+    refuse_inside(cfg)
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
-    tokens = cfg.seen_per_image(parts)
+    tokens = cfg.tokens_per_image(parts)
     batch = collate(
         examples,
-        tokens_per_image=cfg.tokens_per_image(parts),
-        patches_per_image=tokens if cfg.inside_layers else 0,
+        tokens_per_image=tokens,
         buckets=buckets,
         padding_side=padding_side,
         max_length=max_length,
@@ -225,16 +202,16 @@ def see_and_prefill(
     text_BTD = embed_text(params, batch.ids_BT, cfg)
     most = max(len(e.pixels) for e in examples)
     places = buckets.image_count(most) * tokens
-    seen = Seen(
+    encoded = Encoded(
         visual_BVD=jnp.zeros((len(examples), places, cfg.llm.width), cfg.dtype),
         fused_BTD=jnp.zeros(text_BTD.shape, jnp.float32),
     )
     for pixels, rows, numbers in frame_chunks(examples):
-        seen = encode_frames(
-            params, seen, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
+        encoded = encode_frames(
+            params, encoded, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
         )
     images_B = np.array([len(e.pixels) for e in examples], np.int32)
-    return prefill(params, seen, images_B, text_BTD, batch, cfg, parts, room)
+    return prefill(params, encoded, images_B, text_BTD, batch, cfg, room)
 
 
 def frame_chunks(

@@ -25,10 +25,10 @@ from PIL import Image
 from llava_mini_jax.config import ASKING_DTYPES, Bundle
 from llava_mini_jax.data.batches.examples import Buckets, Example, check_fits
 from llava_mini_jax.data.media.video import FrameSampling
-from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
+from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, generate, request, session_programs
+from llava_mini_jax.inference import batch_decode, generate, recompute, request, session_programs
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -38,11 +38,12 @@ PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
     *(generate.upcoming, generate.decode),
     *(
-        session_programs.look,
-        session_programs.read,
-        session_programs.fuse,
-        session_programs.extend,
+        session_programs.encode_vision,
+        session_programs.prefuse_images,
+        session_programs.prefuse_text,
+        session_programs.prefill_block,
     ),  # of sessions
+    recompute.whole_logits,
 )
 
 
@@ -65,16 +66,13 @@ class Model:
         images: Any = None,
         videos: Any = None,
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         sampling: FrameSampling | None = None,
         batch_size: int = 8,
+        **settings: Any,
     ) -> str | list[str]:
         """The answer to a prompt, or the answers to a list of prompts.
+
+        `settings` are Settings' fields: max_new_tokens, temperature, top_p, top_k, stop, seed.
 
         A prompt is text, or a conversation as a list of Turns. `images` and `videos` are those of
         the prompt (what they may be: `request.read_pictures`), or for a list of prompts a list
@@ -82,23 +80,17 @@ class Model:
         then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos; if
         it is None they are one a second, as the model's dialect chooses them.
 
-        A row's answer does not depend on the rows beside it. Warns where the model's positions are
-        full before an answer ends. Raises InputError for whatever cannot be used.
+        A row's answer does not depend on the rows beside it, and a sampled one depends on the seed
+        and its number in the list: one prompt given n times has n answers. Warns where the model's
+        positions are full before an answer ends. Raises InputError for whatever cannot be used.
         """
-        settings = Settings(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            stop=stop,
-            seed=seed,
-        )
+        chosen = Settings(**settings)
         request.check_kind(prompts, Sequence, "prompts", "text, a list of Turns, or a list of such")
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Turn))
         if alone:
             prompts, images, videos = [prompts], [images], [videos]
         answers = self.answers(
-            prompts, images, videos, settings, sampling=sampling, batch_size=batch_size
+            prompts, images, videos, chosen, sampling=sampling, batch_size=batch_size
         )
         for number, answer in enumerate(answers):
             self._warn_if_full(answer, _place(number, len(answers)))
@@ -131,11 +123,12 @@ class Model:
         """Answers of `request`s, in their order; ones of the same size are answered together."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
-        settings = self.with_stop_text(settings)
+        settings, seeds = self.with_stop_text(settings), settings.seeds(len(examples))
         steps = batch_decode.STEPS_WITH_STOP if settings.stop else batch_decode.STEPS
         answers: dict[int, Answer] = {}
         for numbers in batch_decode.batches(examples, self.bundle, batch_size):
-            run = Run(self, [examples[number] for number in numbers], settings, steps)
+            own = replace(settings, seed=[seeds[number] for number in numbers])
+            run = Run(self, [examples[number] for number in numbers], own, steps)
             for _ in run:
                 pass
             answers.update(zip(numbers, run.answers, strict=True))
@@ -147,29 +140,18 @@ class Model:
         images: Picture | Sequence[Picture] | None = None,
         videos: Video | Sequence[Video] | None = None,
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         sampling: FrameSampling | None = None,
+        **settings: Any,
     ) -> Iterator[str]:
         """The answer to one prompt in pieces as they arrive; together they are `generate`'s.
 
         No piece ends in half a character or in the beginning of a stop string. What cannot be used
         raises InputError at once, before the first piece is taken.
         """
-        settings = Settings(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            stop=stop,
-            seed=seed,
-        )
+        chosen = Settings(**settings)
+        chosen.seeds(1)
         example = self.request(prompt, self.read_pictures(images, videos, sampling))
-        return self._pieces(example, settings)
+        return self._pieces(example, chosen)
 
     def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
         run = Run(self, [example], settings, batch_decode.STEPS_STREAMING)
@@ -188,11 +170,6 @@ class Model:
         tokens = batch_decode.tokens_per_image(self.bundle)
         check_fits(example, tokens, batch_decode.longest_prompt(self.bundle), where)
         return example
-
-    @property
-    def in_sessions(self) -> bool:
-        """Whether a Session answers as this model does: nothing seen may depend on a question."""
-        return not self.bundle.model.inside_layers
 
     @cached_property
     def weights_dtype(self) -> str:
@@ -260,33 +237,6 @@ class Run:
     def answers(self) -> list[Answer]:
         """What the rows have said, once all are finished."""
         return [text.answer for text in self._texts]
-
-
-class Chat:
-    """A conversation about the same pictures: every question sees all turns before it.
-
-    It computes everything anew: for models that compress inside the language model, of which
-    nothing can be kept. All others have a Session (session.py).
-    """
-
-    def __init__(self, model: Model, pictures: Pictures, settings: Settings):
-        self.model, self.pictures, self.settings = model, pictures, settings
-        self.turns: list[Turn] = []
-        self.answer: Answer | None = None  # the last one
-
-    def ask(self, question: str) -> Iterator[str]:
-        """The pieces of the answer; the turn counts once they have all been taken."""
-        where = "the conversation"
-        turns = request.open_turns(
-            [*self.turns, Turn("user", question)], len(self.pictures.frames), where
-        )
-        example = self.model.request(turns, self.pictures, where)
-        run = Run(self.model, [example], self.settings, batch_decode.STEPS_STREAMING)
-        yield from (piece for (piece,) in run if piece)
-        (self.answer,) = run.answers
-        # A model may say "<image>" too, where no picture stands.
-        said = self.answer.text.replace(IMAGE_MARK, "")
-        self.turns = [*turns[:-1], Turn("assistant", said)]
 
 
 def load(

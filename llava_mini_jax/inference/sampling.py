@@ -1,5 +1,7 @@
 """Choosing the next token: greedy, temperature, top-k, top-p; each row by its own settings."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,16 +29,29 @@ class Sampling:
 
 
 def make_sampling(
-    rows: int, temperature: float, top_p: float, top_k: int, seed: int, stop_ids: tuple[int, ...]
+    rows: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | Sequence[int],
+    stop_ids: tuple[int, ...],
 ) -> Sampling:
-    """The same settings, seed included, for every row: each draws as it would alone."""
+    """The same settings for every row, and one seed for all of them or one for each."""
     return Sampling(
         temperature_B=np.full(rows, temperature, np.float32),
         top_p_B=np.full(rows, top_p, np.float32),
         top_k_B=np.full(rows, top_k, np.int32),
-        seed_B=np.full(rows, seed, np.uint32),
+        seed_B=np.broadcast_to(np.asarray(seed, np.uint32), rows),
         stop_ids=np.array((stop_ids + (-1,) * MAX_STOP_IDS)[:MAX_STOP_IDS], np.int32),
     )
+
+
+def row_seed(seed: int, row: int) -> int:
+    """The seed that a list's row draws with: the first one's is `seed`, as it would be alone.
+
+    So the answers to one prompt given n times differ, and each is a function of seed and row.
+    """
+    return seed if row == 0 else int(np.random.SeedSequence((seed, row)).generate_state(1)[0])
 
 
 def next_token(logits_BV: Array, sampling: Sampling, step: Array) -> Array:

@@ -52,11 +52,12 @@ class Session:
         budget: Budget | None = None,
         chunk: int = CHUNK,
     ):
-        if not model.in_sessions:
+        if model.bundle.model.inside_layers:
             raise InputError(
                 "a session keeps what does not depend on the question; a model that compresses "
-                "inside the language model has nothing like that: use Model.generate"
+                "inside the language model has nothing like that: use Model.generate or eval.py"
             )
+        (settings or Settings()).seeds(1)
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; give 1 or more frames")
         self.model, self.settings = model, model.with_stop_text(settings or Settings())
@@ -218,10 +219,8 @@ class Session:
         )
         state = generate.Decoding(
             cache=self._cache,
-            first=None,
             logits_BV=logits_BV,
             position_B=jnp.full(1, len(prompt), jnp.int32),
-            first_position_B=jnp.zeros(1, jnp.int32),
             tokens_BN=jnp.zeros((1, power_of_two(allowance)), jnp.int32),
             done_B=jnp.zeros(1, bool),
             step=jnp.zeros((), jnp.int32),
@@ -237,7 +236,7 @@ class Session:
     def _decode(self, state: generate.Decoding, steps: int, most: int) -> Iterator[np.ndarray]:
         """Up to `most` token ids: the first one, then what each call of up to `steps` adds."""
         model, s = self.model, self.settings
-        sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seed, model.stop_ids)
+        sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seeds(1), model.stop_ids)
         read, new_N = 0, np.zeros(0, np.int32)
         while True:
             # The state's logits give one token more, the first one before any call.
@@ -259,7 +258,7 @@ class Session:
         total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():
             if memory is not None:
-                total_TD = session_programs.fuse(
+                total_TD = session_programs.prefuse_text(
                     params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
                 )
             del memory  # so that two chunks are never on the device at once
@@ -296,7 +295,7 @@ class Session:
             slots_S[: len(marks)] = np.where(
                 marks < 0, text_BTD.shape[1] + np.arange(len(marks)), places_T[before]
             )
-            logits_BV, cache = session_programs.extend(
+            logits_BV, cache = session_programs.prefill_block(
                 params, cache, text_BTD, visual_SD[None], slots_S[None], np.int32(start),
                 np.int32(len(marks)), cfg,
             )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The pictures and videos of a session: read once, seen once, recalled for every question.
+"""The pictures and videos of a session: read once, encoded once, recalled for every question.
 
-    file, array --a thread reads ahead--> chunks --look, read--> visual tokens (host)
+    file, array --a thread reads ahead--> chunks --encode--> visual tokens (host)
                                             |           '--> pre-fusion's keys and values --> Shelf
                                             '--- pixels, where there is no file to read again --^
 
@@ -127,12 +127,12 @@ class Watched:
         if self._broken:
             raise InputError(self._broken)
         if not self.media and self._model.bundle.prompt.blank_image:
-            yield self._read(request.blank_image(self._model.bundle.images))[1], 1
+            yield self._encode(request.blank_image(self._model.bundle.images))[1], 1
         try:
             for medium in self.media:
                 yield from self._again(medium)
                 while frames := medium.take(self._chunk):
-                    yield self._see(medium, frames), len(frames)
+                    yield self._encode_new(medium, frames), len(frames)
                 _check_all(medium.seen, medium.expected)
         except InputError as error:
             self._broken = str(error)
@@ -148,15 +148,15 @@ class Watched:
                 file = medium.reopen() if file is None else file
                 frames = list(itertools.islice(file, start - passed, start - passed + kept.frames))
                 _check_all(len(frames), kept.frames)
-                yield self._read(self._chunk_of(frames))[1], kept.frames
+                yield self._encode(self._chunk_of(frames))[1], kept.frames
                 passed = start + kept.frames
             else:
                 yield self._recall(kept), kept.frames
             start += kept.frames
 
-    def _see(self, medium: Medium, frames: list[np.ndarray]) -> Any:
+    def _encode_new(self, medium: Medium, frames: list[np.ndarray]) -> Any:
         pixels_IJYXC = self._chunk_of(frames)
-        tokens_IQD, memory, features = self._read(pixels_IJYXC)
+        tokens_IQD, memory, features = self._encode(pixels_IJYXC)
         can_be_read_again = medium.seen + len(frames) <= medium.in_file
         tokens = [np.asarray(tokens_IQD)[: len(frames)]]
         stages = {"memory": memory, "features": features}
@@ -173,9 +173,11 @@ class Watched:
     def _recall(self, kept: Kept) -> Any:
         found = self._shelf.get(kept)
         if kept.tier == "pixels":
-            return self._read(found)[1]
+            return self._encode(found)[1]
         if kept.tier == "features":
-            return session_programs.read(self._model.params, found, self._model.bundle.model)[1]
+            return session_programs.prefuse_images(
+                self._model.params, found, self._model.bundle.model
+            )[1]
         return found
 
     def _chunk_of(self, frames: list[np.ndarray]) -> np.ndarray:
@@ -183,10 +185,12 @@ class Watched:
         size = min(self._chunk, power_of_two(len(frames)))
         return np.stack(frames + frames[:1] * (size - len(frames)))
 
-    def _read(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
+    def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
         """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
-        features = session_programs.look(self._model.params, pixels_IJYXC, self._model.bundle.model)
-        tokens, memory = session_programs.read(
+        features = session_programs.encode_vision(
+            self._model.params, pixels_IJYXC, self._model.bundle.model
+        )
+        tokens, memory = session_programs.prefuse_images(
             self._model.params, features, self._model.bundle.model
         )
         return tokens, memory, features

@@ -1,7 +1,8 @@
 """The compiled parts of a session (session.py): a chunk of frames, a block of the prompt.
 
-    pixels --look--> features --read--> visual tokens, pre-fusion's keys and values --fuse--> sums
-    fused text, visual tokens --extend--> KV cache, logits
+    pixels --encode_vision--> features --prefuse_images--> visual tokens, pre-fusion's keys, values
+    keys, values, text --prefuse_text--> sums of fused text
+    fused text, visual tokens --prefill_block--> KV cache, logits
 
 Each compiles once for a size of chunk, text or block.
 """
@@ -39,24 +40,24 @@ def slots(needed: int) -> int:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def look(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """The tower's features [I, J, P, E] of a chunk."""
-    return llava_mini.see_features(params, pixels_IJYXC, cfg)
+    return llava_mini.encode_vision(params, pixels_IJYXC, cfg)
 
 
 @partial(jax.jit, static_argnames="cfg")
-def read(
+def prefuse_images(
     params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, ImageMemory | None]:
     """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
-    patches_ISD, compressed_IQD = llava_mini.read_features(params, features_IJPE, cfg)
+    patches_ISD, compressed_IQD = llava_mini.project_and_compress(params, features_IJPE, cfg)
     if params.prefusion is None:
         return compressed_IQD, None
-    return llava_mini.read_images(params, patches_ISD, compressed_IQD, cfg)
+    return llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="total_TD")
-def fuse(
+def prefuse_text(
     params: LlavaMini,
     total_TD: Array,
     memory: ImageMemory,
@@ -70,7 +71,7 @@ def fuse(
     I = memory.keys_NISKH.shape[1]
     text_ITD = jnp.broadcast_to(text_BTD, (I, *text_BTD.shape[1:]))
     fuse_IT = jnp.broadcast_to(fuse_BT, (I, *fuse_BT.shape[1:]))
-    fused_ITD = prefusion.fuse_text(
+    fused_ITD = prefusion.prefuse_text(
         params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat="none"
     )
     real_I = jnp.arange(I) < frames
@@ -78,7 +79,7 @@ def fuse(
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
-def extend(
+def prefill_block(
     params: LlavaMini,
     cache: kv.Cache,
     text_BTD: Array,

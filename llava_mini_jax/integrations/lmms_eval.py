@@ -156,7 +156,7 @@ class LmmsEvalModel(lmms):
         try:
             for given in shown:
                 (videos if _is_video(given, request.where) else images).append(given)
-            if not videos or not model.in_sessions:
+            if not videos:
                 pictures = model.read_pictures(images, videos, self._sampling)
                 return model.request(request.context, pictures, request.where)
             session = Session(model, settings, budget=Budget(host=0))

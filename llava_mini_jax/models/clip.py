@@ -49,7 +49,7 @@ class ClipConfig:
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f'activation "{self.activation}" is unknown; use one of {known}')
-        if not 0 <= self.read_layers <= self.layers:
+        if not 0 <= self.used_layers <= self.layers:
             raise ValueError(f"select_layer {self.select_layer} of a tower of {self.layers} layers")
         if self.select_feature != "patch":
             raise ValueError(
@@ -63,7 +63,7 @@ class ClipConfig:
         return self.image_size // self.patch_size
 
     @property
-    def read_layers(self) -> int:
+    def used_layers(self) -> int:
         """How many blocks run before the features are taken."""
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
@@ -118,13 +118,13 @@ def spec(cfg: ClipConfig) -> Clip:
             bias=ParamSpec((E,), ("norm",), zeros),
         ),
     )
-    side, unread = cfg.patch_size, cfg.layers - cfg.read_layers
+    side, unread = cfg.patch_size, cfg.layers - cfg.used_layers
     return Clip(
         patch_embed=ParamSpec((E, 3, side, side), ("embed", None, None, None), init),
         class_token=ParamSpec((E,), ("norm",), normal(E**-0.5)),
         position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), normal(E**-0.5)),
         pre_norm=layer_norm_spec(E),
-        layers=stack(cfg.read_layers, layer),
+        layers=stack(cfg.used_layers, layer),
         unread_layers=stack(unread, layer) if unread else None,
         unread_norm=layer_norm_spec(E),
     )

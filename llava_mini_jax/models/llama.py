@@ -143,10 +143,10 @@ def run_layers(
     remat: str = "none",
 ) -> Array:
     """A stack of blocks over whole sequences, without the final norm."""
-    turns_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
+    angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
 
     def body(layer: Block, x_BTD: Array, _: None) -> tuple[Array, None]:
-        x_BTD, _ = block(layer, x_BTD, turns_BTH, mask_BTS, cfg)
+        x_BTD, _ = block(layer, x_BTD, angles_BTH, mask_BTS, cfg)
         return x_BTD, None
 
     return fold_layers(body, layers, x_BTD, remat=remat)[0]
@@ -181,7 +181,7 @@ def run_cached(
     slots_T = cache.used + jnp.arange(x_BTD.shape[1])
     cache = dataclasses.replace(cache, valid_BS=kv.extend_valid(cache, valid_BT))
     mask_BTS = masks.causal(slots_T, cache.valid_BS)
-    turns_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
+    angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
 
     def body(layer: Block, carry: tuple, index: Array) -> tuple[tuple, None]:
         x_BTD, cache = carry
@@ -190,7 +190,7 @@ def run_cached(
             written = kv.write(cache, index, k_BTKH, v_BTKH)
             return *kv.read(written, index), written
 
-        x_BTD, cache = block(layer, x_BTD, turns_BTH, mask_BTS, cfg, remember)
+        x_BTD, cache = block(layer, x_BTD, angles_BTH, mask_BTS, cfg, remember)
         return (x_BTD, cache), None
 
     with jax.named_scope("llm"):
@@ -213,7 +213,7 @@ def _only_these(k_BTKH: Array, v_BTKH: Array) -> tuple[Array, Array, None]:
 def block(
     layer: Block,
     x_BTD: Array,
-    turns_BTH: Array,
+    angles_BTH: Array,
     mask_BTS: Array,
     cfg: LlamaConfig,
     remember: Callable = _only_these,
@@ -227,8 +227,8 @@ def block(
     layer's output for analyses, which changes nothing.
     """
     y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
-    q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), turns_BTH))
-    k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, turns_BTH))
+    q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), angles_BTH))
+    k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, angles_BTH))
     if observe is not None:
         memory = memory, observe(q_BTNH, k_BSKH)
     mixed_BTNH = attention_name(attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS))
@@ -241,14 +241,14 @@ def block(
 
 
 def keys_values(
-    layer: Block, x_BTD: Array, turns_BTH: Array, cfg: LlamaConfig
+    layer: Block, x_BTD: Array, angles_BTH: Array, cfg: LlamaConfig
 ) -> tuple[Array, Array]:
     """A layer's keys and values only: all that positions whose output is not read must give."""
-    return _keys_values(layer, rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps), turns_BTH)
+    return _keys_values(layer, rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps), angles_BTH)
 
 
-def _keys_values(layer: Block, y_BTD: Array, turns_BTH: Array) -> tuple[Array, Array]:
-    k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), turns_BTH)
+def _keys_values(layer: Block, y_BTD: Array, angles_BTH: Array) -> tuple[Array, Array]:
+    k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), angles_BTH)
     v_BTKH = _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
     return attention_name(k_BTKH), attention_name(v_BTKH)
 

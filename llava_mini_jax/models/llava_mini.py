@@ -81,7 +81,7 @@ class LlavaMiniConfig:
         """Patches of an image that are compressed: not those of the whole beside its parts."""
         return self.patches_per_image(max(parts - 1, 1))
 
-    def seen_per_image(self, parts: int) -> int:
+    def positions_per_image(self, parts: int) -> int:
         """Visual tokens of an image in front of the language model's first layer."""
         inside = self.inside_layers > 0
         return self.patches_per_image(parts) if inside else self.tokens_per_image(parts)
@@ -141,12 +141,12 @@ def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Arr
     B, I = inputs.pixels_BIJYXC.shape[:2]
     if I == 0:
         return splice(text_BTD, text_BTD[:, :0], slots_BS)
-    total_BTD, tokens_BIQD = _see_rows(params, inputs, text_BTD, cfg)
+    total_BTD, tokens_BIQD = _encode_rows(params, inputs, text_BTD, cfg)
     fused_BTD = finish_mean(total_BTD, inputs.frames_BI.sum(axis=1), text_BTD)
     return splice(fused_BTD, tokens_BIQD.reshape(B, -1, text_BTD.shape[-1]), slots_BS)
 
 
-def _see_rows(
+def _encode_rows(
     params: LlavaMini, inputs: Inputs, text_BTD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(float32 sum of the fused text over each row's frames, visual tokens [B, I, Q, D]).
@@ -155,7 +155,7 @@ def _see_rows(
     fused with the whole text, so all at once would take gigabytes a row.
     """
 
-    def see_some(pixels_BIJYXC: Array, frames_BI: Array) -> tuple[Array, Array]:
+    def encode_some(pixels_BIJYXC: Array, frames_BI: Array) -> tuple[Array, Array]:
         B, I, *part_shape = pixels_BIJYXC.shape
 
         def per_image(x: Array) -> Array:
@@ -174,7 +174,7 @@ def _see_rows(
 
     B, I = inputs.frames_BI.shape
     if cfg.remat == "none" or I <= FRAMES_TOGETHER:
-        return see_some(inputs.pixels_BIJYXC, inputs.frames_BI)
+        return encode_some(inputs.pixels_BIJYXC, inputs.frames_BI)
 
     def chunks(x: Array) -> Array:
         """[B, I, ...] -> [chunks, B, FRAMES_TOGETHER, ...]."""
@@ -183,7 +183,7 @@ def _see_rows(
         return jnp.moveaxis(x.reshape(B, -1, FRAMES_TOGETHER, *x.shape[2:]), 1, 0)
 
     def add(total_BTD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
-        more_BTD, tokens_BIQD = see_some(*some)
+        more_BTD, tokens_BIQD = encode_some(*some)
         return total_BTD + more_BTD, tokens_BIQD
 
     given = chunks(inputs.pixels_BIJYXC), chunks(inputs.frames_BI)
@@ -204,22 +204,24 @@ def encode_images(
     params: LlavaMini, pixels_IJYXC: Array, text_ITD: Array, fuse_IT: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(visual tokens [I, Q, D], fused text [I, T, D]) of images, each with its own text."""
-    patches_ISD, compressed_IQD = see(params, pixels_IJYXC, cfg)
+    patches_ISD, compressed_IQD = encode_and_compress(params, pixels_IJYXC, cfg)
     if params.prefusion is None:
         return compressed_IQD, text_ITD
-    tokens_IQD, memory = read_images(params, patches_ISD, compressed_IQD, cfg)
-    fused_ITD = prefusion.fuse_text(
+    tokens_IQD, memory = prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+    fused_ITD = prefusion.prefuse_text(
         params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
     )
     return tokens_IQD, fused_ITD
 
 
-def see(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> tuple[Array, Array]:
+def encode_and_compress(
+    params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
     """(patches [I, S, D], compressed [I, Q, D]) of images in the language model's width."""
-    return read_features(params, see_features(params, pixels_IJYXC, cfg), cfg)
+    return project_and_compress(params, encode_vision(params, pixels_IJYXC, cfg), cfg)
 
 
-def see_features(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """The tower's features [I, J, P, E] of images of J parts."""
     I, J = pixels_IJYXC.shape[:2]
     features_RPE = clip.apply(
@@ -228,10 +230,10 @@ def see_features(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -
     return features_RPE.reshape(I, J, *features_RPE.shape[1:])
 
 
-def read_features(
+def project_and_compress(
     params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
-    """`see` from the tower's features on.
+    """`encode_and_compress` from the tower's features on.
 
     High resolution (J = k*k + 1): the sub-images' patches are one map of k times the side, which
     alone is compressed; in pre-fusion the whole picture's patches follow it (paper section 4.2).
@@ -254,17 +256,19 @@ def read_features(
     return patches_ISD, patches_ISD if uncompressed else compressed_IQD
 
 
-def read_images(
+def prefuse_images(
     params: LlavaMini, patches_ISD: Array, compressed_IQD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, prefusion.ImageMemory]:
     """(visual tokens for the language model, pre-fusion memory) of images: no text involved."""
     assert params.prefusion is not None
     if not cfg.fuse_compressed:
-        _, memory = prefusion.read_image(params.prefusion, patches_ISD, 0, cfg.llm, remat=cfg.remat)
+        _, memory = prefusion.prefuse_image(
+            params.prefusion, patches_ISD, 0, cfg.llm, remat=cfg.remat
+        )
         return compressed_IQD, memory
     if cfg.compressor.kind != "none":  # with "none" the tokens are the patches themselves
         patches_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
-    return prefusion.read_image(
+    return prefusion.prefuse_image(
         params.prefusion, patches_ISD, compressed_IQD.shape[1], cfg.llm, remat=cfg.remat
     )
 

@@ -1,12 +1,12 @@
 """Modality pre-fusion: N LLaMA blocks in which the question's text reads all patches of an image.
 
     sequence, causal:   [ patches | compressed ]  [ text ]
-                          read_image --keys, values--> fuse_text
+                          prefuse_image --keys, values--> prefuse_text
                                '--> compressed tokens     '--> fused text
 
 Because attention is causal and the text stands last, what the image's positions compute does not
-depend on the text. So the work is split there: `read_image` runs once per image, `fuse_text` once
-per question, and a follow-up question reuses the image's keys and values exactly. In the last
+depend on the text. So the work is split there: `prefuse_image` runs once per image, `prefuse_text`
+once per question, and a follow-up question reuses the image's keys and values exactly. In the last
 layer the patches give keys and values only, since nobody reads their outputs (19 % of the FLOPs).
 
 Paper section 4.1, equation 3; docs/release.md, "Pre-fusion". Two dialects by what is passed in: the
@@ -47,7 +47,7 @@ def spec(layers: int, cfg: LlamaConfig) -> Prefusion | None:
     return Prefusion(layers=stack(layers, llama.block_spec(cfg))) if layers else None
 
 
-def read_image(
+def prefuse_image(
     params: Prefusion, image_ISD: Array, outputs: int, cfg: LlamaConfig, *, remat: str
 ) -> tuple[Array, ImageMemory]:
     """(outputs of the last `outputs` positions [I, outputs, D], memory) of images without text."""
@@ -99,7 +99,7 @@ def _split_last(layers: Block | tuple) -> tuple[Block | tuple | None, Block]:
     return None if alone else jax.tree.map(lambda a: a[:-1], layers), last
 
 
-def fuse_text(
+def prefuse_text(
     params: Prefusion,
     memory: ImageMemory,
     text_ITD: Array,
@@ -139,7 +139,7 @@ def apply_whole(
 ) -> tuple[Array, Array, Array]:
     """(outputs of every position, position ids, mask): the same module without the split.
 
-    For comparisons and analyses that want the positions that `read_image` does not compute.
+    For comparisons and analyses that want the positions that `prefuse_image` does not compute.
     """
     size = image_ISD.shape[1]
     image_IS = jnp.ones_like(image_ISD[..., 0], dtype=bool)

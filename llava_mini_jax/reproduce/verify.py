@@ -247,18 +247,18 @@ def _call_arrays(
         "projected_global": parts[:, -1],
         "projected_hd": parts[:, :-1],
     }
-    patches, compressed = llava_mini.see(params, pixels_RJYXC, cfg)
+    patches, compressed = llava_mini.encode_and_compress(params, pixels_RJYXC, cfg)
     image = jnp.concatenate([patches, compressed], axis=1)
     text = llava_mini.embed_text(params, ids, cfg)
     out, positions, mask = prefusion.apply_whole(params.prefusion, image, text, fuse, cfg.llm)
-    visual, memory = llava_mini.read_images(params, patches, compressed, cfg)
+    visual, memory = llava_mini.prefuse_images(params, patches, compressed, cfg)
     return arrays | {
         "prefusion_in": jnp.concatenate([image, text], axis=1),
         "prefusion_out": out,
         "prefusion_position_ids": positions,
         "prefusion_mask4d": mask[:, None],
         "compressed_tokens": visual,
-        "fused_text": prefusion.fuse_text(
+        "fused_text": prefusion.prefuse_text(
             params.prefusion, memory, text, fuse, cfg.llm, remat="none"
         ),
     }
@@ -295,7 +295,7 @@ def _generated(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
     eos = about.get("eos_variant", {}).get("eos_token_id", -1)
 
     def run(count: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        state = generate.see_and_prefill(
+        state = generate.encode_and_prefill(
             params,
             cfg,
             examples,

@@ -56,7 +56,7 @@ def published_tensors(
     specs = param_tree.paths(spec)
     packed: dict[str, list[np.ndarray | None]] = {}
     for path, leaf in param_tree.paths(params, is_leaf=None).items():
-        sources = names.sources(path, specs[path], table, cfg.vision.read_layers)
+        sources = names.sources(path, specs[path], table, cfg.vision.used_layers)
         if sources is None:
             raise InputError(f"this format has no tensor for {path}: export it as --format release")
         shape = _published_shape(specs[path])

@@ -168,7 +168,7 @@ def load_params(
     return import_hf.load(
         llava_mini.unrolled(spec) if unrolled else spec,
         published,
-        read_vision_layers=bundle.model.vision.read_layers,
+        read_vision_layers=bundle.model.vision.used_layers,
         linear_projector=bundle.model.projector.kind == "linear",
         dtype=jnp.dtype(dtype),
         int8=int8,

@@ -72,7 +72,7 @@ def plan_of(bundle: Bundle, published: Iterable[Published], fresh: Iterable[str]
     return make_plan(
         llava_mini.unrolled(llava_mini.spec(bundle.model)),
         list(published),
-        bundle.model.vision.read_layers,
+        bundle.model.vision.used_layers,
         bundle.model.projector.kind == "linear",
         tuple(fresh),
     )

@@ -34,7 +34,7 @@ def test_maps_are_what_mixes_the_patches(dialect, parts):
     assert maps_IQYX.shape == (3, 4, side, side)
     np.testing.assert_allclose(maps_IQYX.sum(axis=(2, 3)), 1, atol=1e-5)
     if dialect == "paper":
-        patches_ISD, tokens_IQD = llava_mini.see(params, jnp.asarray(shown), cfg)
+        patches_ISD, tokens_IQD = llava_mini.encode_and_compress(params, jnp.asarray(shown), cfg)
         mixed = np.einsum(
             "IQP,IPD->IQD", maps_IQYX.reshape(3, 4, -1), patches_ISD[:, : side * side]
         )

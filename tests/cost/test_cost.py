@@ -26,7 +26,7 @@ def test_models_take_turns_and_each_does_its_whole_request(monkeypatch):
     cfg = tiny.model("release")
     models = latency.random_candidates({"base": llava_1_5(cfg), "mini": cfg}, "float32")
     prefilled, steps = [], []
-    see, decode = latency.generate.see_and_prefill, latency.generate.decode
+    see, decode = latency.generate.encode_and_prefill, latency.generate.decode
 
     def watch_see(params, cfg, examples, *rest):
         prefilled.append((cfg.compressor.kind, [e.frames for e in examples]))
@@ -38,7 +38,7 @@ def test_models_take_turns_and_each_does_its_whole_request(monkeypatch):
         return state
 
     watch_decode._cache_size = decode._cache_size
-    monkeypatch.setattr(latency.generate, "see_and_prefill", watch_see)
+    monkeypatch.setattr(latency.generate, "encode_and_prefill", watch_see)
     monkeypatch.setattr(latency.generate, "decode", watch_decode)
     times = latency.measure(models, REQUEST, 4)
     rounds = 4 + latency.WARM_UPS

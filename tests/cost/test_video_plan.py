@@ -76,8 +76,12 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
 
     side, count = cfg.vision.image_size, array(dtype=jnp.int32)
     pixels = array(chunk, given.images.parts, side, side, 3, dtype=jnp.uint8)
-    features = jax.eval_shape(lambda p, x: session_programs.look(p, x, cfg), params, pixels)
-    _, memory = jax.eval_shape(lambda p, x: session_programs.read(p, x, cfg), params, features)
+    features = jax.eval_shape(
+        lambda p, x: session_programs.encode_vision(p, x, cfg), params, pixels
+    )
+    _, memory = jax.eval_shape(
+        lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
+    )
     llm = cfg.llm
     cache = jax.eval_shape(
         lambda: kv.empty(llm.layers, 1, slots, llm.kv_heads, llm.head_width, cfg.dtype)
@@ -87,15 +91,15 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
     words, mask = array(1, text, D), array(1, text, dtype=jnp.bool_)
     total = array(text, D, dtype=jnp.float32)
     lowered = {
-        "look": (pixels, session_programs.look.lower(params, pixels, cfg)),
-        "read": (features, session_programs.read.lower(params, features, cfg)),
-        "fuse": (
+        "encode vision": (pixels, session_programs.encode_vision.lower(params, pixels, cfg)),
+        "prefuse images": (features, session_programs.prefuse_images.lower(params, features, cfg)),
+        "prefuse text": (
             memory,
-            session_programs.fuse.lower(params, total, memory, count, words, mask, cfg),
+            session_programs.prefuse_text.lower(params, total, memory, count, words, mask, cfg),
         ),
-        "extend": (
+        "prefill": (
             None,
-            session_programs.extend.lower(
+            session_programs.prefill_block.lower(
                 params, cache, words, array(1, length, D), block, count, count, cfg
             ),
         ),
@@ -203,7 +207,7 @@ def test_blocks_are_smaller_where_the_cache_is_longer(slots):
 def test_the_block_of_the_prompt_is_not_the_peak():
     found = planned(bundle(LLAMA_3_1_8B, CLIP_L_336, dtype="bfloat16"), HOURS_3)
     sizes = {name: sum(terms.values()) for name, terms in found.phases.items()}
-    assert found.peak != "extend" and sizes["extend"] < 0.6e9
+    assert found.peak != "prefill" and sizes["prefill"] < 0.6e9
 
 
 def test_vicuna_ends_after_an_hour_and_says_so():
@@ -265,7 +269,11 @@ def test_weights_that_are_widened_in_parts_take_no_room():
     given = bundle()
     sizes = {"dtype": "int8", "chunk": 8, "answer": 512, "budget": NOTHING}
     whole, parts = plan(given, 16, 60, **sizes), plan(given, 16, 60, **sizes, in_parts=True)
-    (cast,) = {name for name in whole.phases["read"] if name not in parts.phases["read"]}
+    (cast,) = {
+        name
+        for name in whole.phases["prefuse images"]
+        if name not in parts.phases["prefuse images"]
+    }
     assert cast == "a weight in the products' dtype"
     assert whole.device - parts.device == whole.phases[whole.peak][cast] > 0
 

@@ -38,8 +38,10 @@ def test_a_frame_of_the_loop_is_a_frame_of_a_chunk(dialect):
     pixels, rng = frames(cfg, 2), np.random.default_rng(1)
     text_TD = rng.standard_normal((5, cfg.llm.width)).astype(np.float32)
     fuse_T = np.array([True, True, False, True, True])
-    tokens, memory = session_programs.read(params, session_programs.look(params, pixels, cfg), cfg)
-    total = session_programs.fuse(
+    tokens, memory = session_programs.prefuse_images(
+        params, session_programs.encode_vision(params, pixels, cfg), cfg
+    )
+    total = session_programs.prefuse_text(
         params, 0 * text_TD, memory, np.int32(2), text_TD[None], fuse_T[None], cfg
     )
     alone = [

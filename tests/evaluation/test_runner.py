@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.media import video as videos
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run import runner
-from llava_mini_jax.inference import batch_decode, session_media, session_programs
+from llava_mini_jax.inference import session_media, session_programs
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import sampling_for
-from llava_mini_jax.models import llava_mini
 from tests import tiny, tiny_model
 
 fast_compilation = tiny.fast_compilation
@@ -48,17 +46,6 @@ def model(request) -> Model:
 @pytest.fixture(scope="module")
 def paper() -> Model:
     return llava_mini_jax.load(tiny_model.folder("paper"))
-
-
-@pytest.fixture(scope="module")
-def inside() -> Model:
-    """A model that compresses inside the language model: it has no sessions."""
-    bundle = tiny_model.bundle("paper")
-    llm = dataclasses.replace(bundle.model.llm, layers=2)
-    cfg = tiny.model("paper", llm, bundle.model.vision, grid=1, inside_layers=1)
-    bundle = dataclasses.replace(bundle, model=cfg)
-    params = llava_mini.unrolled(tiny_model.weights(bundle))
-    return Model(params, bundle, build_tokenizer(), batch_decode.buckets_for(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +97,13 @@ def generated(model: Model, questions) -> dict[str, str]:
 @pytest.fixture
 def looked(monkeypatch) -> list[int]:
     """Frames of each call of the tower, padding included."""
-    sizes, look = [], session_programs.look
-    monkeypatch.setattr(
-        session_programs, "look", lambda *given: sizes.append(len(given[1])) or look(*given)
-    )  # fmt: skip
+    sizes, encode = [], session_programs.encode_vision
+
+    def noted(params, pixels_IJYXC, cfg):
+        sizes.append(len(pixels_IJYXC))
+        return encode(params, pixels_IJYXC, cfg)
+
+    monkeypatch.setattr(session_programs, "encode_vision", noted)
     return sizes
 
 
@@ -144,13 +134,6 @@ def test_answers_are_those_of_generate_from_one_look(model, shown, tmp_path, loo
     assert set(opened) == {"a.mp4", "b.mp4", "c"} and whole == [None, None]
     assert set(opened.values()) == {1}
     assert sorted(looked) == [1, 2, 4, 8, 8, 8]  # 10, 3, 5 and 9 frames in chunks of 8
-
-
-def test_a_model_without_sessions_answers_in_batches(inside, shown, tmp_path):
-    assert not inside.in_sessions
-    questions = [q for q in questions_about(shown) if "c" in q.key or "array" in q.key]
-    ask(inside, questions, tmp_path)
-    assert answers_in(tmp_path) == generated(inside, questions)
 
 
 @pytest.mark.parametrize("moment", [1, 4, 6, 9, 13])

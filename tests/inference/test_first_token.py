@@ -43,7 +43,7 @@ def one_by_one(model: Model, count: int, **how) -> list[int]:
     """The tokens of an answer, each by a call of its own, as `decode` alone gives them."""
     cfg, bundle = model.bundle.model, model.bundle
     longest = batch_decode.longest_prompt(bundle)
-    state = generate.see_and_prefill(
+    state = generate.encode_and_prefill(
         model.params, cfg, [request(model)], model.buckets, longest, "right", 16
     )
     how = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0} | how

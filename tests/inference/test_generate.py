@@ -42,7 +42,7 @@ def weights(cfg: LlavaMiniConfig) -> LlavaMini:
 
 def start(cfg, examples, side="right") -> generate.Decoding:
     params = weights(cfg)
-    return generate.see_and_prefill(
+    return generate.encode_and_prefill(
         params, cfg, examples, BUCKETS, cfg.llm.max_positions, side, ROOM
     )
 
@@ -65,13 +65,12 @@ def answer(cfg, examples, sampling=None, side="right") -> tuple[np.ndarray, np.n
 MODELS = {
     "release": tiny.release_model(),
     "paper": tiny.model("paper"),
-    "inside": tiny.model("paper", inside_layers=1),
 }
 
 
 @pytest.fixture(
     scope="module",
-    params=["release", pytest.param("paper", marks=pytest.mark.slow), "inside"],
+    params=["release", "paper"],
 )
 def case(request):
     cfg = MODELS[request.param]
@@ -218,6 +217,6 @@ def test_a_prompt_that_does_not_fit() -> None:
     long = tiny.example(0, 70, {1: 1}, cfg)
     params = weights(cfg)
     with pytest.raises(InputError, match="70 positions"):
-        generate.see_and_prefill(params, cfg, [long], BUCKETS, 69, "right", ROOM)
+        generate.encode_and_prefill(params, cfg, [long], BUCKETS, 69, "right", ROOM)
     with pytest.raises(InputError, match="largest bucket has 64"):
-        generate.see_and_prefill(params, cfg, [long], BUCKETS, 100, "right", ROOM)
+        generate.encode_and_prefill(params, cfg, [long], BUCKETS, 100, "right", ROOM)

@@ -23,7 +23,7 @@ def case():
 @pytest.mark.parametrize("chunk", [1, 2, 8, 32])
 def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
     params = load_params(case.bundle, case.published, dtype="float32", unrolled=True)
-    model = SimpleNamespace(bundle=case.bundle, params=params, in_sessions=True)
+    model = SimpleNamespace(bundle=case.bundle, params=params)
     model.with_stop_text = lambda settings: settings
     session = Session(model, chunk=chunk)
     frames = case.inputs["images"][0].transpose(0, 1, 3, 4, 2)  # normalised, [F, J, Y, X, C]

@@ -125,7 +125,7 @@ def logits_of(model: Model, example) -> np.ndarray:
     """Logits [V] behind the prompt, as Model.generate has them."""
     bundle = model.bundle
     longest = batch_decode.longest_prompt(bundle)
-    state = generate.see_and_prefill(
+    state = generate.encode_and_prefill(
         model.params, bundle.model, [example], model.buckets, longest, "right", 16
     )
     return np.asarray(state.logits_BV)[0]
@@ -135,14 +135,14 @@ def logits_of(model: Model, example) -> np.ndarray:
 def test_a_video_in_chunks_gives_the_logits_and_answers_of_generate(
     model, clip, chunk, monkeypatch
 ):
-    found, extend = [], session_programs.extend
+    found, extend = [], session_programs.prefill_block
 
     def noted(*given):
         logits_BV, cache = extend(*given)
         found.append(np.asarray(logits_BV)[0])
         return logits_BV, cache
 
-    monkeypatch.setattr(session_programs, "extend", noted)
+    monkeypatch.setattr(session_programs, "prefill_block", noted)
     session = Session(model, SETTINGS, chunk=chunk)
     session.show_video(clip)
     for question in QUESTIONS:

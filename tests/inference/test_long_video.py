@@ -71,7 +71,7 @@ def on_device(session: Session) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 2**23], ids=["nothing kept", "8 MiB kept"])
 def test_three_hours(model, three_hours, host, monkeypatch, capsys):
-    budget, look = Budget(host=host), session_programs.look
+    budget, look = Budget(host=host), session_programs.encode_vision
     numbers: list[int] = []
     host_bytes: dict[int, int] = {}  # by frames seen before
     device_bytes: list[int] = []  # while frames are seen
@@ -83,7 +83,7 @@ def test_three_hours(model, three_hours, host, monkeypatch, capsys):
         numbers.extend(drawn(pixels_IJYXC))
         return look(params, pixels_IJYXC, cfg)
 
-    monkeypatch.setattr(session_programs, "look", watched)
+    monkeypatch.setattr(session_programs, "encode_vision", watched)
     found, ended = {}, {}
     for frames in (16 * CHUNK, HOURS_3):
         for seen in (numbers, host_bytes, device_bytes):

@@ -17,7 +17,7 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Answer, Settings
-from llava_mini_jax.inference.model import Chat, compiled_programs
+from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.sharding import make_mesh
@@ -122,12 +122,24 @@ def test_batches_are_of_one_kind_of_pixels_and_of_similar_length(release: Model)
     assert list(batch_decode.batches(examples, blank.bundle, 2)) == [[2, 4], [0], [3, 5], [1]]
 
 
-def test_sampling_depends_on_the_seed_alone(model: Model) -> None:
-    def ask(prompts, seed: int):
+def test_sampling_depends_on_the_seed_and_the_row_alone(model: Model) -> None:
+    def ask(prompts, seed):
         return model.generate(prompts, max_new_tokens=8, temperature=1.0, top_k=50, seed=seed)
 
     assert ask(QUESTION, 1) == ask(QUESTION, 1) != ask(QUESTION, 2)
-    assert ask([QUESTION, "a human"], 1) == [ask(QUESTION, 1), ask("a human", 1)]
+    four = ask([QUESTION] * 4, 1)
+    assert len(set(four)) == 4 and four[0] == ask(QUESTION, 1)
+    # Neither the rows beside one nor the batches they are answered in change it.
+    assert ask([QUESTION, "a human"], 1)[0] == four[0]
+    assert ask(["what is this digit in the first row ?", QUESTION, "a"], 1)[1] == four[1]
+    assert model.generate([QUESTION] * 4, temperature=1.0, top_k=50, seed=1, max_new_tokens=8,
+                          batch_size=3) == four  # fmt: skip
+    # Seeds of one's own are those that each prompt has alone.
+    assert ask([QUESTION, "a human"], [1, 2]) == [ask(QUESTION, 1), ask("a human", 2)]
+    with pytest.raises(InputError, match="seed is a list of 3; give 2, one a prompt"):
+        ask([QUESTION, "a human"], [1, 2, 3])
+    with pytest.raises(InputError, match="seed is a list of 2; give 1"):
+        model.stream(QUESTION, seed=[1, 2])
 
 
 def test_nothing_is_compiled_twice(model: Model, files: dict[str, Path]) -> None:
@@ -214,7 +226,8 @@ def test_a_full_context_ends_the_answer_and_says_so() -> None:
 
 
 def test_a_chat_is_the_conversation_so_far(model: Model, files: dict[str, Path]) -> None:
-    chat = Chat(model, model.read_pictures(files["a.png"], None), Settings(max_new_tokens=6))
+    chat = Session(model, Settings(max_new_tokens=6))
+    chat.show_image(files["a.png"])
     first = "".join(chat.ask("what is this?"))
     second = "".join(chat.ask("and the last digit?"))
     turns = [

@@ -134,13 +134,15 @@ def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
     def refuse(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(session_programs, "look", refuse)
-    monkeypatch.setattr(session_programs, "read", refuse)
+    monkeypatch.setattr(session_programs, "encode_vision", refuse)
+    monkeypatch.setattr(session_programs, "prefuse_images", refuse)
     before = len(session._cached)
     positions = []
-    extend = session_programs.extend
+    extend = session_programs.prefill_block
     monkeypatch.setattr(
-        session_programs, "extend", lambda *given: positions.append(int(given[6])) or extend(*given)
+        session_programs,
+        "prefill_block",
+        lambda *given: positions.append(int(given[6])) or extend(*given),
     )
     said(session, WORDS[1])
     (new,) = positions  # the question and its frame of words: neither frames nor system prompt
@@ -181,9 +183,11 @@ def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, name, value):
     whole.show_video(clip)
     expected = said(whole, WORDS[0])
     monkeypatch.setattr(session_programs, name, value)
-    sizes, extend = [], session_programs.extend
+    sizes, extend = [], session_programs.prefill_block
     monkeypatch.setattr(
-        session_programs, "extend", lambda *given: sizes.append(given[4].shape[1]) or extend(*given)
+        session_programs,
+        "prefill_block",
+        lambda *given: sizes.append(given[4].shape[1]) or extend(*given),
     )
     session = Session(paper, SETTINGS)
     session.show_video(clip)
@@ -326,14 +330,14 @@ def interrupting(function, call, error, after):
 
 CUT_OFF = {
     # what is interrupted: in which of its calls, and whether its work was done
-    "looking at frames": (session_programs, "look", 2, False),
-    "frames that were looked at": (session_programs, "look", 2, True),
-    "reading features": (session_programs, "read", 2, True),
+    "looking at frames": (session_programs, "encode_vision", 2, False),
+    "frames that were looked at": (session_programs, "encode_vision", 2, True),
+    "reading features": (session_programs, "prefuse_images", 2, True),
     "keeping frames": (Shelf, "put", 2, True),
-    "fusing": (session_programs, "fuse", 2, True),
+    "fusing": (session_programs, "prefuse_text", 2, True),
     "making room in the cache": (session_programs, "with_room", 1, True),
-    "a block of the prompt": (session_programs, "extend", 1, True),
-    "another block of the prompt": (session_programs, "extend", 2, True),
+    "a block of the prompt": (session_programs, "prefill_block", 1, True),
+    "another block of the prompt": (session_programs, "prefill_block", 2, True),
     "decoding": (generate, "decode", 2, True),
 }
 

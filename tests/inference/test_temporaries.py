@@ -82,33 +82,40 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
     side, one, number = cfg.vision.image_size, array(1), array()
     pixels = array(1, 1, side, side, 3, dtype=jnp.uint8)
     text, fuse = array(1, TEXT, D, dtype=cfg.dtype), array(1, TEXT, dtype=bool)
-    seen = generate.Seen(
+    seen = generate.Encoded(
         visual_BVD=array(1, 1, D, dtype=cfg.dtype), fused_BTD=array(1, TEXT, D, dtype=jnp.float32)
     )
     none = array(1, 0, 1, side, side, 3, dtype=jnp.uint8)
     ids = array(1, TEXT)
     inputs = Inputs(ids, fuse, none, array(1, 0, dtype=bool), array(1, TEXT + 1))
     begin = (params, seen, one, text, inputs)
-    state = jax.eval_shape(lambda *given: generate.prefill(*given, cfg, 1, ROOM), *begin)
+    state = jax.eval_shape(lambda *given: generate.prefill(*given, cfg, ROOM), *begin)
     sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
     yield "embed_text", generate.embed_text.lower(params, ids, cfg)
     see = (params, seen, pixels, one, one, text, fuse, cfg)
     yield "encode_frames", generate.encode_frames.lower(*see)
-    yield "prefill", generate.prefill.lower(*begin, cfg, 1, ROOM)
+    yield "prefill", generate.prefill.lower(*begin, cfg, ROOM)
     yield "upcoming", generate.upcoming.lower(state.logits_BV, sampling, number)
     yield "decode", generate.decode.lower(params, state, sampling, number, cfg)
-    yield "look", session_programs.look.lower(params, pixels, cfg)
-    features = jax.eval_shape(lambda p, x: session_programs.look(p, x, cfg), params, pixels)
-    yield "read", session_programs.read.lower(params, features, cfg)
-    _, memory = jax.eval_shape(lambda p, x: session_programs.read(p, x, cfg), params, features)
+    yield "look", session_programs.encode_vision.lower(params, pixels, cfg)
+    features = jax.eval_shape(
+        lambda p, x: session_programs.encode_vision(p, x, cfg), params, pixels
+    )
+    yield "read", session_programs.prefuse_images.lower(params, features, cfg)
+    _, memory = jax.eval_shape(
+        lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
+    )
     total = array(TEXT, D, dtype=jnp.float32)
-    yield "fuse", session_programs.fuse.lower(params, total, memory, number, text, fuse, cfg)
+    yield (
+        "fuse",
+        session_programs.prefuse_text.lower(params, total, memory, number, text, fuse, cfg),
+    )
     cache = jax.eval_shape(
         lambda: kv.empty(llm.layers, 1, SLOTS, llm.kv_heads, llm.head_width, cfg.dtype)
     )
     for name, length in (("extend a word", 16), ("extend a block", 128)):
         block = (array(1, length, D, dtype=cfg.dtype), array(1, length), number, number)
-        yield name, session_programs.extend.lower(params, cache, text, *block, cfg)
+        yield name, session_programs.prefill_block.lower(params, cache, text, *block, cfg)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

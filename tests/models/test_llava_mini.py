@@ -19,8 +19,8 @@ fast_compilation = tiny.fast_compilation
 ATOL = 1e-5
 
 apply_whole = jax.jit(prefusion.apply_whole, static_argnames="cfg")
-read_image = jax.jit(prefusion.read_image, static_argnames=("outputs", "cfg", "remat"))
-fuse_text = jax.jit(prefusion.fuse_text, static_argnames=("cfg", "remat"))
+prefuse_image = jax.jit(prefusion.prefuse_image, static_argnames=("outputs", "cfg", "remat"))
+prefuse_text = jax.jit(prefusion.prefuse_text, static_argnames=("cfg", "remat"))
 encode_images = jax.jit(llava_mini.encode_images, static_argnames="cfg")
 tower = jax.jit(clip.apply, static_argnames=("cfg", "dtype"))
 
@@ -108,7 +108,7 @@ def test_fused_patches_are_what_comes_out_of_pre_fusion() -> None:
     text = llava_mini.embed_text(params, jnp.asarray(e.ids)[None], cfg)
     fuse = jnp.asarray(e.fuse)[None]
     tokens, fused = encode_images(params, jnp.asarray(e.pixels), text, fuse, cfg)
-    patches, _ = llava_mini.see(params, jnp.asarray(e.pixels), cfg)
+    patches, _ = llava_mini.encode_and_compress(params, jnp.asarray(e.pixels), cfg)
     whole, _, _ = apply_whole(params.prefusion, patches, text, fuse, cfg.llm)
     np.testing.assert_allclose(tokens, whole[:, :16], atol=ATOL)
     np.testing.assert_allclose(fused[fuse], whole[:, 16:][fuse], atol=ATOL)
@@ -130,8 +130,8 @@ def test_reading_the_image_first_equals_pre_fusion_in_one_piece(
 ) -> None:
     cfg, params, image, text, fuse = split_at_the_image
     whole, _, _ = apply_whole(params, image, text, fuse, cfg.llm)
-    tokens, memory = read_image(params, image, outputs, cfg.llm, remat="none")
-    fused = fuse_text(params, memory, text, fuse, cfg.llm, remat="none")
+    tokens, memory = prefuse_image(params, image, outputs, cfg.llm, remat="none")
+    fused = prefuse_text(params, memory, text, fuse, cfg.llm, remat="none")
     assert tokens.shape[1] == outputs
     np.testing.assert_allclose(tokens, whole[:, 18 - outputs : 18], atol=ATOL)
     np.testing.assert_allclose(fused[fuse], whole[:, 18:][fuse], atol=ATOL)
@@ -140,14 +140,14 @@ def test_reading_the_image_first_equals_pre_fusion_in_one_piece(
 
 def test_text_that_is_not_fused_is_seen_by_none(split_at_the_image) -> None:
     cfg, params, image, text, fuse = split_at_the_image
-    _, memory = read_image(params, image, 0, cfg.llm, remat="none")
-    before = fuse_text(params, memory, text, fuse, cfg.llm, remat="none")
+    _, memory = prefuse_image(params, image, 0, cfg.llm, remat="none")
+    before = prefuse_text(params, memory, text, fuse, cfg.llm, remat="none")
     noise = jnp.where(fuse[..., None], text, 50.0)
-    after = fuse_text(params, memory, noise, fuse, cfg.llm, remat="none")
+    after = prefuse_text(params, memory, noise, fuse, cfg.llm, remat="none")
     np.testing.assert_array_equal(before[fuse], after[fuse])
     # Positions skip what is left out, so that its number does not matter either.
     kept = np.flatnonzero(fuse[0])
-    alone = fuse_text(
+    alone = prefuse_text(
         params,
         jax.tree.map(lambda a: a[:, :1], memory),
         text[:1, kept],
@@ -204,9 +204,9 @@ def test_unrolled_trees_have_the_same_leaves() -> None:
 
 def test_the_tower_runs_only_what_is_read() -> None:
     cfg = tiny.VISION
-    assert cfg.read_layers == 2
+    assert cfg.used_layers == 2
     for select, layers in ((-1, 3), (-2, 2), (-4, 0), (0, 0), (3, 3)):
-        assert dataclasses.replace(cfg, select_layer=select).read_layers == layers
+        assert dataclasses.replace(cfg, select_layer=select).used_layers == layers
     for select in (-5, 4):
         with pytest.raises(ValueError, match=f"select_layer {select} of a tower of 3 layers"):
             dataclasses.replace(cfg, select_layer=select)

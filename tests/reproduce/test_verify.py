@@ -39,8 +39,8 @@ PARTS = {
     (clip, "apply"): ("cfg", "dtype"),
     (compressor, "apply"): ("cfg",),
     (projector, "apply"): (),
-    (prefusion, "read_image"): ("outputs", "cfg", "remat"),
-    (prefusion, "fuse_text"): ("cfg", "remat"),
+    (prefusion, "prefuse_image"): ("outputs", "cfg", "remat"),
+    (prefusion, "prefuse_text"): ("cfg", "remat"),
     (prefusion, "apply_whole"): ("cfg",),
     (llama, "apply"): ("cfg", "remat"),
 }

@@ -212,7 +212,7 @@ def test_generation_with_split_weights() -> None:
     weights = llava_mini.unrolled(tiny.weights(cfg, seed=9))
 
     def answer(params: LlavaMini) -> np.ndarray:
-        state = generate.see_and_prefill(params, cfg, examples, buckets, 64, "right", 6)
+        state = generate.encode_and_prefill(params, cfg, examples, buckets, 64, "right", 6)
         sampling = Sampling.greedy(4, ())
         return np.asarray(generate.decode(params, state, sampling, jnp.int32(6), cfg).tokens_BN)
 

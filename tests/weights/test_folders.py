@@ -56,7 +56,7 @@ def test_a_release_folder(case: Path) -> None:
     assert configs.dialect_of(model) == "release"
     assert (model.compressor.grid, model.prefusion_layers, model.detach_text) == (2, 2, True)
     assert (found.images.grid, found.images.aspect, found.images.size) == (2, "pad", 56)
-    assert (model.vision.select_layer, model.vision.read_layers, model.vision.grid) == (-2, 2, 4)
+    assert (model.vision.select_layer, model.vision.used_layers, model.vision.grid) == (-2, 2, 4)
     assert found.prompt.template == "vicuna_v1" and found.prompt.max_length == 2048
     assert found.prompt.double_bos and found.prompt.fuse_answers and not found.prompt.fuse_id_zero
     assert (found.eos_ids, found.pad_id) == ((2,), 0)

@@ -25,7 +25,7 @@ def named(cfg, layout: str, unrolled: bool = False) -> dict[str, list[names.Sour
     spec = llava_mini.unrolled(spec) if unrolled else spec
     table = names.table(names.LAYOUTS[layout], linear_projector=cfg.projector.kind == "linear")
     return {
-        path: names.sources(path, leaf, table, cfg.vision.read_layers)
+        path: names.sources(path, leaf, table, cfg.vision.used_layers)
         for path, leaf in param_tree.paths(spec).items()
     }
 

@@ -150,14 +150,14 @@ def make_batches(
         raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
     # Half of the cores: the device's own threads need the others where it is the CPU.
     threads = threads or max(1, (os.cpu_count() or 1) // 2)
-    seen_per_image = patches_per_image or tokens_per_image  # by the language model's first layer
+    positions_per_image = patches_per_image or tokens_per_image  # of the LLM's first layer
     pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
 
     def read(index: int) -> _Row:
         try:
             sample = source[index]
             example = _cut(encode(sample), buckets.lengths[-1])
-            if not learns(example, seen_per_image, max_length):
+            if not learns(example, positions_per_image, max_length):
                 raise InputError(
                     f"sample {sample['id']}: none of its first {max_length} positions is part of "
                     "an answer, so there is nothing to learn; raise max_length or remove the sample"

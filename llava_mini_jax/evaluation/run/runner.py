@@ -87,7 +87,7 @@ def ask(
     unreadable: dict[str, str] = {}
     asked = items = 0
     seconds = compiling = 0.0
-    windows = list(_windows(questions, batch_size, model.in_sessions))[shard.index :: shard.count]
+    windows = list(_windows(questions, batch_size))[shard.index :: shard.count]
     reading = _read_ahead(model, benchmark, windows, set(known.answers), settings, batch_size)
     for window, answers in reading:
         began, programs, before = time.perf_counter(), compiled_programs(), asked
@@ -122,28 +122,24 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
-def _windows(
-    questions: Sequence[Question], batch_size: int, in_sessions: bool
-) -> Iterator[list[Question]]:
+def _windows(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
     """Questions that are read together: of one kind, the shorter ones first; or of one video."""
 
     def kind(question: Question) -> int:
         return 2 if question.video is not None else int(question.image is not None)
 
-    for number in range(2 if in_sessions else 3):
+    size = _WINDOW * batch_size
+    for number in range(2):
         own = [question for question in questions if kind(question) == number]
         own.sort(key=lambda question: len(question.text))  # stable: the same in every run
-        # A video may be hundreds of frames: one batch of them at a time.
-        size = batch_size if number == 2 else _WINDOW * batch_size
         for start in range(0, len(own), size):
             yield own[start : start + size]
-    if in_sessions:
-        about: dict[Any, list[Question]] = {}
-        for question in questions:
-            if kind(question) == 2:
-                video = question.video if isinstance(question.video, Path) else id(question.video)
-                about.setdefault((question.image, video), []).append(question)
-        yield from about.values()
+    about: dict[Any, list[Question]] = {}
+    for question in questions:
+        if kind(question) == 2:
+            video = question.video if isinstance(question.video, Path) else id(question.video)
+            about.setdefault((question.image, video), []).append(question)
+    yield from about.values()
 
 
 Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
@@ -167,7 +163,7 @@ def _read_ahead(
             left = [question for question in window if question.key not in done]
             if not left:
                 return lambda: iter(())
-            if _in_session(model, window):
+            if _about_a_video(window):
                 session = pool.submit(_open, model, left, sampling, settings)
                 return lambda: _one_by_one(session.result(), left)
             found = [pool.submit(_prepare, model, benchmark, q, sampling) for q in left]
@@ -177,7 +173,7 @@ def _read_ahead(
         waiting: deque[tuple[list[Question], Callable[[], Answers]]] = deque()
         for window in windows:
             waiting.append((window, start(window)))
-            if len(waiting) > (_VIDEOS_AHEAD if _in_session(model, window) else 1):
+            if len(waiting) > (_VIDEOS_AHEAD if _about_a_video(window) else 1):
                 current, answers = waiting.popleft()
                 yield current, answers()
         while waiting:
@@ -185,8 +181,8 @@ def _read_ahead(
             yield current, answers()
 
 
-def _in_session(model: Model, window: Sequence[Question]) -> bool:
-    return model.in_sessions and window[0].video is not None
+def _about_a_video(window: Sequence[Question]) -> bool:
+    return window[0].video is not None
 
 
 def _prepare(
@@ -217,9 +213,10 @@ def _open(
 ) -> Session | str:
     """A session that shows the video of the questions, or why it cannot be read."""
     # What a video leaves behind is of use for a second question only.
-    session = Session(model, settings, budget=Budget() if len(questions) > 1 else Budget(host=0))
+    budget = Budget() if len(questions) > 1 else Budget(host=0)
     image, video = questions[0].image, questions[0].video
     try:
+        session = Session(model, settings, budget=budget)
         if image is not None:
             session.show_image(image)
         if video is not None:

@@ -1,0 +1,91 @@
+"""Answers without a KV cache: every token is computed from the whole sequence anew.
+
+    Examples --logits behind the last position--> a token each --appended--> Examples, one longer
+
+For what keeps nothing from token to token: compression inside the language model (paper table 12),
+where a new token changes what the compressor reads, and analyses that change the language model's
+layers (paper figure 5). Slow, and all that these need: the cache stays free of them.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.batches.examples import Buckets, Example, collate, powers_of_two
+from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.inference.answer import AnswerText
+from llava_mini_jax.inference.generate import upcoming
+from llava_mini_jax.inference.sampling import Sampling
+from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.params import Array
+
+Logits = Callable[[Sequence[Example]], Array]  # [B, V] behind each example's last position
+
+
+def decode(
+    logits: Logits, examples: Sequence[Example], texts: Sequence[AnswerText], sampling: Sampling
+) -> Iterator[list[str]]:
+    """Generates until all `texts` are finished; yields each one's new text, token by token.
+
+    There may be more examples than texts, and the rows behind them are padding.
+    """
+    for step in itertools.count():
+        token_B = np.asarray(upcoming(logits(examples), sampling, np.int32(step)))
+        yield [text.push([token]) for text, token in zip(texts, token_B, strict=False)]
+        if all(text.finish for text in texts):
+            return
+        going = [*(not text.finish for text in texts), *[False] * (len(examples) - len(texts))]
+        examples = [
+            _longer(example, token) if goes else example
+            for example, token, goes in zip(examples, token_B, going, strict=True)
+        ]
+
+
+def _longer(example: Example, token: int) -> Example:
+    """With a token of its answer, which takes no part in pre-fusion."""
+    return dataclasses.replace(
+        example,
+        ids=np.append(example.ids, np.int32(token)),
+        fuse=np.append(example.fuse, False),
+        labels=np.append(example.labels, np.int32(IGNORE)),
+    )
+
+
+def inputs_of(examples: Sequence[Example], bundle: Bundle, buckets: Buckets) -> Inputs:
+    """A batch of prompts with as much of their answers as there is."""
+    cfg, parts = bundle.model, bundle.images.parts
+    longest = cfg.llm.max_positions
+    return collate(
+        examples,
+        tokens_per_image=cfg.tokens_per_image(parts),
+        patches_per_image=cfg.patches_per_image(parts) if cfg.inside_layers else 0,
+        buckets=Buckets(powers_of_two(min(buckets.lengths[0], longest), longest), buckets.images),
+        padding_side=bundle.prompt.padding_side,
+        max_length=longest,
+        truncate=False,
+    ).inputs
+
+
+def whole_model(params: LlavaMini, bundle: Bundle, buckets: Buckets) -> Logits:
+    """The model's own logits."""
+    return lambda rows: whole_logits(params, inputs_of(rows, bundle, buckets), bundle.model)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def whole_logits(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
+    hidden_BSD = llava_mini.apply(params, inputs, cfg)
+    return last_logits(params.llm, hidden_BSD, inputs.slots_BS)
+
+
+def last_logits(llm: llama.Llama, hidden_BSD: Array, slots_BS: Array) -> Array:
+    """Logits [B, V] behind the last valid position of normed hidden states."""
+    last_B = jnp.where(slots_BS >= 0, jnp.arange(slots_BS.shape[1]), 0).max(axis=1)
+    last_B1D = jnp.take_along_axis(hidden_BSD, last_B[:, None, None], axis=1)
+    return llama.logits(llm, last_B1D)[:, 0]

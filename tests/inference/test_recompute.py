@@ -1,0 +1,93 @@
+"""Answers without a KV cache, and the model that needs them: compression inside the LLM."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import batch_decode, recompute
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.models import llava_mini
+from tests import tiny, tiny_model
+
+fast_compilation = tiny.fast_compilation
+
+QUESTIONS = ["what", "which digit is in row 2 column 1 ?", "read the page"]
+PICTURES = [[tiny_model.picture(1)], None, [tiny_model.picture(2), tiny_model.picture(3)]]
+
+
+def inside(positions: int | None = None) -> Model:
+    """A model that compresses inside the language model."""
+    bundle = tiny_model.bundle("paper")
+    llm = dataclasses.replace(bundle.model.llm, layers=2)
+    if positions:
+        llm = dataclasses.replace(llm, max_positions=positions)
+    cfg = tiny.model("paper", llm, bundle.model.vision, grid=1, inside_layers=1)
+    bundle = dataclasses.replace(bundle, model=cfg)
+    params = llava_mini.unrolled(tiny_model.weights(bundle))
+    return Model(params, bundle, build_tokenizer(), batch_decode.buckets_for(bundle))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return inside()
+
+
+def requests(model: Model):
+    return [
+        model.request(question, model.read_pictures(shown, None))
+        for question, shown in zip(QUESTIONS, PICTURES, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("how", [{}, dict(temperature=1.5, top_p=0.9, seed=3)])
+def test_a_cache_gives_the_same_answers(how):
+    import llava_mini_jax
+
+    plain = llava_mini_jax.load(tiny_model.folder("release"))
+    settings = Settings(max_new_tokens=6, **how)
+    asked = requests(plain)
+    expected = plain.answer_requests(asked, settings, batch_size=4)
+    texts = batch_decode.empty_texts(asked, plain.bundle, plain.tokenizer, plain.stop_ids, settings)
+    rows = [*asked, *batch_decode.padding_rows(asked)]
+    seeds = [*settings.seeds(3), 0]
+    sampling = make_sampling(4, settings.temperature, settings.top_p, 0, seeds, ())
+    logits = recompute.whole_model(plain.params, plain.bundle, plain.buckets)
+    pieces = list(recompute.decode(logits, rows, texts, sampling))
+    assert [text.answer for text in texts] == expected
+    assert ["".join(row) for row in zip(*pieces, strict=True)] == [a.text for a in expected]
+    assert len({answer.text for answer in expected}) > 1
+
+
+def test_compression_inside_answers_what_its_logits_say(model):
+    """Token by token against the training model's logits, of each row alone."""
+    answers = model.generate(QUESTIONS, PICTURES, max_new_tokens=5)
+    for question, shown, answer in zip(QUESTIONS, PICTURES, answers, strict=True):
+        example, ids = model.request(question, model.read_pictures(shown, None)), []
+        for _ in range(5):
+            inputs = tiny.batch([example], model.bundle.model, buckets=model.buckets).inputs
+            last = int((np.asarray(inputs.slots_BS) >= 0).sum()) - 1
+            ids.append(int(tiny.logits(model.params, inputs, model.bundle.model)[0, last].argmax()))
+            example = recompute._longer(example, ids[-1])
+        assert model.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
+    assert len(set(answers)) > 1
+
+
+def test_it_streams_and_has_no_sessions(model):
+    whole = model.generate(QUESTIONS[0], PICTURES[0], max_new_tokens=5)
+    assert "".join(model.stream(QUESTIONS[0], PICTURES[0], max_new_tokens=5)) == whole
+    with pytest.raises(InputError, match=r"use Model.generate or eval.py"):
+        Session(model)
+
+
+def test_all_patches_count_against_its_positions():
+    """Its first layers read every patch, however few tokens the later ones see."""
+    patches = inside().bundle.model.patches_per_image(1)
+    small = inside(positions=patches)
+    with pytest.raises(InputError, match="for pictures"):
+        small.generate(QUESTIONS[0], PICTURES[0])
