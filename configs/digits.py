@@ -17,8 +17,9 @@ from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import RopeConfig
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig
-from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2, MeshConfig, TrainConfig
+from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2, TrainConfig
 
 CELL = 10  # pixels of a digit's cell, and of a patch
 PAGE = 3 * CELL
@@ -91,7 +92,6 @@ def config() -> Digits:
         prompt=prompt_config("paper", "plain", LLM.max_positions),
         tokenizer="digits",
         data=CAPTIONS,
-        samples=1_000_000,
         bad_samples=0.0,
         heldout=None,
         start="fresh",

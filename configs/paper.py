@@ -16,21 +16,22 @@ import dataclasses
 import math
 
 from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
-from llava_mini_jax.training.stages import STAGE_1, STAGE_2, MeshConfig, TrainConfig
+from llava_mini_jax.training.stages import STAGE_1, STAGE_2, TrainConfig
 
+VIDEO = FrameSampling(fps=1.0, max_frames=64)
 CAPTIONS = SourcesConfig(
     datasets=(Dataset(path="data/blip_laion_cc_sbu_558k.json", images="data/pretrain"),),
-    fps=1.0,
-    max_frames=64,
+    video=VIDEO,
 )
 CAPTION_SAMPLES = 558_128
 INSTRUCTIONS = SourcesConfig(
     datasets=(Dataset(path="data/llava_v1_5_mix665k.json", images="data/finetune"),),
-    fps=1.0,
-    max_frames=64,
+    video=VIDEO,
 )
 INSTRUCTION_SAMPLES = 665_298
 BATCH = 256
@@ -65,7 +66,6 @@ def stage_1(llm: LlamaConfig, start: str) -> TrainConfig:
         prompt=prompt_config("paper", "plain", LENGTHS[-1]),
         tokenizer=start,
         data=CAPTIONS,
-        samples=CAPTION_SAMPLES,
         bad_samples=0.001,
         heldout=None,
         start=start,
@@ -99,7 +99,6 @@ def stage_2(llm: LlamaConfig, template: str, start: str) -> TrainConfig:
         model=build(llm, CLIP_L_336, "paper", grid=1, prefusion_layers=4, remat="full"),
         prompt=prompt_config("paper", template, LENGTHS[-1]),
         data=INSTRUCTIONS,
-        samples=INSTRUCTION_SAMPLES,
         fresh=(),
         trainable=STAGE_2,
         optimizer=adam(1e-4, projector_rate=1e-5),

@@ -9,7 +9,7 @@
     length             2048                           4096 in stage 2
     pictures           padded to a square             centre crop (the script leaves the default)
     text-only rows     plain text                     fused with a blank picture
-    videos             one frame a second             at most 8 frames
+    videos             one frame a second             8 frames, whatever the length
 
 Not repeated: that its training tokenises a video's mark as words, so that the language model never
 sees a video's tokens, and that it replaces samples that fail to load by other ones.
@@ -18,8 +18,10 @@ sees a video's tokens, and that it replaces samples that fail to load by other o
 import dataclasses
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
+VIDEO = FrameSampling(count=8, rule="release")
 ADAPTER = ("projector/*", "compressor/*", "prefusion/*")
 
 
@@ -30,7 +32,7 @@ def released(parent: TrainConfig, max_length: int) -> TrainConfig:
         rebuilt(parent, "release", grid=1, prefusion_layers=4),
         images=dataclasses.replace(image_config("release", CLIP_L_336), aspect="crop"),
         prompt=dataclasses.replace(prompt, blank_image=True),
-        data=dataclasses.replace(parent.data, max_frames=8),
+        data=dataclasses.replace(parent.data, video=VIDEO),
         lengths=tuple(sorted({*parent.lengths, max_length})),
         prefusion_init="fresh",
     )

@@ -22,12 +22,10 @@ def config() -> TrainConfig:
             Dataset(path="data/video_chatgpt_100k.json", images="data/activitynet"),
             Dataset(path="data/onevision"),
         ),
-        fps=1.0,
-        max_frames=64,
+        video=paper.VIDEO,
     )
     return dataclasses.replace(
         paper.stage_2(LLAMA_3_1_8B, "llama_3_1", "out/8b-stage1/stage1/model"),
         data=data,
-        samples=SAMPLES,
         steps=math.ceil(2 * SAMPLES / paper.BATCH),
     )

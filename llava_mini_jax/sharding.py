@@ -11,6 +11,7 @@ Explicit and JAX checks every annotation while tracing.
 - tensor: heads, MLP width and vocabulary are split over it (Megatron-style).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -39,6 +40,43 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; 1 x 1 x 1 runs without a mesh."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def batch_shards(self) -> int:
+        """Equal parts that the rows of a batch are split into."""
+        return self.data * self.fsdp
+
+    def __str__(self) -> str:
+        """ "data=2 fsdp=4": the axes with more than one device, or "none"."""
+        sizes = dataclasses.asdict(self).items()
+        return " ".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "none"
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshConfig":
+        """Of "data=1,fsdp=4,tensor=2"; axes left out are 1. Raises InputError for anything else."""
+        sizes = {}
+        for item in text.split(","):
+            axis, _, size = item.partition("=")
+            if axis not in MESH_AXES or not size.isdecimal() or int(size) < 1:
+                raise InputError(
+                    f'a mesh has "{item}"; give axes of {", ".join(MESH_AXES)} with sizes of 1 or'
+                    " more, such as data=1,fsdp=4,tensor=2"
+                )
+            sizes[axis] = int(size)
+        return cls(**sizes)
+
+
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
@@ -58,9 +96,9 @@ def make_mesh(
     )
 
 
-def planned_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractContextManager:
+def planned_mesh(mesh: MeshConfig) -> AbstractContextManager:
     """The context of a mesh whose devices need not be there: for plans, not for arrays."""
-    sizes = (data, fsdp, tensor)
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     explicit = (AxisType.Explicit,) * len(MESH_AXES)
     return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, axis_types=explicit))
 
@@ -99,6 +137,12 @@ def piece(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     if spec is None:
         return shape
     return NamedSharding(jax.sharding.get_abstract_mesh(), spec).shard_shape(shape)
+
+
+def placement(shape: tuple[int, ...], axes: Axes) -> list[str]:
+    """Words for where each dimension lies under the current mesh: "-", "tensor", "data+fsdp"."""
+    spec = partition(shape, axes) or [None] * len(shape)
+    return [name if isinstance(name, str) else "+".join(name or "-") for name in spec]
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:

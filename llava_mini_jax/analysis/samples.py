@@ -12,6 +12,7 @@ import numpy as np
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, check_fits, collate
 from llava_mini_jax.data.batches.pipeline import Encoder, Source
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode
 
@@ -30,7 +31,9 @@ def open_source(name: str, images: str, limit: int) -> Source:
     from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 
     dataset = Dataset(path=name, images=images)
-    return Samples(SourcesConfig(datasets=(dataset,), fps=FPS, max_frames=MAX_FRAMES))
+    return Samples(
+        SourcesConfig(datasets=(dataset,), video=FrameSampling(fps=FPS, max_frames=MAX_FRAMES))
+    )
 
 
 class Examples:

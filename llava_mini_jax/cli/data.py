@@ -152,7 +152,7 @@ def _speed(args: argparse.Namespace) -> int:
         f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}"
     )
     for stage in stages_of(load_config(args.source)):
-        source = feed.open_data(stage.data, stage.samples)
+        source = feed.open_data(stage.data)
         tokenizer = make_tokenizer(stage.tokenizer)
         stream = functools.partial(
             feed.batches, stage, source, tokenizer, rows=stage.batch_size, first_step=0
@@ -171,6 +171,7 @@ def _workers(args: argparse.Namespace) -> int:
 
 
 def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesConfig]":
+    from llava_mini_jax.data.media.video import FrameSampling
     from llava_mini_jax.data.sets.arrayrecord import INFO
     from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig, read_list
 
@@ -188,8 +189,10 @@ def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesCon
         datasets = (Dataset(path=args.source, images=images),)
     yield SourcesConfig(
         datasets=datasets,
-        fps=FPS if args.fps is None else args.fps,
-        max_frames=MAX_FRAMES if args.max_frames is None else args.max_frames,
+        video=FrameSampling(
+            fps=FPS if args.fps is None else args.fps,
+            max_frames=MAX_FRAMES if args.max_frames is None else args.max_frames,
+        ),
     )
 
 

@@ -62,7 +62,9 @@ class Row:
 
 
 def run(args: argparse.Namespace) -> int:
-    mesh = _mesh(args.mesh)
+    from llava_mini_jax.sharding import MeshConfig
+
+    mesh = None if args.mesh is None else MeshConfig.parse(args.mesh)
     if (args.model is None) == (args.abstract is None):
         raise InputError("give a model folder, or --abstract NAME (one of the two)")
     with waiting("reading headers"):
@@ -80,22 +82,6 @@ def run(args: argparse.Namespace) -> int:
     for name, value in _fields(shown):
         print(f"{name}: {value}")
     return 0
-
-
-def _mesh(text: str | None) -> dict[str, int]:
-    """{"data": 1, "fsdp": 4, "tensor": 2} of "data=1,fsdp=4,tensor=2"; axes left out are 1."""
-    if text is None:
-        return {}
-    mesh: dict[str, int] = {"data": 1, "fsdp": 1, "tensor": 1}
-    for item in text.split(","):
-        axis, _, size = item.partition("=")
-        if axis not in mesh or not size.isdecimal() or int(size) < 1:
-            raise InputError(
-                f'--mesh has "{item}"; give axes of {", ".join(mesh)} with sizes of 1 or more, such'
-                " as data=1,fsdp=4,tensor=2"
-            )
-        mesh[axis] = int(size)
-    return mesh
 
 
 def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
@@ -136,24 +122,21 @@ def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     return bundle.model, bundle, {path: leaf.dtype.name for path, leaf in leaves.items()}
 
 
-def _rows(model: Any, dtypes: dict[str, str], mesh: dict[str, int]) -> Iterator[Row]:
+def _rows(model: Any, dtypes: dict[str, str], mesh: Any) -> Iterator[Row]:
     """Stacked parameters in the order of the model; a stack of mixed dtypes names the first."""
-    import jax
     import jax.numpy as jnp
 
     from llava_mini_jax import params as param_tree
+    from llava_mini_jax import sharding
     from llava_mini_jax.models import llava_mini
     from llava_mini_jax.training.stages import STAGE_1, STAGE_2
 
-    axis_types = (jax.sharding.AxisType.Explicit,) * 3
-    names = ("data", "fsdp", "tensor")
-    sizes = tuple(mesh.get(name, 1) for name in names)
-    abstract_mesh = jax.sharding.AbstractMesh(sizes, names, axis_types=axis_types)
-    with jax.sharding.use_abstract_mesh(abstract_mesh):
+    with sharding.planned_mesh(mesh or sharding.MeshConfig()):
         for path, spec in param_tree.paths(llava_mini.spec(model)).items():
             stored = dtypes.get(path) or dtypes.get(_first_layer(path)) or "bfloat16"
             dtype = jnp.dtype(stored)
-            ways, text = _sharding(spec, mesh)
+            ways = math.prod(spec.shape) // math.prod(sharding.piece(spec.shape, spec.axes))
+            text = ",".join(sharding.placement(spec.shape, spec.axes)) if mesh else ""
             stages = tuple(param_tree.matches(path, stage) for stage in (STAGE_1, STAGE_2))
             yield Row(path, spec.shape, dtype.name, dtype.itemsize, text, ways, stages)
 
@@ -161,19 +144,6 @@ def _rows(model: Any, dtypes: dict[str, str], mesh: dict[str, int]) -> Iterator[
 def _first_layer(path: str) -> str:
     """The path in the unrolled tree of a parameter's first layer."""
     return path.replace("layers/", "layers/0/", 1)
-
-
-def _sharding(spec: Any, mesh: dict[str, int]) -> tuple[int, str]:
-    """(ways that a parameter is split, one word for each of its axes)."""
-    from llava_mini_jax import sharding
-
-    if not mesh:
-        return 1, ""
-    partition = sharding.partition(spec.shape, spec.axes)
-    assert partition is not None
-    words = [axis if isinstance(axis, str) else "+".join(axis or ("-",)) for axis in partition]
-    used = [mesh[axis] for word in words for axis in word.split("+") if axis in mesh]
-    return math.prod(used), ",".join(words)
 
 
 def _parameter_table(rows: list[Row]) -> list[str]:
@@ -187,7 +157,7 @@ def _parameter_table(rows: list[Row]) -> list[str]:
     return _aligned(lines)
 
 
-def _component_table(rows: list[Row], mesh: dict[str, int]) -> list[str]:
+def _component_table(rows: list[Row], mesh: Any) -> list[str]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.path.split("/")[0], []).append(row)

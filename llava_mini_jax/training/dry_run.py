@@ -18,8 +18,9 @@ from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import feed
-from llava_mini_jax.training.stages import MeshConfig, TrainConfig, check
+from llava_mini_jax.training.stages import TrainConfig, check
 from llava_mini_jax.training.step_memory import FLOAT32, Memory, estimate
 
 GIB = 2**30
@@ -123,7 +124,7 @@ def plan(stage: TrainConfig, mesh: MeshConfig, capacity: int) -> tuple[TrainConf
 
     Where nothing fits, with one row a device and micro-batch.
     """
-    shards, accumulate = mesh.data * mesh.fsdp, 1
+    shards, accumulate = mesh.batch_shards, 1
     while True:
         chosen = dataclasses.replace(stage, mesh=mesh, accumulate=accumulate)
         found = estimate(chosen)
@@ -143,15 +144,10 @@ def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
             given = dataclasses.replace(stage, param_dtype=dtype, optimizer=moments)
             chosen, found = plan(given, mesh, DEVICES[device])
             sizes = [f"{size / GIB:.1f}" for size in found.groups.values()]
-            cells = [stage.name, name, dtype, _mesh_name(mesh), str(chosen.accumulate), *sizes]
+            cells = [stage.name, name, dtype, str(mesh), str(chosen.accumulate), *sizes]
             fits = "yes" if _fits(found, DEVICES[device]) else "no"
             lines.append(" | ".join([*cells, f"{found.total / GIB:.1f}", fits]))
     return [f"| {line} |" for line in lines]
-
-
-def _mesh_name(mesh: MeshConfig) -> str:
-    axes = [f"{name}={size}" for name, size in dataclasses.asdict(mesh).items() if size > 1]
-    return " ".join(axes) or "none"
 
 
 def layout(stage: TrainConfig) -> list[str]:
@@ -161,14 +157,14 @@ def layout(stage: TrainConfig) -> list[str]:
     """
     spec = llava_mini.spec(stage.model)
     rows = []
-    with sharding.planned_mesh(**dataclasses.asdict(stage.mesh)):
+    with sharding.planned_mesh(stage.mesh):
         leaves = param_tree.paths(spec)
         arrays = param_tree.paths(param_tree.abstract(spec, stage.param_dtype), is_leaf=None)
         for path, array in arrays.items():
             shape, axes = " x ".join(map(str, array.shape)), leaves[path].axes
             piece = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
             names = " ".join(axis or "-" for axis in axes)
-            placed = " ".join(_axis_names(axis) for axis in array.sharding.spec)
+            placed = " ".join(sharding.placement(array.shape, leaves[path].axes))
             rows.append((path, shape, names, placed, f"{piece:,}"))
     *widths, last = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
@@ -177,10 +173,6 @@ def layout(stage: TrainConfig) -> list[str]:
         + row[-1].rjust(last)
         for row in rows
     ]
-
-
-def _axis_names(axes: str | tuple[str, ...] | None) -> str:
-    return "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes)
 
 
 def _lines(stage: TrainConfig) -> list[str]:
@@ -200,7 +192,7 @@ def _lines(stage: TrainConfig) -> list[str]:
 
 def _epochs(stage: TrainConfig) -> str:
     try:
-        return feed.epochs(stage, len(feed.open_data(stage.data, stage.samples)))
+        return feed.epochs(stage, len(feed.open_data(stage.data)))
     except InputError as error:
-        said = feed.epochs(stage, stage.samples)
-        return f"{said}, by the config's `samples`; the data itself cannot be opened: {error}"
+        seen = f"{stage.steps * stage.batch_size:,} samples in all"
+        return f"{seen}, epochs not known: the data itself cannot be opened: {error}"

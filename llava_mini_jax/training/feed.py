@@ -78,9 +78,8 @@ def counted(stage: TrainConfig, arrival: Arrival) -> Counted:
     return Counted(stage.batch_size, arrival.positions, arrival.images, flops, arrival.waited)
 
 
-def open_data(data: DigitsConfig | SourcesConfig, samples: int) -> DigitsPages | Samples:
-    """`samples` is how many the digits world has before they repeat."""
-    return DigitsPages(data, samples) if isinstance(data, DigitsConfig) else Samples(data)
+def open_data(data: DigitsConfig | SourcesConfig) -> DigitsPages | Samples:
+    return DigitsPages(data, data.samples) if isinstance(data, DigitsConfig) else Samples(data)
 
 
 def epochs(stage: TrainConfig, samples: int) -> str:

@@ -25,7 +25,7 @@ def evaluator(
     cfg = stage.heldout
     if cfg is None:
         return lambda step, state: {}
-    source = feed.open_data(cfg.data, cfg.samples)
+    source = feed.open_data(cfg.data)
     path = workdir / "quarantine-heldout.jsonl"
     quarantine = feed.open_quarantine(stage, path, len(source), first_step)
     stage = dataclasses.replace(stage, data=cfg.data)

@@ -155,7 +155,7 @@ def run_stage(
 
 
 def _open_data(stage: TrainConfig) -> tuple[DigitsPages | Samples, dict[str, Any]]:
-    source = feed.open_data(stage.data, stage.samples)
+    source = feed.open_data(stage.data)
     return source, fingerprint.fingerprint(source)
 
 
@@ -260,8 +260,7 @@ def _start(stage: TrainConfig, previous: LlavaMini | None) -> LlavaMini | None:
 
 
 def _mesh(stage: TrainConfig) -> contextlib.AbstractContextManager:
-    sizes = dataclasses.asdict(stage.mesh)
-    devices = stage.mesh.data * stage.mesh.fsdp * stage.mesh.tensor
+    sizes, devices = dataclasses.asdict(stage.mesh), stage.mesh.devices
     if jax.process_count() > 1 and devices != jax.device_count():
         raise InputError(
             f"{stage.name}: the mesh {sizes} has {devices} devices, but the {jax.process_count()} "

@@ -26,6 +26,7 @@ from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig
 
 STAGE_1 = ("projector/*",)
@@ -34,20 +35,10 @@ EVERYTHING = ("*",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each mesh axis (sharding.py); 1 x 1 x 1 runs without a mesh."""
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Data that nothing is learnt from; its loss is measured while a stage runs."""
 
     data: DigitsConfig | SourcesConfig
-    samples: int  # as TrainConfig's
     batches: int  # of the stage's batch size, the same ones each time
     every: int  # steps; the last step is always followed by it
 
@@ -60,10 +51,7 @@ class TrainConfig:
     prompt: PromptConfig
     tokenizer: str  # "digits", or a folder or hub name with tokenizer files
     data: DigitsConfig | SourcesConfig
-    samples: int  # of the digits world before they repeat; data sets have as many as they have
-    bad_samples: (
-        float  # share of the data set's samples that may be broken (data/batches/quarantine.py)
-    )
+    bad_samples: float  # share of the data's samples that may be broken (batches/quarantine.py)
     heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew
@@ -142,73 +130,95 @@ def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> Trai
 
 def check(stage: TrainConfig) -> None:
     """InputError for a stage that cannot be run as it is written."""
-    for wrong, message in _mistakes(stage):
-        if wrong:
-            raise InputError(f"{stage.name}: {message}")
+    # In this order: patterns are looked for in a model that can be built, sizes that are numbers.
+    for rule in (_name, _patterns, _choices, _counts, _shares, _lengths, _batch):
+        for mistake in rule(stage):
+            raise InputError(f"{stage.name}: {mistake}")
 
 
-def _mistakes(stage: TrainConfig) -> Iterator[tuple[bool, str]]:
-    """(whether it was made, the sentence about it); what follows may rely on what stands before."""
-    optimizer, mesh, prompt = stage.optimizer, stage.mesh, stage.prompt
-    yield (
-        not re.fullmatch(r"\w[\w.-]*", stage.name),
-        "a stage's name is that of its folder in the workdir: use letters, digits, _ and -",
-    )
-    yield not stage.trainable, 'trainable is empty; name what is to be learnt, such as "llm/*"'
+def _name(stage: TrainConfig) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w.-]*", stage.name):
+        yield "a stage's name is that of its folder in the workdir: use letters, digits, _ and -"
+
+
+def _patterns(stage: TrainConfig) -> Iterator[str]:
+    if not stage.trainable:
+        yield 'trainable is empty; name what is to be learnt, such as "llm/*"'
     paths = param_tree.paths(spec_of(stage))
-    grouped = (pattern for group in optimizer.groups for pattern in group.patterns)
+    grouped = (pattern for group in stage.optimizer.groups for pattern in group.patterns)
     for pattern in (*stage.trainable, *stage.fresh, *grouped):
-        yield (
-            not any(param_tree.matches(path, (pattern,)) for path in paths),
-            f'the pattern "{pattern}" matches no parameter of this model; `llava-mini inspect` '
-            "lists the paths",
-        )
+        if not any(param_tree.matches(path, (pattern,)) for path in paths):
+            yield (
+                f'the pattern "{pattern}" matches no parameter of this model; `llava-mini inspect` '
+                "lists the paths"
+            )
+
+
+def _choices(stage: TrainConfig) -> Iterator[str]:
     for name, value, known in (
         ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
-        ("prompt.template", prompt.template, tuple(TEMPLATES)),
-        ("prompt.padding_side", prompt.padding_side, ("right", "left")),
+        ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
+        ("prompt.padding_side", stage.prompt.padding_side, ("right", "left")),
         ("param_dtype", stage.param_dtype, FLOAT_DTYPES),
         ("model.compute_dtype", stage.model.compute_dtype, FLOAT_DTYPES),
-        ("optimizer.first_moment_dtype", optimizer.first_moment_dtype, FLOAT_DTYPES),
+        ("optimizer.first_moment_dtype", stage.optimizer.first_moment_dtype, FLOAT_DTYPES),
     ):
-        yield value not in known, f"{name} is {value!r}; expected {' or '.join(map(str, known))}"
-    counts = ("samples", "steps", "batch_size", "accumulate", "max_skipped", "log_every")
-    numbers = {name: getattr(stage, name) for name in (*counts, "checkpoint_every", "keep")}
-    numbers |= {f"mesh.{axis}": size for axis, size in dataclasses.asdict(mesh).items()}
-    numbers |= {"prompt.max_length": prompt.max_length}
+        if value not in known:
+            yield f"{name} is {value!r}; expected {' or '.join(map(str, known))}"
+
+
+def _counts(stage: TrainConfig) -> Iterator[str]:
+    names = ("steps", "batch_size", "accumulate", "max_skipped", "log_every", "checkpoint_every")
+    numbers = {name: getattr(stage, name) for name in (*names, "keep")}
+    numbers |= {f"mesh.{axis}": size for axis, size in dataclasses.asdict(stage.mesh).items()}
+    numbers |= {"prompt.max_length": stage.prompt.max_length}
     if stage.heldout is not None:
         numbers |= {"heldout.batches": stage.heldout.batches, "heldout.every": stage.heldout.every}
     for name, number in numbers.items():
-        yield number < 1, f"{name} is {number}; it must be 1 or more"
+        if number < 1:
+            yield f"{name} is {number}; it must be 1 or more"
     offs = {name: getattr(stage, name) for name in ("loss_chunk", "z_loss", "keep_every")}
-    for name, number in (offs | {"optimizer.max_grad_norm": optimizer.max_grad_norm}).items():
-        yield not 0 <= number < math.inf, f"{name} is {number}; it must be 0 (off) or more"
+    for name, number in (offs | {"optimizer.max_grad_norm": stage.optimizer.max_grad_norm}).items():
+        if not 0 <= number < math.inf:
+            yield f"{name} is {number}; it must be 0 (off) or more"
+
+
+def _shares(stage: TrainConfig) -> Iterator[str]:
+    optimizer = stage.optimizer
     for rate in (optimizer.learning_rate, *(group.learning_rate for group in optimizer.groups)):
-        yield not 0 <= rate < math.inf, f"a learning rate is {rate}; it must be 0 or more"
+        if not 0 <= rate < math.inf:
+            yield f"a learning rate is {rate}; it must be 0 or more"
     shares = {"bad_samples": stage.bad_samples, "optimizer.warmup_ratio": optimizer.warmup_ratio}
     for name, share in shares.items():
-        yield not 0 <= share <= 1, f"{name} is {share}; it is a share, from 0 to 1"
+        if not 0 <= share <= 1:
+            yield f"{name} is {share}; it is a share, from 0 to 1"
     for name, beta in {"beta1": optimizer.beta1, "beta2": optimizer.beta2}.items():
-        yield not 0 <= beta < 1, f"optimizer.{name} is {beta}; it must be from 0 to below 1"
-    lengths = stage.lengths
-    yield (
-        not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1,
-        f"lengths is {lengths}; expected sizes that grow, such as (128, 256, 512)",
-    )
-    yield (
-        lengths[-1] < prompt.max_length,
-        f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
-        f"{prompt.max_length} positions: add that length, or lower max_length",
-    )
+        if not 0 <= beta < 1:
+            yield f"optimizer.{name} is {beta}; it must be from 0 to below 1"
+
+
+def _lengths(stage: TrainConfig) -> Iterator[str]:
+    lengths, longest = stage.lengths, stage.prompt.max_length
+    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+        yield f"lengths is {lengths}; expected sizes that grow, such as (128, 256, 512)"
+    if lengths[-1] < longest:
+        yield (
+            f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
+            f"{longest} positions: add that length, or lower max_length"
+        )
+
+
+def _batch(stage: TrainConfig) -> Iterator[str]:
     # Every device must have as many rows of each micro-batch.
-    parts = stage.accumulate * mesh.data * mesh.fsdp
-    yield (
-        stage.batch_size % parts > 0,
-        f"batch_size {stage.batch_size} cannot be divided into accumulate = {stage.accumulate} "
-        f"micro-batches over mesh.data x mesh.fsdp = {mesh.data * mesh.fsdp} devices: make it a "
-        f"multiple of {parts}, or change accumulate or the mesh",
-    )
+    shards = stage.mesh.batch_shards
+    parts = stage.accumulate * shards
+    if stage.batch_size % parts:
+        yield (
+            f"batch_size {stage.batch_size} cannot be divided into accumulate = "
+            f"{stage.accumulate} micro-batches over mesh.data x mesh.fsdp = {shards} devices: "
+            f"make it a multiple of {parts}, or change accumulate or the mesh"
+        )
 
 
 def spec_of(stage: TrainConfig) -> LlavaMini:

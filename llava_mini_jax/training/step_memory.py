@@ -79,7 +79,7 @@ class Memory:
 
 def estimate(stage: TrainConfig, images: int = 1) -> Memory:
     """Memory of a step over rows of the longest bucket, with `images` pictures or frames each."""
-    rows = _share(stage.batch_size // stage.accumulate, stage.mesh.data * stage.mesh.fsdp)
+    rows = _share(stage.batch_size // stage.accumulate, stage.mesh.batch_shards)
     piece = _Piece(stage, rows, images)
     trained, frozen = piece.parameters(True), piece.parameters(False)
     first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
@@ -136,7 +136,7 @@ class _Piece:
     def parameters(self, trained: bool, *patterns: str) -> _Size:
         """Of the device's shards: those that are trained or not, and match a pattern."""
         stage, count = self.stage, 0
-        with sharding.planned_mesh(**dataclasses.asdict(stage.mesh)):
+        with sharding.planned_mesh(stage.mesh):
             for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
                 chosen = param_tree.matches(path, stage.trainable) == trained
                 if chosen and (not patterns or param_tree.matches(path, patterns)):

@@ -14,6 +14,7 @@ from etils import epath
 
 from llava_mini_jax import distributed
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.chat_template import today
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
@@ -26,7 +27,7 @@ FREE = (
     *("mesh", "accumulate", "loss_chunk", "max_skipped", "bad_samples", "heldout"),
     *("log_every", "checkpoint_every", "keep", "keep_every"),
 )
-DATA = ("data", "samples")
+DATA = ("data",)
 _SEEN_WITHIN = 30.0  # seconds that a network disk may take to show a new file
 
 
@@ -123,8 +124,19 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
     for stage in stages:
         stage = {**stage, "model": {**stage["model"], "remat": None}}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
+        stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found
+
+
+def _data(data: dict[str, Any], samples: int | None) -> dict[str, Any]:
+    """As configurations say it now; earlier ones had `samples` beside the data, and flat videos."""
+    if "fps" in data:
+        sampling = FrameSampling(fps=data.pop("fps"), max_frames=data.pop("max_frames"))
+        data["video"] = dataclasses.asdict(sampling)
+    if samples is not None and "datasets" not in data:
+        data["samples"] = samples
+    return data
 
 
 def leave_model(params: LlavaMini, bundle: Bundle, target: epath.Path, tokenizer: Any) -> None:

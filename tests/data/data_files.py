@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 
 ANSWER = "the digit is 3"
@@ -25,7 +26,9 @@ def write(path: Path, content) -> str:
 
 def config_of(*datasets, **changes):
     made = tuple(d if isinstance(d, Dataset) else Dataset(path=str(d)) for d in datasets)
-    return SourcesConfig(**(dict(datasets=made, fps=1.0, max_frames=4) | changes))
+    return SourcesConfig(
+        **(dict(datasets=made, video=FrameSampling(fps=1.0, max_frames=4)) | changes)
+    )
 
 
 def ids(*datasets, **changes):

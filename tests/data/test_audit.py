@@ -16,6 +16,7 @@ from llava_mini_jax import cli
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets import audit
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.errors import InputError
@@ -93,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(folder: Path, *names: str) -> SourcesConfig:
     images = str(folder / "media")
     datasets = tuple(Dataset(path=str(folder / name), images=images) for name in names)
-    return SourcesConfig(datasets=datasets, fps=1.0, max_frames=8)
+    return SourcesConfig(datasets=datasets, video=FrameSampling(fps=1.0, max_frames=8))
 
 
 def verify(*arguments: object) -> int:
@@ -199,7 +200,7 @@ from llava_mini_jax.training.stages import stages_of
 
 def config():
     datasets = (Dataset(path={str(folder / "good.json")!r}, images={str(folder / "media")!r}),)
-    data = SourcesConfig(datasets=datasets, fps=1.0, max_frames=8)
+    data = SourcesConfig(datasets=datasets, video=FrameSampling(fps=1.0, max_frames=8))
     return dataclasses.replace(stages_of(digits.config())[0], data=data)
 """
     path = tmp_path / "config.py"
@@ -219,8 +220,8 @@ from llava_mini_jax.training.stages import HeldOut
 
 def config():
     datasets = (Dataset(path={str(folder / "good.json")!r}, images={str(folder / "media")!r}),)
-    data = SourcesConfig(datasets=datasets, fps=1.0, max_frames=8)
-    heldout = HeldOut(data=data, samples=1, batches=1, every=1)
+    data = SourcesConfig(datasets=datasets, video=FrameSampling(fps=1.0, max_frames=8))
+    heldout = HeldOut(data=data, batches=1, every=1)
     return dataclasses.replace(digits.config().stage1, heldout=heldout)
 """
     (tmp_path / "config.py").write_text(code)

@@ -16,6 +16,7 @@ from llava_mini_jax import cli
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.arrayrecord import Packed, PackedVideo, write_folder
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
 from llava_mini_jax.errors import InputError
@@ -61,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
 
 def opened(path: Path, **changes) -> Samples:
     dataset = Dataset(path=str(path), **changes)
-    return Samples(SourcesConfig(datasets=(dataset,), fps=1.0, max_frames=4))
+    return Samples(SourcesConfig(datasets=(dataset,), video=FrameSampling(fps=1.0, max_frames=4)))
 
 
 def data(*words: object) -> int:
@@ -110,7 +111,9 @@ def test_records_are_read_in_any_order_by_many_threads(built):
 
 def test_videos_are_sampled_as_the_reader_says(built):
     dataset = Dataset(path=str(built))
-    samples = Samples(SourcesConfig(datasets=(dataset,), fps=2.0, max_frames=99))
+    samples = Samples(
+        SourcesConfig(datasets=(dataset,), video=FrameSampling(fps=2.0, max_frames=99))
+    )
     assert len(list(samples[3]["frames"])) == 6
     first, second = (np.stack(list(samples[3]["frames"])) for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -131,10 +134,13 @@ def test_plain_tfds_reads_it_and_nothing_imports_tensorflow(built, tmp_path):
 import sys
 import tensorflow_datasets as tfds
 from llava_mini_jax import cli
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 built, out = sys.argv[1:]
 assert cli.main(["data", "build", built, "--out", out]) == 0
-samples = Samples(SourcesConfig(datasets=(Dataset(path=out),), fps=1.0, max_frames=4))
+samples = Samples(
+    SourcesConfig(datasets=(Dataset(path=out),), video=FrameSampling(fps=1, max_frames=4))
+)
 rows = tfds.builder_from_directory(out).as_data_source(split="train")
 assert len(rows) == len(samples) == 7
 assert rows[0]["media"] == [samples[0]["image"]] and b'"photo"' in rows[0]["row"]
@@ -157,7 +163,7 @@ def test_a_list_keeps_its_weights_and_applies_its_sampling(folder, tmp_path, cap
     assert f"use {out}/mixture.yaml as the data" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["mixed.v1", "mixed.v1-2", "mixture.yaml"]
     source, copy = (
-        Samples(SourcesConfig(datasets=read_list(path), fps=1.0, max_frames=4))
+        Samples(SourcesConfig(datasets=read_list(path), video=FrameSampling(fps=1.0, max_frames=4)))
         for path in (folder / "mix.yaml", out / "mixture.yaml")
     )
     assert_same(source, copy)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from llava_mini_jax import cli
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.fingerprint import changes, fingerprint, of_files
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
 from tests.data.data_files import config_of, turns
@@ -119,5 +120,7 @@ def test_digits():
 def test_samplings_of_one_file_are_told_by_their_numbers(tmp_path):
     config = write("json", tmp_path, ["3", "4", "5", "6"])
     first = Dataset(path=config.datasets[0].path, sampling="first:2")
-    both = SourcesConfig(datasets=(first, config.datasets[0]), fps=1.0, max_frames=4)
+    both = SourcesConfig(
+        datasets=(first, config.datasets[0]), video=FrameSampling(fps=1.0, max_frames=4)
+    )
     assert [part["samples"] for part in found(both).values()] == [2, 4]

@@ -14,6 +14,7 @@ from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.batches.examples import Buckets, Example
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.order import MODALITIES, GroupedOrder, Groups, make_order
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.errors import InputError
@@ -90,7 +91,11 @@ def test_what_cannot_be_grouped_is_refused():
     with pytest.raises(InputError, match=r'DigitsPages.* is all of one kind; use "none"'):
         make_order(DigitsPages(DigitsConfig(), 3), "modality", 2, 0)
     with pytest.raises(InputError, match='grouping of a SourcesConfig is "x"'):
-        SourcesConfig(datasets=(Dataset(path="a.json"),), fps=1.0, max_frames=1, grouping="x")
+        SourcesConfig(
+            datasets=(Dataset(path="a.json"),),
+            video=FrameSampling(fps=1.0, max_frames=1),
+            grouping="x",
+        )
 
 
 # --- On files -------------------------------------------------------------------------------------
@@ -111,7 +116,7 @@ def mixed(tmp_path_factory) -> Samples:
         rows.append({"id": number, **picture, "conversations": turns})
     (folder / "mixed.json").write_text(json.dumps(rows))
     datasets = (Dataset(path=str(folder / "mixed.json")),)
-    return Samples(SourcesConfig(datasets=datasets, fps=1.0, max_frames=2))
+    return Samples(SourcesConfig(datasets=datasets, video=FrameSampling(fps=1.0, max_frames=2)))
 
 
 def batches(source, encode, count, **changes):
@@ -198,7 +203,9 @@ def test_groups_are_told_from_the_rows_alone(tmp_path):
     lines = [*map(json.dumps, rows), "{"]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     dataset = Dataset(path=str(tmp_path / "rows.jsonl"), weight=2.0)
-    samples = Samples(SourcesConfig(datasets=(dataset,), fps=1.0, max_frames=2))
+    samples = Samples(
+        SourcesConfig(datasets=(dataset,), video=FrameSampling(fps=1.0, max_frames=2))
+    )
     groups = samples.groups()
     kinds = ["image", "image", "video", "video", *["text"] * 6]
     assert [MODALITIES[m] for m in groups.modality] == kinds * 2

@@ -16,6 +16,7 @@ from llava_mini_jax.data.batches.examples import Buckets, collate
 from llava_mini_jax.data.batches.pipeline import Encoder, Rejected, make_batches
 from llava_mini_jax.data.batches.quarantine import Quarantine
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.order import make_order
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 from llava_mini_jax.data.text.conversation import IGNORE
@@ -75,7 +76,7 @@ def samples(tmp_path_factory) -> Samples:
         lines.append(row if isinstance(row, str) else json.dumps({"id": f"row-{number}"} | row))
     (folder / "many.jsonl").write_text("\n".join(lines))
     datasets = (Dataset(path=str(folder / "many.jsonl")),)
-    return Samples(SourcesConfig(datasets=datasets, fps=1.0, max_frames=2))
+    return Samples(SourcesConfig(datasets=datasets, video=FrameSampling(fps=1.0, max_frames=2)))
 
 
 def epoch(samples, **changes):

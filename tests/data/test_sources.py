@@ -13,6 +13,7 @@ from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
 from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, Samples, read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
@@ -64,7 +65,9 @@ def test_videos_are_sampled_as_the_config_says_and_again_when_asked_again(tmp_pa
     path = write(tmp_path / "films.json", [MIXED[2]])
     for fps, most, count in ((1.0, 4, 3), (2.0, 99, 6), (2.0, 4, 4)):
         dataset = Dataset(path=path, images=str(pictures))
-        frames = Samples(config_of(dataset, fps=fps, max_frames=most))[0]["frames"]
+        frames = Samples(config_of(dataset, video=FrameSampling(fps=fps, max_frames=most)))[0][
+            "frames"
+        ]
         first, second = np.stack(list(frames)), np.stack(list(frames))
         assert len(first) == count and first.dtype == np.uint8
         np.testing.assert_array_equal(first, second)

@@ -49,7 +49,7 @@ def two_steps(finished, tmp_path_factory):
     like = init_state(params, stage.trainable, optimizer)
     with Checkpoints(folder) as checkpoints:
         step, state, about = checkpoints.resume(like)
-    assert (step, about["stage"], about["samples"]) == (8, "stage2", stage.samples)
+    assert (step, about["stage"], about["samples"]) == (8, "stage2", stage.data.samples)
     return folder, like, fingerprints(state)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from llava_mini_jax.config import prompt_config
 from llava_mini_jax.data.digits.pages import DigitsPages
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import loop
@@ -30,8 +31,8 @@ def test_a_stage_trains_on_data_sets(tmp_path):
         rows.append({**item, "image": f"{index}.png"})
     (tmp_path / "pages.json").write_text(json.dumps(rows))
     files = Dataset(path=str(tmp_path / "pages.json"))
-    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
-    same = dataclasses.replace(pages, samples=16)
+    data = SourcesConfig(datasets=(files,), video=FrameSampling(fps=1.0, max_frames=8))
+    same = dataclasses.replace(pages, data=dataclasses.replace(pages.data, samples=16))
     for name, stage in {"a": same, "b": dataclasses.replace(same, data=data)}.items():
         loop.run([stage], str(tmp_path / name))
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
@@ -42,7 +43,9 @@ def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys
     rows = [{"id": str(index), "conversations": turns} for index in range(50)]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
-    data = SourcesConfig(datasets=(Dataset(path=str(path)),), fps=1.0, max_frames=8)
+    data = SourcesConfig(
+        datasets=(Dataset(path=str(path)),), video=FrameSampling(fps=1.0, max_frames=8)
+    )
     stage = dataclasses.replace(tiny_stages.stages()[0], data=data, steps=4)
     folder = tmp_path / "run"
     loop.run([stage], str(folder))
@@ -72,7 +75,7 @@ def test_broken_samples_are_listed_alike_by_a_run_that_was_interrupted(tmp_path)
     (tmp_path / "9.png").unlink()
     (tmp_path / "pages.json").write_text(json.dumps(rows))
     files = Dataset(path=str(tmp_path / "pages.json"))
-    data = SourcesConfig(datasets=(files,), fps=1.0, max_frames=8)
+    data = SourcesConfig(datasets=(files,), video=FrameSampling(fps=1.0, max_frames=8))
     stage = dataclasses.replace(pages, data=data, steps=14, bad_samples=0.02, keep=9)
     loop.run([stage], str(tmp_path / "whole"))
     listed = (tmp_path / "whole" / "quarantine.jsonl").read_text()
@@ -123,7 +126,9 @@ def stopped_run(tmp_path):
         rows.append({**item, "image": f"{index}.png"})
     path = tmp_path / "pages.json"
     path.write_text(json.dumps(rows))
-    data = SourcesConfig(datasets=(Dataset(path=str(path)),), fps=1.0, max_frames=8)
+    data = SourcesConfig(
+        datasets=(Dataset(path=str(path)),), video=FrameSampling(fps=1.0, max_frames=8)
+    )
     stage = dataclasses.replace(pages, data=data, steps=4)
     folder = tmp_path / "run"
     loop.run([stage], str(folder))

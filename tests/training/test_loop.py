@@ -16,10 +16,11 @@ from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import loop
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.optimizer import schedule
-from llava_mini_jax.training.stages import HeldOut, MeshConfig
+from llava_mini_jax.training.stages import HeldOut
 from llava_mini_jax.training.xprof import ProfileConfig
 from llava_mini_jax.weights import folders
 from tests import tiny
@@ -219,7 +220,7 @@ def test_metrics_tell_speed_and_learning_rates_and_go_to_tensorboard(finished):
 def test_held_out_loss_is_that_of_the_same_data_every_time(tmp_path):
     first = tiny_stages.stages()[0]
     heldout = HeldOut(
-        data=dataclasses.replace(first.data, split="heldout"), samples=32, batches=4, every=1
+        data=dataclasses.replace(first.data, split="heldout", samples=32), batches=4, every=1
     )
     stage = dataclasses.replace(first, heldout=heldout, steps=3)
     still = dataclasses.replace(stage.optimizer, learning_rate=1e-30)

@@ -21,9 +21,10 @@ from llava_mini_jax.config import CLIP_L_336, VICUNA_7B
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.dry_run import describe, plan
 from llava_mini_jax.training.optimizer import make_optimizer
-from llava_mini_jax.training.stages import MeshConfig, TrainConfig
+from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.training.step import init_state, train_step
 from llava_mini_jax.training.step_memory import estimate
 

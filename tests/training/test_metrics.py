@@ -145,7 +145,7 @@ def test_a_full_disk_is_told_and_not_waited_for(tmp_path):
 
 
 def test_held_out_data_with_nothing_supervised_has_no_figure(tmp_path, monkeypatch, capsys):
-    heldout_cfg = HeldOut(data=DigitsConfig(split="heldout"), samples=4, batches=1, every=1)
+    heldout_cfg = HeldOut(data=DigitsConfig(split="heldout", samples=4), batches=1, every=1)
     stage = dataclasses.replace(tiny_stages.stages()[0], heldout=heldout_cfg)
     nothing = dict.fromkeys(("cross_entropy", "tokens", "right_tokens", "z_loss"), 0)
     monkeypatch.setattr(heldout, "heldout_sums", lambda *_, **__: nothing)

@@ -9,6 +9,7 @@ import pytest
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import TrainBatch
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, check, load_config, stages_of
@@ -162,7 +163,10 @@ def test_the_release_differs_where_its_script_does():
         stage = load(name)
         assert (stage.model.compress, stage.model.fuse_compressed) == ("features", True)
         assert (stage.model.detach_text, stage.prompt.blank_image) == (True, True)
-        assert (stage.images.aspect, stage.data.max_frames) == ("crop", 8)
+        assert (stage.images.aspect, stage.data.video) == (
+            "crop",
+            FrameSampling(count=8, rule="release"),
+        )
 
 
 def test_stage_2_begins_from_what_stage_1_leaves():

@@ -14,8 +14,8 @@ import jax
 import pytest
 
 from llava_mini_jax.data.digits.pages import DigitsPages
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import loop
-from llava_mini_jax.training.stages import MeshConfig
 from tests import tiny
 from tests.conftest import ROOT
 from tests.training import one_stage
@@ -177,12 +177,15 @@ def test_what_one_process_refuses_all_do(tmp_path):
 # Each process has a data file of its own, as if on its own disk; the name differs here as well.
 OF_OTHER_FILES = """
 import dataclasses, os
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from tests.training import one_stage
 
 def config():
     own = os.environ["JAX_PROCESS_ID"].replace("0", '')
-    data = SourcesConfig(datasets=(Dataset(path="{path}" + own + ".json"),), fps=1.0, max_frames=8)
+    data = SourcesConfig(
+        datasets=(Dataset(path="{path}" + own + ".json"),), video=FrameSampling(fps=1)
+    )
     return dataclasses.replace(one_stage.config(), data=data)
 """
 
@@ -279,11 +282,12 @@ def text_only(item):
 
 OF_FILES = """
 import dataclasses
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from tests.training import one_stage
 
 def config():
-    data = SourcesConfig(datasets=(Dataset(path={path!r}),), fps=1.0, max_frames=8)
+    data = SourcesConfig(datasets=(Dataset(path={path!r}),), video=FrameSampling(fps=1))
     return dataclasses.replace(
         one_stage.config(), data=data, bad_samples=1.0, steps=5000, checkpoint_every=5000
     )

@@ -13,11 +13,11 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import Group, make_optimizer
 from llava_mini_jax.training.stages import (
     STAGE_1,
     STAGE_2,
-    MeshConfig,
     TrainConfig,
     bundle_of,
     check,

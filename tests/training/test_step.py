@@ -17,8 +17,9 @@ from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import make_optimizer
-from llava_mini_jax.training.stages import MeshConfig, check
+from llava_mini_jax.training.stages import check
 from llava_mini_jax.training.step import (
     TrainState,
     _accumulated,

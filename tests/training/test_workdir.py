@@ -6,6 +6,8 @@ import json
 import pytest
 from etils import epath
 
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import loop, workdir
 from tests.data.toy_tokenizers import make_byte_level
@@ -31,6 +33,25 @@ def test_a_run_begun_before_prompts_had_a_date_goes_on(tmp_path):
     before[0]["prompt"]["date"] = "2024-07-26"
     path.write_text(json.dumps(before))
     assert workdir.changed_fields(epath.Path(tmp_path), stages) == [f"{stages[0].name}.prompt"]
+
+
+def test_a_run_begun_when_samples_stood_beside_the_data_goes_on(tmp_path):
+    stage = tiny_stages.stages()[0]
+    video = FrameSampling(fps=1.0, max_frames=8)
+    files = SourcesConfig(datasets=(Dataset(path="rows.json"),), video=video)
+    for data in (stage.data, files):
+        folder = tmp_path / type(data).__name__
+        stages = [dataclasses.replace(stage, data=data)]
+        workdir.open_workdir(str(folder), stages)
+        before = json.loads((folder / "config.json").read_text())
+        before[0]["samples"] = before[0]["data"].pop("samples", 123)
+        if video := before[0]["data"].pop("video", None):
+            before[0]["data"] |= {name: video[name] for name in ("fps", "max_frames")}
+        (folder / "config.json").write_text(json.dumps(before))
+        assert workdir.changed_fields(epath.Path(folder), stages) == []
+        changed = {"samples": 7} if data is stage.data else {"video": FrameSampling(fps=2)}
+        stages = [dataclasses.replace(stage, data=dataclasses.replace(data, **changed))]
+        assert workdir.changed_fields(epath.Path(folder), stages) == [f"{stage.name}.data"]
 
 
 class Bucket:

@@ -55,13 +55,14 @@ class DigitsConfig:
     kinds: tuple[str, ...] = ("position", "row", "column", "count", "largest", "read")
     # or ("caption",), or for videos ("needle",)
     turns: int = 1  # questions in a conversation; one that asks for the whole page is alone
+    samples: int = 1_000_000  # items before they repeat
     augment: bool = False  # tilt, scale and fade the digits; for train only
     seed: int = 0
 
     def __post_init__(self) -> None:
         problems = []
-        if min(self.rows, self.columns, self.turns) < 1:
-            problems.append("rows, columns and turns must be 1 or more")
+        if min(self.rows, self.columns, self.turns, self.samples) < 1:
+            problems.append("rows, columns, turns and samples must be 1 or more")
         elif self.page_size // max(self.rows, self.columns) < _SMALLEST_CELL:
             problems.append(
                 f"page_size {self.page_size} leaves less than {_SMALLEST_CELL} pixels per digit "

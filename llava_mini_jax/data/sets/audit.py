@@ -10,6 +10,7 @@ of workers, nor on the day.
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -78,9 +79,10 @@ def audit(
 ) -> dict[str, Any]:
     """The manifest of the samples that `config` chooses, each read once whatever its weight.
 
-    `progress(done, total)` is called after every sample. Keys of the manifest: "fps", "max_frames",
-    "seed", "samples", "rejected" (id, dataset, place and reason of each), and "datasets" (name,
-    path, images, sampling, files with their bytes and sha256, rows, samples, rejected, modalities).
+    `progress(done, total)` is called after every sample. Keys of the manifest: "video" (which
+    frames), "seed", "samples", "rejected" (id, dataset, place and reason of each), and "datasets"
+    (name, path, images, sampling, files with their bytes and sha256, rows, samples, rejected,
+    modalities).
     Raises InputError for data sets that cannot be opened.
     """
     if workers < 1:
@@ -98,8 +100,7 @@ def audit(
                 rejected.append({**names, "reason": reason})
             progress(index + 1, len(samples))
     return {
-        "fps": config.fps,
-        "max_frames": config.max_frames,
+        "video": dataclasses.asdict(config.video),
         "seed": config.seed,
         "samples": len(samples),
         "datasets": [_describe(part, counts[part.name]) for part in samples.parts],

@@ -102,7 +102,7 @@ def _pictures(part: Part, source: Samples) -> Iterator[tuple[str, int]]:
             fields = part.rows[int(row)]
             if not isinstance(fields, dict):
                 continue
-            found = llava_format.media(fields, part.images, source.config.frame_sampling(), "")
+            found = llava_format.media(fields, part.images, source.config.video, "")
         except InputError:  # the run says so itself
             continue
         path = getattr(found.get("frames"), "video", found.get("image"))

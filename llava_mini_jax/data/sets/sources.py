@@ -60,8 +60,7 @@ class SourcesConfig:
     """The data sets of a stage, one after the other, and how their videos are read."""
 
     datasets: tuple[Dataset, ...]
-    fps: float  # frames a second of a video
-    max_frames: int  # of one video; longer ones are spread over their whole length
+    video: FrameSampling  # which frames of a video are read
     seed: int = 0  # of "random" samplings and of fractions of a weight
     grouping: str = "none"  # of batches: or "modality", or "modality_length" (order.py)
 
@@ -75,10 +74,6 @@ class SourcesConfig:
                 f'The grouping of a SourcesConfig is "{self.grouping}"; use one of'
                 f" {', '.join(GROUPINGS)}."
             )
-        self.frame_sampling()
-
-    def frame_sampling(self) -> FrameSampling:
-        return FrameSampling(fps=self.fps, max_frames=self.max_frames)
 
 
 def unweighted(config: SourcesConfig) -> SourcesConfig:
@@ -216,7 +211,7 @@ class Samples:
                 f'{place} is {fields!r:.60}; expected a sample {{"id", "conversations", ...}}.'
                 " Correct or remove it."
             )
-        media = llava_format.media(fields, part.images, self.config.frame_sampling(), place)
+        media = llava_format.media(fields, part.images, self.config.video, place)
         return {
             "id": _id(fields, part, row),
             **media,

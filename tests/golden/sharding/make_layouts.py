@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from configs import stage2_vicuna_7b
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.dry_run import layout
-from llava_mini_jax.training.stages import MeshConfig
 
 HERE = Path(__file__).parent
 MESHES = {
