@@ -80,7 +80,7 @@ def test_a_config_of_one_stage(started, tmp_path):
             "must return a TrainConfig, not type",
         ),
         (
-            "from llava_mini_jax.training.stages import as config\n",
+            "from llava_mini_jax.sharding import MeshConfig as config\n",
             "MeshConfig has no TrainConfig among its fields",
         ),
     ],

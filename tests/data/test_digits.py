@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer, glyphs
-from llava_mini_jax.data.digits.pages import pages as world
+from llava_mini_jax.data.digits import glyphs
+from llava_mini_jax.data.digits import pages as world
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
 
 VICUNA_SYSTEM = (
