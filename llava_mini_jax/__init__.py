@@ -10,6 +10,11 @@
     for piece in session.ask("What happens?"):
         print(piece, end="")
 
+These names are the stable interface: `load`, `Model`, `Session`; what they are given, `Turn` (of a
+conversation), `Settings` (of an answer), `FrameSampling` (of a video) and `Budget` (of a session);
+and `InputError`, which is raised for whatever cannot be used. Everything else may change between
+versions, whatever its name begins with.
+
 Array names end in the letters of their dimensions, and einsum strings use the same letters:
 
     B  batch rows                       N  heads
@@ -26,19 +31,37 @@ Array names end in the letters of their dimensions, and einsum strings use the s
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava_mini_jax.data.media.video import FrameSampling
+    from llava_mini_jax.data.text.templates import Turn
     from llava_mini_jax.errors import InputError
+    from llava_mini_jax.inference.answer import Settings
     from llava_mini_jax.inference.model import Model, load
     from llava_mini_jax.inference.session import Session
+    from llava_mini_jax.inference.shelf import Budget
 
     __version__: str
 
-__all__ = ["InputError", "Model", "Session", "__version__", "load"]
+__all__ = [
+    "Budget",
+    "FrameSampling",
+    "InputError",
+    "Model",
+    "Session",
+    "Settings",
+    "Turn",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
-    "InputError": "llava_mini_jax.errors",
-    "Model": "llava_mini_jax.inference.model",
-    "Session": "llava_mini_jax.inference.session",
-    "load": "llava_mini_jax.inference.model",
+    "Budget": "inference.shelf",
+    "FrameSampling": "data.media.video",
+    "InputError": "errors",
+    "Model": "inference.model",
+    "Session": "inference.session",
+    "Settings": "inference.answer",
+    "Turn": "data.text.templates",
+    "load": "inference.model",
 }
 
 
@@ -52,7 +75,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -49,6 +49,8 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Model:
+    """A loaded model to ask: parameters, and what its folder says of them. `load` makes one."""
+
     params: LlavaMini = field(repr=False)  # layers unrolled
     bundle: Bundle
     tokenizer: Any = field(repr=False)

@@ -20,6 +20,8 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
+    """What one side says; "<image>" in a user's text is where a picture or video stands."""
+
     role: Literal["user", "assistant"]
     text: str | None  # None, for the assistant at the end only: open, to be generated
 
