@@ -1,6 +1,6 @@
 """`llava-mini reproduce`: trains the rows of the paper's tables, and says which of its claims hold.
 
-TABLE..., --scale, --seeds --> Plan of jobs --what is not done yet--> processes --> OUT/JOB/
+TABLE..., --scale, --seeds --> Jobs of jobs --what is not done yet--> processes --> OUT/JOB/
                                      '--> OUT/TABLE.md, .csv, .png; the claims to stdout
 """
 
@@ -15,7 +15,7 @@ from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from llava_mini_jax.reproduce.scales import Job, Plan
+    from llava_mini_jax.reproduce.scales import Job, Jobs
 
 SUMMARY = "train the rows of the paper's tables anew and compare"
 USAGE = "llava-mini reproduce TABLE... [--scale digits|full] [options]"
@@ -123,7 +123,7 @@ def _cut(args: argparse.Namespace) -> str:
     return ", ".join(parts)
 
 
-def _shortened(plan: "Plan", steps: int) -> "Plan":
+def _shortened(plan: "Jobs", steps: int) -> "Jobs":
     def short(job: "Job") -> "Job":
         stages = (dataclasses.replace(s, steps=min(s.steps, steps)) for s in job.stages)
         return dataclasses.replace(job, stages=tuple(stages))
@@ -131,7 +131,7 @@ def _shortened(plan: "Plan", steps: int) -> "Plan":
     return dataclasses.replace(plan, jobs={name: short(job) for name, job in plan.jobs.items()})
 
 
-def _tell(plan: "Plan", out: Path, args: argparse.Namespace) -> None:
+def _tell(plan: "Jobs", out: Path, args: argparse.Namespace) -> None:
     """The jobs in their order; at full scale as commands, which a cluster can run one by one."""
     for job in plan.jobs.values():
         state = "done" if job.is_done(out) else f"{job.steps} steps"

@@ -1,6 +1,6 @@
 """What a table came to: TABLE.csv, TABLE.png and TABLE.md, our scores beside the paper's.
 
-Plan's results --collect--> Trained rows --> CSV, plot
+Jobs's results --collect--> Trained rows --> CSV, plot
                                  '--judge--> which of the paper's claims hold
 """
 
@@ -21,8 +21,8 @@ from llava_mini_jax.evaluation.run.report import versions
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.reproduce import runs
-from llava_mini_jax.reproduce.scales import METRICS, PARTS, Plan
-from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim, Row
+from llava_mini_jax.reproduce.scales import METRICS, PARTS, Jobs
+from llava_mini_jax.reproduce.tables import ROWS, TABLES, Claim, TableRow
 
 _NOTHING = "–"
 FLOPS = {"digits": ("MFLOPs", 1e6), "full": ("TFLOPs", 1e12)}
@@ -39,7 +39,7 @@ class Trained:
     """A row of a table with what has been measured of it."""
 
     name: str
-    row: Row
+    row: TableRow
     model: LlavaMiniConfig | None  # None: the paper's figures only
     grid: int  # of its images' parts
     scores: Mapping[str, Scores]  # SCORE and its parts, by the seeds that are done
@@ -58,7 +58,7 @@ class Trained:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Outcome:
     """A claim against scores: the smallest of its steps, in points, and what it should be."""
 
     step: float
@@ -76,7 +76,7 @@ class Verdict:
         return f"{word} ({self.step:+.1f}{spread})"
 
 
-def collect(table: str, scale: str, plan: Plan, seeds: Sequence[int], out: Path) -> list[Trained]:
+def collect(table: str, scale: str, plan: Jobs, seeds: Sequence[int], out: Path) -> list[Trained]:
     found = []
     for name in TABLES[table].rows:
         jobs = {
@@ -111,18 +111,18 @@ def _mean(by_name: Mapping[str, float], names: Sequence[str]) -> float:
     return statistics.mean(by_name.get(name, math.nan) for name in names)
 
 
-def judge(claim: Claim, scores: Mapping[str, Scores]) -> Verdict:
+def judge(claim: Claim, scores: Mapping[str, Scores]) -> Outcome:
     """By the means over the seeds that all rows of the claim have."""
     rows = [scores.get(name, {}) for name in claim.order]
     seeds = sorted(set.intersection(*(set(row) for row in rows)))
     if not seeds:
-        return Verdict(step=math.nan, error=math.nan, by=claim.by, seeds=0)
+        return Outcome(step=math.nan, error=math.nan, by=claim.by, seeds=0)
     steps = [
         [after[seed] - before[seed] for seed in seeds] for before, after in itertools.pairwise(rows)
     ]
     smallest = min(steps, key=statistics.mean)
     error = statistics.stdev(smallest) / math.sqrt(len(seeds)) if len(seeds) > 1 else math.nan
-    return Verdict(step=statistics.mean(smallest), error=error, by=claim.by, seeds=len(seeds))
+    return Outcome(step=statistics.mean(smallest), error=error, by=claim.by, seeds=len(seeds))
 
 
 def _student(seeds: int) -> float:
@@ -215,7 +215,7 @@ def _shown(score: float) -> str:
 
 def claims(
     name: str, scale: str, trained: Sequence[Trained]
-) -> list[tuple[str, dict[str, Verdict], Verdict]]:
+) -> list[tuple[str, dict[str, Outcome], Outcome]]:
     """A table's claims, each against our scores (SCORE and its parts) and against the paper's."""
     theirs = {each.name: {0: each.paper} for each in trained if each.row.paper}
     found = []

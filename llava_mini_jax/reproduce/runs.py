@@ -1,6 +1,6 @@
 """Jobs run as processes, a few at a time, each on cores of its own; what is done is not repeated.
 
-    Plan's jobs --those that are not done--> processes: loop.run, then evaluate --> workdir/
+    Jobs's jobs --those that are not done--> processes: loop.run, then evaluate --> workdir/
                                                                   progress, lines of what came out
 
 A run that is stopped (Ctrl-C) leaves checkpoints and answers; the same command goes on from them.

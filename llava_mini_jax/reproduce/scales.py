@@ -51,12 +51,12 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Jobs:
     jobs: Mapping[str, Job]  # by name; each stands behind the one that it needs
     names: Mapping[tuple[str, int], str]  # the job of a row and a seed
 
 
-def plan(scale: str, configs: Path, rows: Sequence[str], seeds: Sequence[int], out: Path) -> Plan:
+def plan(scale: str, configs: Path, rows: Sequence[str], seeds: Sequence[int], out: Path) -> Jobs:
     """The jobs of those rows that the scale has.
 
     Raises InputError where `configs` is not the project's folder of that name.
@@ -79,7 +79,7 @@ def plan(scale: str, configs: Path, rows: Sequence[str], seeds: Sequence[int], o
             if job is not None:
                 jobs.setdefault(job.name, job)
                 names[row, seed] = job.name
-    return Plan(jobs=jobs, names=names)
+    return Jobs(jobs=jobs, names=names)
 
 
 def _digits_start(configs: Path, seed: int, out: Path) -> list[Job]:

@@ -1,6 +1,6 @@
 """The paper's tables that say what a part of the model is worth, as rows that can be trained.
 
-    Row: a model, at two scales (a config file; arguments of `config.build`) and the paper's scores
+    TableRow: a model, at two scales (a config file; arguments of `config.build`), the paper's scores
     Claim: an order of rows that the paper states      Table: rows and claims
 
 A row that stands in several tables is one entry of ROWS, and is trained once.
@@ -23,13 +23,13 @@ class World:
     grid: int = 1  # images are read as grid x grid parts and the whole (1: the whole only)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableRow:
     label: str
-    tokens: int | None  # vision tokens of an image in the paper, of 576
-    paper: tuple[float, ...]  # its scores on the three; empty where it has none
-    full: str | None  # the config file of the paper's scale, in configs/
-    digits: World | None
+    tokens: int | None = None  # vision tokens of an image in the paper, of 576
+    paper: tuple[float, ...] = ()  # its scores on the three; empty where it has none
+    full: str | None = None  # the config file of the paper's scale, in configs/
+    digits: World | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,86 +58,155 @@ def _dense(parts: int, **model: Any) -> World:
     return World(model={"grid": 1, "prefusion_layers": 4, **model}, dense=True, grid=parts)
 
 
-_LLAVA = ("LLaVA-1.5", 576, (78.5, 62.0, 64.3), "stage2_llava_1_5_7b.py")
-_MINI = ("LLaVA-Mini", 1, (77.6, 60.9, 65.6), "stage2_vicuna_7b.py")
+_LLAVA: dict[str, Any] = dict(
+    label="LLaVA-1.5", tokens=576, paper=(78.5, 62.0, 64.3), full="stage2_llava_1_5_7b.py"
+)
+_MINI: dict[str, Any] = dict(
+    label="LLaVA-Mini", tokens=1, paper=(77.6, 60.9, 65.6), full="stage2_vicuna_7b.py"
+)
 _HD = "stage2_vicuna_7b_hd.py"
 _NONE, _POOL, _HEADS = "without pre-fusion", "average pooling", "the release's queries"
 _FOLDER = "ablations/table"
 
-ROWS: Mapping[str, Row] = {
-    "llava": Row(*_LLAVA, _page(compressor="none", prefusion_layers=0)),
-    "mini": Row(*_MINI, _page()),
+ROWS: Mapping[str, TableRow] = {
+    "llava": TableRow(**_LLAVA, digits=_page(compressor="none", prefusion_layers=0)),
+    "mini": TableRow(**_MINI, digits=_page()),
     # Table 7: pre-fusion
-    "n0-1": Row(
-        *(_NONE, 1, (72.4, 54.2, 57.7), f"{_FOLDER}7_no_prefusion_1_token.py"),
-        _page(prefusion_layers=0),
+    "n0-1": TableRow(
+        label=_NONE,
+        tokens=1,
+        paper=(72.4, 54.2, 57.7),
+        full=f"{_FOLDER}7_no_prefusion_1_token.py",
+        digits=_page(prefusion_layers=0),
     ),
-    "n0-4": Row(
-        *(_NONE, 16, (74.1, 55.4, 59.2), f"{_FOLDER}7_no_prefusion_16_tokens.py"),
-        _page(prefusion_layers=0, grid=2),
+    "n0-4": TableRow(
+        label=_NONE,
+        tokens=16,
+        paper=(74.1, 55.4, 59.2),
+        full=f"{_FOLDER}7_no_prefusion_16_tokens.py",
+        digits=_page(prefusion_layers=0, grid=2),
     ),
-    "n0-64": Row(*(_NONE, 64, (75.3, 56.7, 62.1), f"{_FOLDER}7_no_prefusion_64_tokens.py"), None),
-    "n0-9": Row(
-        *(_NONE, 144, (76.9, 58.9, 64.9), f"{_FOLDER}7_no_prefusion_144_tokens.py"),
-        _page(prefusion_layers=0, grid=3),
+    "n0-64": TableRow(
+        label=_NONE,
+        tokens=64,
+        paper=(75.3, 56.7, 62.1),
+        full=f"{_FOLDER}7_no_prefusion_64_tokens.py",
     ),
-    "n1-1": Row(
-        *("1 layer", 1, (74.8, 55.5, 60.4), f"{_FOLDER}7_prefusion_1_layer.py"),
-        _page(prefusion_layers=1),
+    "n0-9": TableRow(
+        label=_NONE,
+        tokens=144,
+        paper=(76.9, 58.9, 64.9),
+        full=f"{_FOLDER}7_no_prefusion_144_tokens.py",
+        digits=_page(prefusion_layers=0, grid=3),
     ),
-    "n2-1": Row(
-        *("2 layers", 1, (76.0, 57.6, 63.1), f"{_FOLDER}7_prefusion_2_layers.py"),
-        _page(prefusion_layers=2),
+    "n1-1": TableRow(
+        label="1 layer",
+        tokens=1,
+        paper=(74.8, 55.5, 60.4),
+        full=f"{_FOLDER}7_prefusion_1_layer.py",
+        digits=_page(prefusion_layers=1),
     ),
-    "n3-1": Row(
-        *("3 layers", 1, (76.9, 59.1, 64.9), f"{_FOLDER}7_prefusion_3_layers.py"),
-        _page(prefusion_layers=3),
+    "n2-1": TableRow(
+        label="2 layers",
+        tokens=1,
+        paper=(76.0, 57.6, 63.1),
+        full=f"{_FOLDER}7_prefusion_2_layers.py",
+        digits=_page(prefusion_layers=2),
+    ),
+    "n3-1": TableRow(
+        label="3 layers",
+        tokens=1,
+        paper=(76.9, 59.1, 64.9),
+        full=f"{_FOLDER}7_prefusion_3_layers.py",
+        digits=_page(prefusion_layers=3),
     ),
     # the other "Table 7": tokens, resolution
-    "mini-4": Row("LLaVA-Mini", 4, (77.7, 60.9, 66.7), f"{_FOLDER}7_4_tokens.py", _page(grid=2)),
-    "mini-16": Row("LLaVA-Mini", 16, (78.1, 61.3, 66.6), f"{_FOLDER}7_16_tokens.py", None),
-    "mini-9": Row("LLaVA-Mini", 64, (78.5, 61.6, 67.5), f"{_FOLDER}7_64_tokens.py", _page(grid=3)),
-    "low-llava": Row(*_LLAVA, _dense(1, compressor="none", prefusion_layers=0)),
-    "low-mini": Row(*_MINI, _dense(1)),
-    "hd-1": Row("HD", 16, (78.5, 61.5, 67.4), f"{_FOLDER}7_hd_16_tokens.py", _dense(2)),
-    "hd-4": Row("HD", 64, (78.9, 61.8, 67.5), _HD, _dense(2, grid=2)),
-    "hd-9": Row("HD", 144, (79.3, 62.3, 67.9), f"{_FOLDER}7_hd_144_tokens.py", _dense(2, grid=3)),
-    "hd-576": Row("HD", 576, (80.0, 62.9, 68.1), f"{_FOLDER}7_hd_576_tokens.py", None),
+    "mini-4": TableRow(
+        label="LLaVA-Mini",
+        tokens=4,
+        paper=(77.7, 60.9, 66.7),
+        full=f"{_FOLDER}7_4_tokens.py",
+        digits=_page(grid=2),
+    ),
+    "mini-16": TableRow(
+        label="LLaVA-Mini", tokens=16, paper=(78.1, 61.3, 66.6), full=f"{_FOLDER}7_16_tokens.py"
+    ),
+    "mini-9": TableRow(
+        label="LLaVA-Mini",
+        tokens=64,
+        paper=(78.5, 61.6, 67.5),
+        full=f"{_FOLDER}7_64_tokens.py",
+        digits=_page(grid=3),
+    ),
+    "low-llava": TableRow(**_LLAVA, digits=_dense(1, compressor="none", prefusion_layers=0)),
+    "low-mini": TableRow(**_MINI, digits=_dense(1)),
+    "hd-1": TableRow(
+        label="HD",
+        tokens=16,
+        paper=(78.5, 61.5, 67.4),
+        full=f"{_FOLDER}7_hd_16_tokens.py",
+        digits=_dense(2),
+    ),
+    "hd-4": TableRow(
+        label="HD", tokens=64, paper=(78.9, 61.8, 67.5), full=_HD, digits=_dense(2, grid=2)
+    ),
+    "hd-9": TableRow(
+        label="HD",
+        tokens=144,
+        paper=(79.3, 62.3, 67.9),
+        full=f"{_FOLDER}7_hd_144_tokens.py",
+        digits=_dense(2, grid=3),
+    ),
+    "hd-576": TableRow(
+        label="HD", tokens=576, paper=(80.0, 62.9, 68.1), full=f"{_FOLDER}7_hd_576_tokens.py"
+    ),
     # Tables 8 and 10: compression
-    "pool-1": Row(
-        *(_POOL, 1, (76.1, 59.8, 64.0), f"{_FOLDER}8_average_pool_1_token.py"),
-        _page(compressor="average_pool"),
+    "pool-1": TableRow(
+        label=_POOL,
+        tokens=1,
+        paper=(76.1, 59.8, 64.0),
+        full=f"{_FOLDER}8_average_pool_1_token.py",
+        digits=_page(compressor="average_pool"),
     ),
-    "pool-4": Row(
-        *(_POOL, 4, (76.9, 60.3, 65.1), f"{_FOLDER}8_average_pool_4_tokens.py"),
-        _page(compressor="average_pool", grid=2),
+    "pool-4": TableRow(
+        label=_POOL,
+        tokens=4,
+        paper=(76.9, 60.3, 65.1),
+        full=f"{_FOLDER}8_average_pool_4_tokens.py",
+        digits=_page(compressor="average_pool", grid=2),
     ),
-    "pool0-1": Row(
-        *(f"{_POOL}, {_NONE}", None, (), None), _page(compressor="average_pool", prefusion_layers=0)
+    "pool0-1": TableRow(
+        label=f"{_POOL}, {_NONE}", digits=_page(compressor="average_pool", prefusion_layers=0)
     ),
-    "pool0-4": Row(
-        *(f"{_POOL}, {_NONE}", None, (), None),
-        _page(compressor="average_pool", prefusion_layers=0, grid=2),
+    "pool0-4": TableRow(
+        label=f"{_POOL}, {_NONE}",
+        digits=_page(compressor="average_pool", prefusion_layers=0, grid=2),
     ),
     # The release has another compressor than equation 2: attention with heads, projections, scale.
-    "heads0-1": Row(
-        *(f"{_HEADS}, {_NONE}", None, (), None), _page(compressor="multi_head", prefusion_layers=0)
+    "heads0-1": TableRow(
+        label=f"{_HEADS}, {_NONE}", digits=_page(compressor="multi_head", prefusion_layers=0)
     ),
-    "heads0-4": Row(
-        *(f"{_HEADS}, {_NONE}", None, (), None),
-        _page(compressor="multi_head", prefusion_layers=0, grid=2),
+    "heads0-4": TableRow(
+        label=f"{_HEADS}, {_NONE}",
+        digits=_page(compressor="multi_head", prefusion_layers=0, grid=2),
     ),
-    "mqt-2": Row("MQT-LLaVA, cited", 2, (61.0, 50.8, 54.4), None, None),
-    "mqt-36": Row("MQT-LLaVA, cited", 36, (73.7, 58.8, 63.4), None, None),
-    "mqt-256": Row("MQT-LLaVA, cited", 256, (76.8, 61.6, 64.3), None, None),
+    "mqt-2": TableRow(label="MQT-LLaVA, cited", tokens=2, paper=(61.0, 50.8, 54.4)),
+    "mqt-36": TableRow(label="MQT-LLaVA, cited", tokens=36, paper=(73.7, 58.8, 63.4)),
+    "mqt-256": TableRow(label="MQT-LLaVA, cited", tokens=256, paper=(76.8, 61.6, 64.3)),
     # Tables 11 and 12
-    "whole": Row(
-        *("without compression", 576, (80.0, 62.9, 66.2), f"{_FOLDER}11_no_compression.py"),
-        _page(compressor="none"),
+    "whole": TableRow(
+        label="without compression",
+        tokens=576,
+        paper=(80.0, 62.9, 66.2),
+        full=f"{_FOLDER}11_no_compression.py",
+        digits=_page(compressor="none"),
     ),
-    "inside": Row(
-        *("inside the LLM", 1, (76.3, 60.1, 64.5), f"{_FOLDER}12_inside_llm.py"),
-        _page(inside_layers=2),
+    "inside": TableRow(
+        label="inside the LLM",
+        tokens=1,
+        paper=(76.3, 60.1, 64.5),
+        full=f"{_FOLDER}12_inside_llm.py",
+        digits=_page(inside_layers=2),
     ),
 }
 

@@ -6,7 +6,7 @@
 
 The format is that of the golden data: the release's own model folders with its inputs, intermediate
 arrays, logits, loss, gradients and greedily generated ids. The release runs images and frames one
-call at a time: `Plan.calls` has what each call saw, and intermediate arrays lie in their order.
+call at a time: `CaseBatch.calls` has what each saw, and intermediate arrays lie in their order.
 """
 
 import dataclasses
@@ -136,14 +136,14 @@ def _error(name: str, expected: np.ndarray, computed: dict, case: Case) -> float
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CaseBatch:
     """A case's inputs in this code's form, and as the release's calls of its encoder."""
 
     batch: TrainBatch
     calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # pixels [R, J, Y, X, C], ids, fuse
 
 
-def _plan(case: Case) -> Plan:
+def _case_batch(case: Case) -> CaseBatch:
     ids_BT = case.inputs["input_ids"].astype(np.int32)
     labels_BT = case.inputs.get("labels")
     kept_BT = case.inputs.get("attention_mask", np.ones_like(ids_BT)).astype(bool)
@@ -173,7 +173,7 @@ def _plan(case: Case) -> Plan:
         pixels[b, : len(row)] = row
         frames_BI[b, : len(row)] = True
     inputs = llava_mini.Inputs(ids_BT, fuse_BT, pixels, frames_BI, slots_BS)
-    return Plan(TrainBatch(inputs, labels_BS), _calls(case, rows, ids_BT, fuse_BT))
+    return CaseBatch(TrainBatch(inputs, labels_BS), _calls(case, rows, ids_BT, fuse_BT))
 
 
 def _rows_of_pixels(case: Case) -> list[np.ndarray]:
@@ -199,7 +199,7 @@ def _calls(case: Case, rows: list[np.ndarray], ids_BT: np.ndarray, fuse_BT: np.n
 
 
 def _forward(case: Case, params: LlavaMini) -> Iterator[tuple[str, np.ndarray]]:
-    plan = _plan(case)
+    plan = _case_batch(case)
     calls = [
         _call_arrays(params, case.bundle, jnp.asarray(p), jnp.asarray(i), jnp.asarray(f))
         for p, i, f in plan.calls
@@ -265,7 +265,7 @@ def _call_arrays(
 
 
 def _gradients(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
-    cfg, batch = case.bundle.model, _plan(case).batch
+    cfg, batch = case.bundle.model, _case_batch(case).batch
 
     def objective(params: LlavaMini) -> jax.Array:
         x_BSD = llava_mini.apply(params, batch.inputs, cfg)

@@ -93,13 +93,7 @@ def run_stage(
 ) -> LlavaMini:
     """One stage from its start or its newest checkpoint to its end; returns the parameters."""
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
-    tokenizer = make_tokenizer(stage.tokenizer)
-    if len(tokenizer) > stage.model.llm.vocab_size:
-        raise InputError(
-            f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
-            f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
-        )
-    _check_template(stage, tokenizer)
+    tokenizer = _tokenizer(stage)
     stage = _dated(stage, tokenizer, workdir)
     abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
@@ -114,9 +108,8 @@ def run_stage(
             del params
         del previous  # the state's arrays are donated from here on
         if first_step < stage.steps:
-            source, data = distributed.together(lambda: _open_data(stage))
-            _check_alike(stage, data)
-            _check_data(stage, data, about, folder / str(first_step), accept_changed_data)
+            at = folder / str(first_step)
+            source, data = _open_data(stage, about, at, accept_changed_data)
             print(_beginning(stage, len(source), first_step), file=sys.stderr)
             arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
             evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
@@ -154,9 +147,31 @@ def run_stage(
     return params
 
 
-def _open_data(stage: TrainConfig) -> tuple[DigitsPages | Samples, dict[str, Any]]:
-    source = feed.open_data(stage.data)
-    return source, fingerprint.fingerprint(source)
+def _tokenizer(stage: TrainConfig) -> Any:
+    """The stage's, which its language model and its template can be trained with."""
+    tokenizer = make_tokenizer(stage.tokenizer)
+    if len(tokenizer) > stage.model.llm.vocab_size:
+        raise InputError(
+            f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
+            f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
+        )
+    _check_template(stage, tokenizer)
+    return tokenizer
+
+
+def _open_data(
+    stage: TrainConfig, about: dict[str, Any], checkpoint: epath.Path, accept_changed: bool
+) -> tuple[DigitsPages | Samples, dict[str, Any]]:
+    """The data, the same on all processes and that of `checkpoint`, and its fingerprint."""
+
+    def opened() -> tuple[DigitsPages | Samples, dict[str, Any]]:
+        source = feed.open_data(stage.data)
+        return source, fingerprint.fingerprint(source)
+
+    source, data = distributed.together(opened)
+    _check_alike(stage, data)
+    _check_data(stage, data, about, checkpoint, accept_changed)
+    return source, data
 
 
 def _check_alike(stage: TrainConfig, data: dict[str, Any]) -> None:
