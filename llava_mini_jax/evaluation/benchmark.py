@@ -5,8 +5,8 @@
                                       '------------score-------------'--> Scores, rules side by side
                                       '----------submission----------'--> what a server takes
 
-A file defines `BENCHMARK = Benchmark(...)` (or `BENCHMARKS`, a list); `find` and `all_names` import
-what is there. Nothing here needs JAX, a model or data.
+A file defines `BENCHMARK = Benchmark(...)` of its own name, or `BENCHMARKS`, a list. `find` imports
+the one file that it needs, `all_names` all of them. Nothing here needs JAX, a model or data.
 """
 
 import dataclasses
@@ -104,32 +104,51 @@ class Benchmark:
     judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
 
 
+# Names that are not their file's: by them `find` knows which file to import.
+_FILE_OF = {
+    "activitynet_qa": "video_qa",
+    "digits_dense": "digits",
+    "egoschema_full": "egoschema",
+    "mmbench_cn": "mmbench",
+    "msrvtt_qa": "video_qa",
+    "msvd_qa": "video_qa",
+    "vizwiz_val": "vizwiz",
+    "vqav2_val": "vqav2",
+}
+
+
 def all_names() -> list[str]:
     """Names of all benchmarks, in the order of their files."""
-    return list(_registry())
+    return [benchmark.name for module in _modules().values() for benchmark in _defined(module)]
 
 
 def names_of_paper() -> list[str]:
     """Those that the paper has figures of."""
-    return [name for name, benchmark in _registry().items() if benchmark.paper]
+    return [name for name in all_names() if find(name).paper]
 
 
 def find(name: str) -> Benchmark:
     """Raises InputError for a name that no file defines."""
-    known = _registry()
-    if name not in known:
-        raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(known)}')
-    return known[name]
+    module = _modules().get(_FILE_OF.get(name, name))
+    for benchmark in _defined(module) if module else ():
+        if benchmark.name == name:
+            return benchmark
+    raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(all_names())}')
 
 
-def _registry() -> dict[str, Benchmark]:
-    found: list[Benchmark] = []
+def _modules() -> dict[str, str]:
+    """File -> module, of image/ and then of video/; nothing of them is imported."""
+    found = {}
     for kind in ("image", "video"):
         package = importlib.import_module(f"llava_mini_jax.evaluation.{kind}")
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-            loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-            found += getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
-    return {benchmark.name: benchmark for benchmark in found}
+        names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        found |= {name: f"{package.__name__}.{name}" for name in names}
+    return found
+
+
+def _defined(module: str) -> list[Benchmark]:
+    loaded = importlib.import_module(module)
+    return getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
 
 
 def need(folder: Path, file: str, benchmark: Benchmark) -> Path:
