@@ -21,9 +21,10 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores, need
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
+from llava_mini_jax.evaluation.judge.wording import messages
 
 _NAME = "llava_bench"
 _ASKED, _CONTEXT, _REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
@@ -119,21 +120,15 @@ def _question(
     )
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     """One request an item. A missing answer is judged as an empty one, so that it counts."""
-    layouts.check_prompts(_NAME, questions, answers)
+    layouts.check_prompts(_NAME, judged.questions, judged.answers)
     # The official system message is in the script, not in rule.json.
     ours = texts == own_texts.LLAVA_BENCH
     system = own_texts.LLAVA_BENCH_SYSTEM if ours else own_texts.LLAVA_BENCH_OFFICIAL_SYSTEM
     found = []
-    for question in questions:
-        gold, answer = question.gold, answers.get(question.key)
+    for question in judged.questions:
+        gold, answer = question.gold, judged.answers.get(question.key)
         blocks = (
             f"[Context]\n{gold['caption']}\n\n",
             f"[Question]\n{question.text}\n\n",
@@ -235,15 +230,9 @@ def _rule(
     )
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    replies = need_replies(_NAME, replies)
-    layouts.check_prompts(_NAME, questions, answers)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions = judged.questions
+    layouts.check_prompts(_NAME, questions, judged.answers)
     said = {q.key: text for q in questions if (text := replies.final(q.key)) is not None}
     parsed = {key: read_official(text) or (-1, -1) for key, text in said.items()}
     return Scores(
@@ -258,18 +247,11 @@ def _score(
     )
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """The official reviews file, without pending items, which that script would ask for next."""
-    lines = []
-    for question in questions:
-        text, answer = replies.final(question.key), answers.get(question.key)
+    judged, lines = replies.plan.judged, []
+    for question in judged.questions:
+        text, answer = replies.final(question.key), judged.answers.get(question.key)
         if text is None:
             break  # the script skips as many questions as the file has lines
         line = {
@@ -309,7 +291,7 @@ BENCHMARK = Benchmark(
     },
     max_new_tokens=128,  # the release's; LLaVA's own script gives 1024, and cuts no description
     questions=_questions,
-    score=_score,
+    score=scored_by(_NAME, _score),
     judge=Judge(
         model="gpt-4-0314",
         ours=own_texts.LLAVA_BENCH,

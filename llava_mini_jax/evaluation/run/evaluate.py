@@ -225,8 +225,7 @@ def _score(
         replies = _replies(benchmark, questions, joined.answers, folder, command)
         scores = benchmark.score(data, questions, joined.answers, replies=replies)
         if not replies.pending:
-            judged = (data, questions, joined.answers, replies, folder / "judged", _slug(name))
-            benchmark.judge.write(*judged)
+            benchmark.judge.write(replies, folder / "judged", _slug(name))
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
     report.write(folder, found, report.samples(questions, joined, scores))
@@ -251,7 +250,6 @@ def _replies(
 
     judge = command.judge
     plan = benchmark.judge.plan(
-        command.data / benchmark.folder,
         questions,
         answers,
         wording=judge.wording,

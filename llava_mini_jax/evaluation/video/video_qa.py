@@ -25,7 +25,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
     Verdict,
     find_video,
@@ -36,7 +36,7 @@ from llava_mini_jax.evaluation.judge.video_verdict import (
     write_result,
     write_rows,
 )
-from llava_mini_jax.evaluation.judge.wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill, messages
 
 _INSTRUCTION = "instruction.txt"
 # First digits of the SHA-256 of the release's instructions.
@@ -102,19 +102,13 @@ def _style(instruction: str) -> str:
     return "the release's instruction" if digest[:12] in _RELEASE else f"instruction {digest[:12]}"
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     """Ten times the same request an item; the release's temperature is 0, the original's unset."""
-    layouts.check_prompts("video QA", questions, answers)
+    layouts.check_prompts("video QA", judged.questions, judged.answers)
     found = []
-    for question in questions:
-        if question.key in answers:
-            user = fill(texts["user"], pred=answers[question.key].text, **question.gold)
+    for question in judged.questions:
+        if question.key in judged.answers:
+            user = fill(texts["user"], pred=judged.answers[question.key].text, **question.gold)
             body = {
                 "messages": messages(user, texts["system"]),
                 "temperature": options["temperature"],
@@ -149,14 +143,8 @@ def _rule(
     )
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    replies = need_replies("video QA", replies)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions, answers = judged.questions, judged.answers
     layouts.check_prompts("video QA", questions, answers)
     said = {q.key: text for q in questions if (text := replies.final(q.key)) is not None}
     official = {key: v for key, text in said.items() if (v := read_official(text)) is not None}
@@ -183,17 +171,10 @@ def _score(
     )
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """Combined verdicts, in the form of the official results.json."""
-    rows = {}
-    for question in questions:
+    rows, answers = {}, replies.plan.judged.answers
+    for question in replies.plan.judged.questions:
         if question.key in answers:
             gold, pred = question.gold, answers[question.key].text
             asked = {"q": gold["question"], "a": gold["answer"], "pred": pred}
@@ -243,7 +224,7 @@ def _benchmark(name: str, title: str, folder: str, paper: float) -> Benchmark:
         paper={"LLaVA-Mini 8B": paper},
         max_new_tokens=1024,
         questions=questions,
-        score=_score,
+        score=scored_by("video QA", _score),
         submission=_submission,
         from_rows=_from_rows,
         judge=Judge(

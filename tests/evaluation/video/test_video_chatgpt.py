@@ -43,7 +43,7 @@ def asked(tmp_path, **options):
     lines = BENCHMARK.from_rows([row for kind in SETS for row in rows_of(place, kind)])
     joined = answers.join(BENCHMARK, questions, lines)
     assert not joined.unknown and not joined.repeated
-    plan = BENCHMARK.judge.plan(place, questions, joined.answers, **options)
+    plan = BENCHMARK.judge.plan(questions, joined.answers, **options)
     judges = Judges(plan.wording.texts)
     return place, questions, joined.answers, judged.replies_of(plan, judges), judges
 
@@ -70,7 +70,7 @@ def test_golden_figures(tmp_path):
 
 def test_golden_verdicts(tmp_path):
     place, questions, given, replies, _ = asked(tmp_path)
-    paths = BENCHMARK.judge.write(place, questions, given, replies, tmp_path / "out", "m")
+    paths = BENCHMARK.judge.write(replies, tmp_path / "out", "m")
     assert len(paths) == 5
     for dimension, path in zip(video_chatgpt.DIMENSIONS, paths, strict=True):
         assert path.name == f"{dimension}_results.json"
@@ -114,10 +114,10 @@ def test_golden_requests_but_for_the_words(dimension, tmp_path):
 
 
 def test_the_second_question_is_an_option(tmp_path):
-    place, questions, given, replies, judges = asked(tmp_path, options={"second_question": True})
+    *_, replies, judges = asked(tmp_path, options={"second_question": True})
     (request, *_) = judges.of["consistency"].requests["[item co000]"]
     assert "Tell what happens, please. [item co000]" in request.body["messages"][1]["content"]
-    *_, path = BENCHMARK.judge.write(place, questions, given, replies, tmp_path / "out", "m")
+    *_, path = BENCHMARK.judge.write(replies, tmp_path / "out", "m")
     _, shown = json.loads(path.read_text())["v_con00_0"]
     assert shown["q2"] == "Tell what happens, please. [item co000]"
 
@@ -133,10 +133,10 @@ def test_predictions_as_the_release_writes_them(tmp_path):
 
 
 def test_half_an_answer_of_consistency_is_none(tmp_path):
-    place, questions, given, *_ = asked(tmp_path)
+    _, questions, given, *_ = asked(tmp_path)
     key = "consistency/v_con00_0/Q2"
     less = {k: answer for k, answer in given.items() if k != key}
-    plan = BENCHMARK.judge.plan(place, questions, less)
+    plan = BENCHMARK.judge.plan(questions, less)
     asks = {ask.key for ask in plan.asks}
     assert "consistency/consistency/v_con00_1" in asks
     assert "consistency/consistency/v_con00_0" not in asks
