@@ -13,7 +13,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class Rule:
     items: Mapping[str, float]  # by key, each item's own score (a fraction)
     scale: float | None  # the value is `scale` times the items' mean; None: it is no such mean
     details: Mapping[str, Any]  # per split, type, task, ...: whatever the official script prints
+
+    @classmethod
+    def mean_of(cls, items: Mapping[str, float], details: Mapping[str, Any]) -> "Rule":
+        """The items' mean in percent, as most rules have it."""
+        return cls(value=percent(items.values()), items=items, scale=100, details=details)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,16 @@ class Benchmark:
     illustrate: Callable[[Sequence[Question], Mapping[str, Answer], Path], list[str]] | None = None
     max_frames: int | None = None  # of a video at one a second; None: all
     judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
+
+    def need(self, folder: Path, file: str) -> Path:
+        """One of its files, or InputError that says where it belongs and where one gets it."""
+        path = folder / file
+        if not path.exists():
+            raise InputError(
+                f"{self.name}: there is no {path}; get it from {self.files[file]}, and put it"
+                " there, as LLaVA's playground/data/eval has it"
+            )
+        return path
 
 
 # Names that are not their file's: by them `find` knows which file to import.
@@ -151,15 +166,9 @@ def _defined(module: str) -> list[Benchmark]:
     return getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
 
 
-def need(folder: Path, file: str, benchmark: Benchmark) -> Path:
-    """A file of the benchmark, or InputError that says where it belongs and where one gets it."""
-    path = folder / file
-    if not path.exists():
-        raise InputError(
-            f"{benchmark.name}: there is no {path}; get it from {benchmark.files[file]}, and put it"
-            " there, as LLaVA's playground/data/eval has it"
-        )
-    return path
+def percent(values: Collection[float]) -> float:
+    """100 times the mean; NaN of none."""
+    return 100 * sum(values) / len(values) if values else math.nan
 
 
 def standard_error(items: Mapping[str, float]) -> float:

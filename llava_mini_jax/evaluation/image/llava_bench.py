@@ -21,7 +21,7 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.wording import messages
@@ -39,9 +39,9 @@ def _questions(folder: Path) -> list[Question]:
             _NAME, [_of_row(r) for r in layouts.read_parquet(parquet, columns)]
         )
     fields: dict[str, type] = {"image": str, "category": str, "text": str}
-    asked = _by_id(need(folder, _ASKED, BENCHMARK), fields, "question_id")
-    references = _by_id(need(folder, _REFERENCE, BENCHMARK), {"text": str}, "question_id")
-    captions = _by_id(need(folder, _CONTEXT, BENCHMARK), {"image": str}, "image")
+    asked = _by_id(BENCHMARK.need(folder, _ASKED), fields, "question_id")
+    references = _by_id(BENCHMARK.need(folder, _REFERENCE), {"text": str}, "question_id")
+    captions = _by_id(BENCHMARK.need(folder, _CONTEXT), {"image": str}, "image")
     odd = [name for name in asked if name not in references]
     odd += [
         f"{row['image']} of {name}" for name, row in asked.items() if row["image"] not in captions

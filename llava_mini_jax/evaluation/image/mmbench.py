@@ -18,7 +18,6 @@ at the first such option, and so do these. The parquet files write "nan" into em
 
 import base64
 import csv
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, xlsx
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.letters import lmms_letter, lmms_prefetch, vlmevalkit
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -64,7 +63,7 @@ def _questions(chinese: bool, folder: Path) -> list[Question]:
         place = str(parquet[0].parent)
         rows = layouts.read_parquet(parquet, _FIELDS, ("hint", *"ABCD", *_ABILITY, "split"))
     else:
-        path = need(folder, table, benchmark)
+        path = benchmark.need(folder, table)
         place, rows = str(path), _read_table(path)
     instruction = "\n请直接回答选项字母。" if chinese else layouts.LETTER
     for row in rows:
@@ -183,28 +182,14 @@ def _by_question(
             items[key] = float(all(said.get(q.key) == q.gold["letter"] for q in own))
             for kind, name in (("parts", "ability"), ("categories", "category")):
                 kinds[kind].setdefault(own[0].gold[name], []).append(items[key])
-    details = {kind: {n: _percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
+    details = {kind: {n: percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
     missing = sum(q.key not in said for q in questions)
     remarks = {}
     if left_out := len(passes) - len(items):
         why = "this part of the rows lacks some of their passes"
         remarks["remark"] = f"{left_out} questions are left out: {why}"
-    return Rule(
-        value=_percent(list(items.values())),
-        items=items,
-        scale=100,
-        details={
-            **details,
-            "questions": len(items),
-            "rows": len(questions),
-            "missing": missing,
-            **remarks,
-        },
-    )
-
-
-def _percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values) if values else math.nan
+    counts = {"questions": len(items), "rows": len(questions), "missing": missing}
+    return Rule.mean_of(items, {**details, **counts, **remarks})
 
 
 def _said(

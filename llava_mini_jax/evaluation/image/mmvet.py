@@ -24,7 +24,7 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.wording import messages
@@ -46,7 +46,7 @@ def _questions(folder: Path) -> list[Question]:
             for row in rows
         ]
         return layouts.check_keys(_NAME, found)
-    path = need(folder, _FILE, BENCHMARK)
+    path = BENCHMARK.need(folder, _FILE)
     items = layouts.check_fields(layouts.read_json(path), {}, str(path))
     found = []
     for name, item in items.items():

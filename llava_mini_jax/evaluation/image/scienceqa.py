@@ -14,7 +14,6 @@ Parquet files have no ids: with pid_splits.json beside them, ScienceQA-FULL gets
 order; otherwise a question's id is its row ("row 17"), and only answers of our own can be joined.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED = "llava_test_CQM-A.json"
@@ -35,11 +34,11 @@ def _questions(folder: Path) -> list[Question]:
     full, some = "ScienceQA-FULL/test-*.parquet", "ScienceQA-IMG/test-*.parquet"
     if parquet := layouts.parquet_instead(folder, _ASKED, full, some):
         return layouts.check_keys("scienceqa", _from_parquet(folder, parquet))
-    path = need(folder, _ASKED, BENCHMARK)
+    path = BENCHMARK.need(folder, _ASKED)
     asked = layouts.read_json(path)
     if not isinstance(asked, list):
         raise InputError(f"{path} holds a {type(asked).__name__}; expected a list of questions.")
-    problems_path = need(folder, "problems.json", BENCHMARK)
+    problems_path = BENCHMARK.need(folder, "problems.json")
     problems = layouts.check_fields(layouts.read_json(problems_path), {}, str(problems_path))
     found = []
     for number, row in enumerate(asked, 1):
@@ -67,7 +66,7 @@ def _questions(folder: Path) -> list[Question]:
 
 def _listed(folder: Path) -> list[str]:
     """The ids of the test split, in order."""
-    path = need(folder, "pid_splits.json", BENCHMARK)
+    path = BENCHMARK.need(folder, "pid_splits.json")
     splits = layouts.check_fields(layouts.read_json(path), {"test": list}, str(path))
     return [str(name) for name in splits["test"]]
 
@@ -136,9 +135,7 @@ def read_lmms(text: str) -> str:
 def _rule(
     questions: Sequence[Question], right: Mapping[str, float], details: Mapping[str, Any]
 ) -> Rule:
-    items = {q.key: right[q.key] for q in questions}
-    value = 100 * sum(items.values()) / len(items) if items else math.nan
-    return Rule(value=value, items=items, scale=100, details=details)
+    return Rule.mean_of({q.key: right[q.key] for q in questions}, details)
 
 
 def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[str, dict]:

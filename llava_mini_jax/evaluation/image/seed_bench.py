@@ -18,7 +18,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
@@ -47,14 +47,14 @@ def _questions(folder: Path) -> list[Question]:
 
 def _from_llava(folder: Path) -> list[Question]:
     asked = {}
-    path = need(folder, _ASKED, BENCHMARK)
+    path = BENCHMARK.need(folder, _ASKED)
     for row in layouts.read_json_lines(path, {"image": str, "text": str}):
         name = str(row.get("question_id"))
         if name in asked:
             raise InputError(f"seed_bench: question {name} stands twice in {path}; remove one.")
         asked[name] = row
     inner = folder / _RELEASE
-    path = inner / _LABELS if (inner / _LABELS).exists() else need(folder, _LABELS, BENCHMARK)
+    path = inner / _LABELS if (inner / _LABELS).exists() else BENCHMARK.need(folder, _LABELS)
     rows = layouts.check_fields(layouts.read_json(path), {"questions": list}, str(path))
     pictures = inner if inner.exists() else folder
     found, odd = [], []
@@ -114,19 +114,8 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
     for question in questions:
         groups[question.gold["kind"]].append(items[question.key])
         groups[question.gold["type"]].append(items[question.key])
-    return Rule(
-        value=_percent(list(items.values())),
-        items=items,
-        scale=100,
-        details={
-            "parts": {name: _percent(own) for name, own in groups.items() if own},
-            "missing": len(questions) - len(said),
-        },
-    )
-
-
-def _percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values) if values else 0.0
+    parts = {name: percent(own) for name, own in groups.items() if own}
+    return Rule.mean_of(items, {"parts": parts, "missing": len(questions) - len(said)})
 
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:

@@ -19,7 +19,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -37,13 +37,13 @@ def _questions(folder: Path, *, val: bool) -> list[Question]:
         splits = ["data/val-*.parquet"] if val else ["data/test-*.parquet", "data/val-*.parquet"]
         parquet = layouts.parquet_files(folder, *splits)
         if not parquet:
-            need(folder, "val.json" if val else "llava_test.jsonl", BENCHMARK)
+            BENCHMARK.need(folder, "val.json" if val else "llava_test.jsonl")
         found = _from_parquet(parquet)
     return layouts.check_keys("vizwiz", found)
 
 
 def _from_val(folder: Path) -> list[Question]:
-    path = need(folder, "val.json", BENCHMARK)
+    path = BENCHMARK.need(folder, "val.json")
     listed = layouts.read_json(path)
     if not isinstance(listed, list):
         raise InputError(f"{path} holds a {type(listed).__name__}; expected a list of questions.")
@@ -130,11 +130,9 @@ def _rule(
         return _rounded([items[q.key] for q in questions if chosen(q.gold)])
 
     types = dict.fromkeys(q.gold["answer_type"] for q in questions)
-    return Rule(
-        value=100 * sum(items.values()) / (len(items) or 1),
-        items=items,
-        scale=100,
-        details={
+    return Rule.mean_of(
+        items,
+        {
             "answerable": of(lambda gold: gold["answerable"]),
             "unanswerable": of(lambda gold: not gold["answerable"]),
             "answer types": {str(t): of(lambda gold, t=t: gold["answer_type"] == t) for t in types},

@@ -20,7 +20,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
@@ -44,7 +44,7 @@ def _questions(folder: Path, *, val: bool) -> list[Question]:
             splits.insert(0, "data/testdev-*.parquet")
         parquet = layouts.parquet_files(folder, *splits)
         if not parquet:
-            need(folder, _VAL if val else _TEST_DEV, BENCHMARK)
+            BENCHMARK.need(folder, _VAL if val else _TEST_DEV)
         found = _from_parquet(parquet)
     return layouts.check_keys("vqav2", found)
 
@@ -61,7 +61,7 @@ def _from_val(folder: Path) -> list[Question]:
             layouts.check_fields(row, fields, f"{path}, question {len(rows) + 1}")
             image = f"COCO_val2014_{row['image_id']:012d}.jpg"
             rows.append({**row, "image": image, "text": row["question"] + layouts.SHORT})
-    path = need(folder, _GOLD, BENCHMARK)
+    path = BENCHMARK.need(folder, _GOLD)
     golds = {}
     listed = layouts.check_fields(layouts.read_json(path), {"annotations": list}, str(path))
     for number, gold in enumerate(listed["annotations"], 1):
@@ -167,12 +167,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
         rules={
             "llava": _official_rule(questions, processed),
             "official": _official_rule(questions, raw),
-            "lmms_eval": Rule(
-                value=100 * sum(common.values()) / (len(common) or 1),
-                items=common,
-                scale=100,
-                details={"missing": len(questions) - len(raw)},
-            ),
+            "lmms_eval": Rule.mean_of(common, {"missing": len(questions) - len(raw)}),
         },
         parsed=processed,
         unparsed=unparsed,
@@ -187,7 +182,7 @@ def _submission(
     if parquet := layouts.parquet_instead(folder, _TEST, "data/test-*.parquet"):
         rows = layouts.read_parquet(parquet, {"question_id": int})
     else:
-        rows = layouts.read_json_lines(need(folder, _TEST, BENCHMARK), {"question_id": int})
+        rows = layouts.read_json_lines(BENCHMARK.need(folder, _TEST), {"question_id": int})
     listed = [row["question_id"] for row in rows]
     known = set(listed)
     unknown = [q.key for q in questions if q.question_id not in known]

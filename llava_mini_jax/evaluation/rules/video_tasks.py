@@ -17,7 +17,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import before_parenthesis, first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -46,7 +46,7 @@ def questions(benchmark: Benchmark, folder: Path, tasks: Sequence[Task]) -> list
     """The tasks' questions in order; their ids count through all of them, as in joined answers."""
     found: list[Question] = []
     for task in tasks:
-        path = need(folder, task.file, benchmark)
+        path = benchmark.need(folder, task.file)
         rows = layouts.read_json(path)
         if not isinstance(rows, list) or not rows:
             raise InputError(f"{path} holds no list of questions; get it again.")

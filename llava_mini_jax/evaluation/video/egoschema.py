@@ -16,7 +16,6 @@ lmms-eval draws an option at random where it reads none; here such an item count
 gives on average.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 from llava_mini_jax.evaluation.rules.video_tasks import find_video
@@ -45,11 +44,11 @@ def _questions(full: bool, folder: Path) -> list[Question]:
         rows = _rows(path)
         known = {row["q_uid"]: row["answer"] for row in rows if "answer" in row}
     else:
-        path = need(folder, "questions.json", benchmark)
+        path = benchmark.need(folder, "questions.json")
         rows = _rows(path)
         subset = folder / "subset_answers.json"
         if subset.exists() or not full:
-            subset = need(folder, "subset_answers.json", benchmark)
+            subset = benchmark.need(folder, "subset_answers.json")
             known = layouts.check_fields(layouts.read_json(subset), {}, str(subset))
         else:
             known = {}
@@ -117,11 +116,6 @@ def read_lmms(text: str, options: Sequence[str]) -> int | None:
     return _LETTERS.index(min(places, key=lambda p: p[0])[1]) if places else None
 
 
-def _rule(items: Mapping[str, float], details: Mapping[str, Any]) -> Rule:
-    value = 100 * sum(items.values()) / len(items) if items else math.nan
-    return Rule(value=value, items=items, scale=100, details=details)
-
-
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     texts = {q.key: answers[q.key].text for q in asked if q.key in answers}
     parsed = {key: _LETTERS.find(lone_letter(text, _LETTERS) or "?") for key, text in texts.items()}
@@ -150,10 +144,10 @@ def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer
     return Scores(
         headline="letter",
         rules={
-            "letter": _rule(marks(parsed), details),
-            "first_letter": _rule(items, details),
-            "answered_only": _rule({k: v for k, v in items.items() if k in texts}, details),
-            "lmms_eval": _rule(lmms, {**details, "drawn_at_random": drawn}),
+            "letter": Rule.mean_of(marks(parsed), details),
+            "first_letter": Rule.mean_of(items, details),
+            "answered_only": Rule.mean_of({k: v for k, v in items.items() if k in texts}, details),
+            "lmms_eval": Rule.mean_of(lmms, {**details, "drawn_at_random": drawn}),
         },
         parsed=parsed,
         unparsed=[key for key, number in parsed.items() if number < 0],

@@ -21,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
@@ -54,7 +54,7 @@ def _questions(folder: Path) -> list[Question]:
     videos: dict[str, Path] = {}
     asked_before: Counter[str] = Counter()
     for kind in _SETS:
-        path = need(folder, f"Benchmarking_QA/{kind}_qa.json", BENCHMARK)
+        path = BENCHMARK.need(folder, f"Benchmarking_QA/{kind}_qa.json")
         rows = layouts.read_json(path)
         if not isinstance(rows, list):
             raise InputError(f"{path} holds a {type(rows).__name__}; expected a list")

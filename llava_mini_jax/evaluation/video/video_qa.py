@@ -23,7 +23,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
@@ -47,7 +47,7 @@ _NONE = Verdict(right=None, score=None)
 
 def _questions(name: str, folder: Path) -> list[Question]:
     benchmark = next(b for b in BENCHMARKS if b.name == name)
-    paths = [need(folder, file, benchmark) for file in ("test_q.json", "test_a.json")]
+    paths = [benchmark.need(folder, file) for file in ("test_q.json", "test_a.json")]
     asked, golds = (layouts.read_json(path) for path in paths)
     for path, rows in zip(paths, (asked, golds), strict=True):
         if not isinstance(rows, list):
