@@ -10,7 +10,6 @@ parser, and counts in its means: the tolerant rule reads more, and leaves out wh
 The official script joins its files line by line; here they are joined by id and by picture.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -254,20 +253,18 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
         text, answer = replies.final(question.key), judged.answers.get(question.key)
         if text is None:
             break  # the script skips as many questions as the file has lines
-        line = {
-            "id": len(lines) + 1,
-            "question_id": question.question_id,
-            "answer1_id": question.gold["reference_id"],
-            "answer2_id": answer.line.get("answer_id", "") if answer else "",
-            "category": question.gold["category"],
-            "content": text,
-            "tuple": list(read_official(text) or (-1, -1)),
-        }
-        lines.append(json.dumps(line) + "\n")
-    path = out / "reviews" / f"{model_id}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
-    return [path]
+        lines.append(
+            {
+                "id": len(lines) + 1,
+                "question_id": question.question_id,
+                "answer1_id": question.gold["reference_id"],
+                "answer2_id": answer.line.get("answer_id", "") if answer else "",
+                "category": question.gold["category"],
+                "content": text,
+                "tuple": list(read_official(text) or (-1, -1)),
+            }
+        )
+    return [layouts.write_json_lines(out / "reviews" / f"{model_id}.jsonl", lines)]
 
 
 _EVAL_ZIP = "liuhaotian/llava-bench-in-the-wild on the Hugging Face hub"

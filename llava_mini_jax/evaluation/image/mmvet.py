@@ -212,7 +212,7 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     questions, answers = replies.plan.judged.questions, replies.plan.judged.answers
     runs, folder = _runs(replies.plan.options), out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    results = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    results = layouts.texts(questions, answers)
     grades: dict[str, dict[str, list[Any]]] = {}
     for question in questions:
         keys = [_ask_key(question.key, run) for run in range(runs)]

@@ -35,9 +35,7 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, full, some):
         return layouts.check_keys("scienceqa", _from_parquet(folder, parquet))
     path = BENCHMARK.need(folder, _ASKED)
-    asked = layouts.read_json(path)
-    if not isinstance(asked, list):
-        raise InputError(f"{path} holds a {type(asked).__name__}; expected a list of questions.")
+    asked = layouts.read_list(path)
     problems_path = BENCHMARK.need(folder, "problems.json")
     problems = layouts.check_fields(layouts.read_json(problems_path), {}, str(problems_path))
     found = []
@@ -56,11 +54,7 @@ def _questions(folder: Path) -> list[Question]:
         found.append(_question(name, text, image, problem))
     known = {row["id"] for row in asked}
     odd = sorted(known ^ set(_listed(folder)))
-    if odd:
-        raise InputError(
-            f"scienceqa: {len(odd)} questions are in only one of {path} and the test split of"
-            f" pid_splits.json: {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("scienceqa", odd, f"{path} and the test split of pid_splits.json")
     return layouts.check_keys("scienceqa", found)
 
 

@@ -11,7 +11,6 @@ nothing but the bare letter: "B." is wrong. "first_character" is lmms-eval's.
 LLaVA's ids are numbers where the official ones are digits.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,7 @@ def _from_llava(folder: Path) -> list[Question]:
             odd.append(row["question_id"])
         else:
             found.append(_question(row, line["text"], pictures / line["image"]))
-    if odd := [*odd, *asked]:
-        raise InputError(
-            f"seed_bench: {len(odd)} questions are in only one of {_ASKED} and {path}:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("seed_bench", [*odd, *asked], f"{_ASKED} and {path}")
     return found
 
 
@@ -120,7 +115,7 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("seed_bench", questions, answers)
-    texts = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    texts = layouts.texts(questions, answers)
     said = {
         "letter": {key: lone_letter(text, "ABCD") for key, text in texts.items()},
         "llava": {key: text if text in tuple("ABCD") else "" for key, text in texts.items()},
@@ -144,10 +139,7 @@ def _submission(
     """Lines of official ids and raw answers, in the official order."""
     layouts.check_all_answered("seed_bench", questions, answers)
     rows = [{"question_id": q.key, "prediction": answers[q.key].text} for q in questions]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "submission.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [path]
+    return [layouts.write_json_lines(out / "submission.jsonl", rows)]
 
 
 BENCHMARK = Benchmark(

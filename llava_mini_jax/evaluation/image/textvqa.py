@@ -50,11 +50,7 @@ def _questions(folder: Path) -> list[Question]:
             odd.append(key)
         seen[key] += 1
     odd += [key for key, same in golds.items() if seen[key] < len(same)]
-    if odd:
-        raise InputError(
-            f"textvqa: {len(odd)} questions are in only one of {_ASKED} and {path}:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("textvqa", odd, f"{_ASKED} and {path}")
     return layouts.check_keys("textvqa", found)
 
 

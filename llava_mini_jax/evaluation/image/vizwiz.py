@@ -44,11 +44,8 @@ def _questions(folder: Path, *, val: bool) -> list[Question]:
 
 def _from_val(folder: Path) -> list[Question]:
     path = BENCHMARK.need(folder, "val.json")
-    listed = layouts.read_json(path)
-    if not isinstance(listed, list):
-        raise InputError(f"{path} holds a {type(listed).__name__}; expected a list of questions.")
     golds = {}
-    for number, row in enumerate(listed):
+    for number, row in enumerate(layouts.read_list(path)):
         layouts.check_fields(row, _ANNOTATED, f"{path}, item {number + 1}")
         for answer in row["answers"]:
             layouts.check_fields(answer, {"answer": str}, f"{path}, {row['image']}")
@@ -69,11 +66,8 @@ def _from_val(folder: Path) -> list[Question]:
             for number, (image, gold) in enumerate(golds.items())
         ]
     asked = {row["image"] for row in rows}
-    if odd := sorted(asked ^ golds.keys()):
-        raise InputError(
-            f"vizwiz: {len(odd)} pictures are in only one of {path} and llava_val.jsonl:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    files = f"{path} and llava_val.jsonl"
+    layouts.check_same("vizwiz", sorted(asked ^ golds.keys()), files, "pictures")
     return [_question(row, folder / "val" / row["image"], golds[row["image"]]) for row in rows]
 
 
@@ -165,7 +159,7 @@ def _unanswerability(questions: Sequence[Question], said: Mapping[str, str]) -> 
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("vizwiz", questions, answers)
-    raw = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
     unparsed = [key for key, text in processed.items() if not text]
     if any(q.gold is None for q in questions):

@@ -70,11 +70,7 @@ def _from_val(folder: Path) -> list[Question]:
         golds[gold["question_id"]] = gold
     asked = {row["question_id"] for row in rows}
     odd = [str(name) for name in sorted(asked ^ golds.keys())]
-    if odd:
-        raise InputError(
-            f"vqav2: {len(odd)} questions are in only one of {path} and the file of questions"
-            f" beside it: {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("vqav2", odd, f"{path} and the file of questions beside it")
     pictures = folder / "val2014"
     return [_question(row, pictures / row["image"], golds[row["question_id"]]) for row in rows]
 
@@ -153,7 +149,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("vqav2", questions, answers)
-    raw = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
     unparsed = [key for key, text in processed.items() if not text]
     if any(q.gold is None for q in questions):

@@ -28,8 +28,6 @@ _DICTIONARY = re.compile(r"\{[^{}]*\}")
 _SCORE = re.compile(r"(?i)score\W{0,6}(\d+(?:\.\d+)?)")
 _WORST, _BEST = 0, 5
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
-
 
 def read_literal(reply: str) -> Any:
     """A reply as the scripts' result files hold it; raises ValueError where they ask again."""
@@ -115,19 +113,6 @@ def mean_score(verdicts: Sequence[Verdict]) -> float:
     return sum(v.score or 0 for v in verdicts) / len(verdicts) if verdicts else math.nan
 
 
-def find_video(folders: Sequence[Path], name: str) -> Path:
-    """A video's file, or its folder of frames; where none is there, where it would belong.
-
-    ActivityNet's files have "v_" before their names.
-    """
-    for folder in folders:
-        for stem in (name, f"v_{name}"):
-            for suffix in (*SUFFIXES, ""):
-                if (path := folder / f"{stem}{suffix}").exists():
-                    return path
-    return folders[0] / f"{name}.mp4"
-
-
 def write_result(path: Path, rows: Mapping[str, tuple[str | None, Mapping[str, str]]]) -> Path:
     """The scripts' combined result, {key: [what the judge said, what it was asked]}.
 
@@ -140,11 +125,4 @@ def write_result(path: Path, rows: Mapping[str, tuple[str | None, Mapping[str, s
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found), encoding="utf-8")
-    return path
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Predictions, an object a line; scripts read them as Python, which JSON of texts is too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

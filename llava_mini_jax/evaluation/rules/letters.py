@@ -15,6 +15,8 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 
+from llava_mini_jax.evaluation.rules import normalise
+
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -140,7 +142,6 @@ def lmms_letter(text: str, letters: str = "ABCD") -> str:
 
 _DOTTED = re.compile(r"([A-E])\.\s*.+$", re.IGNORECASE)
 _ALONE = re.compile(r"\b([a-e])\b")
-_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def lmms_mvbench(text: str) -> str:
@@ -151,13 +152,7 @@ def lmms_mvbench(text: str) -> str:
     bare = text.strip()
     if dotted := _DOTTED.match(bare):
         return dotted[1].upper()
-    bare = bare.replace("\n", " ").replace("\t", " ").strip()
-    comma_inside = re.search(r"\d,\d", bare) is not None
-    left = bare
-    for mark in _MARKS:
-        delete = comma_inside or f"{mark} " in bare or f" {mark}" in bare
-        left = left.replace(mark, "" if delete else " ")
-    left = re.sub(r"\.(?!\d)", "", left, count=32)  # re.UNICODE's value, given as the count
+    left = normalise.without_marks(normalise.flat(bare), digit=r"\d")  # Python 3's, of any script
     left = left.strip("'").strip('"').strip(")").strip("(").strip().lower()
     alone = _ALONE.search(left)
     return alone[1].upper() if alone else left

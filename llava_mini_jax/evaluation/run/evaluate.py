@@ -17,7 +17,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
 from llava_mini_jax.evaluation.run import report, settings_file
-from llava_mini_jax.evaluation.run.answers import join, read_lines
+from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.terminal import counting
 
@@ -207,9 +207,7 @@ def _score(
 ) -> dict[str, Any]:
     questions, prompts = asked
     data = command.data / benchmark.folder
-    paths = sorted(folder.glob("answers*.jsonl"))
-    if command.answers is not None:
-        paths = [command.answers]
+    paths = files(folder) if command.answers is None else [command.answers]
     if not paths:
         raise InputError(
             f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"

@@ -117,11 +117,6 @@ def ask(
     )
 
 
-def files(folder: Path) -> list[Path]:
-    """The answers files of a folder: one, or those of its shards in their order."""
-    return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
-
-
 def _windows(
     questions: Sequence[Question], batch_size: int, in_sessions: bool
 ) -> Iterator[list[Question]]:

@@ -21,12 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
-from llava_mini_jax.evaluation.rules.video_tasks import find_video
 
 _LETTERS = "ABCDE"
 _FIELDS = {"q_uid": str, "question": str, **{f"option {i}": str for i in range(5)}}
@@ -65,12 +65,8 @@ def _questions(full: bool, folder: Path) -> list[Question]:
 
 
 def _rows(path: Path) -> list[Any]:
-    rows = layouts.read_json(path)
-    if not isinstance(rows, list):
-        raise InputError(f"{path} holds a {type(rows).__name__}; expected a list of questions.")
-    return [
-        layouts.check_fields(row, _FIELDS, f"{path}, question {i}") for i, row in enumerate(rows)
-    ]
+    rows = enumerate(layouts.read_list(path))
+    return [layouts.check_fields(row, _FIELDS, f"{path}, question {i}") for i, row in rows]
 
 
 def _question(
@@ -88,7 +84,7 @@ def _question(
         question_id=uid,
         text=text,
         prompt=text,
-        video=find_video(folder / "videos", f"{uid}.mp4"),
+        video=find_video([folder / "videos"], [uid], OFFICIAL_SUFFIXES),
         gold=None if uid not in known else {"answer": answer, "options": options},
     )
 
@@ -117,7 +113,7 @@ def read_lmms(text: str, options: Sequence[str]) -> int | None:
 
 
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
-    texts = {q.key: answers[q.key].text for q in asked if q.key in answers}
+    texts = layouts.texts(asked, answers)
     parsed = {key: _LETTERS.find(lone_letter(text, _LETTERS) or "?") for key, text in texts.items()}
     release = {key: read_release(text) for key, text in texts.items()}
     known = [q for q in asked if q.gold is not None]

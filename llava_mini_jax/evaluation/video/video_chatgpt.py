@@ -19,20 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
     Verdict,
-    find_video,
     is_literal,
     mean_score,
     read_official,
     read_tolerant,
     write_result,
-    write_rows,
 )
 from llava_mini_jax.evaluation.judge.wording import fill, messages
 
@@ -55,9 +53,7 @@ def _questions(folder: Path) -> list[Question]:
     asked_before: Counter[str] = Counter()
     for kind in _SETS:
         path = BENCHMARK.need(folder, f"Benchmarking_QA/{kind}_qa.json")
-        rows = layouts.read_json(path)
-        if not isinstance(rows, list):
-            raise InputError(f"{path} holds a {type(rows).__name__}; expected a list")
+        rows = layouts.read_list(path)
         names = ("Q1", "Q2") if kind == "consistency" else ("Q",)
         of_video: Counter[str] = Counter()
         for number, row in enumerate(rows, 1):
@@ -67,7 +63,9 @@ def _questions(folder: Path) -> list[Question]:
             item = f"{kind}/{video}_{of_video[video]}"
             of_video[video] += 1
             if video not in videos:
-                videos[video] = find_video([folder / "Test_Videos"], video)
+                stems = (video, f"v_{video}")  # as ActivityNet, whose videos these are, names them
+                ends = (*OFFICIAL_SUFFIXES, "")
+                videos[video] = find_video([folder / "Test_Videos"], stems, ends)
             for name in names:
                 found.append(
                     Question(
@@ -248,7 +246,7 @@ def _submission(
             for _, row, given in _items(kind, questions, answers)
             if given is not None
         ]
-        paths.append(write_rows(out / f"{kind}_qa.jsonl", rows))
+        paths.append(layouts.write_json_lines(out / f"{kind}_qa.jsonl", rows))
     return paths
 
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
@@ -28,13 +29,11 @@ from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
     Verdict,
-    find_video,
     is_literal,
     mean_score,
     read_official,
     read_tolerant,
     write_result,
-    write_rows,
 )
 from llava_mini_jax.evaluation.judge.wording import fill, messages
 
@@ -48,10 +47,7 @@ _NONE = Verdict(right=None, score=None)
 def _questions(name: str, folder: Path) -> list[Question]:
     benchmark = next(b for b in BENCHMARKS if b.name == name)
     paths = [benchmark.need(folder, file) for file in ("test_q.json", "test_a.json")]
-    asked, golds = (layouts.read_json(path) for path in paths)
-    for path, rows in zip(paths, (asked, golds), strict=True):
-        if not isinstance(rows, list):
-            raise InputError(f"{path} holds a {type(rows).__name__}; expected a list")
+    asked, golds = map(layouts.read_list, paths)
     if len(asked) != len(golds):
         raise InputError(
             f"{paths[0]} has {len(asked)} questions, {paths[1]} has {len(golds)} answers; use files"
@@ -72,7 +68,9 @@ def _questions(name: str, folder: Path) -> list[Question]:
                 f" {gold.get('question_id')}; use files that belong together"
             )
         if (video := row["video_name"]) not in videos:
-            videos[video] = find_video(places, video)
+            # ActivityNet's files have "v_" before their names.
+            stems = (video, f"v_{video}")
+            videos[video] = find_video(places, stems, (*OFFICIAL_SUFFIXES, ""))
         found.append(
             Question(
                 key=key,
@@ -188,7 +186,7 @@ def _submission(
     """Predictions as the release writes them and its judge script reads them."""
     layouts.check_all_answered("video QA", questions, answers)
     rows = [{"id": q.question_id, **q.gold, "pred": answers[q.key].text} for q in questions]
-    return [write_rows(out / "merge.jsonl", rows)]
+    return [layouts.write_json_lines(out / "merge.jsonl", rows)]
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
