@@ -16,6 +16,7 @@ lmms-eval draws an option at random where it reads none; here such an item count
 gives on average.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,17 +184,16 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 _SOURCE = "github.com/egoschema/EgoSchema"
-_FILES = {
-    "questions.json": _SOURCE,
-    "subset_answers.json": _SOURCE,
-    "videos": f"{_SOURCE} (download.py)",
-    "mc.json": "questions.json with each one's answer added, as the release wants it, instead",
-}
 BENCHMARK = Benchmark(
     name="egoschema",
     title="EgoSchema subset",
     folder="egoschema",
-    files=_FILES,
+    files={
+        "questions.json": _SOURCE,
+        "subset_answers.json": _SOURCE,
+        "videos": f"{_SOURCE} (download.py)",
+        "mc.json": "questions.json with each one's answer added, as the release wants it, instead",
+    },
     metric="accuracy on the public 500, %",
     paper={"LLaVA-Mini 7B": 51.2},
     max_new_tokens=128,
@@ -202,17 +202,12 @@ BENCHMARK = Benchmark(
     submission=_submission,
     from_rows=_from_rows,
 )
-FULL = Benchmark(
+FULL = dataclasses.replace(
+    BENCHMARK,
     name="egoschema_full",
     title="EgoSchema",
-    folder="egoschema",
-    files=_FILES,
     metric="accuracy on those with known answers, %",
     paper={},
-    max_new_tokens=128,
     questions=partial(_questions, True),
-    score=_score,
-    submission=_submission,
-    from_rows=_from_rows,
 )
 BENCHMARKS = [BENCHMARK, FULL]

@@ -35,10 +35,6 @@ TASKS = tuple(
 )
 
 
-def _questions(folder: Path) -> list[Question]:
-    return questions(BENCHMARK, folder, TASKS)
-
-
 def _lmms(gold: Mapping[str, Any], text: str) -> bool:
     return lmms_letter(text) == gold["first_letter"]
 
@@ -60,7 +56,7 @@ BENCHMARK = Benchmark(
     metric="mean accuracy of 7 tasks, %",
     paper={"LLaVA-Mini 7B": 42.8},
     max_new_tokens=1024,
-    questions=_questions,
+    questions=lambda folder: questions(BENCHMARK, folder, TASKS),
     score=_score,
     max_frames=1000,
     from_rows=from_rows,

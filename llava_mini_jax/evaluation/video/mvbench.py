@@ -70,10 +70,6 @@ def _task(title: str, videos: str) -> Task:
 TASKS = tuple(_task(title, videos) for title, videos in _VIDEOS.items())
 
 
-def _questions(folder: Path) -> list[Question]:
-    return questions(BENCHMARK, folder, TASKS)
-
-
 def notebook(gold: Mapping[str, Any], text: str) -> bool:
     word, option = text.lower().split(" ")[0], f"({gold['letter'].lower()})"
     return word.replace(".", "") in option or option in word
@@ -121,7 +117,7 @@ BENCHMARK = Benchmark(
     metric="mean accuracy of 20 tasks, %",
     paper={"LLaVA-Mini 7B": 44.5},
     max_new_tokens=1024,
-    questions=_questions,
+    questions=lambda folder: questions(BENCHMARK, folder, TASKS),
     score=_score,
     max_frames=1000,
     from_rows=from_rows,
