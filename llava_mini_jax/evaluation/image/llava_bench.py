@@ -52,16 +52,15 @@ def _questions(folder: Path) -> list[Question]:
         )
     found = []
     for name, row in asked.items():
-        reference = references[name]
         found.append(
             _question(
                 row["question_id"],
                 row["text"],
                 folder / "images" / row["image"],
-                row["category"],
-                captions[row["image"]].get("caption"),
-                reference["text"],
-                reference.get("answer_id", ""),
+                category=row["category"],
+                caption=captions[row["image"]].get("caption"),
+                reference=references[name]["text"],
+                reference_id=references[name].get("answer_id", ""),
             )
         )
     return layouts.check_keys(_NAME, found)
@@ -88,15 +87,21 @@ def _of_row(row: Mapping[str, Any]) -> Question:
         row["question_id"],
         row["question"],
         row["image"],
-        row["category"],
-        row["caption"],
-        row["gpt_answer"],
-        "",
+        category=row["category"],
+        caption=row["caption"],
+        reference=row["gpt_answer"],
     )
 
 
 def _question(
-    name: Any, text: str, image: Path | bytes, category: str, caption: Any, reference: str, by: str
+    name: Any,
+    text: str,
+    image: Path | bytes,
+    *,
+    category: str,
+    caption: Any,
+    reference: str,
+    reference_id: str = "",
 ) -> Question:
     lines = caption if isinstance(caption, list) else [caption]
     if category not in CATEGORIES or not all(isinstance(line, str) for line in lines):
@@ -114,7 +119,7 @@ def _question(
             "category": f"llava_bench_{category}",
             "caption": "\n".join(lines),
             "reference": reference,
-            "reference_id": by,
+            "reference_id": reference_id,
         },
     )
 

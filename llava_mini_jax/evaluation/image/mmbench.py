@@ -41,10 +41,9 @@ _SHORT = {
     "logic_reasoning": "LR",
     "relation_reasoning": "RR",
 }
-_EMPTY = {  # what pandas takes for an empty cell of a text file
-    *("", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>"),
-    *("#NA", "#N/A", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
-}
+# What pandas takes for an empty cell of a text file.
+_WORDS = "NaN nan -NaN -nan NULL null None N/A n/a NA <NA> #NA #N/A 1.#IND -1.#IND 1.#QNAN -1.#QNAN"
+_EMPTY = {"", "#N/A N/A", *_WORDS.split()}
 
 
 def _empty(cell: str | None) -> bool:
@@ -250,7 +249,7 @@ def _language(chinese: bool) -> str:
 
 
 def _benchmark(
-    chinese: bool, name: str, title: str, table: str, paper: Mapping[str, float]
+    name: str, title: str, table: str, *, chinese: bool, paper: Mapping[str, float]
 ) -> Benchmark:
     return Benchmark(
         name=name,
@@ -271,16 +270,16 @@ def _benchmark(
 
 BENCHMARKS = [
     _benchmark(
-        False,
         "mmbench",
         "MMBench",
         "mmbench_dev_20230712.tsv",
-        {
+        chinese=False,
+        paper={
             "LLaVA-1.5 7B": 64.3,
             "LLaVA-Mini 7B": 65.6,
             "LLaVA-Mini 7B HD": 67.5,
             "LLaVA-Mini 8B": 71.6,
         },
     ),
-    _benchmark(True, "mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", {}),
+    _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", chinese=True, paper={}),
 ]

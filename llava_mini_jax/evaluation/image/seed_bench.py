@@ -28,11 +28,12 @@ _FIELDS = {
     "question_type_id": int,
 }
 _KINDS = ("image", "video")
-TYPES = (
-    *("Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location"),
-    *("Instances Counting", "Spatial Relation", "Instance Interaction", "Visual Reasoning"),
-    *("Text Understanding", "Action Recognition", "Action Prediction", "Procedure Understanding"),
+_TYPES = (  # in the order of question_type_id
+    "Scene Understanding, Instance Identity, Instance Attributes, Instance Location, "
+    "Instances Counting, Spatial Relation, Instance Interaction, Visual Reasoning, "
+    "Text Understanding, Action Recognition, Action Prediction, Procedure Understanding"
 )
+TYPES = tuple(_TYPES.split(", "))
 
 
 def _questions(folder: Path) -> list[Question]:

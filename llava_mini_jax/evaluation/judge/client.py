@@ -1,6 +1,6 @@
 """Replies of a judge from any OpenAI-compatible server, each paid for once.
 
-    Plan --threads, a ladder each--> is the reply kept? -- yes --------------------------> Reply
+    JudgePlan --threads, a ladder each--> is the reply kept? -- yes ---------------------> Reply
                                           | no                                              ^
                     POST {base}/chat/completions --whole response--> KEPT.jsonl (appended) -'
                           | 408, 409, 425, 429, 5xx, silence, garbage: wait, again, `tries` times
@@ -43,9 +43,9 @@ from llava_mini_jax.evaluation.judge.http import (
 )
 from llava_mini_jax.evaluation.judge.judging import (
     Ask,
+    JudgePlan,
     JudgeRequest,
     NoReplyError,
-    Plan,
     Replies,
     Reply,
     climb,
@@ -60,7 +60,11 @@ _MOST_FAILURES = 10  # asks in a row
 
 
 def ask(
-    plan: Plan, endpoint: Endpoint, file: Path, *, progress: Callable[[int], None] = lambda n: None
+    plan: JudgePlan,
+    endpoint: Endpoint,
+    file: Path,
+    *,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> Replies:
     """Replies of all asks, from the file and from the server, which is sent only what is new.
 
@@ -87,7 +91,7 @@ def ask(
     return replies_of(plan, sender.found, sender.sent)
 
 
-def kept(plan: Plan, file: Path) -> Replies:
+def kept(plan: JudgePlan, file: Path) -> Replies:
     """The replies that a file has already; no network, no key."""
     known = _by_digest(Journal(file, _is_reply, write=False))
 
@@ -102,7 +106,7 @@ def kept(plan: Plan, file: Path) -> Replies:
 class _Sender:
     """What the threads share. Everything that changes does so under the lock."""
 
-    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal, plan: Plan):
+    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal, plan: JudgePlan):
         self.stopped = threading.Event()
         self.sent = 0
         self._endpoint, self._key, self._journal = endpoint, key, journal

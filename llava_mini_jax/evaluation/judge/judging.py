@@ -1,6 +1,6 @@
 """Another model as the judge of answers: what it is asked, what it said, what is read from that.
 
-    Questions, Answers, Wording --Judge.plan--> Plan: an Ask for each thing to be judged
+    Questions, Answers, Wording --Judge.plan--> JudgePlan: an Ask for each thing to be judged
                                                  |
     client.ask (a server, and a file of kept replies) ----.
     client.kept (that file alone, no network) ------------+--> Replies
@@ -70,7 +70,7 @@ class Judged:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class JudgePlan:
     judged: Judged
     asks: Sequence[Ask]
     model: str
@@ -94,7 +94,7 @@ class NoReplyError(Exception):
 class Replies:
     """What a judge said. Pending asks have no reply yet: asking again pays for these alone."""
 
-    plan: Plan
+    plan: JudgePlan
     by_key: Mapping[str, Sequence[Reply]]  # of asks, in the order of their requests
     pending: Mapping[str, str]  # of asks: why
     sent: int = 0  # requests answered by the server now; all other replies had been kept
@@ -141,7 +141,7 @@ def climb(ask: Ask, send: Callable[[JudgeRequest], Reply]) -> list[Reply]:
     return replies
 
 
-def replies_of(plan: Plan, send: Callable[[JudgeRequest], Reply], sent: int = 0) -> Replies:
+def replies_of(plan: JudgePlan, send: Callable[[JudgeRequest], Reply], sent: int = 0) -> Replies:
     """Replies of all ladders, one after the other."""
     found, pending = {}, {}
     for ask in plan.asks:
@@ -176,7 +176,7 @@ class Judge:
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         fields: Mapping[str, Any] | None = None,
-    ) -> Plan:
+    ) -> JudgePlan:
         """All requests that may be sent about these answers.
 
         `wording` is a file of the official texts, None for ours; `model` None is the official one.
@@ -206,7 +206,7 @@ class Judge:
                 nth = sum(request.body == body for request in requests)
                 requests.append(JudgeRequest(body=body, nth=nth, run=run))
             asks.append(Ask(key=key, requests=requests, readable=self.readable))
-        return Plan(judged=judged, asks=asks, model=name, wording=texts, options=chosen)
+        return JudgePlan(judged=judged, asks=asks, model=name, wording=texts, options=chosen)
 
 
 def scored_by(name: str, score: Callable[[Judged, Replies], Scores]) -> Callable[..., Scores]:

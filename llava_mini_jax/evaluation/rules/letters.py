@@ -75,10 +75,8 @@ def _one_text(text: str, choices: Mapping[str, str], longest: float = float("inf
     return found[0] if len(found) == 1 else ""
 
 
-_WRAPPED = (
-    *("{}.", "{},", "{}:", "{})", "{}).", "({})", "({})."),
-    *(":{}", ":{},", ":{}.", ":{})", ":{})."),
-)
+_MARKS_AROUND = "{}. {}, {}: {}) {}). ({}) ({}). :{} :{}, :{}. :{}) :{})."
+_WRAPPED = _MARKS_AROUND.split()
 
 
 def lmms_prefetch(text: str, choices: Mapping[str, str]) -> str:
@@ -98,6 +96,10 @@ def lmms_prefetch(text: str, choices: Mapping[str, str]) -> str:
 
 
 _THE = ("", "the ")
+_OTHER_PHRASES = (
+    "i choose, i select, i pick, my answer is, my choice is"
+    ", 옵션, 정답은, 답은, 답:, 答案是, 答案为, 选, 答えは"
+)
 _PHRASES = (
     *(f"{the}{noun} is" for the, noun in itertools.product(_THE, ("answer", "choice"))),
     *(
@@ -105,8 +107,7 @@ _PHRASES = (
         for the, kind, noun in itertools.product(_THE, ("correct", "best"), ("answer", "option"))
     ),
     *(f"{the}correct choice is" for the in _THE),
-    *("i choose", "i select", "i pick", "my answer is", "my choice is"),
-    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+    *_OTHER_PHRASES.split(", "),
 )
 _FORMS = {"({})": 6, "{}.": 5, "{}:": 4, "{})": 3, "{} ": 2}  # with their ranks
 

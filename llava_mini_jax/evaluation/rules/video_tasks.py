@@ -27,7 +27,7 @@ _UNREAD = "N/A"
 _INSTRUCTION = "\nAnswer with one letter."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     name: str  # begins the keys of its questions
     title: str  # as the paper has it

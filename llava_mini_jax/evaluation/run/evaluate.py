@@ -86,7 +86,7 @@ class Command:
                 raise InputError(message)
 
 
-class Asked(NamedTuple):
+class Selected(NamedTuple):
     """The part of a benchmark's questions that is to be asked and scored."""
 
     questions: Sequence[Question]
@@ -134,7 +134,7 @@ def _check_judge_options(benchmarks: Sequence[Benchmark], given: Mapping[str, An
         )
 
 
-def _selected(benchmark: Benchmark, command: Command) -> Asked:
+def _selected(benchmark: Benchmark, command: Command) -> Selected:
     folder = command.data / benchmark.folder
     questions = benchmark.questions(folder)
     end = None if command.limit is None else command.offset + command.limit
@@ -144,7 +144,7 @@ def _selected(benchmark: Benchmark, command: Command) -> Asked:
             f"{benchmark.name} has {len(questions)} questions; --offset {command.offset} leaves"
             " none of them"
         )
-    return Asked(chosen, settings_file.digest(questions))
+    return Selected(chosen, settings_file.digest(questions))
 
 
 def _slug(name: str) -> str:
@@ -169,7 +169,7 @@ def _ask(
     model: Any,
     name: str,
     benchmark: Benchmark,
-    asked: Asked,
+    asked: Selected,
     folder: Path,
     command: Command,
 ) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _ask(
 def _score(
     name: str,
     benchmark: Benchmark,
-    asked: Asked,
+    asked: Selected,
     folder: Path,
     command: Command,
     more: dict[str, Any],

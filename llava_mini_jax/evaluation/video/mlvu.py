@@ -30,7 +30,7 @@ _FILES = {  # in the release's order, with the paper's columns
     "7_topic_reasoning": "TR",
 }
 TASKS = tuple(
-    Task(file.split("_", 1)[1], title, f"json/{file}.json", f"video/{file}")
+    Task(name=file.split("_", 1)[1], title=title, file=f"json/{file}.json", videos=f"video/{file}")
     for file, title in _FILES.items()
 )
 

@@ -48,8 +48,11 @@ _VIDEOS = {  # in the release's order
 }
 GROUPS = {
     "Action": (
-        *("Action Sequence", "Action Prediction", "Action Antonym"),
-        *("Fine-grained Action", "Unexpected Action"),
+        "Action Sequence",
+        "Action Prediction",
+        "Action Antonym",
+        "Fine-grained Action",
+        "Unexpected Action",
     ),
     "Object": ("Object Existence", "Object Interaction", "Object Shuffle"),
     "Position": ("Moving Direction", "Action Localization"),
@@ -64,7 +67,7 @@ GROUPS = {
 
 def _task(title: str, videos: str) -> Task:
     name = title.lower().replace(" ", "_").replace("-", "_")
-    return Task(name, title, f"json/{name}.json", f"video/{videos}")
+    return Task(name=name, title=title, file=f"json/{name}.json", videos=f"video/{videos}")
 
 
 TASKS = tuple(_task(title, videos) for title, videos in _VIDEOS.items())

@@ -25,7 +25,7 @@ from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rul
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
-    Verdict,
+    YesNoScore,
     is_literal,
     mean_score,
     read_official,
@@ -44,7 +44,7 @@ DIMENSIONS = {  # which questions each is judged by
 }
 _SETS = ("generic", "temporal", "consistency")
 _ROUNDS = 10
-_NONE = Verdict(right=None, score=None)
+_NONE = YesNoScore()
 
 
 def _questions(folder: Path) -> list[Question]:
@@ -157,7 +157,7 @@ def _rule(
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
     replies: Replies,
-    read: Callable[[str], Verdict | None],
+    read: Callable[[str], YesNoScore | None],
 ) -> Rule:
     """`read` gives the verdict of an ask, None to leave it out."""
     means, counts, items = {}, {}, {}
@@ -190,11 +190,11 @@ def _rule(
 def _score(judged: Judged, replies: Replies) -> Scores:
     questions, answers = judged.questions, judged.answers
 
-    def official(key: str) -> Verdict | None:
+    def official(key: str) -> YesNoScore | None:
         text = replies.final(key)
         return None if text is None else read_official(text)
 
-    def tolerant(key: str) -> Verdict:
+    def tolerant(key: str) -> YesNoScore:
         return read_tolerant(replies.by_key.get(key, ()))
 
     rules = {

@@ -28,7 +28,7 @@ from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rul
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
-    Verdict,
+    YesNoScore,
     is_literal,
     mean_score,
     read_official,
@@ -41,7 +41,7 @@ _INSTRUCTION = "instruction.txt"
 # First digits of the SHA-256 of the release's instructions.
 _RELEASE = ("a7a402f3dc37", "5d8ad6d1b80f")
 _ROUNDS = 10
-_NONE = Verdict(right=None, score=None)
+_NONE = YesNoScore()
 
 
 def _questions(name: str, folder: Path) -> list[Question]:
@@ -116,7 +116,7 @@ def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any
 
 
 def _rule(
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, YesNoScore],
     counted: Sequence[str],
     replies: Replies,
     more: Mapping[str, Any],
