@@ -86,6 +86,7 @@ def read_parquet(
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     if isinstance(picture := row.get("image"), Mapping):
+                        # Rows about one picture each bring its bytes; one copy of them is held.
                         content = picture.get("bytes")
                         row["image"] = content and held.setdefault(content, content)
                     place = f"{path}, row {len(rows) + 1}"

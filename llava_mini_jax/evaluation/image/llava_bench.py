@@ -151,6 +151,7 @@ def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any
 
 def read_official(reply: str) -> tuple[float, float] | None:
     """The scores of reference and model in a reply; None for what the script makes [-1, -1]."""
+    # Two blanks between the numbers make three parts, and so no pair, as in the script.
     pair = reply.split("\n")[0].replace(",", " ").split(" ")
     try:
         return (float(pair[0]), float(pair[1])) if len(pair) == 2 else None

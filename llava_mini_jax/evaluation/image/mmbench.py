@@ -56,7 +56,7 @@ def _ends_options(cell: str | None) -> bool:
 
 
 def _questions(chinese: bool, folder: Path) -> list[Question]:
-    benchmark = BENCHMARKS[chinese]
+    benchmark = BENCHMARKS[chinese]  # False is 0, the English one
     table = next(iter(benchmark.files))
     if parquet := layouts.parquet_instead(folder, table, f"{_language(chinese)}/dev-*.parquet"):
         place = str(parquet[0].parent)

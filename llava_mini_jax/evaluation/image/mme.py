@@ -165,6 +165,7 @@ def _rules(
             continue
         pictures: dict[str, float] = {}
         for question in asked:
+            # Of "acc_plus": a picture counts if both its questions are answered rightly.
             before = pictures.get(_picture(question), 1.0)
             pictures[_picture(question)] = min(before, right[question.key])
         accuracy = percent([right[q.key] for q in asked])

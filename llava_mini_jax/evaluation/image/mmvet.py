@@ -82,6 +82,7 @@ def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any
         for question in judged.questions:
             if question.key not in judged.answers:
                 continue
+            # Blanks around AND and OR, and three tokens for the grade: the evaluator's own.
             truth = question.gold["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
             row = " | ".join([question.text, truth, judged.answers[question.key].text, ""])
             first = f"{texts['prompt']}\n{row}"
@@ -223,6 +224,7 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
         scores = [_grades(question.key, replies, r, False) for r in range(len(said))]
         grades[question.key] = {
             "model": [of_run[-1].model for of_run in said],
+            # The evaluator keeps the first word of a reply that it could read, else all of it.
             "content": [
                 of_run[-1].text.split(" ")[0].strip() if read else of_run[-1].text
                 for of_run, (_, read) in zip(said, scores, strict=True)

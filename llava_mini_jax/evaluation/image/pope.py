@@ -147,6 +147,7 @@ def _counts(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 def _rule(read, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Rule:
     said = {}
     for question in questions:
+        # A question without an answer is answered wrongly: no count, so no F1, leaves it out.
         wrong = "no" if question.gold["label"] == "yes" else "yes"
         answer = answers.get(question.key)
         said[question.key] = wrong if answer is None else read(answer.text)

@@ -114,13 +114,13 @@ def read_official(text: str) -> str:
         return text
     if text[:1] in tuple(_LETTERS) and text[1:3] == ". ":
         return text[0]
-    said = re.findall(r"The answer is ([A-Z]).", text)
+    said = re.findall(r"The answer is ([A-Z]).", text)  # any character ends it, as in the script
     return said[0] if len(said) == 1 else "FAILED"
 
 
 def read_lmms(text: str) -> str:
     """lmms-eval's: a letter alone in any case, or a capital in front of a period; else ""."""
-    alone = text.strip().upper()
+    alone = text.strip().upper()  # blanks at the ends spoil the second form, not the first
     if len(alone) == 1:
         return alone
     return text[0] if text[1:2] == "." and text[0].isupper() else ""

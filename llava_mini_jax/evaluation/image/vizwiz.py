@@ -168,6 +168,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
     def server(texts: Mapping[str, str], contractions: Mapping[str, str]) -> Rule:
         said = {key: normalise.vqa(text, contractions) for key, text in texts.items()}
         rule = _rule(questions, said)
+        # The evaluation script rounds its figure to two decimals, lmms-eval does not.
         return dataclasses.replace(rule, value=_rounded(list(rule.items.values())))
 
     typographic, backtick = normalise.VIZWIZ_CONTRACTIONS, normalise.BACKTICK_CONTRACTIONS

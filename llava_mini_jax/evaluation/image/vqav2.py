@@ -136,6 +136,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
 
     return Rule(
         value=normalise.percent(list(items.values())),
+        # The script rounds what it says of each question, and averages what it did not round.
         items={key: normalise.percent([item]) / 100 for key, item in items.items()},
         scale=100,
         details={

@@ -53,7 +53,8 @@ from llava_mini_jax.evaluation.judge.judging import (
 )
 from llava_mini_jax.journal import Journal
 
-# 0 is silence, 200 garbage instead of a chat completion.
+# 0 is silence, 200 garbage instead of a chat completion; from 520 on the codes of proxies that got
+# nothing from the server behind them, and of overload.
 _RETRIED = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 _REFUSED = (400, 413, 422)
 _MOST_FAILURES = 10  # asks in a row
@@ -164,7 +165,7 @@ class _Sender:
             if reply.refused:
                 self._refusals.append(line)
                 self._failed[request.digest] = reply.refused
-                if not self._answers:
+                if not self._answers:  # a server that refuses everything is asked wrongly
                     raise NoReplyError(reply.refused)
                 return reply
             self._journal.append(line)
@@ -207,6 +208,7 @@ class _Sender:
                 self._stop(reason + wish)
         if useless or late or status not in _RETRIED:
             raise NoReplyError(reason)
+        # Not all threads come back at the same moment.
         wait = self._endpoint.first_wait_s * 2**number * random.uniform(0.75, 1.0)
         wait = max(asked, min(wait, self._endpoint.longest_wait_s))
         if asked or status == 429:  # so that the other threads do not run into it as well

@@ -32,6 +32,7 @@ _WORST, _BEST = 0, 5
 def read_literal(reply: str) -> Any:
     """A reply as the scripts' result files hold it; raises ValueError where they ask again."""
     try:
+        # Through JSON, as their files are: tuples become lists, numbers as keys texts.
         return json.loads(json.dumps(ast.literal_eval(reply)))
     except _UNREADABLE as error:
         raise ValueError("no Python literal") from error

@@ -154,6 +154,7 @@ def lmms_mvbench(text: str) -> str:
     if dotted := _DOTTED.match(bare):
         return dotted[1].upper()
     left = normalise.without_marks(normalise.flat(bare), digit=r"\d")  # Python 3's, of any script
+    # One mark after the other, as there: quotes inside parentheses stay.
     left = left.strip("'").strip('"').strip(")").strip("(").strip().lower()
     alone = _ALONE.search(left)
     return alone[1].upper() if alone else left

@@ -222,7 +222,7 @@ def _score(
     else:
         replies = _replies(benchmark, questions, joined.answers, folder, command)
         scores = benchmark.score(data, questions, joined.answers, replies=replies)
-        if not replies.pending:
+        if not replies.pending:  # files of a part would look like those of the whole
             benchmark.judge.write(replies, folder / "judged", _slug(name))
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
@@ -230,6 +230,7 @@ def _score(
     part = command.limit is not None or command.offset > 0
     if benchmark.submission is not None and not joined.missing and not part:
         benchmark.submission(data, questions, joined.answers, folder / "submission")
+    # Of several models the last one's: they would be drawn over each other in OUT.
     if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
         found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
     return found
