@@ -34,63 +34,53 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, "data/train-*.parquet"):
         texts = ("question_id", "question", "category", "caption", "gpt_answer")
         columns: dict[str, type] = {**dict.fromkeys(texts, str), "image": bytes}
-        return layouts.check_keys(
-            _NAME, [_of_row(r) for r in layouts.read_parquet(parquet, columns)]
-        )
+        found = [
+            _question(
+                row["question_id"],
+                row["question"],
+                row["image"],
+                category=row["category"],
+                caption=row["caption"],
+                reference=row["gpt_answer"],
+            )
+            for row in layouts.read_parquet(parquet, columns)
+        ]
+        return layouts.check_keys(_NAME, found)
     fields: dict[str, type] = {"image": str, "category": str, "text": str}
     asked = _by_id(BENCHMARK.need(folder, _ASKED), fields, "question_id")
     references = _by_id(BENCHMARK.need(folder, _REFERENCE), {"text": str}, "question_id")
     captions = _by_id(BENCHMARK.need(folder, _CONTEXT), {"image": str}, "image")
     odd = [name for name in asked if name not in references]
-    odd += [
-        f"{row['image']} of {name}" for name, row in asked.items() if row["image"] not in captions
-    ]
+    odd += [f"{r['image']} of {name}" for name, r in asked.items() if r["image"] not in captions]
     if odd:
         raise InputError(
             f"{_NAME}: {len(odd)} questions have no line in {_REFERENCE}, or their picture none in"
             f" {_CONTEXT}: {layouts.listed(odd)}. Use files that belong together."
         )
-    found = []
-    for name, row in asked.items():
-        found.append(
-            _question(
-                row["question_id"],
-                row["text"],
-                folder / "images" / row["image"],
-                category=row["category"],
-                caption=captions[row["image"]].get("caption"),
-                reference=references[name]["text"],
-                reference_id=references[name].get("answer_id", ""),
-            )
+    found = [
+        _question(
+            row["question_id"],
+            row["text"],
+            folder / "images" / row["image"],
+            category=row["category"],
+            caption=captions[row["image"]].get("caption"),
+            reference=references[name]["text"],
+            reference_id=references[name].get("answer_id", ""),
         )
+        for name, row in asked.items()
+    ]
     return layouts.check_keys(_NAME, found)
 
 
 def _by_id(path: Path, fields: Mapping[str, type], name: str) -> dict[str, dict[str, Any]]:
-    rows = layouts.read_json_lines(path, fields)
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in layouts.read_json_lines(path, fields):
         if name not in row or str(row[name]) in found:
             raise InputError(
                 f'{path}: "{name}" {row.get(name)} is missing or stands twice; correct it'
             )
         found[str(row[name])] = row
     return found
-
-
-def _of_row(row: Mapping[str, Any]) -> Question:
-    if not row["image"]:
-        raise InputError(
-            f"{_NAME}: question {row['question_id']} has no picture; get the file again"
-        )
-    return _question(
-        row["question_id"],
-        row["question"],
-        row["image"],
-        category=row["category"],
-        caption=row["caption"],
-        reference=row["gpt_answer"],
-    )
 
 
 def _question(
@@ -103,6 +93,8 @@ def _question(
     reference: str,
     reference_id: str = "",
 ) -> Question:
+    if not image:
+        raise InputError(f"{_NAME}: question {name} has no picture; get the file again")
     lines = caption if isinstance(caption, list) else [caption]
     if category not in CATEGORIES or not all(isinstance(line, str) for line in lines):
         raise InputError(
