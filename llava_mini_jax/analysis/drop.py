@@ -26,7 +26,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run import runner, settings_file
-from llava_mini_jax.evaluation.run.answers import join, read_lines
+from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.inference import batch_decode, recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.generate import refuse_inside
@@ -187,7 +187,7 @@ def scores(
                 f"{benchmark.name}: {len(run.unreadable)} of {len(questions)} questions cannot be"
                 f" asked, such as {key}: {reason}"
             )
-        lines = [line for path in runner.files(folder) for line in read_lines(path, benchmark)]
+        lines = [line for path in files(folder) for line in read_lines(path, benchmark)]
         judged = benchmark.score(data, questions, join(benchmark, questions, lines).answers)
         found[hidden.name] = judged.rules[judged.headline].value
     return found

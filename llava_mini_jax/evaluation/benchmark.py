@@ -5,15 +5,15 @@
                                       '------------score-------------'--> Scores, rules side by side
                                       '----------submission----------'--> what a server takes
 
-A file defines `BENCHMARK = Benchmark(...)` (or `BENCHMARKS`, a list); `find` and `all_names` import
-what is there. Nothing here needs JAX, a model or data.
+A file defines `BENCHMARK = Benchmark(...)` of its own name, or `BENCHMARKS`, a list. `find` imports
+the one file that it needs, `all_names` all of them. Nothing here needs JAX, a model or data.
 """
 
 import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class Rule:
     items: Mapping[str, float]  # by key, each item's own score (a fraction)
     scale: float | None  # the value is `scale` times the items' mean; None: it is no such mean
     details: Mapping[str, Any]  # per split, type, task, ...: whatever the official script prints
+
+    @classmethod
+    def mean_of(cls, items: Mapping[str, float], details: Mapping[str, Any]) -> "Rule":
+        """The items' mean in percent, as most rules have it."""
+        return cls(value=percent(items.values()), items=items, scale=100, details=details)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,44 +108,67 @@ class Benchmark:
     max_frames: int | None = None  # of a video at one a second; None: all
     judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
 
+    def need(self, folder: Path, file: str) -> Path:
+        """One of its files, or InputError that says where it belongs and where one gets it."""
+        path = folder / file
+        if not path.exists():
+            raise InputError(
+                f"{self.name}: there is no {path}; get it from {self.files[file]}, and put it"
+                " there, as LLaVA's playground/data/eval has it"
+            )
+        return path
+
+
+# Names that are not their file's: by them `find` knows which file to import.
+_FILE_OF = {
+    "activitynet_qa": "video_qa",
+    "digits_dense": "digits",
+    "egoschema_full": "egoschema",
+    "mmbench_cn": "mmbench",
+    "msrvtt_qa": "video_qa",
+    "msvd_qa": "video_qa",
+    "vizwiz_val": "vizwiz",
+    "vqav2_val": "vqav2",
+}
+
 
 def all_names() -> list[str]:
     """Names of all benchmarks, in the order of their files."""
-    return list(_registry())
+    return [benchmark.name for module in _modules().values() for benchmark in _defined(module)]
 
 
 def names_of_paper() -> list[str]:
     """Those that the paper has figures of."""
-    return [name for name, benchmark in _registry().items() if benchmark.paper]
+    return [name for name in all_names() if find(name).paper]
 
 
 def find(name: str) -> Benchmark:
     """Raises InputError for a name that no file defines."""
-    known = _registry()
-    if name not in known:
-        raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(known)}')
-    return known[name]
+    module = _modules().get(_FILE_OF.get(name, name))
+    for benchmark in _defined(module) if module else ():
+        if benchmark.name == name:
+            return benchmark
+    raise InputError(f'benchmark "{name}" is unknown; known: {", ".join(all_names())}')
 
 
-def _registry() -> dict[str, Benchmark]:
-    found: list[Benchmark] = []
+def _modules() -> dict[str, str]:
+    """File -> module, of image/ and then of video/; nothing of them is imported."""
+    found = {}
     for kind in ("image", "video"):
         package = importlib.import_module(f"llava_mini_jax.evaluation.{kind}")
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-            loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-            found += getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
-    return {benchmark.name: benchmark for benchmark in found}
+        names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        found |= {name: f"{package.__name__}.{name}" for name in names}
+    return found
 
 
-def need(folder: Path, file: str, benchmark: Benchmark) -> Path:
-    """A file of the benchmark, or InputError that says where it belongs and where one gets it."""
-    path = folder / file
-    if not path.exists():
-        raise InputError(
-            f"{benchmark.name}: there is no {path}; get it from {benchmark.files[file]}, and put it"
-            " there, as LLaVA's playground/data/eval has it"
-        )
-    return path
+def _defined(module: str) -> list[Benchmark]:
+    loaded = importlib.import_module(module)
+    return getattr(loaded, "BENCHMARKS", None) or [loaded.BENCHMARK]
+
+
+def percent(values: Collection[float]) -> float:
+    """100 times the mean; NaN of none."""
+    return 100 * sum(values) / len(values) if values else math.nan
 
 
 def standard_error(items: Mapping[str, float]) -> float:

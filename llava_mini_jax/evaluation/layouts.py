@@ -9,7 +9,7 @@ is asked: who scores an answers file needs none of them.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,19 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."  #
 
 def read_json(path: Path) -> Any:
     return _parse(_bytes(path), str(path))
+
+
+def read_list(path: Path) -> list[Any]:
+    """Of JSON; raises InputError for anything but a list."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise InputError(f"{path} holds a {type(rows).__name__}; expected a list.")
+    return rows
+
+
+def texts(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[str, str]:
+    """What was answered, by key, in the order of the questions; of those that have an answer."""
+    return {q.key: answers[q.key].text for q in questions if q.key in answers}
 
 
 def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -73,6 +86,7 @@ def read_parquet(
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     if isinstance(picture := row.get("image"), Mapping):
+                        # Rows about one picture each bring its bytes; one copy of them is held.
                         content = picture.get("bytes")
                         row["image"] = content and held.setdefault(content, content)
                     place = f"{path}, row {len(rows) + 1}"
@@ -150,6 +164,15 @@ def check_prompts(
         )
 
 
+def check_same(benchmark: str, odd: Sequence[str], files: str, what: str = "questions") -> None:
+    """Raises InputError if some are `odd`: in one of two files, which are about the same."""
+    if odd:
+        raise InputError(
+            f"{benchmark}: {len(odd)} {what} are in only one of {files}: {listed(odd)}. Use files"
+            " that belong together."
+        )
+
+
 def check_all_answered(
     benchmark: str, questions: Sequence[Question], answers: Mapping[str, Answer]
 ) -> None:
@@ -172,6 +195,13 @@ def hidden(rule: str, parsed: Mapping[str, str], unparsed: Sequence[str]) -> Sco
 def write_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """An object a line, in ASCII; scripts read them as Python, too, which JSON of texts is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

@@ -53,7 +53,7 @@ def write(path: Path, rows: Sequence[Sequence[str | int]]) -> Path:
     sheet = f'<worksheet xmlns="{_MAIN}"><sheetData>{"".join(lines)}</sheetData></worksheet>'
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in {**_PARTS, "xl/worksheets/sheet1.xml": sheet}.items():
-            info = zipfile.ZipInfo(name)  # dated 1980
+            info = zipfile.ZipInfo(name)  # dated 1980, so that the bytes do not depend on the day
             info.compress_type = zipfile.ZIP_DEFLATED
             file.writestr(info, _HEAD + content)
     return path

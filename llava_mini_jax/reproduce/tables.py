@@ -1,6 +1,6 @@
 """The paper's tables that say what a part of the model is worth, as rows that can be trained.
 
-    TableRow: a model, at two scales (a config file; arguments of `config.build`), the paper's scores
+    TableRow: a model, at two scales (config file; arguments of `config.build`), the paper's scores
     Claim: an order of rows that the paper states      Table: rows and claims
 
 A row that stands in several tables is one entry of ROWS, and is trained once.

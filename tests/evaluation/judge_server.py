@@ -11,7 +11,7 @@ import pytest
 
 from llava_mini_jax.evaluation.judge import judging
 from llava_mini_jax.evaluation.judge.http import Endpoint
-from llava_mini_jax.evaluation.judge.wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill, messages
 
 KEY = "sk-test-4f9a0c2e7b"
 OURS = {"ask": "Is {answer} right?"}
@@ -107,16 +107,15 @@ def plan(count, rungs=1, readable=lambda text: True, same=False):
         source="nowhere",
         readable=readable,
         write=lambda *args: [],
-        ladders=lambda folder, questions, answers, texts, options: [
+        ladders=lambda judged, texts, options: [
             judging.Ladder(
                 f"item{n}",
-                [{"messages": judging.messages(fill(texts["ask"], answer=str(n * (not same))))}]
-                * rungs,
+                [{"messages": messages(fill(texts["ask"], answer=str(n * (not same))))}] * rungs,
             )
             for n in range(count)
         ],
     )
-    return tool.plan(None, [], {})
+    return tool.plan([], {})
 
 
 def number(body):

@@ -200,7 +200,7 @@ tool = benchmark.find("mmvet")
 questions = tool.questions(place)
 lines = answers.read_lines(place / "answers" / "golden-model.jsonl")
 given = answers.join(tool, questions, lines).answers
-plan = tool.judge.plan(place, questions, given)
+plan = tool.judge.plan(questions, given)
 replies = client.ask(plan, Endpoint(base_url=url, concurrency=4), file)
 print(json.dumps(tool.score(place, questions, given, replies=replies).rules["official"].value))
 """

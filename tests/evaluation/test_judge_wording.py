@@ -14,7 +14,7 @@ def test_fields_of_other_servers(tmp_path):
     place = golden.folder("mmvet", "llava", tmp_path)
     tool, questions, joined = golden.joined("mmvet", place)
     fields = {"max_tokens": None, "max_completion_tokens": 16}
-    asks = tool.judge.plan(place, questions, joined.answers, fields=fields, model="other").asks
+    asks = tool.judge.plan(questions, joined.answers, fields=fields, model="other").asks
     body = asks[0].requests[0].body
     assert body["model"] == "other" and body["max_completion_tokens"] == 16
     assert "max_tokens" not in body

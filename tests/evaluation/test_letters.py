@@ -118,6 +118,7 @@ def test_lmms_letter(text, letter):
         ("It's", "it's"),
         ("1.5 or so.", "1.5 or so"),
         ("x." * 33, "x" * 33 + "."),  # 32 periods go
+        ("٣,٤ x.٤", "٣٤ x.٤"),  # digits are those of any script
         ("F", "f"),
         ("", ""),
     ],

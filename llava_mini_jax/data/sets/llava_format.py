@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.data.media.video import FrameSampling, read_video
+from llava_mini_jax.data.media.video_names import SUFFIXES, find_video
 from llava_mini_jax.data.sets.arrayrecord import PackedVideo
 from llava_mini_jax.data.sets.order import MODALITIES
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.errors import InputError
 
 VIDEO_MARK = "<video>"  # of Video-ChatGPT's conversations, where LLaVA writes "<image>"
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".flv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +117,11 @@ def _single(fields: dict[str, Any], key: str, place: str) -> Any:
 
 def _find_video(folder: Path, name: str, place: str) -> str:
     """The file; Video-ChatGPT's ids have no suffix, so then whichever the file has."""
-    path = str(folder / name)
-    for candidate in (path, *(path + suffix for suffix in VIDEO_SUFFIXES)):
-        if os.path.exists(candidate):  # unlike Path.exists, False for names that cannot be
-            return candidate
+    path = str(find_video([folder], [name], ("", *SUFFIXES)))
+    if os.path.exists(path):
+        return path
     raise InputError(
-        f"{place}: there is no video {path!r}, with or without one of {', '.join(VIDEO_SUFFIXES)};"
+        f"{place}: there is no video {path!r}, with or without one of {', '.join(SUFFIXES)};"
         " copy it there or remove the sample."
     )
 

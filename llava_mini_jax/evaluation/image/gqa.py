@@ -8,7 +8,6 @@ LLaVA takes periods from the end of an answer and lower-cases it, nothing else; 
 Questions that are not balanced are asked where LLaVA's file has them, and never counted.
 """
 
-import math
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 
 _ASKED = "llava_gqa_testdev_balanced.jsonl"
 _GOLD = "data/testdev_balanced_questions.json"
@@ -30,11 +29,11 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, pattern):
         return layouts.check_keys("gqa", _from_parquet(folder, parquet))
     asked = layouts.read_json_lines(
-        need(folder, _ASKED, BENCHMARK), {"question_id": str, "image": str, "text": str}
+        BENCHMARK.need(folder, _ASKED), {"question_id": str, "image": str, "text": str}
     )
     # Or in the folder itself.
     path = next((p for p in (folder / _GOLD, folder / Path(_GOLD).name) if p.exists()), None)
-    path = path or need(folder, _GOLD, BENCHMARK)
+    path = path or BENCHMARK.need(folder, _GOLD)
     golds = layouts.check_fields(layouts.read_json(path), {}, str(path))
     for name, gold in golds.items():
         layouts.check_fields(gold, _FIELDS, f"{path}, question {name}")
@@ -114,10 +113,7 @@ def _details(
         for question in counted:
             of_group[group(question.gold)].append(right[question.key])
         return {
-            str(name): {
-                "accuracy": 100 * sum(of_group[name]) / len(of_group[name]),
-                "n": len(of_group[name]),
-            }
+            str(name): {"accuracy": percent(of_group[name]), "n": len(of_group[name])}
             for name in sorted(of_group)
         }
 
@@ -166,19 +162,11 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
         for q in counted
     }
     missing = {"missing": sum(q.key not in answers for q in counted)}  # count as wrong
-    n = len(counted) or math.nan  # a part may have none that counts
     return Scores(
         headline="official",
         rules={
-            "official": Rule(
-                value=100 * sum(official.values()) / n,
-                items=official,
-                scale=100,
-                details=_details(counted, said, official) | missing,
-            ),
-            "lmms_eval": Rule(
-                value=100 * sum(tolerant.values()) / n, items=tolerant, scale=100, details=missing
-            ),
+            "official": Rule.mean_of(official, _details(counted, said, official) | missing),
+            "lmms_eval": Rule.mean_of(tolerant, missing),
         },
         parsed=said,
         unparsed=[key for key, text in said.items() if not text],

@@ -10,7 +10,6 @@ parser, and counts in its means: the tolerant rule reads more, and leaves out wh
 The official script joins its files line by line; here they are joined by id and by picture.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,10 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
+from llava_mini_jax.evaluation.judge.wording import messages
 
 _NAME = "llava_bench"
 _ASKED, _CONTEXT, _REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
@@ -34,43 +34,47 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, "data/train-*.parquet"):
         texts = ("question_id", "question", "category", "caption", "gpt_answer")
         columns: dict[str, type] = {**dict.fromkeys(texts, str), "image": bytes}
-        return layouts.check_keys(
-            _NAME, [_of_row(r) for r in layouts.read_parquet(parquet, columns)]
-        )
+        found = [
+            _question(
+                row["question_id"],
+                row["question"],
+                row["image"],
+                category=row["category"],
+                caption=row["caption"],
+                reference=row["gpt_answer"],
+            )
+            for row in layouts.read_parquet(parquet, columns)
+        ]
+        return layouts.check_keys(_NAME, found)
     fields: dict[str, type] = {"image": str, "category": str, "text": str}
-    asked = _by_id(need(folder, _ASKED, BENCHMARK), fields, "question_id")
-    references = _by_id(need(folder, _REFERENCE, BENCHMARK), {"text": str}, "question_id")
-    captions = _by_id(need(folder, _CONTEXT, BENCHMARK), {"image": str}, "image")
+    asked = _by_id(BENCHMARK.need(folder, _ASKED), fields, "question_id")
+    references = _by_id(BENCHMARK.need(folder, _REFERENCE), {"text": str}, "question_id")
+    captions = _by_id(BENCHMARK.need(folder, _CONTEXT), {"image": str}, "image")
     odd = [name for name in asked if name not in references]
-    odd += [
-        f"{row['image']} of {name}" for name, row in asked.items() if row["image"] not in captions
-    ]
+    odd += [f"{r['image']} of {name}" for name, r in asked.items() if r["image"] not in captions]
     if odd:
         raise InputError(
             f"{_NAME}: {len(odd)} questions have no line in {_REFERENCE}, or their picture none in"
             f" {_CONTEXT}: {layouts.listed(odd)}. Use files that belong together."
         )
-    found = []
-    for name, row in asked.items():
-        reference = references[name]
-        found.append(
-            _question(
-                row["question_id"],
-                row["text"],
-                folder / "images" / row["image"],
-                row["category"],
-                captions[row["image"]].get("caption"),
-                reference["text"],
-                reference.get("answer_id", ""),
-            )
+    found = [
+        _question(
+            row["question_id"],
+            row["text"],
+            folder / "images" / row["image"],
+            category=row["category"],
+            caption=captions[row["image"]].get("caption"),
+            reference=references[name]["text"],
+            reference_id=references[name].get("answer_id", ""),
         )
+        for name, row in asked.items()
+    ]
     return layouts.check_keys(_NAME, found)
 
 
 def _by_id(path: Path, fields: Mapping[str, type], name: str) -> dict[str, dict[str, Any]]:
-    rows = layouts.read_json_lines(path, fields)
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in layouts.read_json_lines(path, fields):
         if name not in row or str(row[name]) in found:
             raise InputError(
                 f'{path}: "{name}" {row.get(name)} is missing or stands twice; correct it'
@@ -79,25 +83,18 @@ def _by_id(path: Path, fields: Mapping[str, type], name: str) -> dict[str, dict[
     return found
 
 
-def _of_row(row: Mapping[str, Any]) -> Question:
-    if not row["image"]:
-        raise InputError(
-            f"{_NAME}: question {row['question_id']} has no picture; get the file again"
-        )
-    return _question(
-        row["question_id"],
-        row["question"],
-        row["image"],
-        row["category"],
-        row["caption"],
-        row["gpt_answer"],
-        "",
-    )
-
-
 def _question(
-    name: Any, text: str, image: Path | bytes, category: str, caption: Any, reference: str, by: str
+    name: Any,
+    text: str,
+    image: Path | bytes,
+    *,
+    category: str,
+    caption: Any,
+    reference: str,
+    reference_id: str = "",
 ) -> Question:
+    if not image:
+        raise InputError(f"{_NAME}: question {name} has no picture; get the file again")
     lines = caption if isinstance(caption, list) else [caption]
     if category not in CATEGORIES or not all(isinstance(line, str) for line in lines):
         raise InputError(
@@ -114,26 +111,20 @@ def _question(
             "category": f"llava_bench_{category}",
             "caption": "\n".join(lines),
             "reference": reference,
-            "reference_id": by,
+            "reference_id": reference_id,
         },
     )
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     """One request an item. A missing answer is judged as an empty one, so that it counts."""
-    layouts.check_prompts(_NAME, questions, answers)
+    layouts.check_prompts(_NAME, judged.questions, judged.answers)
     # The official system message is in the script, not in rule.json.
     ours = texts == own_texts.LLAVA_BENCH
     system = own_texts.LLAVA_BENCH_SYSTEM if ours else own_texts.LLAVA_BENCH_OFFICIAL_SYSTEM
     found = []
-    for question in questions:
-        gold, answer = question.gold, answers.get(question.key)
+    for question in judged.questions:
+        gold, answer = question.gold, judged.answers.get(question.key)
         blocks = (
             f"[Context]\n{gold['caption']}\n\n",
             f"[Question]\n{question.text}\n\n",
@@ -152,6 +143,7 @@ def _ladders(
 
 def read_official(reply: str) -> tuple[float, float] | None:
     """The scores of reference and model in a reply; None for what the script makes [-1, -1]."""
+    # Two blanks between the numbers make three parts, and so no pair, as in the script.
     pair = reply.split("\n")[0].replace(",", " ").split(" ")
     try:
         return (float(pair[0]), float(pair[1])) if len(pair) == 2 else None
@@ -235,15 +227,9 @@ def _rule(
     )
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    replies = need_replies(_NAME, replies)
-    layouts.check_prompts(_NAME, questions, answers)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions = judged.questions
+    layouts.check_prompts(_NAME, questions, judged.answers)
     said = {q.key: text for q in questions if (text := replies.final(q.key)) is not None}
     parsed = {key: read_official(text) or (-1, -1) for key, text in said.items()}
     return Scores(
@@ -258,34 +244,25 @@ def _score(
     )
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """The official reviews file, without pending items, which that script would ask for next."""
-    lines = []
-    for question in questions:
-        text, answer = replies.final(question.key), answers.get(question.key)
+    judged, lines = replies.plan.judged, []
+    for question in judged.questions:
+        text, answer = replies.final(question.key), judged.answers.get(question.key)
         if text is None:
             break  # the script skips as many questions as the file has lines
-        line = {
-            "id": len(lines) + 1,
-            "question_id": question.question_id,
-            "answer1_id": question.gold["reference_id"],
-            "answer2_id": answer.line.get("answer_id", "") if answer else "",
-            "category": question.gold["category"],
-            "content": text,
-            "tuple": list(read_official(text) or (-1, -1)),
-        }
-        lines.append(json.dumps(line) + "\n")
-    path = out / "reviews" / f"{model_id}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
-    return [path]
+        lines.append(
+            {
+                "id": len(lines) + 1,
+                "question_id": question.question_id,
+                "answer1_id": question.gold["reference_id"],
+                "answer2_id": answer.line.get("answer_id", "") if answer else "",
+                "category": question.gold["category"],
+                "content": text,
+                "tuple": list(read_official(text) or (-1, -1)),
+            }
+        )
+    return [layouts.write_json_lines(out / "reviews" / f"{model_id}.jsonl", lines)]
 
 
 _EVAL_ZIP = "liuhaotian/llava-bench-in-the-wild on the Hugging Face hub"
@@ -309,7 +286,7 @@ BENCHMARK = Benchmark(
     },
     max_new_tokens=128,  # the release's; LLaVA's own script gives 1024, and cuts no description
     questions=_questions,
-    score=_score,
+    score=scored_by(_NAME, _score),
     judge=Judge(
         model="gpt-4-0314",
         ours=own_texts.LLAVA_BENCH,

@@ -18,7 +18,6 @@ at the first such option, and so do these. The parquet files write "nan" into em
 
 import base64
 import csv
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, xlsx
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.letters import lmms_letter, lmms_prefetch, vlmevalkit
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -42,10 +41,9 @@ _SHORT = {
     "logic_reasoning": "LR",
     "relation_reasoning": "RR",
 }
-_EMPTY = {  # what pandas takes for an empty cell of a text file
-    *("", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>"),
-    *("#NA", "#N/A", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
-}
+# What pandas takes for an empty cell of a text file.
+_WORDS = "NaN nan -NaN -nan NULL null None N/A n/a NA <NA> #NA #N/A 1.#IND -1.#IND 1.#QNAN -1.#QNAN"
+_EMPTY = {"", "#N/A N/A", *_WORDS.split()}
 
 
 def _empty(cell: str | None) -> bool:
@@ -58,13 +56,13 @@ def _ends_options(cell: str | None) -> bool:
 
 
 def _questions(chinese: bool, folder: Path) -> list[Question]:
-    benchmark = BENCHMARKS[chinese]
+    benchmark = BENCHMARKS[chinese]  # False is 0, the English one
     table = next(iter(benchmark.files))
     if parquet := layouts.parquet_instead(folder, table, f"{_language(chinese)}/dev-*.parquet"):
         place = str(parquet[0].parent)
         rows = layouts.read_parquet(parquet, _FIELDS, ("hint", *"ABCD", *_ABILITY, "split"))
     else:
-        path = need(folder, table, benchmark)
+        path = benchmark.need(folder, table)
         place, rows = str(path), _read_table(path)
     instruction = "\n请直接回答选项字母。" if chinese else layouts.LETTER
     for row in rows:
@@ -183,28 +181,14 @@ def _by_question(
             items[key] = float(all(said.get(q.key) == q.gold["letter"] for q in own))
             for kind, name in (("parts", "ability"), ("categories", "category")):
                 kinds[kind].setdefault(own[0].gold[name], []).append(items[key])
-    details = {kind: {n: _percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
+    details = {kind: {n: percent(v) for n, v in sorted(k.items())} for kind, k in kinds.items()}
     missing = sum(q.key not in said for q in questions)
     remarks = {}
     if left_out := len(passes) - len(items):
         why = "this part of the rows lacks some of their passes"
         remarks["remark"] = f"{left_out} questions are left out: {why}"
-    return Rule(
-        value=_percent(list(items.values())),
-        items=items,
-        scale=100,
-        details={
-            **details,
-            "questions": len(items),
-            "rows": len(questions),
-            "missing": missing,
-            **remarks,
-        },
-    )
-
-
-def _percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values) if values else math.nan
+    counts = {"questions": len(items), "rows": len(questions), "missing": missing}
+    return Rule.mean_of(items, {**details, **counts, **remarks})
 
 
 def _said(
@@ -265,7 +249,7 @@ def _language(chinese: bool) -> str:
 
 
 def _benchmark(
-    chinese: bool, name: str, title: str, table: str, paper: Mapping[str, float]
+    name: str, title: str, table: str, *, chinese: bool, paper: Mapping[str, float]
 ) -> Benchmark:
     return Benchmark(
         name=name,
@@ -286,16 +270,16 @@ def _benchmark(
 
 BENCHMARKS = [
     _benchmark(
-        False,
         "mmbench",
         "MMBench",
         "mmbench_dev_20230712.tsv",
-        {
+        chinese=False,
+        paper={
             "LLaVA-1.5 7B": 64.3,
             "LLaVA-Mini 7B": 65.6,
             "LLaVA-Mini 7B HD": 67.5,
             "LLaVA-Mini 8B": 71.6,
         },
     ),
-    _benchmark(True, "mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", {}),
+    _benchmark("mmbench_cn", "MMBench-CN", "mmbench_dev_cn_20231003.tsv", chinese=True, paper={}),
 ]

@@ -20,7 +20,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 
 _PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR"
 _COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning"
@@ -46,10 +46,10 @@ def _questions(folder: Path) -> list[Question]:
 
 
 def _from_llava(folder: Path) -> list[Question]:
-    tree = need(folder, _TREE, BENCHMARK)
+    tree = BENCHMARK.need(folder, _TREE)
     fields = {"question_id": str, "image": str, "text": str}
     found, golds = [], {}
-    for row in layouts.read_json_lines(need(folder, _ASKED, BENCHMARK), fields):
+    for row in layouts.read_json_lines(BENCHMARK.need(folder, _ASKED), fields):
         subtask, file = _split(row["image"])
         stem = file.rsplit(".", 1)[0]
         if (subtask, stem) not in golds:
@@ -165,10 +165,11 @@ def _rules(
             continue
         pictures: dict[str, float] = {}
         for question in asked:
+            # Of "acc_plus": a picture counts if both its questions are answered rightly.
             before = pictures.get(_picture(question), 1.0)
             pictures[_picture(question)] = min(before, right[question.key])
-        accuracy = 100 * sum(right[q.key] for q in asked) / len(asked)
-        whole = 100 * sum(pictures.values()) / len(pictures)
+        accuracy = percent([right[q.key] for q in asked])
+        whole = percent(pictures.values())
         subtasks[subtask] = {
             "acc": accuracy,
             "acc_plus": whole,

@@ -24,9 +24,10 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
+from llava_mini_jax.evaluation.judge.wording import messages
 
 _NAME = "mmvet"
 _FILE = "mm-vet.json"
@@ -45,7 +46,7 @@ def _questions(folder: Path) -> list[Question]:
             for row in rows
         ]
         return layouts.check_keys(_NAME, found)
-    path = need(folder, _FILE, BENCHMARK)
+    path = BENCHMARK.need(folder, _FILE)
     items = layouts.check_fields(layouts.read_json(path), {}, str(path))
     found = []
     for name, item in items.items():
@@ -73,22 +74,17 @@ def _question(
     )
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     """A ladder for each item and run; missing answers are not asked about, their score is 0."""
-    layouts.check_prompts(_NAME, questions, answers)
+    layouts.check_prompts(_NAME, judged.questions, judged.answers)
     found = []
     for run in range(_runs(options)):
-        for question in questions:
-            if question.key not in answers:
+        for question in judged.questions:
+            if question.key not in judged.answers:
                 continue
+            # Blanks around AND and OR, and three tokens for the grade: the evaluator's own.
             truth = question.gold["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-            row = " | ".join([question.text, truth, answers[question.key].text, ""])
+            row = " | ".join([question.text, truth, judged.answers[question.key].text, ""])
             first = f"{texts['prompt']}\n{row}"
             bodies = [
                 {
@@ -199,14 +195,8 @@ def _rounded(table: Mapping[str, float], decimals: int = _DECIMALS) -> dict[str,
     return {name: float(np.round(value, decimals)) for name, value in table.items()}
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    replies = need_replies(_NAME, replies)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions, answers = judged.questions, judged.answers
     layouts.check_prompts(_NAME, questions, answers)
     official = _rule(questions, replies, tolerant=False)
     unread = set(official.details["unread"])
@@ -218,18 +208,12 @@ def _score(
     )
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """The files of LLaVA's converter and of the evaluator, which goes on from the grade file."""
+    questions, answers = replies.plan.judged.questions, replies.plan.judged.answers
     runs, folder = _runs(replies.plan.options), out / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    results = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    results = layouts.texts(questions, answers)
     grades: dict[str, dict[str, list[Any]]] = {}
     for question in questions:
         keys = [_ask_key(question.key, run) for run in range(runs)]
@@ -240,6 +224,7 @@ def _write(
         scores = [_grades(question.key, replies, r, False) for r in range(len(said))]
         grades[question.key] = {
             "model": [of_run[-1].model for of_run in said],
+            # The evaluator keeps the first word of a reply that it could read, else all of it.
             "content": [
                 of_run[-1].text.split(" ")[0].strip() if read else of_run[-1].text
                 for of_run, (_, read) in zip(said, scores, strict=True)
@@ -289,7 +274,7 @@ BENCHMARK = Benchmark(
     },
     max_new_tokens=128,  # the release's; LLaVA's own script gives 1024
     questions=_questions,
-    score=_score,
+    score=scored_by(_NAME, _score),
     judge=Judge(
         model="gpt-4-0613",
         ours=own_texts.MMVET,

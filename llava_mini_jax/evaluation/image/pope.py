@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 
 SPLITS = {"adversarial": 0, "popular": 20_000_000, "random": 10_000_000}  # what LLaVA adds to ids
 _ASKED = "llava_pope_test.jsonl"
@@ -26,7 +26,7 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, "Full/*.parquet", "data/test-*.parquet"):
         return layouts.check_keys("pope", _from_parquet(parquet))
     fields = {"question_id": int, "image": str, "text": str, "category": str}
-    asked = layouts.read_json_lines(need(folder, _ASKED, BENCHMARK), fields)
+    asked = layouts.read_json_lines(BENCHMARK.need(folder, _ASKED), fields)
     labels = _labels(folder, asked)
     found = []
     for row in asked:
@@ -48,7 +48,7 @@ def _labels(folder: Path, asked: Sequence[Mapping]) -> dict[tuple[str, str, str]
     labels: dict[tuple[str, str, str], str] = {}
     fields = {"image": str, "text": str, "label": str}
     for split in SPLITS:
-        path = need(folder, f"coco/coco_pope_{split}.json", BENCHMARK)
+        path = BENCHMARK.need(folder, f"coco/coco_pope_{split}.json")
         rows = layouts.read_json_lines(path, fields)
         wanted = [row for row in asked if row["category"] == split]
         if len(rows) != len(wanted):
@@ -147,6 +147,7 @@ def _counts(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 def _rule(read, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Rule:
     said = {}
     for question in questions:
+        # A question without an answer is answered wrongly: no count, so no F1, leaves it out.
         wrong = "no" if question.gold["label"] == "yes" else "yes"
         answer = answers.get(question.key)
         said[question.key] = wrong if answer is None else read(answer.text)

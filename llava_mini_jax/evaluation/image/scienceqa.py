@@ -14,7 +14,6 @@ Parquet files have no ids: with pid_splits.json beside them, ScienceQA-FULL gets
 order; otherwise a question's id is its row ("row 17"), and only answers of our own can be joined.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED = "llava_test_CQM-A.json"
@@ -35,11 +34,9 @@ def _questions(folder: Path) -> list[Question]:
     full, some = "ScienceQA-FULL/test-*.parquet", "ScienceQA-IMG/test-*.parquet"
     if parquet := layouts.parquet_instead(folder, _ASKED, full, some):
         return layouts.check_keys("scienceqa", _from_parquet(folder, parquet))
-    path = need(folder, _ASKED, BENCHMARK)
-    asked = layouts.read_json(path)
-    if not isinstance(asked, list):
-        raise InputError(f"{path} holds a {type(asked).__name__}; expected a list of questions.")
-    problems_path = need(folder, "problems.json", BENCHMARK)
+    path = BENCHMARK.need(folder, _ASKED)
+    asked = layouts.read_list(path)
+    problems_path = BENCHMARK.need(folder, "problems.json")
     problems = layouts.check_fields(layouts.read_json(problems_path), {}, str(problems_path))
     found = []
     for number, row in enumerate(asked, 1):
@@ -57,17 +54,13 @@ def _questions(folder: Path) -> list[Question]:
         found.append(_question(name, text, image, problem))
     known = {row["id"] for row in asked}
     odd = sorted(known ^ set(_listed(folder)))
-    if odd:
-        raise InputError(
-            f"scienceqa: {len(odd)} questions are in only one of {path} and the test split of"
-            f" pid_splits.json: {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("scienceqa", odd, f"{path} and the test split of pid_splits.json")
     return layouts.check_keys("scienceqa", found)
 
 
 def _listed(folder: Path) -> list[str]:
     """The ids of the test split, in order."""
-    path = need(folder, "pid_splits.json", BENCHMARK)
+    path = BENCHMARK.need(folder, "pid_splits.json")
     splits = layouts.check_fields(layouts.read_json(path), {"test": list}, str(path))
     return [str(name) for name in splits["test"]]
 
@@ -121,13 +114,13 @@ def read_official(text: str) -> str:
         return text
     if text[:1] in tuple(_LETTERS) and text[1:3] == ". ":
         return text[0]
-    said = re.findall(r"The answer is ([A-Z]).", text)
+    said = re.findall(r"The answer is ([A-Z]).", text)  # any character ends it, as in the script
     return said[0] if len(said) == 1 else "FAILED"
 
 
 def read_lmms(text: str) -> str:
     """lmms-eval's: a letter alone in any case, or a capital in front of a period; else ""."""
-    alone = text.strip().upper()
+    alone = text.strip().upper()  # blanks at the ends spoil the second form, not the first
     if len(alone) == 1:
         return alone
     return text[0] if text[1:2] == "." and text[0].isupper() else ""
@@ -136,9 +129,7 @@ def read_lmms(text: str) -> str:
 def _rule(
     questions: Sequence[Question], right: Mapping[str, float], details: Mapping[str, Any]
 ) -> Rule:
-    items = {q.key: right[q.key] for q in questions}
-    value = 100 * sum(items.values()) / len(items) if items else math.nan
-    return Rule(value=value, items=items, scale=100, details=details)
+    return Rule.mean_of({q.key: right[q.key] for q in questions}, details)
 
 
 def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[str, dict]:

@@ -11,14 +11,13 @@ nothing but the bare letter: "B." is wrong. "first_character" is lmms-eval's.
 LLaVA's ids are numbers where the official ones are digits.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
@@ -29,11 +28,12 @@ _FIELDS = {
     "question_type_id": int,
 }
 _KINDS = ("image", "video")
-TYPES = (
-    *("Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location"),
-    *("Instances Counting", "Spatial Relation", "Instance Interaction", "Visual Reasoning"),
-    *("Text Understanding", "Action Recognition", "Action Prediction", "Procedure Understanding"),
+_TYPES = (  # in the order of question_type_id
+    "Scene Understanding, Instance Identity, Instance Attributes, Instance Location, "
+    "Instances Counting, Spatial Relation, Instance Interaction, Visual Reasoning, "
+    "Text Understanding, Action Recognition, Action Prediction, Procedure Understanding"
 )
+TYPES = tuple(_TYPES.split(", "))
 
 
 def _questions(folder: Path) -> list[Question]:
@@ -47,14 +47,14 @@ def _questions(folder: Path) -> list[Question]:
 
 def _from_llava(folder: Path) -> list[Question]:
     asked = {}
-    path = need(folder, _ASKED, BENCHMARK)
+    path = BENCHMARK.need(folder, _ASKED)
     for row in layouts.read_json_lines(path, {"image": str, "text": str}):
         name = str(row.get("question_id"))
         if name in asked:
             raise InputError(f"seed_bench: question {name} stands twice in {path}; remove one.")
         asked[name] = row
     inner = folder / _RELEASE
-    path = inner / _LABELS if (inner / _LABELS).exists() else need(folder, _LABELS, BENCHMARK)
+    path = inner / _LABELS if (inner / _LABELS).exists() else BENCHMARK.need(folder, _LABELS)
     rows = layouts.check_fields(layouts.read_json(path), {"questions": list}, str(path))
     pictures = inner if inner.exists() else folder
     found, odd = [], []
@@ -65,11 +65,7 @@ def _from_llava(folder: Path) -> list[Question]:
             odd.append(row["question_id"])
         else:
             found.append(_question(row, line["text"], pictures / line["image"]))
-    if odd := [*odd, *asked]:
-        raise InputError(
-            f"seed_bench: {len(odd)} questions are in only one of {_ASKED} and {path}:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("seed_bench", [*odd, *asked], f"{_ASKED} and {path}")
     return found
 
 
@@ -114,24 +110,13 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
     for question in questions:
         groups[question.gold["kind"]].append(items[question.key])
         groups[question.gold["type"]].append(items[question.key])
-    return Rule(
-        value=_percent(list(items.values())),
-        items=items,
-        scale=100,
-        details={
-            "parts": {name: _percent(own) for name, own in groups.items() if own},
-            "missing": len(questions) - len(said),
-        },
-    )
-
-
-def _percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values) if values else 0.0
+    parts = {name: percent(own) for name, own in groups.items() if own}
+    return Rule.mean_of(items, {"parts": parts, "missing": len(questions) - len(said)})
 
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("seed_bench", questions, answers)
-    texts = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    texts = layouts.texts(questions, answers)
     said = {
         "letter": {key: lone_letter(text, "ABCD") for key, text in texts.items()},
         "llava": {key: text if text in tuple("ABCD") else "" for key, text in texts.items()},
@@ -155,10 +140,7 @@ def _submission(
     """Lines of official ids and raw answers, in the official order."""
     layouts.check_all_answered("seed_bench", questions, answers)
     rows = [{"question_id": q.key, "prediction": answers[q.key].text} for q in questions]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "submission.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [path]
+    return [layouts.write_json_lines(out / "submission.jsonl", rows)]
 
 
 BENCHMARK = Benchmark(

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _ASKED = "llava_textvqa_val_v051_ocr.jsonl"
@@ -30,8 +30,8 @@ def _questions(folder: Path) -> list[Question]:
     if parquet := layouts.parquet_instead(folder, _ASKED, "data/validation-*.parquet"):
         return layouts.check_keys("textvqa", _from_parquet(parquet))
     fields = {"question_id": str, "image": str, "text": str}
-    rows = layouts.read_json_lines(need(folder, _ASKED, BENCHMARK), fields)
-    path = need(folder, _GOLD, BENCHMARK)
+    rows = layouts.read_json_lines(BENCHMARK.need(folder, _ASKED), fields)
+    path = BENCHMARK.need(folder, _GOLD)
     listed = layouts.check_fields(layouts.read_json(path), {"data": list}, str(path))["data"]
     golds: dict[str, list[Mapping[str, Any]]] = {}
     for number, gold in enumerate(listed, 1):
@@ -50,11 +50,7 @@ def _questions(folder: Path) -> list[Question]:
             odd.append(key)
         seen[key] += 1
     odd += [key for key, same in golds.items() if seen[key] < len(same)]
-    if odd:
-        raise InputError(
-            f"textvqa: {len(odd)} questions are in only one of {_ASKED} and {path}:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("textvqa", odd, f"{_ASKED} and {path}")
     return layouts.check_keys("textvqa", found)
 
 
@@ -120,12 +116,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
         humans = [normalise.m4c(answer) for answer in question.gold["answers"]]
         key = question.key
         items[key] = normalise.leave_one_out(said[key], humans) if key in said else 0.0
-    rule = Rule(
-        value=100 * sum(items.values()) / (len(items) or 1),
-        items=items,
-        scale=100,
-        details={"missing": len(items) - len(said)},  # count as wrong
-    )
+    rule = Rule.mean_of(items, {"missing": len(items) - len(said)})  # these count as wrong
     return Scores(
         headline="official",
         rules={"official": rule, "lmms_eval": rule},  # the same rule in both tools

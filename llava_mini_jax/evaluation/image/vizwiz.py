@@ -19,7 +19,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -37,18 +37,15 @@ def _questions(folder: Path, *, val: bool) -> list[Question]:
         splits = ["data/val-*.parquet"] if val else ["data/test-*.parquet", "data/val-*.parquet"]
         parquet = layouts.parquet_files(folder, *splits)
         if not parquet:
-            need(folder, "val.json" if val else "llava_test.jsonl", BENCHMARK)
+            BENCHMARK.need(folder, "val.json" if val else "llava_test.jsonl")
         found = _from_parquet(parquet)
     return layouts.check_keys("vizwiz", found)
 
 
 def _from_val(folder: Path) -> list[Question]:
-    path = need(folder, "val.json", BENCHMARK)
-    listed = layouts.read_json(path)
-    if not isinstance(listed, list):
-        raise InputError(f"{path} holds a {type(listed).__name__}; expected a list of questions.")
+    path = BENCHMARK.need(folder, "val.json")
     golds = {}
-    for number, row in enumerate(listed):
+    for number, row in enumerate(layouts.read_list(path)):
         layouts.check_fields(row, _ANNOTATED, f"{path}, item {number + 1}")
         for answer in row["answers"]:
             layouts.check_fields(answer, {"answer": str}, f"{path}, {row['image']}")
@@ -69,11 +66,8 @@ def _from_val(folder: Path) -> list[Question]:
             for number, (image, gold) in enumerate(golds.items())
         ]
     asked = {row["image"] for row in rows}
-    if odd := sorted(asked ^ golds.keys()):
-        raise InputError(
-            f"vizwiz: {len(odd)} pictures are in only one of {path} and llava_val.jsonl:"
-            f" {layouts.listed(odd)}. Use files that belong together."
-        )
+    files = f"{path} and llava_val.jsonl"
+    layouts.check_same("vizwiz", sorted(asked ^ golds.keys()), files, "pictures")
     return [_question(row, folder / "val" / row["image"], golds[row["image"]]) for row in rows]
 
 
@@ -130,11 +124,9 @@ def _rule(
         return _rounded([items[q.key] for q in questions if chosen(q.gold)])
 
     types = dict.fromkeys(q.gold["answer_type"] for q in questions)
-    return Rule(
-        value=100 * sum(items.values()) / (len(items) or 1),
-        items=items,
-        scale=100,
-        details={
+    return Rule.mean_of(
+        items,
+        {
             "answerable": of(lambda gold: gold["answerable"]),
             "unanswerable": of(lambda gold: not gold["answerable"]),
             "answer types": {str(t): of(lambda gold, t=t: gold["answer_type"] == t) for t in types},
@@ -167,7 +159,7 @@ def _unanswerability(questions: Sequence[Question], said: Mapping[str, str]) -> 
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("vizwiz", questions, answers)
-    raw = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
     unparsed = [key for key, text in processed.items() if not text]
     if any(q.gold is None for q in questions):
@@ -176,6 +168,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
     def server(texts: Mapping[str, str], contractions: Mapping[str, str]) -> Rule:
         said = {key: normalise.vqa(text, contractions) for key, text in texts.items()}
         rule = _rule(questions, said)
+        # The evaluation script rounds its figure to two decimals, lmms-eval does not.
         return dataclasses.replace(rule, value=_rounded(list(rule.items.values())))
 
     typographic, backtick = normalise.VIZWIZ_CONTRACTIONS, normalise.BACKTICK_CONTRACTIONS

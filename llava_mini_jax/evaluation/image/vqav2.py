@@ -20,7 +20,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
@@ -44,7 +44,7 @@ def _questions(folder: Path, *, val: bool) -> list[Question]:
             splits.insert(0, "data/testdev-*.parquet")
         parquet = layouts.parquet_files(folder, *splits)
         if not parquet:
-            need(folder, _VAL if val else _TEST_DEV, BENCHMARK)
+            BENCHMARK.need(folder, _VAL if val else _TEST_DEV)
         found = _from_parquet(parquet)
     return layouts.check_keys("vqav2", found)
 
@@ -61,7 +61,7 @@ def _from_val(folder: Path) -> list[Question]:
             layouts.check_fields(row, fields, f"{path}, question {len(rows) + 1}")
             image = f"COCO_val2014_{row['image_id']:012d}.jpg"
             rows.append({**row, "image": image, "text": row["question"] + layouts.SHORT})
-    path = need(folder, _GOLD, BENCHMARK)
+    path = BENCHMARK.need(folder, _GOLD)
     golds = {}
     listed = layouts.check_fields(layouts.read_json(path), {"annotations": list}, str(path))
     for number, gold in enumerate(listed["annotations"], 1):
@@ -70,11 +70,7 @@ def _from_val(folder: Path) -> list[Question]:
         golds[gold["question_id"]] = gold
     asked = {row["question_id"] for row in rows}
     odd = [str(name) for name in sorted(asked ^ golds.keys())]
-    if odd:
-        raise InputError(
-            f"vqav2: {len(odd)} questions are in only one of {path} and the file of questions"
-            f" beside it: {layouts.listed(odd)}. Use files that belong together."
-        )
+    layouts.check_same("vqav2", odd, f"{path} and the file of questions beside it")
     pictures = folder / "val2014"
     return [_question(row, pictures / row["image"], golds[row["question_id"]]) for row in rows]
 
@@ -140,6 +136,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
 
     return Rule(
         value=normalise.percent(list(items.values())),
+        # The script rounds what it says of each question, and averages what it did not round.
         items={key: normalise.percent([item]) / 100 for key, item in items.items()},
         scale=100,
         details={
@@ -153,7 +150,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
 
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
     layouts.check_prompts("vqav2", questions, answers)
-    raw = {q.key: answers[q.key].text for q in questions if q.key in answers}
+    raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
     unparsed = [key for key, text in processed.items() if not text]
     if any(q.gold is None for q in questions):
@@ -167,12 +164,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
         rules={
             "llava": _official_rule(questions, processed),
             "official": _official_rule(questions, raw),
-            "lmms_eval": Rule(
-                value=100 * sum(common.values()) / (len(common) or 1),
-                items=common,
-                scale=100,
-                details={"missing": len(questions) - len(raw)},
-            ),
+            "lmms_eval": Rule.mean_of(common, {"missing": len(questions) - len(raw)}),
         },
         parsed=processed,
         unparsed=unparsed,
@@ -187,7 +179,7 @@ def _submission(
     if parquet := layouts.parquet_instead(folder, _TEST, "data/test-*.parquet"):
         rows = layouts.read_parquet(parquet, {"question_id": int})
     else:
-        rows = layouts.read_json_lines(need(folder, _TEST, BENCHMARK), {"question_id": int})
+        rows = layouts.read_json_lines(BENCHMARK.need(folder, _TEST), {"question_id": int})
     listed = [row["question_id"] for row in rows]
     known = set(listed)
     unknown = [q.key for q in questions if q.question_id not in known]

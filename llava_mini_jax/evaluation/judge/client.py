@@ -1,6 +1,6 @@
 """Replies of a judge from any OpenAI-compatible server, each paid for once.
 
-    Plan --threads, a ladder each--> is the reply kept? -- yes --------------------------> Reply
+    JudgePlan --threads, a ladder each--> is the reply kept? -- yes ---------------------> Reply
                                           | no                                              ^
                     POST {base}/chat/completions --whole response--> KEPT.jsonl (appended) -'
                           | 408, 409, 425, 429, 5xx, silence, garbage: wait, again, `tries` times
@@ -43,9 +43,9 @@ from llava_mini_jax.evaluation.judge.http import (
 )
 from llava_mini_jax.evaluation.judge.judging import (
     Ask,
+    JudgePlan,
     JudgeRequest,
     NoReplyError,
-    Plan,
     Replies,
     Reply,
     climb,
@@ -53,14 +53,19 @@ from llava_mini_jax.evaluation.judge.judging import (
 )
 from llava_mini_jax.journal import Journal
 
-# 0 is silence, 200 garbage instead of a chat completion.
+# 0 is silence, 200 garbage instead of a chat completion; from 520 on the codes of proxies that got
+# nothing from the server behind them, and of overload.
 _RETRIED = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 _REFUSED = (400, 413, 422)
 _MOST_FAILURES = 10  # asks in a row
 
 
 def ask(
-    plan: Plan, endpoint: Endpoint, file: Path, *, progress: Callable[[int], None] = lambda n: None
+    plan: JudgePlan,
+    endpoint: Endpoint,
+    file: Path,
+    *,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> Replies:
     """Replies of all asks, from the file and from the server, which is sent only what is new.
 
@@ -87,7 +92,7 @@ def ask(
     return replies_of(plan, sender.found, sender.sent)
 
 
-def kept(plan: Plan, file: Path) -> Replies:
+def kept(plan: JudgePlan, file: Path) -> Replies:
     """The replies that a file has already; no network, no key."""
     known = _by_digest(Journal(file, _is_reply, write=False))
 
@@ -102,7 +107,7 @@ def kept(plan: Plan, file: Path) -> Replies:
 class _Sender:
     """What the threads share. Everything that changes does so under the lock."""
 
-    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal, plan: Plan):
+    def __init__(self, endpoint: Endpoint, key: str | None, journal: Journal, plan: JudgePlan):
         self.stopped = threading.Event()
         self.sent = 0
         self._endpoint, self._key, self._journal = endpoint, key, journal
@@ -160,7 +165,7 @@ class _Sender:
             if reply.refused:
                 self._refusals.append(line)
                 self._failed[request.digest] = reply.refused
-                if not self._answers:
+                if not self._answers:  # a server that refuses everything is asked wrongly
                     raise NoReplyError(reply.refused)
                 return reply
             self._journal.append(line)
@@ -203,6 +208,7 @@ class _Sender:
                 self._stop(reason + wish)
         if useless or late or status not in _RETRIED:
             raise NoReplyError(reason)
+        # Not all threads come back at the same moment.
         wait = self._endpoint.first_wait_s * 2**number * random.uniform(0.75, 1.0)
         wait = max(asked, min(wait, self._endpoint.longest_wait_s))
         if asked or status == 429:  # so that the other threads do not run into it as well

@@ -182,7 +182,7 @@ def said(status: int, data: Any) -> str:
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to wait; 0 if it does not say, or not in a way that is known."""
     lower = {name.lower(): value for name, value in headers.items()}
-    with suppress(KeyError, ValueError):
+    with suppress(KeyError, ValueError):  # OpenAI's own, finer than the standard's seconds or date
         return max(0.0, float(lower["retry-after-ms"]) / 1000)
     value = lower.get("retry-after", "")
     with suppress(ValueError):

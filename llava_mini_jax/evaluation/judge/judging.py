@@ -1,12 +1,12 @@
 """Another model as the judge of answers: what it is asked, what it said, what is read from that.
 
-    Questions, Answers, Wording --Judge.plan--> Plan: an Ask for each thing to be judged
+    Questions, Answers, Wording --Judge.plan--> JudgePlan: an Ask for each thing to be judged
                                                  |
     client.ask (a server, and a file of kept replies) ----.
     client.kept (that file alone, no network) ------------+--> Replies
                                                                   |
                        Benchmark.score(folder, questions, answers, replies=...) --> Scores
-                       Judge.write(folder, questions, answers, replies, out, model_id) --> files
+                       Judge.write(replies, out, model_id) --> the official scripts' files
 
 A plan is pure: it lists all requests that may be sent. An Ask is a ladder of requests, climbed
 until a reply can be read; so asking again, as official scripts do, is part of the plan, and scoring
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation.benchmark import Answer, Question, Scores
 from llava_mini_jax.evaluation.judge.wording import Wording, read_wording
 
 
@@ -60,8 +61,17 @@ class Ask:
     readable: Callable[[str], bool]  # by the official parser
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What is judged: a benchmark's questions and a model's answers to them."""
+
+    questions: Sequence[Question]
+    answers: Mapping[str, Answer]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class JudgePlan:
+    judged: Judged
     asks: Sequence[Ask]
     model: str
     wording: Wording
@@ -84,7 +94,7 @@ class NoReplyError(Exception):
 class Replies:
     """What a judge said. Pending asks have no reply yet: asking again pays for these alone."""
 
-    plan: Plan
+    plan: JudgePlan
     by_key: Mapping[str, Sequence[Reply]]  # of asks, in the order of their requests
     pending: Mapping[str, str]  # of asks: why
     sent: int = 0  # requests answered by the server now; all other replies had been kept
@@ -131,7 +141,7 @@ def climb(ask: Ask, send: Callable[[JudgeRequest], Reply]) -> list[Reply]:
     return replies
 
 
-def replies_of(plan: Plan, send: Callable[[JudgeRequest], Reply], sent: int = 0) -> Replies:
+def replies_of(plan: JudgePlan, send: Callable[[JudgeRequest], Reply], sent: int = 0) -> Replies:
     """Replies of all ladders, one after the other."""
     found, pending = {}, {}
     for ask in plan.asks:
@@ -150,24 +160,23 @@ class Judge:
     ours: Mapping[str, str]  # our wording, by name of text
     official: Mapping[str, str]  # the official wording's SHA-256, by name of text
     source: str  # where one gets the official wording
-    # (folder, questions, answers, texts, options)
-    ladders: Callable[..., Sequence[Ladder]]
+    # Of the texts of the wording and the judge's options.
+    ladders: Callable[[Judged, Mapping[str, str], Mapping[str, Any]], Sequence[Ladder]]
     readable: Callable[[str], bool]
-    # (folder, questions, answers, replies, out, model_id): the official scripts' result files
-    write: Callable[..., list[Path]]
+    # (replies, out, model_id): the official scripts' result files, about what the plan judged
+    write: Callable[[Replies, Path, str], list[Path]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # and their defaults
 
     def plan(
         self,
-        folder: Path,
-        questions: Sequence[Any],
-        answers: Mapping[str, Any],
+        questions: Sequence[Question],
+        answers: Mapping[str, Answer],
         *,
         wording: Path | None = None,
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         fields: Mapping[str, Any] | None = None,
-    ) -> Plan:
+    ) -> JudgePlan:
         """All requests that may be sent about these answers.
 
         `wording` is a file of the official texts, None for ours; `model` None is the official one.
@@ -185,9 +194,9 @@ class Judge:
             )
         chosen = {**self.options, **(options or {})}
         texts = read_wording(wording, self.ours, self.official, self.source)
-        name = model or self.model
+        name, judged = model or self.model, Judged(questions, answers)
         asks = []
-        for key, bodies, run in self.ladders(folder, questions, answers, texts.texts, chosen):
+        for key, bodies, run in self.ladders(judged, texts.texts, chosen):
             requests: list[JudgeRequest] = []
             body: dict[str, Any] = {}
             for number, given in enumerate(bodies):
@@ -197,19 +206,24 @@ class Judge:
                 nth = sum(request.body == body for request in requests)
                 requests.append(JudgeRequest(body=body, nth=nth, run=run))
             asks.append(Ask(key=key, requests=requests, readable=self.readable))
-        return Plan(asks=asks, model=name, wording=texts, options=chosen)
+        return JudgePlan(judged=judged, asks=asks, model=name, wording=texts, options=chosen)
 
 
-def need_replies(benchmark: str, replies: Replies | None) -> Replies:
-    """The replies, or InputError for a judged benchmark that is scored without."""
-    if replies is None:
-        raise InputError(
-            f"{benchmark} is graded by another model: give its endpoint, or the file of replies"
-            " that an earlier run kept"
-        )
-    return replies
+def scored_by(name: str, score: Callable[[Judged, Replies], Scores]) -> Callable[..., Scores]:
+    """`Benchmark.score` of a judged benchmark: raises InputError where it gets no `replies`."""
 
+    def with_replies(
+        folder: Path,
+        questions: Sequence[Question],
+        answers: Mapping[str, Answer],
+        *,
+        replies: Replies | None = None,
+    ) -> Scores:
+        if replies is None:
+            raise InputError(
+                f"{name} is graded by another model: give its endpoint, or the file of replies"
+                " that an earlier run kept"
+            )
+        return score(Judged(questions, answers), replies)
 
-def messages(user: str, system: str | None = None) -> list[dict[str, str]]:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": user}]
+    return with_replies

@@ -1,7 +1,7 @@
 """What video benchmarks read from a judge's reply, a Python dictionary: {'pred': 'yes', 'score': 4}
 
     reply --read_literal---> what the official scripts keep in their result files
-          --read_official--> Verdict: right or not, score; as these scripts count it
+          --read_official--> YesNoScore: right or not, score; as these scripts count it
           --read_tolerant--> the same, also from a dictionary among other words
 
 Official: a reply must be a bare literal, or the judge is asked again; a score is cut to a whole
@@ -28,12 +28,11 @@ _DICTIONARY = re.compile(r"\{[^{}]*\}")
 _SCORE = re.compile(r"(?i)score\W{0,6}(\d+(?:\.\d+)?)")
 _WORST, _BEST = 0, 5
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
-
 
 def read_literal(reply: str) -> Any:
     """A reply as the scripts' result files hold it; raises ValueError where they ask again."""
     try:
+        # Through JSON, as their files are: tuples become lists, numbers as keys texts.
         return json.loads(json.dumps(ast.literal_eval(reply)))
     except _UNREADABLE as error:
         raise ValueError("no Python literal") from error
@@ -47,14 +46,14 @@ def is_literal(reply: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
+class YesNoScore:
     """Of one item. None: not to be read from it."""
 
-    right: bool | None
-    score: float | None
+    right: bool | None = None
+    score: float | None = None
 
 
-def read_official(reply: str) -> Verdict | None:
+def read_official(reply: str) -> YesNoScore | None:
     """None if the scripts would ask again, and after their last round leave the item out."""
     try:
         found = read_literal(reply)
@@ -65,24 +64,24 @@ def read_official(reply: str) -> Verdict | None:
         score = int(found["score"])
         pred = found["pred"].lower()
         right = True if "yes" in pred else False if "no" in pred else None
-    return Verdict(right=right, score=score)
+    return YesNoScore(right=right, score=score)
 
 
-def read_tolerant(replies: Sequence[Reply]) -> Verdict:
+def read_tolerant(replies: Sequence[Reply]) -> YesNoScore:
     """Of the first reply that says something about an item; scores keep their fraction."""
     for reply in replies:
         verdict = _tolerant(reply.text)
         if verdict.right is not None or verdict.score is not None:
             return verdict
-    return Verdict(right=None, score=None)
+    return YesNoScore()
 
 
-def _tolerant(text: str) -> Verdict:
+def _tolerant(text: str) -> YesNoScore:
     found = next(filter(None, map(_dictionary, _DICTIONARY.findall(text))), None)
     if found is None:
         number = _SCORE.search(text)
-        return Verdict(right=_yes(text), score=_in_range(number[1]) if number else None)
-    return Verdict(right=_yes(found.get("pred")), score=_in_range(found.get("score")))
+        return YesNoScore(right=_yes(text), score=_in_range(number[1]) if number else None)
+    return YesNoScore(right=_yes(found.get("pred")), score=_in_range(found.get("score")))
 
 
 def _dictionary(text: str) -> dict[Any, Any] | None:
@@ -110,22 +109,9 @@ def _in_range(score: Any) -> float | None:
     return None
 
 
-def mean_score(verdicts: Sequence[Verdict]) -> float:
+def mean_score(verdicts: Sequence[YesNoScore]) -> float:
     """Of all verdicts, those without a score too, which count as 0; NaN of none."""
     return sum(v.score or 0 for v in verdicts) / len(verdicts) if verdicts else math.nan
-
-
-def find_video(folders: Sequence[Path], name: str) -> Path:
-    """A video's file, or its folder of frames; where none is there, where it would belong.
-
-    ActivityNet's files have "v_" before their names.
-    """
-    for folder in folders:
-        for stem in (name, f"v_{name}"):
-            for suffix in (*SUFFIXES, ""):
-                if (path := folder / f"{stem}{suffix}").exists():
-                    return path
-    return folders[0] / f"{name}.mp4"
 
 
 def write_result(path: Path, rows: Mapping[str, tuple[str | None, Mapping[str, str]]]) -> Path:
@@ -140,11 +126,4 @@ def write_result(path: Path, rows: Mapping[str, tuple[str | None, Mapping[str, s
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found), encoding="utf-8")
-    return path
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Predictions, an object a line; scripts read them as Python, which JSON of texts is too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -80,6 +80,11 @@ def fill(text: str, **values: str) -> str:
     return _PLACE.sub(lambda place: values.get(place[1], place[0]), text)
 
 
+def messages(user: str, system: str | None = None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": user}]
+
+
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

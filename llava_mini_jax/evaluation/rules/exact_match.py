@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from llava_mini_jax.evaluation.benchmark import Answer, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Answer, Question, Rule, Scores, percent
 
 
 def score(
@@ -17,22 +17,13 @@ def score(
     by_part: dict[str, list[float]] = {}
     for question in questions:
         by_part.setdefault(part_of(question), []).append(items[question.key])
-    rule = Rule(
-        value=_percent(list(items.values())),
-        items=items,
-        scale=100,
-        details={
-            "parts": {name: _percent(right) for name, right in by_part.items()},
-            "questions": {name: len(right) for name, right in by_part.items()},
-        },
-    )
+    details = {
+        "parts": {name: percent(right) for name, right in by_part.items()},
+        "questions": {name: len(right) for name, right in by_part.items()},
+    }
     return Scores(
         headline="exact",
-        rules={"exact": rule},
+        rules={"exact": Rule.mean_of(items, details)},
         parsed={key: " ".join(words) for key, words in said.items()},
         unparsed=[key for key, words in said.items() if not words],
     )
-
-
-def _percent(right: Sequence[float]) -> float:
-    return 100 * sum(right) / len(right)

@@ -15,6 +15,8 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 
+from llava_mini_jax.evaluation.rules import normalise
+
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -73,10 +75,8 @@ def _one_text(text: str, choices: Mapping[str, str], longest: float = float("inf
     return found[0] if len(found) == 1 else ""
 
 
-_WRAPPED = (
-    *("{}.", "{},", "{}:", "{})", "{}).", "({})", "({})."),
-    *(":{}", ":{},", ":{}.", ":{})", ":{})."),
-)
+_MARKS_AROUND = "{}. {}, {}: {}) {}). ({}) ({}). :{} :{}, :{}. :{}) :{})."
+_WRAPPED = _MARKS_AROUND.split()
 
 
 def lmms_prefetch(text: str, choices: Mapping[str, str]) -> str:
@@ -96,6 +96,10 @@ def lmms_prefetch(text: str, choices: Mapping[str, str]) -> str:
 
 
 _THE = ("", "the ")
+_OTHER_PHRASES = (
+    "i choose, i select, i pick, my answer is, my choice is"
+    ", 옵션, 정답은, 답은, 답:, 答案是, 答案为, 选, 答えは"
+)
 _PHRASES = (
     *(f"{the}{noun} is" for the, noun in itertools.product(_THE, ("answer", "choice"))),
     *(
@@ -103,8 +107,7 @@ _PHRASES = (
         for the, kind, noun in itertools.product(_THE, ("correct", "best"), ("answer", "option"))
     ),
     *(f"{the}correct choice is" for the in _THE),
-    *("i choose", "i select", "i pick", "my answer is", "my choice is"),
-    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+    *_OTHER_PHRASES.split(", "),
 )
 _FORMS = {"({})": 6, "{}.": 5, "{}:": 4, "{})": 3, "{} ": 2}  # with their ranks
 
@@ -140,7 +143,6 @@ def lmms_letter(text: str, letters: str = "ABCD") -> str:
 
 _DOTTED = re.compile(r"([A-E])\.\s*.+$", re.IGNORECASE)
 _ALONE = re.compile(r"\b([a-e])\b")
-_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def lmms_mvbench(text: str) -> str:
@@ -151,13 +153,8 @@ def lmms_mvbench(text: str) -> str:
     bare = text.strip()
     if dotted := _DOTTED.match(bare):
         return dotted[1].upper()
-    bare = bare.replace("\n", " ").replace("\t", " ").strip()
-    comma_inside = re.search(r"\d,\d", bare) is not None
-    left = bare
-    for mark in _MARKS:
-        delete = comma_inside or f"{mark} " in bare or f" {mark}" in bare
-        left = left.replace(mark, "" if delete else " ")
-    left = re.sub(r"\.(?!\d)", "", left, count=32)  # re.UNICODE's value, given as the count
+    left = normalise.without_marks(normalise.flat(bare), digit=r"\d")  # Python 3's, of any script
+    # One mark after the other, as there: quotes inside parentheses stay.
     left = left.strip("'").strip('"').strip(")").strip("(").strip().lower()
     alone = _ALONE.search(left)
     return alone[1].upper() if alone else left

@@ -33,7 +33,10 @@ _OPEN, _CLOSE = r"[\s*_#\"'“‘`(\[{<$]*", r"[\s*_\"'”’`)\]}>$.,:;!?。、
 _OTHER = re.compile(
     r"[\s*_\"'`)\]}.]*(?:/|&|,|;|\band\b|\bor\b|和|或|、)[\s*_\"'`(\[{]*([A-Z])" + _AFTER
 )
+# A word in small letters follows: "A man walks" says no letter, "A because .." does.
 _READS_ON = re.compile(r"\s+(?!(?:because|since|due|based|given|is|was|and|or)\b)[a-z]")
+_LISTED_BEFORE = re.compile(r"([A-Z])[\s*_\"'`)\]}.]*(?:/|&|,|\band\b|\bor\b)[\s*_\"'`(\[{]*$")
+# Words in front of a letter, and behind one, that turn its meaning round.
 _DENIED = re.compile(
     r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor|\bexcept|\bwithout|\bthan|\bexcludes?|\beliminates?"
     r"|\brules? out|不是|不选|并非)[\s*_\"'`:,]*(?:be\s+)?(?:the\s+)?"
@@ -50,6 +53,7 @@ _NOUN = r"(?:answers?|choice|option|response|selection|prediction|conclusion)"
 _VERB = r"(?:is|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be|seems\s+to\s+be)"
 _KIND = r"(?:the\s+)?(?:most\s+likely\s+|probably\s+|likely\s+|clearly\s+|therefore\s+|correct\s+)*"
 _NAMED = r"(?:(?:option|choice|letter)\b\s*)?"
+# "the answer to .. is", "I choose", "答案是", .. and the letter; what stands between has no period.
 _STATED = re.compile(
     rf"(?:\b{_NOUN}\b(?:\s+(?:to|for|of|among|from)\s[^.:\n]{{0,120}}?)?[\s*_\"'`]*"
     rf"(?:\b{_VERB}\b|:|=|->|→|⇒)[\s*_:]*"
@@ -63,6 +67,7 @@ _IS_RIGHT = re.compile(
     r"(?:only\s+|most\s+likely\s+|most\s+)*(?:correct|right|best|true|answer|accurate|appropriate)\b"
 )
 _LINE = re.compile(rf"^{_OPEN}(?P<letter>[A-Z]){_CLOSE}$", re.MULTILINE)
+# Behind a letter in front: "A." but not the initials "A.B.", a dash between blanks, "because".
 _FRONT = re.compile(
     r"(?:^|\n)[\s>*_#\-•\"'`]*(?:(?:option|choice|选项)\s+)?"
     r"(?:(?P<both>[(\[{]\s*[A-Za-z]\s*[)\]}])"
@@ -116,7 +121,7 @@ def _stated(text: str) -> set[str]:
         letter, end = match["letter"], match.end()
         marked = match["open"].strip() != ""
         alone = marked or not _READS_ON.match(text, end)
-        if letter.islower():
+        if letter.islower():  # "the answer is a dog" has an article, "the answer is a." a letter
             counts = marked or _CLOSING.match(text, end) is not None
         else:
             counts = alone or letter not in _WORDS
@@ -142,9 +147,7 @@ def _others(text: str, end: int) -> set[str]:
 
 
 def _listed_before(text: str, start: int) -> set[str]:
-    before = re.search(
-        r"([A-Z])[\s*_\"'`)\]}.]*(?:/|&|,|\band\b|\bor\b)[\s*_\"'`(\[{]*$", text[:start]
-    )
+    before = _LISTED_BEFORE.search(text[:start])
     return {before[1]} if before else set()
 
 
@@ -165,7 +168,7 @@ def _in_front(text: str) -> set[str]:
     if both:
         found |= {m[1] for m in re.finditer(r"[(\[{]\s*([A-Z])\s*[)\]}]\s*\S", text)}
     elif mark := first["one"].strip(" *_\n")[1:2]:
-        again = re.escape(mark)
+        again = re.escape(mark)  # "A) .. B) ..": a list of the options, and no answer
         found |= {m[1] for m in re.finditer(rf"{_BEFORE}([A-Z]){again}\s+\w", text) if mark != ","}
     rest = text[first.end() :].strip()
     found |= _lines(rest) if not both else set()

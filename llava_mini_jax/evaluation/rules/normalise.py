@@ -14,8 +14,6 @@ from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'  # in this order, which shows only where one blank makes another
-_DIGITS_WITH_COMMA = re.compile(r"[0-9],[0-9]")  # ASCII, as in Python 2's scorers
-_PERIOD = re.compile(r"\.(?![0-9])")
 _MOST_PERIODS = 32  # re.UNICODE's value, which the scorers give where the count belongs
 
 _ONE_TO_TEN = "one two three four five six seven eight nine ten"
@@ -61,15 +59,19 @@ def flat(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def marks_and_words(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
-    """What the scorers do after `flat`: marks, then numbers, articles and contractions."""
-    comma_inside = _DIGITS_WITH_COMMA.search(text) is not None
+def without_marks(text: str, digit: str = "[0-9]") -> str:
+    """Marks and periods deleted, or marks made blanks. Digits are ASCII in Python 2's scorers."""
+    comma_inside = re.search(f"{digit},{digit}", text) is not None
     without = text
     for mark in _MARKS:
         delete = comma_inside or f"{mark} " in text or f" {mark}" in text
         without = without.replace(mark, "" if delete else " ")
-    without = _PERIOD.sub("", without, count=_MOST_PERIODS)
-    words = [_NUMBERS.get(word, word) for word in without.lower().split()]
+    return re.sub(rf"\.(?!{digit})", "", without, count=_MOST_PERIODS)
+
+
+def marks_and_words(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
+    """What the scorers do after `flat`: marks, then numbers, articles and contractions."""
+    words = [_NUMBERS.get(word, word) for word in without_marks(text).lower().split()]
     return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -11,22 +11,23 @@ the others that is no letter.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import before_parenthesis, first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _UNREAD = "N/A"
-_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")  # that the release tries, in this order
 _INSTRUCTION = "\nAnswer with one letter."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     name: str  # begins the keys of its questions
     title: str  # as the paper has it
@@ -34,19 +35,19 @@ class Task:
     videos: str  # the folder of its videos, likewise
 
 
-def find_video(folder: Path, name: str) -> Path:
+def _video(folder: Path, name: str) -> Path:
     """The file (or folder of frames) of this name, or with another suffix; else as it is named."""
-    path = folder / name
-    stem = path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path
-    tried = (path, *(Path(f"{stem}{suffix}") for suffix in _SUFFIXES))
-    return next((p for p in tried if p.exists()), path)
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in OFFICIAL_SUFFIXES:
+        stem, suffix = name, ""
+    return find_video([folder], [stem], (suffix, *OFFICIAL_SUFFIXES))
 
 
 def questions(benchmark: Benchmark, folder: Path, tasks: Sequence[Task]) -> list[Question]:
     """The tasks' questions in order; their ids count through all of them, as in joined answers."""
     found: list[Question] = []
     for task in tasks:
-        path = need(folder, task.file, benchmark)
+        path = benchmark.need(folder, task.file)
         rows = layouts.read_json(path)
         if not isinstance(rows, list) or not rows:
             raise InputError(f"{path} holds no list of questions; get it again.")
@@ -60,7 +61,7 @@ def questions(benchmark: Benchmark, folder: Path, tasks: Sequence[Task]) -> list
                     question_id=len(found),
                     text=text + _INSTRUCTION,
                     prompt=text + _INSTRUCTION,
-                    video=find_video(folder / task.videos, row["video"]),
+                    video=_video(folder / task.videos, row["video"]),
                     gold={"task": task.title, **gold},
                 )
             )

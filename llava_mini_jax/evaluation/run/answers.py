@@ -40,6 +40,11 @@ def line_of(question: Question, text: str, *, answer_id: str, model_id: str, cut
     }
 
 
+def files(folder: Path) -> list[Path]:
+    """The answers files of a folder: one, or those of its shards in their order."""
+    return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
+
+
 def read_lines(path: Path | str, benchmark: Benchmark | None = None) -> list[dict[str, Any]]:
     """The lines of an answers file; of a `benchmark`, also in the release's own form.
 

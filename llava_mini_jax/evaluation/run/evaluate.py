@@ -17,7 +17,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
 from llava_mini_jax.evaluation.run import report, settings_file
-from llava_mini_jax.evaluation.run.answers import join, read_lines
+from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.terminal import counting
 
@@ -86,7 +86,7 @@ class Command:
                 raise InputError(message)
 
 
-class Asked(NamedTuple):
+class Selected(NamedTuple):
     """The part of a benchmark's questions that is to be asked and scored."""
 
     questions: Sequence[Question]
@@ -134,7 +134,7 @@ def _check_judge_options(benchmarks: Sequence[Benchmark], given: Mapping[str, An
         )
 
 
-def _selected(benchmark: Benchmark, command: Command) -> Asked:
+def _selected(benchmark: Benchmark, command: Command) -> Selected:
     folder = command.data / benchmark.folder
     questions = benchmark.questions(folder)
     end = None if command.limit is None else command.offset + command.limit
@@ -144,7 +144,7 @@ def _selected(benchmark: Benchmark, command: Command) -> Asked:
             f"{benchmark.name} has {len(questions)} questions; --offset {command.offset} leaves"
             " none of them"
         )
-    return Asked(chosen, settings_file.digest(questions))
+    return Selected(chosen, settings_file.digest(questions))
 
 
 def _slug(name: str) -> str:
@@ -169,7 +169,7 @@ def _ask(
     model: Any,
     name: str,
     benchmark: Benchmark,
-    asked: Asked,
+    asked: Selected,
     folder: Path,
     command: Command,
 ) -> dict[str, Any]:
@@ -200,16 +200,14 @@ def _ask(
 def _score(
     name: str,
     benchmark: Benchmark,
-    asked: Asked,
+    asked: Selected,
     folder: Path,
     command: Command,
     more: dict[str, Any],
 ) -> dict[str, Any]:
     questions, prompts = asked
     data = command.data / benchmark.folder
-    paths = sorted(folder.glob("answers*.jsonl"))
-    if command.answers is not None:
-        paths = [command.answers]
+    paths = files(folder) if command.answers is None else [command.answers]
     if not paths:
         raise InputError(
             f"{folder} has no answers.jsonl; run without --score-only, or give --answers FILE"
@@ -224,15 +222,15 @@ def _score(
     else:
         replies = _replies(benchmark, questions, joined.answers, folder, command)
         scores = benchmark.score(data, questions, joined.answers, replies=replies)
-        if not replies.pending:
-            judged = (data, questions, joined.answers, replies, folder / "judged", _slug(name))
-            benchmark.judge.write(*judged)
+        if not replies.pending:  # files of a part would look like those of the whole
+            benchmark.judge.write(replies, folder / "judged", _slug(name))
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
     report.write(folder, found, report.samples(questions, joined, scores))
     part = command.limit is not None or command.offset > 0
     if benchmark.submission is not None and not joined.missing and not part:
         benchmark.submission(data, questions, joined.answers, folder / "submission")
+    # Of several models the last one's: they would be drawn over each other in OUT.
     if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
         found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
     return found
@@ -251,7 +249,6 @@ def _replies(
 
     judge = command.judge
     plan = benchmark.judge.plan(
-        command.data / benchmark.folder,
         questions,
         answers,
         wording=judge.wording,

@@ -53,7 +53,7 @@ class Shard(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Asked:
     """What a run came to; what does not depend on its speed is in the answers file."""
 
     asked: int  # now: those that the file had are not among them
@@ -74,7 +74,7 @@ def ask(
     batch_size: int,
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> Run:
+) -> Asked:
     """Answers in `folder`/answers.jsonl (of a shard, answers-I-of-N.jsonl).
 
     `progress` is told how many more questions are done. A question whose picture cannot be read
@@ -112,14 +112,9 @@ def ask(
     # Official scorers expect the order of the questions.
     place = {question.key: number for number, question in enumerate(questions)}
     journal.sort(lambda line: place.get(str((line.get("metadata") or {}).get("key")), len(place)))
-    return Run(
+    return Asked(
         asked=asked, unreadable=unreadable, seconds=seconds, items=items, compiling=compiling
     )
-
-
-def files(folder: Path) -> list[Path]:
-    """The answers files of a folder: one, or those of its shards in their order."""
-    return sorted(folder.glob("answers*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
 def _windows(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.benchmark import Question
+from llava_mini_jax.evaluation.run import answers
 from llava_mini_jax.journal import write_whole
 
 _NAME = "settings.json"
@@ -53,7 +54,7 @@ def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
     changed = [name for name in before | now if before.get(name) != now.get(name)]
     if before and not changed:
         return
-    if before and any(folder.glob("answers*.jsonl")):
+    if before and answers.files(folder):
         refuse(folder, changed)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / _NAME, text + "\n")

@@ -16,18 +16,18 @@ lmms-eval draws an option at random where it reads none; here such an item count
 gives on average.
 """
 
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
-from llava_mini_jax.evaluation.rules.video_tasks import find_video
 
 _LETTERS = "ABCDE"
 _FIELDS = {"q_uid": str, "question": str, **{f"option {i}": str for i in range(5)}}
@@ -45,11 +45,11 @@ def _questions(full: bool, folder: Path) -> list[Question]:
         rows = _rows(path)
         known = {row["q_uid"]: row["answer"] for row in rows if "answer" in row}
     else:
-        path = need(folder, "questions.json", benchmark)
+        path = benchmark.need(folder, "questions.json")
         rows = _rows(path)
         subset = folder / "subset_answers.json"
         if subset.exists() or not full:
-            subset = need(folder, "subset_answers.json", benchmark)
+            subset = benchmark.need(folder, "subset_answers.json")
             known = layouts.check_fields(layouts.read_json(subset), {}, str(subset))
         else:
             known = {}
@@ -66,12 +66,8 @@ def _questions(full: bool, folder: Path) -> list[Question]:
 
 
 def _rows(path: Path) -> list[Any]:
-    rows = layouts.read_json(path)
-    if not isinstance(rows, list):
-        raise InputError(f"{path} holds a {type(rows).__name__}; expected a list of questions.")
-    return [
-        layouts.check_fields(row, _FIELDS, f"{path}, question {i}") for i, row in enumerate(rows)
-    ]
+    rows = enumerate(layouts.read_list(path))
+    return [layouts.check_fields(row, _FIELDS, f"{path}, question {i}") for i, row in rows]
 
 
 def _question(
@@ -89,7 +85,7 @@ def _question(
         question_id=uid,
         text=text,
         prompt=text,
-        video=find_video(folder / "videos", f"{uid}.mp4"),
+        video=find_video([folder / "videos"], [uid], OFFICIAL_SUFFIXES),
         gold=None if uid not in known else {"answer": answer, "options": options},
     )
 
@@ -117,13 +113,8 @@ def read_lmms(text: str, options: Sequence[str]) -> int | None:
     return _LETTERS.index(min(places, key=lambda p: p[0])[1]) if places else None
 
 
-def _rule(items: Mapping[str, float], details: Mapping[str, Any]) -> Rule:
-    value = 100 * sum(items.values()) / len(items) if items else math.nan
-    return Rule(value=value, items=items, scale=100, details=details)
-
-
 def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
-    texts = {q.key: answers[q.key].text for q in asked if q.key in answers}
+    texts = layouts.texts(asked, answers)
     parsed = {key: _LETTERS.find(lone_letter(text, _LETTERS) or "?") for key, text in texts.items()}
     release = {key: read_release(text) for key, text in texts.items()}
     known = [q for q in asked if q.gold is not None]
@@ -150,10 +141,10 @@ def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer
     return Scores(
         headline="letter",
         rules={
-            "letter": _rule(marks(parsed), details),
-            "first_letter": _rule(items, details),
-            "answered_only": _rule({k: v for k, v in items.items() if k in texts}, details),
-            "lmms_eval": _rule(lmms, {**details, "drawn_at_random": drawn}),
+            "letter": Rule.mean_of(marks(parsed), details),
+            "first_letter": Rule.mean_of(items, details),
+            "answered_only": Rule.mean_of({k: v for k, v in items.items() if k in texts}, details),
+            "lmms_eval": Rule.mean_of(lmms, {**details, "drawn_at_random": drawn}),
         },
         parsed=parsed,
         unparsed=[key for key, number in parsed.items() if number < 0],
@@ -193,17 +184,16 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 _SOURCE = "github.com/egoschema/EgoSchema"
-_FILES = {
-    "questions.json": _SOURCE,
-    "subset_answers.json": _SOURCE,
-    "videos": f"{_SOURCE} (download.py)",
-    "mc.json": "questions.json with each one's answer added, as the release wants it, instead",
-}
 BENCHMARK = Benchmark(
     name="egoschema",
     title="EgoSchema subset",
     folder="egoschema",
-    files=_FILES,
+    files={
+        "questions.json": _SOURCE,
+        "subset_answers.json": _SOURCE,
+        "videos": f"{_SOURCE} (download.py)",
+        "mc.json": "questions.json with each one's answer added, as the release wants it, instead",
+    },
     metric="accuracy on the public 500, %",
     paper={"LLaVA-Mini 7B": 51.2},
     max_new_tokens=128,
@@ -212,17 +202,12 @@ BENCHMARK = Benchmark(
     submission=_submission,
     from_rows=_from_rows,
 )
-FULL = Benchmark(
+FULL = dataclasses.replace(
+    BENCHMARK,
     name="egoschema_full",
     title="EgoSchema",
-    folder="egoschema",
-    files=_FILES,
     metric="accuracy on those with known answers, %",
     paper={},
-    max_new_tokens=128,
     questions=partial(_questions, True),
-    score=_score,
-    submission=_submission,
-    from_rows=_from_rows,
 )
 BENCHMARKS = [BENCHMARK, FULL]

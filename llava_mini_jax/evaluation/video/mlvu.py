@@ -30,13 +30,9 @@ _FILES = {  # in the release's order, with the paper's columns
     "7_topic_reasoning": "TR",
 }
 TASKS = tuple(
-    Task(file.split("_", 1)[1], title, f"json/{file}.json", f"video/{file}")
+    Task(name=file.split("_", 1)[1], title=title, file=f"json/{file}.json", videos=f"video/{file}")
     for file, title in _FILES.items()
 )
-
-
-def _questions(folder: Path) -> list[Question]:
-    return questions(BENCHMARK, folder, TASKS)
 
 
 def _lmms(gold: Mapping[str, Any], text: str) -> bool:
@@ -60,7 +56,7 @@ BENCHMARK = Benchmark(
     metric="mean accuracy of 7 tasks, %",
     paper={"LLaVA-Mini 7B": 42.8},
     max_new_tokens=1024,
-    questions=_questions,
+    questions=lambda folder: questions(BENCHMARK, folder, TASKS),
     score=_score,
     max_frames=1000,
     from_rows=from_rows,

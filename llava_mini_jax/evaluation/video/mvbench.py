@@ -48,8 +48,11 @@ _VIDEOS = {  # in the release's order
 }
 GROUPS = {
     "Action": (
-        *("Action Sequence", "Action Prediction", "Action Antonym"),
-        *("Fine-grained Action", "Unexpected Action"),
+        "Action Sequence",
+        "Action Prediction",
+        "Action Antonym",
+        "Fine-grained Action",
+        "Unexpected Action",
     ),
     "Object": ("Object Existence", "Object Interaction", "Object Shuffle"),
     "Position": ("Moving Direction", "Action Localization"),
@@ -64,14 +67,10 @@ GROUPS = {
 
 def _task(title: str, videos: str) -> Task:
     name = title.lower().replace(" ", "_").replace("-", "_")
-    return Task(name, title, f"json/{name}.json", f"video/{videos}")
+    return Task(name=name, title=title, file=f"json/{name}.json", videos=f"video/{videos}")
 
 
 TASKS = tuple(_task(title, videos) for title, videos in _VIDEOS.items())
-
-
-def _questions(folder: Path) -> list[Question]:
-    return questions(BENCHMARK, folder, TASKS)
 
 
 def notebook(gold: Mapping[str, Any], text: str) -> bool:
@@ -121,7 +120,7 @@ BENCHMARK = Benchmark(
     metric="mean accuracy of 20 tasks, %",
     paper={"LLaVA-Mini 7B": 44.5},
     max_new_tokens=1024,
-    questions=_questions,
+    questions=lambda folder: questions(BENCHMARK, folder, TASKS),
     score=_score,
     max_frames=1000,
     from_rows=from_rows,

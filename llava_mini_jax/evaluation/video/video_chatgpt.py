@@ -19,22 +19,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.errors import InputError
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
-    Verdict,
-    find_video,
+    YesNoScore,
     is_literal,
     mean_score,
     read_official,
     read_tolerant,
     write_result,
-    write_rows,
 )
-from llava_mini_jax.evaluation.judge.wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill, messages
 
 _NAME = "video_chatgpt"
 DIMENSIONS = {  # which questions each is judged by
@@ -46,7 +44,7 @@ DIMENSIONS = {  # which questions each is judged by
 }
 _SETS = ("generic", "temporal", "consistency")
 _ROUNDS = 10
-_NONE = Verdict(right=None, score=None)
+_NONE = YesNoScore()
 
 
 def _questions(folder: Path) -> list[Question]:
@@ -54,10 +52,8 @@ def _questions(folder: Path) -> list[Question]:
     videos: dict[str, Path] = {}
     asked_before: Counter[str] = Counter()
     for kind in _SETS:
-        path = need(folder, f"Benchmarking_QA/{kind}_qa.json", BENCHMARK)
-        rows = layouts.read_json(path)
-        if not isinstance(rows, list):
-            raise InputError(f"{path} holds a {type(rows).__name__}; expected a list")
+        path = BENCHMARK.need(folder, f"Benchmarking_QA/{kind}_qa.json")
+        rows = layouts.read_list(path)
         names = ("Q1", "Q2") if kind == "consistency" else ("Q",)
         of_video: Counter[str] = Counter()
         for number, row in enumerate(rows, 1):
@@ -67,7 +63,9 @@ def _questions(folder: Path) -> list[Question]:
             item = f"{kind}/{video}_{of_video[video]}"
             of_video[video] += 1
             if video not in videos:
-                videos[video] = find_video([folder / "Test_Videos"], video)
+                stems = (video, f"v_{video}")  # as ActivityNet, whose videos these are, names them
+                ends = (*OFFICIAL_SUFFIXES, "")
+                videos[video] = find_video([folder / "Test_Videos"], stems, ends)
             for name in names:
                 found.append(
                     Question(
@@ -142,16 +140,10 @@ def _asked(
 _PLACES = {"q": "question", "q1": "question1", "q2": "question2", "a": "answer"}
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     found = []
     for dimension, kind in DIMENSIONS.items():
-        for item, row, given in _items(kind, questions, answers):
+        for item, row, given in _items(kind, judged.questions, judged.answers):
             if given is not None:
                 asked = _asked(row, given, options)
                 values = {_PLACES.get(name, name): text for name, text in asked.items()}
@@ -165,7 +157,7 @@ def _rule(
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
     replies: Replies,
-    read: Callable[[str], Verdict | None],
+    read: Callable[[str], YesNoScore | None],
 ) -> Rule:
     """`read` gives the verdict of an ask, None to leave it out."""
     means, counts, items = {}, {}, {}
@@ -195,26 +187,20 @@ def _rule(
     )
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    told = need_replies(_NAME, replies)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions, answers = judged.questions, judged.answers
 
-    def official(key: str) -> Verdict | None:
-        text = told.final(key)
+    def official(key: str) -> YesNoScore | None:
+        text = replies.final(key)
         return None if text is None else read_official(text)
 
-    def tolerant(key: str) -> Verdict:
-        return read_tolerant(told.by_key.get(key, ()))
+    def tolerant(key: str) -> YesNoScore:
+        return read_tolerant(replies.by_key.get(key, ()))
 
     rules = {
-        "official": _rule(questions, answers, told, official),
-        "all questions": _rule(questions, answers, told, lambda key: official(key) or _NONE),
-        "tolerant": _rule(questions, answers, told, tolerant),
+        "official": _rule(questions, answers, replies, official),
+        "all questions": _rule(questions, answers, replies, lambda key: official(key) or _NONE),
+        "tolerant": _rule(questions, answers, replies, tolerant),
     }
     parsed: dict[str, dict[str, float | None]] = {}  # of questions, by dimension
     for question in questions:
@@ -223,26 +209,21 @@ def _score(
                 verdict = official(f"{dimension}/{question.gold['item']}")
                 if verdict is not None:
                     parsed.setdefault(question.key, {})[dimension] = verdict.score
-    unread = [ask.key for ask in told.plan.asks if ask.key in told.by_key and not official(ask.key)]
+    unread = [
+        ask.key for ask in replies.plan.asks if ask.key in replies.by_key and not official(ask.key)
+    ]
     return Scores(headline="official", rules=rules, parsed=parsed, unparsed=unread)
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """Each dimension's verdicts as the scripts combine them.
 
     Their keys count a video's answered items, so one without an answer moves those after it up.
     """
-    paths = []
+    paths, judged = [], replies.plan.judged
     for dimension, kind in DIMENSIONS.items():
         rows, of_video = {}, Counter()
-        for item, row, given in _items(kind, questions, answers):
+        for item, row, given in _items(kind, judged.questions, judged.answers):
             if given is not None:
                 key = f"{row['video_name']}_{of_video[row['video_name']]}"
                 of_video[row["video_name"]] += 1
@@ -265,7 +246,7 @@ def _submission(
             for _, row, given in _items(kind, questions, answers)
             if given is not None
         ]
-        paths.append(write_rows(out / f"{kind}_qa.jsonl", rows))
+        paths.append(layouts.write_json_lines(out / f"{kind}_qa.jsonl", rows))
     return paths
 
 
@@ -283,7 +264,7 @@ BENCHMARK = Benchmark(
     paper={"LLaVA-Mini 8B": 2.94},
     max_new_tokens=1024,
     questions=_questions,
-    score=_score,
+    score=scored_by(_NAME, _score),
     submission=_submission,
     from_rows=_from_rows,
     judge=Judge(

@@ -21,37 +21,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, need
+from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
-from llava_mini_jax.evaluation.judge.judging import Judge, Ladder, Replies, messages, need_replies
+from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
-    Verdict,
-    find_video,
+    YesNoScore,
     is_literal,
     mean_score,
     read_official,
     read_tolerant,
     write_result,
-    write_rows,
 )
-from llava_mini_jax.evaluation.judge.wording import fill
+from llava_mini_jax.evaluation.judge.wording import fill, messages
 
 _INSTRUCTION = "instruction.txt"
 # First digits of the SHA-256 of the release's instructions.
 _RELEASE = ("a7a402f3dc37", "5d8ad6d1b80f")
 _ROUNDS = 10
-_NONE = Verdict(right=None, score=None)
+_NONE = YesNoScore()
 
 
 def _questions(name: str, folder: Path) -> list[Question]:
     benchmark = next(b for b in BENCHMARKS if b.name == name)
-    paths = [need(folder, file, benchmark) for file in ("test_q.json", "test_a.json")]
-    asked, golds = (layouts.read_json(path) for path in paths)
-    for path, rows in zip(paths, (asked, golds), strict=True):
-        if not isinstance(rows, list):
-            raise InputError(f"{path} holds a {type(rows).__name__}; expected a list")
+    paths = [benchmark.need(folder, file) for file in ("test_q.json", "test_a.json")]
+    asked, golds = map(layouts.read_list, paths)
     if len(asked) != len(golds):
         raise InputError(
             f"{paths[0]} has {len(asked)} questions, {paths[1]} has {len(golds)} answers; use files"
@@ -72,7 +68,9 @@ def _questions(name: str, folder: Path) -> list[Question]:
                 f" {gold.get('question_id')}; use files that belong together"
             )
         if (video := row["video_name"]) not in videos:
-            videos[video] = find_video(places, video)
+            # ActivityNet's files have "v_" before their names.
+            stems = (video, f"v_{video}")
+            videos[video] = find_video(places, stems, (*OFFICIAL_SUFFIXES, ""))
         found.append(
             Question(
                 key=key,
@@ -102,19 +100,13 @@ def _style(instruction: str) -> str:
     return "the release's instruction" if digest[:12] in _RELEASE else f"instruction {digest[:12]}"
 
 
-def _ladders(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    texts: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> list[Ladder]:
+def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any]) -> list[Ladder]:
     """Ten times the same request an item; the release's temperature is 0, the original's unset."""
-    layouts.check_prompts("video QA", questions, answers)
+    layouts.check_prompts("video QA", judged.questions, judged.answers)
     found = []
-    for question in questions:
-        if question.key in answers:
-            user = fill(texts["user"], pred=answers[question.key].text, **question.gold)
+    for question in judged.questions:
+        if question.key in judged.answers:
+            user = fill(texts["user"], pred=judged.answers[question.key].text, **question.gold)
             body = {
                 "messages": messages(user, texts["system"]),
                 "temperature": options["temperature"],
@@ -124,7 +116,7 @@ def _ladders(
 
 
 def _rule(
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, YesNoScore],
     counted: Sequence[str],
     replies: Replies,
     more: Mapping[str, Any],
@@ -149,14 +141,8 @@ def _rule(
     )
 
 
-def _score(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    replies: Replies | None = None,
-) -> Scores:
-    replies = need_replies("video QA", replies)
+def _score(judged: Judged, replies: Replies) -> Scores:
+    questions, answers = judged.questions, judged.answers
     layouts.check_prompts("video QA", questions, answers)
     said = {q.key: text for q in questions if (text := replies.final(q.key)) is not None}
     official = {key: v for key, text in said.items() if (v := read_official(text)) is not None}
@@ -183,17 +169,10 @@ def _score(
     )
 
 
-def _write(
-    folder: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    replies: Replies,
-    out: Path,
-    model_id: str,
-) -> list[Path]:
+def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
     """Combined verdicts, in the form of the official results.json."""
-    rows = {}
-    for question in questions:
+    rows, answers = {}, replies.plan.judged.answers
+    for question in replies.plan.judged.questions:
         if question.key in answers:
             gold, pred = question.gold, answers[question.key].text
             asked = {"q": gold["question"], "a": gold["answer"], "pred": pred}
@@ -207,7 +186,7 @@ def _submission(
     """Predictions as the release writes them and its judge script reads them."""
     layouts.check_all_answered("video QA", questions, answers)
     rows = [{"id": q.question_id, **q.gold, "pred": answers[q.key].text} for q in questions]
-    return [write_rows(out / "merge.jsonl", rows)]
+    return [layouts.write_json_lines(out / "merge.jsonl", rows)]
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -243,7 +222,7 @@ def _benchmark(name: str, title: str, folder: str, paper: float) -> Benchmark:
         paper={"LLaVA-Mini 8B": paper},
         max_new_tokens=1024,
         questions=questions,
-        score=_score,
+        score=scored_by("video QA", _score),
         submission=_submission,
         from_rows=_from_rows,
         judge=Judge(

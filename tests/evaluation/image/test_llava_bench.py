@@ -18,7 +18,7 @@ BENCHMARK = llava_bench.BENCHMARK
 def asked(tmp_path, layout="llava", lines=None, **options):
     place = golden.folder(NAME, layout, tmp_path)
     _, questions, joined = golden.joined(NAME, place, lines)
-    plan = BENCHMARK.judge.plan(place, questions, joined.answers, **options)
+    plan = BENCHMARK.judge.plan(questions, joined.answers, **options)
     replies, canned = judged.judged(plan, judged.read(f"{NAME}/judge_replies.json"))
     return place, questions, joined.answers, replies, canned
 
@@ -63,8 +63,8 @@ def test_whose_wording(tmp_path):
 
 
 def test_golden_reviews(tmp_path):
-    place, questions, answers, replies, _ = asked(tmp_path)
-    (path,) = BENCHMARK.judge.write(place, questions, answers, replies, tmp_path, "golden-model")
+    *_, replies, _ = asked(tmp_path)
+    (path,) = BENCHMARK.judge.write(replies, tmp_path, "golden-model")
     expected = judged.GOLDEN / NAME / "reviews" / "golden-model.jsonl"
     assert path.name == expected.name
     lines, wanted = (p.read_text(encoding="utf-8").splitlines() for p in (path, expected))
@@ -119,7 +119,7 @@ def test_pending_items_give_no_figure(tmp_path):
     assert all(math.isnan(rule.value) for rule in scores.rules.values())
     judge = scores.rules["official"].details["judge"]
     assert judge["pending"] == 1 and judge["first of the pending"] == {first: "status 500"}
-    (path,) = BENCHMARK.judge.write(place, questions, answers, partly, tmp_path, "m")
+    (path,) = BENCHMARK.judge.write(partly, tmp_path, "m")
     assert path.read_text() == ""  # the script would skip the wrong questions
 
 

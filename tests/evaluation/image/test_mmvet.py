@@ -21,7 +21,7 @@ def asked(tmp_path, layout="llava", runs=1, lines=None, **options):
     place = golden.folder(NAME, layout, tmp_path)
     _, questions, joined = golden.joined(NAME, place, lines)
     options = {"options": {"runs": runs}, **options}
-    plan = BENCHMARK.judge.plan(place, questions, joined.answers, **options)
+    plan = BENCHMARK.judge.plan(questions, joined.answers, **options)
     replies, canned = judged.judged(plan, judged.read(f"{NAME}/judge_replies.json"))
     return place, questions, joined.answers, replies, canned
 
@@ -53,8 +53,8 @@ def test_golden_figures(layout, runs, tmp_path):
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_golden_grade_files(runs, tmp_path):
-    place, questions, answers, replies, _ = asked(tmp_path, runs=runs)
-    paths = BENCHMARK.judge.write(place, questions, answers, replies, tmp_path, "golden-model")
+    *_, replies, _ = asked(tmp_path, runs=runs)
+    paths = BENCHMARK.judge.write(replies, tmp_path, "golden-model")
     results, grades, capabilities, combinations = paths
     golden_grades = judged.GOLDEN / NAME / "results" / grades.name
     assert grades.read_text() == golden_grades.read_text()
@@ -170,7 +170,7 @@ def test_pending_items_give_no_figure(tmp_path):
     partly = Replies(plan=replies.plan, by_key=by_key, pending={gone: "no response"})
     scores = BENCHMARK.score(place, questions, answers, replies=partly)
     assert math.isnan(scores.rules["official"].value)
-    _, grades = BENCHMARK.judge.write(place, questions, answers, partly, tmp_path, "m")
+    _, grades = BENCHMARK.judge.write(partly, tmp_path, "m")
     first, *_ = golden.expected(NAME)["mm_vet_evaluator"]["per_item_3_runs"][key]
     assert json.loads(grades.read_text())[key]["score"] == [first]  # the evaluator goes on there
 

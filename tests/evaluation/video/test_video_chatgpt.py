@@ -44,7 +44,7 @@ def asked(tmp_path, **options):
     lines = BENCHMARK.from_rows([row for kind in SETS for row in rows_of(place, kind)])
     joined = answers.join(BENCHMARK, questions, lines)
     assert not joined.unknown and not joined.repeated
-    plan = BENCHMARK.judge.plan(place, questions, joined.answers, **options)
+    plan = BENCHMARK.judge.plan(questions, joined.answers, **options)
     judges = Judges(plan.wording.texts)
     return place, questions, joined.answers, judged.replies_of(plan, judges), judges
 
@@ -81,7 +81,7 @@ def test_a_grade_is_cut_but_for_the_tolerant(tmp_path):
 
 def test_golden_verdicts(tmp_path):
     place, questions, given, replies, _ = asked(tmp_path)
-    paths = BENCHMARK.judge.write(place, questions, given, replies, tmp_path / "out", "m")
+    paths = BENCHMARK.judge.write(replies, tmp_path / "out", "m")
     assert len(paths) == 5
     for dimension, path in zip(video_chatgpt.DIMENSIONS, paths, strict=True):
         assert path.name == f"{dimension}_results.json"
@@ -125,11 +125,11 @@ def test_golden_requests_but_for_the_words(dimension, tmp_path):
 
 
 def test_the_second_question_is_an_option(tmp_path):
-    place, questions, given, replies, judges = asked(tmp_path, options={"second_question": True})
+    place, *_, replies, judges = asked(tmp_path, options={"second_question": True})
     first = rows_of(place, "consistency")[0]
     (request, *_) = judges.of["consistency"].requests[judged.tag(first["Q1"])]
     assert first["Q2"] != first["Q1"] and first["Q2"] in request.body["messages"][1]["content"]
-    *_, path = BENCHMARK.judge.write(place, questions, given, replies, tmp_path / "out", "m")
+    *_, path = BENCHMARK.judge.write(replies, tmp_path / "out", "m")
     _, shown = json.loads(path.read_text())[f"{first['video_name']}_0"]
     assert shown["q2"] == first["Q2"]
 
@@ -145,12 +145,11 @@ def test_predictions_as_the_release_writes_them(tmp_path):
 
 
 def test_half_an_answer_of_consistency_is_none(tmp_path):
-    place, questions, given, *_ = asked(tmp_path)
+    _, questions, given, *_ = asked(tmp_path)
     key = next(key for key in given if key.endswith("/Q2"))
     less = {k: answer for k, answer in given.items() if k != key}
     whole, part = (
-        {ask.key for ask in BENCHMARK.judge.plan(place, questions, some).asks}
-        for some in (given, less)
+        {ask.key for ask in BENCHMARK.judge.plan(questions, some).asks} for some in (given, less)
     )
     assert whole - part == {f"consistency/{key.removesuffix('/Q2')}"} and part < whole
 

@@ -36,7 +36,7 @@ def asked(name, tmp_path, **options):
     questions = found.questions(place)
     joined = answers.join(found, questions, found.from_rows(rows_of(place / "merge.jsonl")))
     assert not joined.unknown and not joined.repeated
-    plan = found.judge.plan(place, questions, joined.answers, **options)
+    plan = found.judge.plan(questions, joined.answers, **options)
     canned = judged.read(f"video_qa/{FOLDERS[name]}/judge_replies.json")
     return place, found, questions, joined.answers, *judged.judged(plan, canned)
 
@@ -66,7 +66,7 @@ def test_golden_figures(name, tmp_path):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_golden_verdicts(name, tmp_path):
     place, found, questions, given, replies, _ = asked(name, tmp_path)
-    (path,) = found.judge.write(place, questions, given, replies, tmp_path / "out", "m")
+    (path,) = found.judge.write(replies, tmp_path / "out", "m")
     expected = judged.read(f"video_qa/{FOLDERS[name]}/expected_combined.json")
     assert json.loads(path.read_text()) == expected
     scores = found.score(place, questions, given, replies=replies)
@@ -144,14 +144,14 @@ def test_answers_to_other_questions_are_refused(tmp_path):
     place, found, questions, given, replies, _ = asked("msvd_qa", tmp_path)
     (place / "instruction.txt").write_bytes(b"Say it in a sentence.\n\n")
     questions = found.questions(place)
-    found.judge.plan(place, questions, given)  # recorded is the bare question, as in golden files
+    found.judge.plan(questions, given)  # recorded is the bare question, as in golden files
     key, answer = next(iter(given.items()))
     full = {key: dataclasses.replace(answer, prompt=f"Say it.\n{answer.prompt}")}
-    found.judge.plan(place, questions, given | full)  # or all of the prompt
+    found.judge.plan(questions, given | full)  # or all of the prompt
     other = given | {key: dataclasses.replace(answer, prompt="What else?")}
-    for use in (found.judge.plan, partial(found.score, replies=replies)):
+    for use in (found.judge.plan, partial(found.score, place, replies=replies)):
         with pytest.raises(InputError, match=f"other questions .* same id: {key}"):
-            use(place, questions, other)
+            use(questions, other)
 
 
 def test_videos(tmp_path):
