@@ -143,28 +143,11 @@ def scores(
     for pictures that cannot be read: a model that sees less is what is measured.
     """
     refuse_inside(model.bundle.model)
-    if benchmark.judge is not None:
-        raise InputError(
-            f"{benchmark.name} is graded by another model; take a benchmark that is scored by rule"
-        )
-    if all(question.gold is None for question in questions):
-        raise InputError(
-            f"{benchmark.name} has questions here whose answers only a server knows; take a split"
-            " with answers"
-        )
-    if any(question.video is not None for question in questions):
-        raise InputError(
-            f"{benchmark.name} asks about videos, which sessions answer: their layers cannot be"
-            " blinded; take a benchmark of pictures"
-        )
-    layouts.check_pictures(benchmark.name, questions)
+    _check(benchmark, questions)
     tokens = benchmark.max_new_tokens
+    prompts = settings_file.digest(questions)
     settings = runner.settings_of(
-        model,
-        model_id,
-        benchmark,
-        prompts=settings_file.digest(questions),
-        max_new_tokens=tokens,
+        model, model_id, benchmark, prompts=prompts, max_new_tokens=tokens
     )
     found = {}
     for hidden in chosen:
@@ -181,8 +164,7 @@ def scores(
             batch_size=batch_size,
             max_new_tokens=tokens,
         )
-        if run.unreadable:
-            key, reason = next(iter(run.unreadable.items()))
+        for key, reason in run.unreadable.items():
             raise InputError(
                 f"{benchmark.name}: {len(run.unreadable)} of {len(questions)} questions cannot be"
                 f" asked, such as {key}: {reason}"
@@ -191,3 +173,20 @@ def scores(
         judged = benchmark.score(data, questions, join(benchmark, questions, lines).answers)
         found[hidden.name] = judged.rules[judged.headline].value
     return found
+
+
+def _check(benchmark: Benchmark, questions: Sequence[Question]) -> None:
+    """InputError where the questions cannot be asked or scored with some layers blinded."""
+    name, why = benchmark.name, ""
+    if benchmark.judge is not None:
+        why = "is graded by another model; take a benchmark that is scored by rule"
+    elif all(question.gold is None for question in questions):
+        why = "has questions here whose answers only a server knows; take a split with answers"
+    elif any(question.video is not None for question in questions):
+        why = (
+            "asks about videos, which sessions answer: their layers cannot be blinded; take a"
+            " benchmark of pictures"
+        )
+    if why:
+        raise InputError(f"{name} {why}")
+    layouts.check_pictures(name, questions)
