@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.cli import COMMANDS, command_parser
-from llava_mini_jax.data.batches.examples import Buckets, Example, collate, make_example
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate, make_example
 from llava_mini_jax.data.media.images import load_image, preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
@@ -76,15 +76,14 @@ def logits(source: Path, model: Model, example: Example) -> np.ndarray:
     bundle, published = open_model(source, compute_dtype="float32")
     params = load_params(bundle, published, dtype="float32", unrolled=False)
     cfg = bundle.model
-    batch = collate(
-        [example],
-        tokens_per_image=cfg.tokens_per_image(1),
-        patches_per_image=0,
+    layout = Layout.of(
+        cfg,
+        1,
         buckets=Buckets(lengths=(64,), images=(1,)),
         padding_side="right",
         max_length=cfg.llm.max_positions,
-        truncate=False,
     )
+    batch = collate([example], layout, truncate=False)
     end = len(example.ids) + len(example.frames) * (cfg.tokens_per_image(1) - 1)
     return np.asarray(tiny.logits(params, batch.inputs, cfg), np.float32)[0, end - 1]
 
