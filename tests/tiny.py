@@ -17,7 +17,7 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, collate
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, TrainBatch, collate
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.clip import ClipConfig
@@ -145,15 +145,8 @@ def batch(
     padding_side: str = "right",
 ) -> TrainBatch:
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
-    return collate(
-        examples,
-        tokens_per_image=cfg.tokens_per_image(parts),
-        patches_per_image=cfg.positions_per_image(parts) if cfg.inside_layers else 0,
-        buckets=buckets,
-        padding_side=padding_side,
-        max_length=cfg.llm.max_positions,
-        truncate=False,
-    )
+    sizes = dict(buckets=buckets, padding_side=padding_side, max_length=cfg.llm.max_positions)
+    return collate(examples, Layout.of(cfg, parts, **sizes), truncate=False)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

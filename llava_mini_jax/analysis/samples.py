@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, check_fits, collate
+from llava_mini_jax.data.batches.examples import (
+    Buckets,
+    Example,
+    Layout,
+    TrainBatch,
+    check_fits,
+    collate,
+)
 from llava_mini_jax.data.batches.pipeline import Encoder, Source
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
@@ -67,11 +74,11 @@ def padded_batch(
     """A batch of always `batch_size` rows; those beyond the examples are all padding."""
     none = np.zeros(0, np.int32)
     empty = Example(none, none.astype(bool), none, examples[0].pixels[:0], ())
-    return collate(
-        [*examples, *[empty] * (batch_size - len(examples))],
-        tokens_per_image=batch_decode.tokens_per_image(bundle),
+    layout = Layout.of(
+        bundle.model,
+        bundle.images.parts,
         buckets=buckets,
         padding_side=bundle.prompt.padding_side,
         max_length=batch_decode.longest_prompt(bundle),
-        truncate=False,
     )
+    return collate([*examples, *[empty] * (batch_size - len(examples))], layout, truncate=False)

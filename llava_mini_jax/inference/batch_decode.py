@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax import sharding
@@ -136,20 +135,15 @@ def _pieces(
 ) -> Iterator[list[str]]:
     """`decode` behind the prompts; there may be more rows than texts."""
     total, longest = len(state.done_B), max(text.allowance for text in texts)
-    read, new_BN = 0, np.zeros((total, 0), np.int32)
+    new_BN = generate.first_tokens(state, sampling)
     while True:
-        # The state's logits give one token more, the first one before any call.
-        next_B = generate.upcoming(state.logits_BV, sampling, state.step)
-        new_BN = np.concatenate([new_BN, np.asarray(next_B)[:, None]], axis=1)
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
         if all(text.finish for text in texts):
             return
         done_B = np.array([bool(text.finish) for text in texts] + [True] * (total - len(texts)))
         state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
-        limit = jnp.int32(min(read + steps, longest - 1))
-        state = generate.decode(params, state, sampling, limit, bundle.model)
-        new_BN = np.asarray(state.tokens_BN)[:, read + 1 : int(state.step)]
-        read = int(state.step)
+        limit = min(int(state.step) + steps, longest - 1)
+        state, new_BN = generate.advance(params, state, sampling, limit, bundle.model)
 
 
 def padding_rows(examples: Sequence[Example]) -> list[Example]:

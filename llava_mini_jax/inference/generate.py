@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.data.batches.examples import Buckets, Example, collate
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.sampling import Sampling, next_token
 from llava_mini_jax.models import cache as kv
@@ -116,12 +116,18 @@ def prefill(
     )
     last_B = jnp.where(valid_BS, jnp.arange(S), 0).max(axis=1)
     last_B1D = jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)
+    logits_BV = llama.logits(params.llm, last_B1D)[:, 0]
+    return begun(cache, logits_BV, valid_BS.sum(axis=1, dtype=jnp.int32), room)
+
+
+def begun(cache: kv.Cache, logits_BV: Array, position_B: Array, room: int) -> Decoding:
+    """The state behind prompts of `position_B` positions; rows of none are done at once."""
     return Decoding(
         cache=cache,
-        logits_BV=llama.logits(params.llm, last_B1D)[:, 0],
-        position_B=valid_BS.sum(axis=1, dtype=jnp.int32),
-        tokens_BN=jnp.zeros((B, room), jnp.int32),
-        done_B=~valid_BS.any(axis=1),
+        logits_BV=logits_BV,
+        position_B=position_B,
+        tokens_BN=jnp.zeros((len(position_B), room), jnp.int32),
+        done_B=position_B == 0,
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -161,6 +167,22 @@ def decode(
     return jax.lax.while_loop(unfinished, one, state)
 
 
+def first_tokens(state: Decoding, sampling: Sampling) -> np.ndarray:
+    """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
+    return np.asarray(upcoming(state.logits_BV, sampling, state.step))[:, None]
+
+
+def advance(
+    params: LlavaMini, state: Decoding, sampling: Sampling, limit: int, cfg: LlavaMiniConfig
+) -> tuple[Decoding, np.ndarray]:
+    """`decode` up to `limit` tokens, and the ids [B, n] that are new to who has `upcoming`'s."""
+    known = int(state.step) + 1
+    state = decode(params, state, sampling, jnp.int32(limit), cfg)
+    # The state's logits give one token more.
+    decoded_BN = np.asarray(state.tokens_BN)[:, known : int(state.step)]
+    return state, np.concatenate([decoded_BN, first_tokens(state, sampling)], axis=1)
+
+
 def refuse_inside(cfg: LlavaMiniConfig) -> None:
     """InputError for compression inside the language model (inference/recompute.py answers it)."""
     if cfg.inside_layers:
@@ -189,15 +211,10 @@ def encode_and_prefill(
     refuse_inside(cfg)
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
     tokens = cfg.tokens_per_image(parts)
-    batch = collate(
-        examples,
-        tokens_per_image=tokens,
-        buckets=buckets,
-        padding_side=padding_side,
-        max_length=max_length,
-        truncate=False,
-        with_pixels=False,
-    ).inputs
+    layout = Layout.of(
+        cfg, parts, buckets=buckets, padding_side=padding_side, max_length=max_length
+    )
+    batch = collate(examples, layout, truncate=False, with_pixels=False).inputs
     batch = sharding.put_batch(batch)
     text_BTD = embed_text(params, batch.ids_BT, cfg)
     most = max(len(e.pixels) for e in examples)

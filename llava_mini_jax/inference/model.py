@@ -130,7 +130,7 @@ class Model:
         answers: dict[int, Answer] = {}
         for numbers in batch_decode.batches(examples, self.bundle, batch_size):
             own = replace(settings, seed=[seeds[number] for number in numbers])
-            run = Run(self, [examples[number] for number in numbers], own, steps)
+            run = Answering(self, [examples[number] for number in numbers], own, steps)
             for _ in run:
                 pass
             answers.update(zip(numbers, run.answers, strict=True))
@@ -156,7 +156,7 @@ class Model:
         return self._pieces(example, chosen)
 
     def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
-        run = Run(self, [example], settings, batch_decode.STEPS_STREAMING)
+        run = Answering(self, [example], settings, batch_decode.STEPS_STREAMING)
         yield from (piece for (piece,) in run if piece)
         self._warn_if_full(run.answers[0], "the prompt")
 
@@ -213,7 +213,7 @@ class Model:
             warnings.warn(self.full_context(where), stacklevel=3)
 
 
-class Run:
+class Answering:
     """One batch of requests being answered: iterating gives every row's new piece, call by call."""
 
     def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, collate, powers_of_two
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate, powers_of_two
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.generate import upcoming
@@ -62,15 +62,14 @@ def inputs_of(examples: Sequence[Example], bundle: Bundle, buckets: Buckets) -> 
     """A batch of prompts with as much of their answers as there is."""
     cfg, parts = bundle.model, bundle.images.parts
     longest = cfg.llm.max_positions
-    return collate(
-        examples,
-        tokens_per_image=cfg.tokens_per_image(parts),
-        patches_per_image=cfg.patches_per_image(parts) if cfg.inside_layers else 0,
+    layout = Layout.of(
+        cfg,
+        parts,
         buckets=Buckets(powers_of_two(min(buckets.lengths[0], longest), longest), buckets.images),
         padding_side=bundle.prompt.padding_side,
         max_length=longest,
-        truncate=False,
-    ).inputs
+    )
+    return collate(examples, layout, truncate=False).inputs
 
 
 def whole_model(params: LlavaMini, bundle: Bundle, buckets: Buckets) -> Logits:

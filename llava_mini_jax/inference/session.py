@@ -30,7 +30,7 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, generate, request, session_programs
-from llava_mini_jax.inference.answer import Answer, AnswerText, Settings
+from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.sampling import make_sampling
@@ -157,7 +157,7 @@ class Session:
 
     def _said(self, turns: list[Turn], example: Example, steps: int, move: int) -> Iterator[str]:
         self._refuse_late(move)
-        yield from self._answer(example.ids, example.fuse, steps, move)
+        yield from self._answer(example, steps, move)
         assert self.answer is not None
         # A model may say "<image>" too, where no picture stands.
         said = self.answer.text.replace(IMAGE_MARK, "")
@@ -200,32 +200,15 @@ class Session:
                 "before this answer was taken to its end; ask again"
             )
 
-    def _answer(
-        self, ids_T: np.ndarray, fuse_T: np.ndarray, steps: int, move: int
-    ) -> Iterator[str]:
-        model, params, cfg = self.model, self.model.params, self.model.bundle.model
-        T = model.buckets.length(len(ids_T))
-        padded = np.zeros((2, 1, T), np.int32)
-        padded[0, 0, : len(ids_T)], padded[1, 0, : len(ids_T)] = ids_T, fuse_T
-        text_BTD = generate.embed_text(params, padded[0], cfg)
-        text_BTD = self._fuse(text_BTD, padded[1].astype(bool))
-        prompt = self._marks(ids_T, fuse_T)
-        places_T = np.flatnonzero(ids_T >= 0)
-        allowance = min(self.settings.max_new_tokens, cfg.llm.max_positions - len(prompt))
-        logits_BV = self._prefill(text_BTD, prompt, places_T, power_of_two(allowance))
-        limit = "length" if allowance == self.settings.max_new_tokens else "context"
-        text = AnswerText(
-            model.tokenizer, model.stop_ids, tuple(self.settings.stop), allowance, limit
-        )
-        state = generate.Decoding(
-            cache=self._cache,
-            logits_BV=logits_BV,
-            position_B=jnp.full(1, len(prompt), jnp.int32),
-            tokens_BN=jnp.zeros((1, power_of_two(allowance)), jnp.int32),
-            done_B=jnp.zeros(1, bool),
-            step=jnp.zeros((), jnp.int32),
-        )
-        for new_N in self._decode(state, steps, allowance):
+    def _answer(self, example: Example, steps: int, move: int) -> Iterator[str]:
+        bundle, tokenizer, stop_ids = self.model.bundle, self.model.tokenizer, self.model.stop_ids
+        (text,) = batch_decode.empty_texts([example], bundle, tokenizer, stop_ids, self.settings)
+        prompt, room = self._marks(example.ids, example.fuse), power_of_two(text.allowance)
+        places_T = np.flatnonzero(example.ids >= 0)
+        logits_BV = self._prefill(self._fused_text(example), prompt, places_T, room)
+        position_B = jnp.full(1, len(prompt), jnp.int32)
+        state = generate.begun(self._cache, logits_BV, position_B, room)
+        for new_N in self._decode(state, steps, text.allowance):
             if piece := text.push(new_N):
                 yield piece
             self._refuse_late(move)
@@ -237,23 +220,31 @@ class Session:
         """Up to `most` token ids: the first one, then what each call of up to `steps` adds."""
         model, s = self.model, self.settings
         sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seeds(1), model.stop_ids)
-        read, new_N = 0, np.zeros(0, np.int32)
+        (new_N,) = generate.first_tokens(state, sampling)
         while True:
-            # The state's logits give one token more, the first one before any call.
-            next_B = generate.upcoming(state.logits_BV, sampling, state.step)
-            yield np.concatenate([new_N, np.asarray(next_B)])
-            limit = jnp.int32(min(read + steps, most - 1))
+            yield new_N
+            last = new_N[-1:]  # known, but not in the cache before it is decoded
+            limit = min(int(state.step) + steps, most - 1)
             self._cache = None
-            state = generate.decode(model.params, state, sampling, limit, model.bundle.model)
-            self._cache = state.cache
-            decoded_N = np.asarray(state.tokens_BN)[0, read : int(state.step)]
-            read, new_N = int(state.step), decoded_N[1:]
+            state, new_BN = generate.advance(
+                model.params, state, sampling, limit, model.bundle.model
+            )
+            self._cache, new_N = state.cache, new_BN[0]
+            decoded_N = np.concatenate([last, new_N[:-1]])
             self._cached = np.concatenate([self._cached, _text_marks(decoded_N, fuse=False)])
 
     # ------------------------------------------------------------------------------- one pass
 
+    def _fused_text(self, example: Example) -> jax.Array:
+        """A prompt's text [1, T, D], padded to a bucket and fused."""
+        T = self.model.buckets.length(len(example.ids))
+        ids_BT, fuse_BT = np.zeros((1, T), np.int32), np.zeros((1, T), bool)
+        ids_BT[0, : len(example.ids)], fuse_BT[0, : len(example.ids)] = example.ids, example.fuse
+        text_BTD = generate.embed_text(self.model.params, ids_BT, self.model.bundle.model)
+        return self._fuse(text_BTD, fuse_BT)
+
     def _fuse(self, text_BTD: jax.Array, fuse_BT: np.ndarray) -> jax.Array:
-        """The text's mean over all frames [1, T, D]; new frames are seen on the way."""
+        """The text's mean over all frames [1, T, D]; new frames are encoded on the way."""
         params, cfg = self.model.params, self.model.bundle.model
         total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():

@@ -20,6 +20,7 @@ from llava_mini_jax import distributed, sharding
 from llava_mini_jax.cost.flops import shape_of, step_flops
 from llava_mini_jax.data.batches.examples import (
     Buckets,
+    Layout,
     Sizes,
     TrainBatch,
     grow,
@@ -105,16 +106,18 @@ def batches(
     `threads` read and encode ahead; 0 is half of the cores.
     """
     share, shares = sharding.batch_share()
-    model, parts = stage.model, stage.images.parts
-    return make_batches(
-        source,
-        Encoder(tokenizer, stage.prompt, stage.images),
-        batch_size=rows,
-        tokens_per_image=model.tokens_per_image(parts),
-        patches_per_image=model.patches_per_image(parts) if model.inside_layers else 0,
+    layout = Layout.of(
+        stage.model,
+        stage.images.parts,
         buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
         max_length=stage.prompt.max_length,
         padding_side=stage.prompt.padding_side,
+    )
+    return make_batches(
+        source,
+        Encoder(tokenizer, stage.prompt, stage.images),
+        layout,
+        batch_size=rows,
         seed=stage.seed,
         first_step=first_step,
         process=share,

@@ -8,6 +8,7 @@ from llava_mini_jax.config import prompt_config
 from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
+    Layout,
     Sizes,
     check_fits,
     collate,
@@ -39,16 +40,15 @@ PICTURE = example([1, MARK, 2, 3, 4], learnt=2, frames=(1,))
 VIDEO = example([MARK, 5, 6], learnt=1, frames=(3,))
 
 
-def batch(examples, side="right", max_length=16, **options):
-    options = dict(truncate=False) | options
-    return collate(
-        examples,
+def batch(examples, side="right", max_length=16, patches_per_image=0, truncate=False, **options):
+    layout = Layout(
         tokens_per_image=2,
+        patches_per_image=patches_per_image,
         buckets=BUCKETS,
         padding_side=side,
         max_length=max_length,
-        **options,
     )
+    return collate(examples, layout, truncate=truncate, **options)
 
 
 def test_sizes_come_from_the_buckets():

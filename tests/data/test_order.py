@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.media.video import FrameSampling
@@ -120,16 +120,14 @@ def mixed(tmp_path_factory) -> Samples:
 
 
 def batches(source, encode, count, **changes):
-    options = dict(
-        batch_size=8,
+    layout = Layout(
         tokens_per_image=1,
         buckets=Buckets(lengths=(32, 64, 128), images=(1, 2)),
         max_length=128,
         padding_side="right",
-        seed=3,
-        first_step=0,
     )
-    stream = make_batches(source, encode, **(options | changes))
+    options = dict(batch_size=8, seed=3, first_step=0) | changes
+    stream = make_batches(source, encode, layout, **options)
     return [batch.arrays for batch in itertools.islice(stream, count)]
 
 

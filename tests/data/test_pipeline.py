@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.text.conversation import IGNORE
@@ -24,16 +24,14 @@ PAGE = np.full((32, 32, 3), 200, np.uint8)
 
 def batches(source, encode, count, **changes):
     """The first `count` batches of a stream."""
-    options = dict(
-        batch_size=8,
+    layout = Layout(
         tokens_per_image=2,
         buckets=Buckets(lengths=(16, 32, 64, 128), images=(1, 2, 4)),
-        max_length=128,
+        max_length=changes.pop("max_length", 128),
         padding_side="right",
-        seed=3,
-        first_step=0,
     )
-    return list(itertools.islice(make_batches(source, encode, **(options | changes)), count))
+    options = dict(batch_size=8, seed=3, first_step=0) | changes
+    return list(itertools.islice(make_batches(source, encode, layout, **options), count))
 
 
 def arrays(source, encode, count, **changes):

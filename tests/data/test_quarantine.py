@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, collate
+from llava_mini_jax.data.batches.examples import Buckets, Layout, collate
 from llava_mini_jax.data.batches.pipeline import Encoder, Rejected, make_batches
 from llava_mini_jax.data.batches.quarantine import Quarantine
 from llava_mini_jax.data.digits.pages import build_tokenizer
@@ -26,7 +26,7 @@ SAMPLES, BATCH, LENGTH = 1000, 8, 64
 EPOCH = SAMPLES // BATCH
 IMAGES = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=16))
 ENCODE = Encoder(build_tokenizer(), prompt_config("paper", "brief", LENGTH), IMAGES)
-SIZES = dict(
+LAYOUT = Layout(
     tokens_per_image=1,
     buckets=Buckets(lengths=(16, 32, LENGTH), images=(1, 2)),
     max_length=LENGTH,
@@ -80,8 +80,8 @@ def samples(tmp_path_factory) -> Samples:
 
 
 def epoch(samples, **changes):
-    options = SIZES | dict(batch_size=BATCH, seed=5, first_step=0) | changes
-    return list(itertools.islice(make_batches(samples, ENCODE, **options), EPOCH))
+    options = dict(batch_size=BATCH, seed=5, first_step=0) | changes
+    return list(itertools.islice(make_batches(samples, ENCODE, LAYOUT, **options), EPOCH))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_good_rows_are_those_of_a_source_without_the_broken_samples(samples, who
         if not broken.any():
             continue
         good = [ENCODE(samples[int(i)]) for i in indices[~broken]]
-        alone = collate(good, **SIZES, truncate=True)
+        alone = collate(good, LAYOUT, truncate=True)
         rows = jax.tree.map(lambda x, broken=broken: x[~broken], batch.arrays)
         jax.tree.map(np.testing.assert_array_equal, rows, alone)
         assert (batch.arrays.labels_BS[broken] == IGNORE).all()

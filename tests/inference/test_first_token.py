@@ -7,7 +7,7 @@ import pytest
 import llava_mini_jax
 from llava_mini_jax.inference import batch_decode, generate
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.model import Model, Run
+from llava_mini_jax.inference.model import Answering, Model
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from tests import tiny_model
@@ -56,7 +56,7 @@ def one_by_one(model: Model, count: int, **how) -> list[int]:
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("steps", [1, 2, 8, 64])
 def test_the_tokens_are_those_of_decoding_alone(model, how, steps) -> None:
-    run = Run(model, [request(model)], Settings(max_new_tokens=9, **how), steps)
+    run = Answering(model, [request(model)], Settings(max_new_tokens=9, **how), steps)
     counts = []
     for _ in run:
         counts.append(len(run._texts[0].ids))
@@ -76,7 +76,7 @@ def test_no_step_behind_the_last_token(model, limits, allowance) -> None:
 
 def test_rows_of_a_batch_have_their_first_tokens_before_any_call(model, limits) -> None:
     examples = [request(model), request(model, "what is the largest digit?")]
-    run = Run(model, examples, Settings(max_new_tokens=6), batch_decode.STEPS_STREAMING)
+    run = Answering(model, examples, Settings(max_new_tokens=6), batch_decode.STEPS_STREAMING)
     next(iter(run))
     assert [len(text.ids) for text in run._texts] == [1, 1] and limits == []
 

@@ -15,7 +15,7 @@ import llava_mini_jax
 from llava_mini_jax.cli import main
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.model import Model, Run
+from llava_mini_jax.inference.model import Answering, Model
 from tests import tiny_model
 from tests.inference import real_model
 
@@ -59,7 +59,7 @@ def test_answers_equal_transformers(folder: Path, template: str) -> None:
 
 
 def said(model: Model, examples: list) -> list[list[int]]:
-    run = Run(model, examples, Settings(max_new_tokens=32), batch_decode.STEPS)
+    run = Answering(model, examples, Settings(max_new_tokens=32), batch_decode.STEPS)
     for _ in run:
         pass
     return [text.ids for text in run._texts]

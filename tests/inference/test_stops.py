@@ -14,7 +14,7 @@ from llava_mini_jax.config import LLAMA_3_1_8B
 from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.model import Run
+from llava_mini_jax.inference.model import Answering
 from llava_mini_jax.inference.request import end_of_turn, stop_text
 from tests import tiny, tiny_model
 from tests.data.toy_tokenizers import as_fast, make_byte_level, make_metaspace
@@ -82,7 +82,7 @@ def test_models_stop_at_the_text(model: Model) -> None:
     assert model.with_stop_text(settings) is settings
     assert list(Session(other, settings).settings.stop) == ["x", "</s>"]
     example = model.request("a", model.read_pictures(None, None))
-    run = Run(other, [example], settings, batch_decode.STEPS)
+    run = Answering(other, [example], settings, batch_decode.STEPS)
     assert list(run._texts[0].stop) == ["x", "</s>"]
 
 

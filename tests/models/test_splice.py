@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
+    Layout,
     TrainBatch,
     collate,
     powers_of_two,
@@ -53,9 +54,11 @@ def naive(example: Example, tokens: int) -> list[tuple]:
     return sequence
 
 
-def collated(rows: list[Example], tokens: int, side: str, **changes) -> TrainBatch:
-    given = dict(buckets=BUCKETS, padding_side=side, max_length=64, truncate=False) | changes
-    return collate(rows, tokens_per_image=tokens, **given)
+def collated(
+    rows: list[Example], tokens: int, side: str, truncate: bool = False, **changes
+) -> TrainBatch:
+    sizes = dict(buckets=BUCKETS, padding_side=side, max_length=64) | changes
+    return collate(rows, Layout(tokens_per_image=tokens, **sizes), truncate=truncate)
 
 
 @settings(max_examples=150, deadline=None)

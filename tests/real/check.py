@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.cli import COMMANDS, command_parser
-from llava_mini_jax.data.batches.examples import Buckets, Example, collate, make_example
+from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate, make_example
 from llava_mini_jax.data.media.images import load_image, preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.batch_decode import STEPS
-from llava_mini_jax.inference.model import Model, Run, load
+from llava_mini_jax.inference.model import Answering, Model, load
 from llava_mini_jax.weights.export_hf import export_model
 from llava_mini_jax.weights.folders import load_params, open_model
 from llava_mini_jax.weights.hf_processor import image_settings, read_processor
@@ -76,15 +76,14 @@ def logits(source: Path, model: Model, example: Example) -> np.ndarray:
     bundle, published = open_model(source, compute_dtype="float32")
     params = load_params(bundle, published, dtype="float32", unrolled=False)
     cfg = bundle.model
-    batch = collate(
-        [example],
-        tokens_per_image=cfg.tokens_per_image(1),
-        patches_per_image=0,
+    layout = Layout.of(
+        cfg,
+        1,
         buckets=Buckets(lengths=(64,), images=(1,)),
         padding_side="right",
         max_length=cfg.llm.max_positions,
-        truncate=False,
     )
+    batch = collate([example], layout, truncate=False)
     end = len(example.ids) + len(example.frames) * (cfg.tokens_per_image(1) - 1)
     return np.asarray(tiny.logits(params, batch.inputs, cfg), np.float32)[0, end - 1]
 
@@ -94,7 +93,7 @@ def answer(model: Model, example: Example, tokens: int) -> list[int]:
     bundle = dataclasses.replace(model.bundle, eos_ids=())
     endless = dataclasses.replace(model, bundle=bundle)
     endless.__dict__["stop_ids"] = (bundle.model.llm.vocab_size,)
-    run = Run(endless, [example], Settings(max_new_tokens=tokens), STEPS)
+    run = Answering(endless, [example], Settings(max_new_tokens=tokens), STEPS)
     for _ in run:
         pass
     return list(run._texts[0].ids)

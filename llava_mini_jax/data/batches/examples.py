@@ -9,7 +9,7 @@ Sizes come from `Buckets`, so that a run meets few different shapes and compiles
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import struct
@@ -17,7 +17,7 @@ from flax import struct
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.text.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models.llava_mini import Inputs
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.models.splice import PADDING, pad_slots, plan_row
 from llava_mini_jax.params import Leaf
 
@@ -111,41 +111,58 @@ def make_example(
     return Example(prompt.ids.astype(np.int32), fuse, labels, pixels, frames)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the rows of a batch lie in arrays."""
+
+    tokens_per_image: int
+    patches_per_image: int = 0  # 0, or of compression inside the LLM, which needs slots for all
+    buckets: Buckets  # what rows are padded to,
+    padding_side: str  # and where: "right" or "left"
+    max_length: int  # positions of a row
+
+    @classmethod
+    def of(cls, cfg: LlavaMiniConfig, parts: int, **sizes: Any) -> "Layout":
+        """That of a model whose images have `parts` parts; `sizes` are the other fields."""
+        patches = cfg.patches_per_image(parts) if cfg.inside_layers else 0
+        tokens = cfg.tokens_per_image(parts)
+        return cls(tokens_per_image=tokens, patches_per_image=patches, **sizes)
+
+    @property
+    def positions_per_image(self) -> int:
+        """Of the language model's first layer."""
+        return self.patches_per_image or self.tokens_per_image
+
+
 def collate(
-    examples: Sequence[Example],
-    *,
-    tokens_per_image: int,
-    buckets: Buckets,
-    padding_side: str,
-    max_length: int,
-    truncate: bool,
-    patches_per_image: int = 0,
-    with_pixels: bool = True,
+    examples: Sequence[Example], layout: Layout, *, truncate: bool, with_pixels: bool = True
 ) -> TrainBatch:
     """One batch of examples, padded to buckets.
 
-    `patches_per_image` adds the slots that compression inside the language model needs. Without
-    pixels (generation feeds frames in chunks) the batch has no images (I = 0).
+    Without pixels (generation feeds frames in chunks) the batch has no images (I = 0).
 
-    Sequences beyond `max_length` positions are refused with the arithmetic, or cut there if
+    Sequences beyond `layout.max_length` positions are refused with the arithmetic, or cut there if
     `truncate` (the release cuts silently: docs/release.md, "Splice"). With compression inside the
     language model the long sequence decides: of what is cut there the short one has nothing.
     """
     if not truncate:
         for e in examples:
-            check_fits(e, max(tokens_per_image, patches_per_image), max_length)
+            check_fits(e, layout.positions_per_image, layout.max_length)
+    buckets, tokens, patches = layout.buckets, layout.tokens_per_image, layout.patches_per_image
     text = buckets.length(max(len(e.ids) for e in examples))
 
     def cut(per_image: int) -> list[np.ndarray]:
-        return [_slots(e, per_image, text)[:max_length] for e in examples]
+        return [_slots(e, per_image, text)[: layout.max_length] for e in examples]
 
     def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
-        return pad_slots(rows, buckets.length(max(map(len, rows))), padding_side)
+        return pad_slots(rows, buckets.length(max(map(len, rows))), layout.padding_side)
 
-    rows, wide_rows = cut(tokens_per_image), cut(patches_per_image) if patches_per_image else None
+    rows, wide_rows = cut(tokens), cut(patches) if patches else None
     if wide_rows is not None:
-        sizes = text, tokens_per_image, patches_per_image
-        rows = [_also_in(wide, row, *sizes) for wide, row in zip(wide_rows, rows, strict=True)]
+        rows = [
+            _also_in(wide, row, text, tokens, patches)
+            for wide, row in zip(wide_rows, rows, strict=True)
+        ]
     slots_BS = padded_slots(rows)
     most = max(len(e.pixels) for e in examples)
     images = buckets.image_count(most) if with_pixels else 0

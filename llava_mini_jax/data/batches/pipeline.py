@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.data.batches.examples import (
-    Buckets,
     Example,
+    Layout,
     TrainBatch,
     collate,
     learns,
@@ -121,13 +121,9 @@ class Encoder:
 def make_batches(
     source: Source,
     encode: Encode,
+    layout: Layout,
     *,
     batch_size: int,
-    tokens_per_image: int,
-    patches_per_image: int = 0,
-    buckets: Buckets,
-    max_length: int,
-    padding_side: str,
     seed: int,
     first_step: int,
     process: int = 0,
@@ -138,9 +134,9 @@ def make_batches(
     """This process's part of every batch from `first_step` on, without end.
 
     grouping: which samples share a batch (order.py). threads: that read and encode ahead; 0 is half
-    of the cores. Samples are cut after `max_length` positions. One that cannot be read or encoded,
-    has no answer, or has its answers cut off leaves an empty row, which adds nothing to the loss,
-    and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
+    of the cores. Samples are cut after `layout.max_length` positions. One that cannot be read or
+    encoded, has no answer, or has its answers cut off leaves an empty row, which adds nothing to
+    the loss, and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
     """
     import grain
 
@@ -149,44 +145,12 @@ def make_batches(
     if threads < 0:
         raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
     # Half of the cores: the device's own threads need the others where it is the CPU.
-    threads = threads or max(1, (os.cpu_count() or 1) // 2)
-    positions_per_image = patches_per_image or tokens_per_image  # of the LLM's first layer
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
-
-    def read(index: int) -> _Row:
-        try:
-            sample = source[index]
-            example = _cut(encode(sample), buckets.lengths[-1])
-            if not learns(example, positions_per_image, max_length):
-                raise InputError(
-                    f"sample {sample['id']}: none of its first {max_length} positions is part of "
-                    "an answer, so there is nothing to learn; raise max_length or remove the sample"
-                )
-        except InputError as error:
-            who = source.id_of(index), source.dataset_of(index)
-            return _Row(encode.empty(), Rejected(*who, str(error)))
-        return _Row(example, None)
-
-    def batch(indices: Sequence[int]) -> Batch:
-        size = -(-len(indices) // threads)
-        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-        rows = [row for part in pool.map(lambda part: list(map(read, part)), parts) for row in part]
-        arrays = collate(
-            [row.example for row in rows],
-            tokens_per_image=tokens_per_image,
-            patches_per_image=patches_per_image,
-            buckets=buckets,
-            padding_side=padding_side,
-            max_length=max_length,
-            truncate=True,
-        )
-        return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
-
+    reader = _Reader(source, encode, layout, threads or max(1, (os.cpu_count() or 1) // 2))
     order = make_order(source, grouping, batch_size, seed)
     mine = order[process + first_step * batch_size :: processes]
     return iter(
         # The samples never end; without drop_remainder their number overflows for a share of 1.
-        mine.batch(batch_size // processes, drop_remainder=True, batch_fn=batch).to_iter_dataset(
+        mine.batch(batch_size // processes, drop_remainder=True, batch_fn=reader).to_iter_dataset(
             # Four batches are held. Each has a thread that waits for its rows and collates them.
             grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
         )
@@ -196,6 +160,40 @@ def make_batches(
 class _Row(NamedTuple):
     example: Example
     rejected: Rejected | None
+
+
+class _Reader:
+    """Numbers of samples to a Batch; its threads serve all batches that are on their way."""
+
+    def __init__(self, source: Source, encode: Encode, layout: Layout, threads: int):
+        self._source, self._encode, self._layout = source, encode, layout
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        # A part a thread: a task for every sample costs more than reading a small one.
+        size = -(-len(indices) // self._threads)
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        done = self._pool.map(lambda part: [self._row(index) for index in part], parts)
+        rows = [row for part in done for row in part]
+        arrays = collate([row.example for row in rows], self._layout, truncate=True)
+        return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
+
+    def _row(self, index: int) -> _Row:
+        layout = self._layout
+        try:
+            sample = self._source[index]
+            example = _cut(self._encode(sample), layout.buckets.lengths[-1])
+            if not learns(example, layout.positions_per_image, layout.max_length):
+                raise InputError(
+                    f"sample {sample['id']}: none of its first {layout.max_length} positions is "
+                    "part of an answer, so there is nothing to learn; raise max_length or remove "
+                    "the sample"
+                )
+        except InputError as error:
+            who = self._source.id_of(index), self._source.dataset_of(index)
+            return _Row(self._encode.empty(), Rejected(*who, str(error)))
+        return _Row(example, None)
 
 
 def _cut(example: Example, length: int) -> Example:
