@@ -17,7 +17,7 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, TrainBatch, collate
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example, TrainBatch, collate
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.clip import ClipConfig
@@ -146,7 +146,7 @@ def batch(
 ) -> TrainBatch:
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
     sizes = dict(buckets=buckets, padding_side=padding_side, max_length=cfg.llm.max_positions)
-    return collate(examples, Layout.of(cfg, parts, **sizes), truncate=False)
+    return collate(examples, BatchLayout.of(cfg, parts, **sizes), truncate=False)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

@@ -11,9 +11,9 @@ import numpy as np
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
     Buckets,
     Example,
-    Layout,
     TrainBatch,
     check_fits,
     collate,
@@ -74,7 +74,7 @@ def padded_batch(
     """A batch of always `batch_size` rows; those beyond the examples are all padding."""
     none = np.zeros(0, np.int32)
     empty = Example(none, none.astype(bool), none, examples[0].pixels[:0], ())
-    layout = Layout.of(
+    layout = BatchLayout.of(
         bundle.model,
         bundle.images.parts,
         buckets=buckets,

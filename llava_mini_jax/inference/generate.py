@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example, collate
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.sampling import Sampling, next_token
 from llava_mini_jax.models import cache as kv
@@ -211,7 +211,7 @@ def encode_and_prefill(
     refuse_inside(cfg)
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
     tokens = cfg.tokens_per_image(parts)
-    layout = Layout.of(
+    layout = BatchLayout.of(
         cfg, parts, buckets=buckets, padding_side=padding_side, max_length=max_length
     )
     batch = collate(examples, layout, truncate=False, with_pixels=False).inputs

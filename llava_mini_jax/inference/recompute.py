@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate, powers_of_two
+from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
+    Buckets,
+    Example,
+    collate,
+    powers_of_two,
+)
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.generate import upcoming
@@ -62,7 +68,7 @@ def inputs_of(examples: Sequence[Example], bundle: Bundle, buckets: Buckets) -> 
     """A batch of prompts with as much of their answers as there is."""
     cfg, parts = bundle.model, bundle.images.parts
     longest = cfg.llm.max_positions
-    layout = Layout.of(
+    layout = BatchLayout.of(
         cfg,
         parts,
         buckets=Buckets(powers_of_two(min(buckets.lengths[0], longest), longest), buckets.images),

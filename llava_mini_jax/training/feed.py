@@ -19,8 +19,8 @@ from etils import epath
 from llava_mini_jax import distributed, sharding
 from llava_mini_jax.cost.flops import shape_of, step_flops
 from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
     Buckets,
-    Layout,
     Sizes,
     TrainBatch,
     grow,
@@ -106,7 +106,7 @@ def batches(
     `threads` read and encode ahead; 0 is half of the cores.
     """
     share, shares = sharding.batch_share()
-    layout = Layout.of(
+    layout = BatchLayout.of(
         stage.model,
         stage.images.parts,
         buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),

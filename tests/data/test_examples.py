@@ -6,9 +6,9 @@ import pytest
 
 from llava_mini_jax.config import prompt_config
 from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
     Buckets,
     Example,
-    Layout,
     Sizes,
     check_fits,
     collate,
@@ -41,7 +41,7 @@ VIDEO = example([MARK, 5, 6], learnt=1, frames=(3,))
 
 
 def batch(examples, side="right", max_length=16, patches_per_image=0, truncate=False, **options):
-    layout = Layout(
+    layout = BatchLayout(
         tokens_per_image=2,
         patches_per_image=patches_per_image,
         buckets=BUCKETS,

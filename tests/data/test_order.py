@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.media.video import FrameSampling
@@ -120,7 +120,7 @@ def mixed(tmp_path_factory) -> Samples:
 
 
 def batches(source, encode, count, **changes):
-    layout = Layout(
+    layout = BatchLayout(
         tokens_per_image=1,
         buckets=Buckets(lengths=(32, 64, 128), images=(1, 2)),
         max_length=128,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.text.conversation import IGNORE
@@ -24,7 +24,7 @@ PAGE = np.full((32, 32, 3), 200, np.uint8)
 
 def batches(source, encode, count, **changes):
     """The first `count` batches of a stream."""
-    layout = Layout(
+    layout = BatchLayout(
         tokens_per_image=2,
         buckets=Buckets(lengths=(16, 32, 64, 128), images=(1, 2, 4)),
         max_length=changes.pop("max_length", 128),

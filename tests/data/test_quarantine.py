@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Layout, collate
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, collate
 from llava_mini_jax.data.batches.pipeline import Encoder, Rejected, make_batches
 from llava_mini_jax.data.batches.quarantine import Quarantine
 from llava_mini_jax.data.digits.pages import build_tokenizer
@@ -26,7 +26,7 @@ SAMPLES, BATCH, LENGTH = 1000, 8, 64
 EPOCH = SAMPLES // BATCH
 IMAGES = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=16))
 ENCODE = Encoder(build_tokenizer(), prompt_config("paper", "brief", LENGTH), IMAGES)
-LAYOUT = Layout(
+LAYOUT = BatchLayout(
     tokens_per_image=1,
     buckets=Buckets(lengths=(16, 32, LENGTH), images=(1, 2)),
     max_length=LENGTH,

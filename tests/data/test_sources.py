@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_mini_jax.config import CLIP_L_336, image_config, prompt_config
-from llava_mini_jax.data.batches.examples import Buckets, Layout
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.media.video import FrameSampling
@@ -214,7 +214,7 @@ def test_batches_come_from_files(tmp_path, pictures):
     stream = make_batches(
         Samples(config_of(Dataset(path=path, images=str(pictures)))),
         Encoder(build_tokenizer(), prompt_config("paper", "brief", 128), IMAGES),
-        Layout(
+        BatchLayout(
             tokens_per_image=1,
             buckets=Buckets(lengths=(64, 128), images=(1, 2, 4, 8, 16)),
             max_length=128,

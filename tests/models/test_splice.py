@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
     Buckets,
     Example,
-    Layout,
     TrainBatch,
     collate,
     powers_of_two,
@@ -58,7 +58,7 @@ def collated(
     rows: list[Example], tokens: int, side: str, truncate: bool = False, **changes
 ) -> TrainBatch:
     sizes = dict(buckets=BUCKETS, padding_side=side, max_length=64) | changes
-    return collate(rows, Layout(tokens_per_image=tokens, **sizes), truncate=truncate)
+    return collate(rows, BatchLayout(tokens_per_image=tokens, **sizes), truncate=truncate)
 
 
 @settings(max_examples=150, deadline=None)

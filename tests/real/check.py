@@ -15,7 +15,13 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.cli import COMMANDS, command_parser
-from llava_mini_jax.data.batches.examples import Buckets, Example, Layout, collate, make_example
+from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
+    Buckets,
+    Example,
+    collate,
+    make_example,
+)
 from llava_mini_jax.data.media.images import load_image, preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
@@ -76,7 +82,7 @@ def logits(source: Path, model: Model, example: Example) -> np.ndarray:
     bundle, published = open_model(source, compute_dtype="float32")
     params = load_params(bundle, published, dtype="float32", unrolled=False)
     cfg = bundle.model
-    layout = Layout.of(
+    layout = BatchLayout.of(
         cfg,
         1,
         buckets=Buckets(lengths=(64,), images=(1,)),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Layout, collate
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, collate
 from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
@@ -245,7 +245,7 @@ def mean_loss(stage, arrays, pages):
     spec = llava_mini.unrolled(llava_mini.spec(stage.model))
     params = param_tree.map_paths(lambda path, _: jnp.asarray(arrays[path]), spec)
     encode = Encoder(build_tokenizer(), stage.prompt, stage.images)
-    layout = Layout.of(
+    layout = BatchLayout.of(
         stage.model,
         1,
         buckets=Buckets(lengths=stage.lengths, images=(1,)),

@@ -112,7 +112,7 @@ def make_example(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class BatchLayout:
     """How the rows of a batch lie in arrays."""
 
     tokens_per_image: int
@@ -122,7 +122,7 @@ class Layout:
     max_length: int  # positions of a row
 
     @classmethod
-    def of(cls, cfg: LlavaMiniConfig, parts: int, **sizes: Any) -> "Layout":
+    def of(cls, cfg: LlavaMiniConfig, parts: int, **sizes: Any) -> "BatchLayout":
         """That of a model whose images have `parts` parts; `sizes` are the other fields."""
         patches = cfg.patches_per_image(parts) if cfg.inside_layers else 0
         tokens = cfg.tokens_per_image(parts)
@@ -135,7 +135,7 @@ class Layout:
 
 
 def collate(
-    examples: Sequence[Example], layout: Layout, *, truncate: bool, with_pixels: bool = True
+    examples: Sequence[Example], layout: BatchLayout, *, truncate: bool, with_pixels: bool = True
 ) -> TrainBatch:
     """One batch of examples, padded to buckets.
 

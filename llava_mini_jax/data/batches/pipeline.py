@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.data.batches.examples import (
+    BatchLayout,
     Example,
-    Layout,
     TrainBatch,
     collate,
     learns,
@@ -121,7 +121,7 @@ class Encoder:
 def make_batches(
     source: Source,
     encode: Encode,
-    layout: Layout,
+    layout: BatchLayout,
     *,
     batch_size: int,
     seed: int,
@@ -165,7 +165,7 @@ class _Row(NamedTuple):
 class _Reader:
     """Numbers of samples to a Batch; its threads serve all batches that are on their way."""
 
-    def __init__(self, source: Source, encode: Encode, layout: Layout, threads: int):
+    def __init__(self, source: Source, encode: Encode, layout: BatchLayout, threads: int):
         self._source, self._encode, self._layout = source, encode, layout
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
