@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
 from llava_mini_jax.evaluation.rules import exact_match
 
 KINDS = ("position", "row", "column", "largest")
@@ -45,13 +45,15 @@ def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
     )
 
 
-def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+def _score(
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+) -> Scores:
     del folder
     return exact_match.score(questions, answers, lambda question: question.key.split("-")[0])
 
 
 def _illustrate(
-    questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path
+    questions: Sequence[Question], answers: Mapping[str, AnswerLine], folder: Path
 ) -> list[str]:
     """digits.png, three pages with question, answer and truth; page.png, one to ask about."""
     import matplotlib

@@ -16,7 +16,14 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
+from llava_mini_jax.evaluation.benchmark import (
+    AnswerLine,
+    Benchmark,
+    Question,
+    Rule,
+    Scores,
+    percent,
+)
 
 _ASKED = "llava_gqa_testdev_balanced.jsonl"
 _GOLD = "data/testdev_balanced_questions.json"
@@ -149,7 +156,9 @@ def _distribution(counted: Sequence[Question], said: Mapping[str, str]) -> float
     return weighted / total / 100 if total else 0.0
 
 
-def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+def _score(
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+) -> Scores:
     layouts.check_prompts("gqa", questions, answers)
     counted = [q for q in questions if q.gold["isBalanced"]]
     said = {q.key: converted(answers[q.key].text) for q in questions if q.key in answers}
@@ -174,7 +183,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
 ) -> list[Path]:
     """The official scorer's predictions file, as LLaVA converts answers."""
     layouts.check_all_answered("gqa", questions, answers)

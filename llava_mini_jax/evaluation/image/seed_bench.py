@@ -17,7 +17,14 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores, percent
+from llava_mini_jax.evaluation.benchmark import (
+    AnswerLine,
+    Benchmark,
+    Question,
+    Rule,
+    Scores,
+    percent,
+)
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
@@ -114,7 +121,9 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
     return Rule.mean_of(items, {"parts": parts, "missing": len(questions) - len(said)})
 
 
-def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+def _score(
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+) -> Scores:
     layouts.check_prompts("seed_bench", questions, answers)
     texts = layouts.texts(questions, answers)
     said = {
@@ -135,7 +144,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, An
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
 ) -> list[Path]:
     """Lines of official ids and raw answers, in the official order."""
     layouts.check_all_answered("seed_bench", questions, answers)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llava_mini_jax import environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import MODELS, Answer, Benchmark, Question, find
+from llava_mini_jax.evaluation.benchmark import MODELS, AnswerLine, Benchmark, Question, find
 from llava_mini_jax.evaluation.run import report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
@@ -239,7 +239,7 @@ def _score(
 def _replies(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, AnswerLine],
     folder: Path,
     command: Command,
 ) -> "Replies":

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
 from llava_mini_jax.evaluation.rules.letters import lmms_letter
 from llava_mini_jax.evaluation.rules.video_tasks import (
     Task,
@@ -39,7 +39,7 @@ def _lmms(gold: Mapping[str, Any], text: str) -> bool:
     return lmms_letter(text) == gold["first_letter"]
 
 
-def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, AnswerLine]) -> Scores:
     lmms = task_rule(asked, right(asked, answers, _lmms), {})
     return scores(BENCHMARK, asked, answers, lmms_reads=lmms_letter, lmms_eval=lmms)
 

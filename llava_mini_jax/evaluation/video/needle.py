@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
 from llava_mini_jax.evaluation.rules import exact_match
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512, 1000)
@@ -50,7 +50,9 @@ def _questions(folder: Path) -> list[Question]:
     return found
 
 
-def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Scores:
+def _score(
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+) -> Scores:
     del folder
     return exact_match.score(
         questions, answers, lambda question: _part(int(question.key.split("-")[0]))
@@ -120,7 +122,7 @@ def draw(curves: Sequence[Curve], path: Path) -> Path:
 
 
 def _illustrate(
-    questions: Sequence[Question], answers: Mapping[str, Answer], folder: Path
+    questions: Sequence[Question], answers: Mapping[str, AnswerLine], folder: Path
 ) -> list[str]:
     details = _score(folder, questions, answers).rules["exact"].details
     curve = Curve("all questions", points_of(details), None)

@@ -21,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
@@ -108,7 +108,7 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _items(
-    kind: str, questions: Sequence[Question], answers: Mapping[str, Answer]
+    kind: str, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
 ) -> list[tuple[str, Mapping[str, str], tuple[str, ...] | None]]:
     """(key, row, answers) of the items of a set, in order; None where one of them is missing.
 
@@ -155,7 +155,7 @@ def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any
 
 def _rule(
     questions: Sequence[Question],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, AnswerLine],
     replies: Replies,
     read: Callable[[str], YesNoScore | None],
 ) -> Rule:
@@ -234,7 +234,7 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, Answer], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
 ) -> list[Path]:
     """Predictions as the release writes them and the judge scripts read them."""
     layouts.check_all_answered(_NAME, questions, answers)
