@@ -104,7 +104,7 @@ def make_example(
         )
     fuse = prompt.ids >= 0
     if training or not cfg.fuse_answers:
-        fuse &= ~(prompt.supervised if training else prompt.answered)
+        fuse &= ~prompt.answered
     if not cfg.fuse_id_zero:
         fuse &= prompt.ids != 0
     labels = np.where(prompt.supervised, prompt.ids, IGNORE).astype(np.int32)
