@@ -127,11 +127,12 @@ def _full_row(configs: Path, row: str, seed: int, needed: Job, out: Path) -> Job
     name = ROWS[row].full
     if name is None:
         return None
-    (stage,) = stages_of(load_config(str(configs / name)))
+    file = configs / ("ablations" if name.startswith("table") else "") / f"{name}.py"
+    (stage,) = stages_of(load_config(str(file)))
     return Job(
-        name=f"{Path(name).stem}-seed{seed}",  # rows of several tables may be one config
+        name=f"{name}-seed{seed}",  # rows of several tables may be one config
         needs=needed.name,
-        config=configs / name,
+        config=file,
         stages=(_from(stage, seed, needed.model(out)),),
         benchmarks=BENCHMARKS,
     )

@@ -23,12 +23,12 @@ class World:
     grid: int = 1  # images are read as grid x grid parts and the whole (1: the whole only)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TableRow:
     label: str
     tokens: int | None = None  # vision tokens of an image in the paper, of 576
     paper: tuple[float, ...] = ()  # its scores on the three; empty where it has none
-    full: str | None = None  # the config file of the paper's scale, in configs/
+    full: str | None = None  # the config of the paper's scale: a name in configs/
     digits: World | None = None
 
 
@@ -59,154 +59,97 @@ def _dense(parts: int, **model: Any) -> World:
 
 
 _LLAVA: dict[str, Any] = dict(
-    label="LLaVA-1.5", tokens=576, paper=(78.5, 62.0, 64.3), full="stage2_llava_1_5_7b.py"
+    label="LLaVA-1.5", tokens=576, paper=(78.5, 62.0, 64.3), full="stage2_llava_1_5_7b"
 )
 _MINI: dict[str, Any] = dict(
-    label="LLaVA-Mini", tokens=1, paper=(77.6, 60.9, 65.6), full="stage2_vicuna_7b.py"
+    label="LLaVA-Mini", tokens=1, paper=(77.6, 60.9, 65.6), full="stage2_vicuna_7b"
 )
-_HD = "stage2_vicuna_7b_hd.py"
+_HD = "stage2_vicuna_7b_hd"
 _NONE, _POOL, _HEADS = "without pre-fusion", "average pooling", "the release's queries"
-_FOLDER = "ablations/table"
+
 
 ROWS: Mapping[str, TableRow] = {
     "llava": TableRow(**_LLAVA, digits=_page(compressor="none", prefusion_layers=0)),
     "mini": TableRow(**_MINI, digits=_page()),
     # Table 7: pre-fusion
     "n0-1": TableRow(
-        label=_NONE,
-        tokens=1,
-        paper=(72.4, 54.2, 57.7),
-        full=f"{_FOLDER}7_no_prefusion_1_token.py",
-        digits=_page(prefusion_layers=0),
+        _NONE, 1, (72.4, 54.2, 57.7), "table7_no_prefusion_1_token", _page(prefusion_layers=0)
     ),
     "n0-4": TableRow(
-        label=_NONE,
-        tokens=16,
-        paper=(74.1, 55.4, 59.2),
-        full=f"{_FOLDER}7_no_prefusion_16_tokens.py",
-        digits=_page(prefusion_layers=0, grid=2),
+        _NONE,
+        16,
+        (74.1, 55.4, 59.2),
+        "table7_no_prefusion_16_tokens",
+        _page(prefusion_layers=0, grid=2),
     ),
-    "n0-64": TableRow(
-        label=_NONE,
-        tokens=64,
-        paper=(75.3, 56.7, 62.1),
-        full=f"{_FOLDER}7_no_prefusion_64_tokens.py",
-    ),
+    "n0-64": TableRow(_NONE, 64, (75.3, 56.7, 62.1), "table7_no_prefusion_64_tokens"),
     "n0-9": TableRow(
-        label=_NONE,
-        tokens=144,
-        paper=(76.9, 58.9, 64.9),
-        full=f"{_FOLDER}7_no_prefusion_144_tokens.py",
-        digits=_page(prefusion_layers=0, grid=3),
+        _NONE,
+        144,
+        (76.9, 58.9, 64.9),
+        "table7_no_prefusion_144_tokens",
+        _page(prefusion_layers=0, grid=3),
     ),
     "n1-1": TableRow(
-        label="1 layer",
-        tokens=1,
-        paper=(74.8, 55.5, 60.4),
-        full=f"{_FOLDER}7_prefusion_1_layer.py",
-        digits=_page(prefusion_layers=1),
+        "1 layer", 1, (74.8, 55.5, 60.4), "table7_prefusion_1_layer", _page(prefusion_layers=1)
     ),
     "n2-1": TableRow(
-        label="2 layers",
-        tokens=1,
-        paper=(76.0, 57.6, 63.1),
-        full=f"{_FOLDER}7_prefusion_2_layers.py",
-        digits=_page(prefusion_layers=2),
+        "2 layers", 1, (76.0, 57.6, 63.1), "table7_prefusion_2_layers", _page(prefusion_layers=2)
     ),
     "n3-1": TableRow(
-        label="3 layers",
-        tokens=1,
-        paper=(76.9, 59.1, 64.9),
-        full=f"{_FOLDER}7_prefusion_3_layers.py",
-        digits=_page(prefusion_layers=3),
+        "3 layers", 1, (76.9, 59.1, 64.9), "table7_prefusion_3_layers", _page(prefusion_layers=3)
     ),
     # the other "Table 7": tokens, resolution
-    "mini-4": TableRow(
-        label="LLaVA-Mini",
-        tokens=4,
-        paper=(77.7, 60.9, 66.7),
-        full=f"{_FOLDER}7_4_tokens.py",
-        digits=_page(grid=2),
-    ),
-    "mini-16": TableRow(
-        label="LLaVA-Mini", tokens=16, paper=(78.1, 61.3, 66.6), full=f"{_FOLDER}7_16_tokens.py"
-    ),
-    "mini-9": TableRow(
-        label="LLaVA-Mini",
-        tokens=64,
-        paper=(78.5, 61.6, 67.5),
-        full=f"{_FOLDER}7_64_tokens.py",
-        digits=_page(grid=3),
-    ),
+    "mini-4": TableRow("LLaVA-Mini", 4, (77.7, 60.9, 66.7), "table7_4_tokens", _page(grid=2)),
+    "mini-16": TableRow("LLaVA-Mini", 16, (78.1, 61.3, 66.6), "table7_16_tokens"),
+    "mini-9": TableRow("LLaVA-Mini", 64, (78.5, 61.6, 67.5), "table7_64_tokens", _page(grid=3)),
     "low-llava": TableRow(**_LLAVA, digits=_dense(1, compressor="none", prefusion_layers=0)),
     "low-mini": TableRow(**_MINI, digits=_dense(1)),
-    "hd-1": TableRow(
-        label="HD",
-        tokens=16,
-        paper=(78.5, 61.5, 67.4),
-        full=f"{_FOLDER}7_hd_16_tokens.py",
-        digits=_dense(2),
-    ),
-    "hd-4": TableRow(
-        label="HD", tokens=64, paper=(78.9, 61.8, 67.5), full=_HD, digits=_dense(2, grid=2)
-    ),
-    "hd-9": TableRow(
-        label="HD",
-        tokens=144,
-        paper=(79.3, 62.3, 67.9),
-        full=f"{_FOLDER}7_hd_144_tokens.py",
-        digits=_dense(2, grid=3),
-    ),
-    "hd-576": TableRow(
-        label="HD", tokens=576, paper=(80.0, 62.9, 68.1), full=f"{_FOLDER}7_hd_576_tokens.py"
-    ),
+    "hd-1": TableRow("HD", 16, (78.5, 61.5, 67.4), "table7_hd_16_tokens", _dense(2)),
+    "hd-4": TableRow("HD", 64, (78.9, 61.8, 67.5), _HD, _dense(2, grid=2)),
+    "hd-9": TableRow("HD", 144, (79.3, 62.3, 67.9), "table7_hd_144_tokens", _dense(2, grid=3)),
+    "hd-576": TableRow("HD", 576, (80.0, 62.9, 68.1), "table7_hd_576_tokens"),
     # Tables 8 and 10: compression
     "pool-1": TableRow(
-        label=_POOL,
-        tokens=1,
-        paper=(76.1, 59.8, 64.0),
-        full=f"{_FOLDER}8_average_pool_1_token.py",
-        digits=_page(compressor="average_pool"),
+        _POOL,
+        1,
+        (76.1, 59.8, 64.0),
+        "table8_average_pool_1_token",
+        _page(compressor="average_pool"),
     ),
     "pool-4": TableRow(
-        label=_POOL,
-        tokens=4,
-        paper=(76.9, 60.3, 65.1),
-        full=f"{_FOLDER}8_average_pool_4_tokens.py",
-        digits=_page(compressor="average_pool", grid=2),
+        _POOL,
+        4,
+        (76.9, 60.3, 65.1),
+        "table8_average_pool_4_tokens",
+        _page(compressor="average_pool", grid=2),
     ),
     "pool0-1": TableRow(
-        label=f"{_POOL}, {_NONE}", digits=_page(compressor="average_pool", prefusion_layers=0)
+        f"{_POOL}, {_NONE}", digits=_page(compressor="average_pool", prefusion_layers=0)
     ),
     "pool0-4": TableRow(
-        label=f"{_POOL}, {_NONE}",
-        digits=_page(compressor="average_pool", prefusion_layers=0, grid=2),
+        f"{_POOL}, {_NONE}", digits=_page(compressor="average_pool", prefusion_layers=0, grid=2)
     ),
     # The release has another compressor than equation 2: attention with heads, projections, scale.
     "heads0-1": TableRow(
-        label=f"{_HEADS}, {_NONE}", digits=_page(compressor="multi_head", prefusion_layers=0)
+        f"{_HEADS}, {_NONE}", digits=_page(compressor="multi_head", prefusion_layers=0)
     ),
     "heads0-4": TableRow(
-        label=f"{_HEADS}, {_NONE}",
-        digits=_page(compressor="multi_head", prefusion_layers=0, grid=2),
+        f"{_HEADS}, {_NONE}", digits=_page(compressor="multi_head", prefusion_layers=0, grid=2)
     ),
-    "mqt-2": TableRow(label="MQT-LLaVA, cited", tokens=2, paper=(61.0, 50.8, 54.4)),
-    "mqt-36": TableRow(label="MQT-LLaVA, cited", tokens=36, paper=(73.7, 58.8, 63.4)),
-    "mqt-256": TableRow(label="MQT-LLaVA, cited", tokens=256, paper=(76.8, 61.6, 64.3)),
+    "mqt-2": TableRow("MQT-LLaVA, cited", 2, (61.0, 50.8, 54.4)),
+    "mqt-36": TableRow("MQT-LLaVA, cited", 36, (73.7, 58.8, 63.4)),
+    "mqt-256": TableRow("MQT-LLaVA, cited", 256, (76.8, 61.6, 64.3)),
     # Tables 11 and 12
     "whole": TableRow(
-        label="without compression",
-        tokens=576,
-        paper=(80.0, 62.9, 66.2),
-        full=f"{_FOLDER}11_no_compression.py",
-        digits=_page(compressor="none"),
+        "without compression",
+        576,
+        (80.0, 62.9, 66.2),
+        "table11_no_compression",
+        _page(compressor="none"),
     ),
     "inside": TableRow(
-        label="inside the LLM",
-        tokens=1,
-        paper=(76.3, 60.1, 64.5),
-        full=f"{_FOLDER}12_inside_llm.py",
-        digits=_page(inside_layers=2),
+        "inside the LLM", 1, (76.3, 60.1, 64.5), "table12_inside_llm", _page(inside_layers=2)
     ),
 }
 
