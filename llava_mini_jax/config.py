@@ -1,11 +1,11 @@
-"""Model configurations: named ones, and from and to Hugging Face's config.json.
+"""Model configurations: named parts, dialects, and what a model folder says as a Bundle.
 
     named models:     build(llm=VICUNA_7B, vision=CLIP_L_336, dialect="paper", ...) --.
     model folders:    config.json (+ the tower's, + preprocessor_config.json) ---------+--> Bundle
                                                                                        |
     Bundle = model (architecture) + images (pictures to pixels) + prompt (text to ids)
 
-Hugging Face's json is read in weights/hf_config.py and weights/hf_processor.py.
+Hugging Face's json is read and written in weights/ (hf_config.py, hf_processor.py, export_hf.py).
 """
 
 import dataclasses
