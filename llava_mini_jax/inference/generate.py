@@ -126,7 +126,7 @@ def begun(cache: kv.Cache, logits_BV: Array, position_B: Array, room: int) -> De
         cache=cache,
         logits_BV=logits_BV,
         position_B=position_B,
-        tokens_BN=jnp.zeros((len(position_B), room), jnp.int32),
+        tokens_BN=_by_batch(jnp.zeros((len(position_B), room), jnp.int32)),
         done_B=position_B == 0,
         step=jnp.zeros((), jnp.int32),
     )

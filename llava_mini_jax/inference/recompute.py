@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import (
     BatchLayout,
@@ -75,7 +76,7 @@ def inputs_of(examples: Sequence[Example], bundle: Bundle, buckets: Buckets) -> 
         padding_side=bundle.prompt.padding_side,
         max_length=longest,
     )
-    return collate(examples, layout, truncate=False).inputs
+    return sharding.put_batch(collate(examples, layout, truncate=False).inputs)
 
 
 def whole_model(params: LlavaMini, bundle: Bundle, buckets: Buckets) -> Logits:

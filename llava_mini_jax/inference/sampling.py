@@ -58,19 +58,19 @@ def next_token(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
     """Token ids [B] drawn from float32 logits; `step` counts the tokens of the answer."""
     logits_BV = sharding.constrain(logits_BV, ("batch", None))  # a sort needs the whole vocabulary
     greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
+    # The host gives every device all rows' settings; vmap wants them split as the logits are.
+    settings = (sampling.temperature_B, sampling.top_p_B, sampling.top_k_B, sampling.seed_B)
+    temperature_B, top_p_B, top_k_B, seed_B = (
+        sharding.constrain(jnp.asarray(each_B), ("batch",)) for each_B in settings
+    )
 
     def draw() -> Array:
-        drawn_B = jax.vmap(_draw)(
-            logits_BV,
-            sampling.temperature_B,
-            sampling.top_p_B,
-            sampling.top_k_B,
-            jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed_B),
-        )
-        return jnp.where(sampling.temperature_B > 0, drawn_B, greedy_B)
+        keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seed_B)
+        drawn_B = jax.vmap(_draw)(logits_BV, temperature_B, top_p_B, top_k_B, keys_B)
+        return jnp.where(temperature_B > 0, drawn_B, greedy_B)
 
     # Sorting a vocabulary costs as much as the rest of a step: only where some row samples.
-    return jax.lax.cond((sampling.temperature_B > 0).any(), draw, lambda: greedy_B)
+    return jax.lax.cond((temperature_B > 0).any(), draw, lambda: greedy_B)
 
 
 def _draw(logits_V: Array, temperature: Array, top_p: Array, top_k: Array, key: Array) -> Array:

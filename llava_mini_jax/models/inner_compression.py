@@ -62,5 +62,7 @@ def squeeze(
     source_BWD = jnp.take_along_axis(hidden_BUD, places_BW[..., None], axis=1)
     patches_IPD = source_BWD[:, T:].reshape(B, I, P, D).reshape(B * I, P, D)
     tokens_IQD, _ = compressor.apply(params, patches_IPD[:, :detail], cfg)
-    visual_BVD = tokens_IQD.reshape(B, I * tokens_IQD.shape[1], D)
+    # Split first, then joined: on a mesh JAX refuses to do both to a sharded axis at once.
+    Q = tokens_IQD.shape[1]
+    visual_BVD = tokens_IQD.reshape(B, I, Q, D).reshape(B, I * Q, D)
     return splice(source_BWD[:, :T], visual_BVD, slots_BS)

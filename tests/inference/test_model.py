@@ -112,6 +112,19 @@ def test_a_mesh_gives_the_same_answer(model: Model, files: dict[str, Path]) -> N
     assert answer == model.generate(QUESTION, files["a.png"], max_new_tokens=12)
 
 
+def test_rows_split_over_devices_have_the_same_answers(
+    model: Model, files: dict[str, Path]
+) -> None:
+    questions = [QUESTION, "what", "a human", "read the page"]
+    pictures = [files["a.png"], None, None, files["a.png"]]
+    how = dict(max_new_tokens=6, temperature=0.7, seed=3)
+    with jax.set_mesh(make_mesh(data=2)):
+        split = llava_mini_jax.load(tiny_model.folder("paper"))
+        answers = split.generate(questions, pictures, **how)
+        assert split.generate(QUESTION, files["a.png"], **how) == answers[0]
+    assert answers == model.generate(questions, pictures, **how)
+
+
 def test_batches_are_of_one_kind_of_pixels_and_of_similar_length(release: Model) -> None:
     blank = with_prompt(release, blank_image=True)
     examples = [

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, recompute
@@ -91,3 +94,14 @@ def test_all_patches_count_against_its_positions():
     small = inside(positions=patches)
     with pytest.raises(InputError, match="for pictures"):
         small.generate(QUESTIONS[0], PICTURES[0])
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
+def test_a_mesh_gives_the_same_answers(model, mesh):
+    expected = model.generate(QUESTIONS, PICTURES, max_new_tokens=4)
+    arrays = param_tree.paths(model.params, is_leaf=None)
+    spec = llava_mini.unrolled(llava_mini.spec(model.bundle.model))
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        placed = param_tree.map_paths(lambda path, s: sharding.place(arrays[path], s.axes), spec)
+        split = dataclasses.replace(model, params=placed)
+        assert split.generate(QUESTIONS, PICTURES, max_new_tokens=4) == expected
