@@ -32,7 +32,7 @@ from llava_mini_jax.inference import batch_decode, generate, recompute, request,
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, import_hf
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
@@ -266,7 +266,7 @@ def load(
     bundle = request.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
     bundle = request.with_tokenizer(bundle, tokenizer)
-    params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
+    params = import_hf.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
 
 

@@ -22,7 +22,7 @@ named itself, because it is part of a model and not one.
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -78,13 +78,11 @@ def save_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     *,
     max_shard_bytes: int = 5_000_000_000,
-    metadata: Mapping[str, str] = {"format": "pt"},
 ) -> list[Path]:
     """Write `tensors` as Hugging Face's safetensors and return the files, the index last.
 
     Takes `tensors` one by one and holds about one shard at a time. The files get their names when
-    all are complete; whatever interrupts it before then, the folder is left as it was. `metadata`
-    goes into every file ("format": "pt" is what transformers asks for).
+    all are complete; whatever interrupts it before then, the folder is left as it was.
 
     Raises InputError for a folder that holds a model already, and for tensors that cannot be saved.
     """
@@ -95,7 +93,7 @@ def save_tensors(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
-            complete = _write_shards(Path(staging), tensors, max_shard_bytes, dict(metadata))
+            complete = _write_shards(Path(staging), tensors, max_shard_bytes)
             final = [folder / file.name for file in complete]
             for file, name in zip(complete, final, strict=True):
                 file.rename(name)
@@ -262,7 +260,6 @@ def _write_shards(
     folder: Path,
     tensors: Iterable[tuple[str, np.ndarray]],
     max_shard_bytes: int,
-    metadata: dict[str, str],
 ) -> list[Path]:
     """The files of a whole model, under their own names in `folder`, the index last."""
     numbers: dict[str, int] = {}  # tensor name -> number of its shard
@@ -271,7 +268,7 @@ def _write_shards(
         files.append(folder / f"{len(files)}")
         files[-1].touch()
         mode = files[-1].stat().st_mode
-        save_file(shard, files[-1], metadata=metadata)
+        save_file(shard, files[-1], metadata={"format": "pt"})  # transformers asks for it
         files[-1].chmod(mode)  # the library makes a file that only its owner may read
         numbers |= dict.fromkeys(shard, len(files) - 1)
         total_bytes += sum(array.nbytes for array in shard.values())

@@ -155,7 +155,6 @@ def _written_beside(folder: Path) -> Iterator[Path]:
 def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
     """The json files of a model folder, by file name."""
     model = bundle.model
-    dtype = "float32" if model.compute_dtype == "float32" else model.compute_dtype
     vision = _vision_json(model)
     llm = llama_json(model.llm)
     eos = list(bundle.eos_ids) if len(bundle.eos_ids) != 1 else bundle.eos_ids[0]
@@ -169,7 +168,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             "vision_feature_layer": model.vision.select_layer,
             "vision_feature_select_strategy": "default",
             "projector_hidden_act": "gelu",
-            "torch_dtype": dtype,
+            "torch_dtype": model.compute_dtype,
             **ids,
         }
     else:
@@ -194,7 +193,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
             "resolution_ratio": bundle.images.grid,
             "tokenizer_model_max_length": bundle.prompt.max_length,
             "tokenizer_padding_side": bundle.prompt.padding_side,
-            "torch_dtype": dtype,
+            "torch_dtype": model.compute_dtype,
             **ids,
             SECTION: section_of(bundle),
         }

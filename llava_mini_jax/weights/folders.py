@@ -10,24 +10,19 @@ our export           the release's format, and the section "llava_mini_jax" in c
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.json_fields import SECTION, Fields, described_in, read_json
-from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
-from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
-from llava_mini_jax.weights import hf_config, hf_fields, import_hf, names
+from llava_mini_jax.weights import hf_config, hf_fields, names
 from llava_mini_jax.weights.hf_processor import (
     Processor,
     image_config,
@@ -45,7 +40,7 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def open_model(
-    folder: Path, *, vision_tower: Path | None = None, compute_dtype: str, dialect: str = "release"
+    folder: Path, *, vision_tower: Path | None = None, compute_dtype: str
 ) -> tuple[Bundle, list[Published]]:
     """The configuration of a model folder and its tensors, none of them read yet.
 
@@ -60,7 +55,7 @@ def open_model(
         kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
         if kind == "llava" and "text_config" in f.values:
             return _open_llava_hf(folder, f, tensors, compute_dtype)
-        return _open_llava(folder, f, kind, tensors, vision_tower, compute_dtype, dialect)
+        return _open_llava(folder, f, kind, tensors, vision_tower, compute_dtype)
 
 
 def _config_of(folder: Path) -> Fields:
@@ -80,7 +75,6 @@ def _open_llava(
     tensors: Tensors,
     vision_tower: Path | None,
     compute_dtype: str,
-    dialect: str,
 ) -> tuple[Bundle, list[Published]]:
     hf_config.refuse_other_llava(f)
     llm = hf_config.llama_from_hf(f, "mistral" if kind == "llava_mistral" else "llama")
@@ -95,7 +89,7 @@ def _open_llava(
     model = configs.build(
         llm,
         vision,
-        dialect,
+        "release",
         compressor="none" if grid is None else None,
         grid=grid or 1,
         prefusion_layers=0 if grid is None else layers,
@@ -148,33 +142,6 @@ def same_numbers(a: LazyTensor, b: LazyTensor, rows: int = 4096) -> bool:
         return False
     parts = (slice(row, row + rows) for row in range(0, a.shape[0], rows))
     return all((a.read((part,)) == b.read((part,))).all() for part in parts)
-
-
-def load_params(
-    bundle: Bundle,
-    published: Iterable[Published],
-    *,
-    dtype: Any,
-    int8: bool = False,
-    unrolled: bool,
-    fresh: Iterable[str] = (),
-    key: jax.Array | None = None,
-) -> LlavaMini:
-    """Parameters from published tensors, with layers stacked (training) or unrolled (inference).
-
-    `int8`: weights of products as int8, everything else in `dtype`.
-    """
-    spec = llava_mini.spec(bundle.model)
-    return import_hf.load(
-        llava_mini.unrolled(spec) if unrolled else spec,
-        published,
-        read_vision_layers=bundle.model.vision.used_layers,
-        linear_projector=bundle.model.projector.kind == "linear",
-        dtype=jnp.dtype(dtype),
-        int8=int8,
-        fresh=fresh,
-        key=key,
-    )
 
 
 def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, list[Published]]:

@@ -67,17 +67,6 @@ class LazyLeaf:
         return array
 
 
-def plan_of(bundle: Bundle, published: Iterable[Published], fresh: Iterable[str] = ()) -> Plan:
-    """Where every parameter of the unrolled model lies; InputError with all that does not fit."""
-    return make_plan(
-        llava_mini.unrolled(llava_mini.spec(bundle.model)),
-        list(published),
-        bundle.model.vision.used_layers,
-        bundle.model.projector.kind == "linear",
-        tuple(fresh),
-    )
-
-
 def lazy_params(
     bundle: Bundle,
     plan: Plan,
@@ -100,7 +89,11 @@ def lazy_params(
             own = plan[path][0].tensor.dtype if parts else own
         return LazyLeaf(spec.shape, jnp.dtype(dtype) if dtype else own, parts, spec.stacked, watch)
 
-    return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(bundle.model)))
+    return param_tree.map_paths(leaf, _spec(bundle))
+
+
+def _spec(bundle: Bundle) -> LlavaMini:
+    return llava_mini.unrolled(llava_mini.spec(bundle.model))
 
 
 def _read_piece(piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +114,9 @@ def open_for_export(
         folder, vision_tower=vision_tower, compute_dtype=dtype or "float32"
     )
     bundle = _with_dtype(bundle, dtype or stored_dtype(published))
-    return bundle, lazy_params(bundle, plan_of(bundle, published), dtype=dtype, watch=watch)
+    return bundle, lazy_params(
+        bundle, make_plan(_spec(bundle), bundle.model, published), dtype=dtype, watch=watch
+    )
 
 
 def _with_dtype(bundle: Bundle, dtype: str) -> Bundle:
@@ -180,11 +175,11 @@ def start_from_parts(
         eos_ids=hf_prompt.eos_ids(llm, values),
         pad_id=values.get("pad_token_id") or 0,
     )
-    plan = plan_of(bundle, published, FRESH)
+    plan = make_plan(_spec(bundle), model, published, FRESH)
     if prefusion_init == "copy":
         own = [path for path in plan if path.startswith("llm/layers/")]
         copies = {path.replace("llm/", "prefusion/", 1): plan[path] for path in own}
-        wanted = param_tree.paths(llava_mini.unrolled(llava_mini.spec(model)))
+        wanted = param_tree.paths(_spec(bundle))
         plan |= {path: pieces for path, pieces in copies.items() if path in wanted}
     new = NewLeaves(bundle, set(plan), seed, stored)
     return bundle, lazy_params(bundle, plan, dtype=dtype, made=new.readers(), watch=watch)
@@ -194,8 +189,7 @@ class NewLeaves:
     """The parameters that no file has: made together, when the first of them is asked for."""
 
     def __init__(self, bundle: Bundle, existing: set[str], seed: int, dtype: str):
-        spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
-        self._spec = param_tree.split(spec, lambda path: path not in existing)[0]
+        self._spec = param_tree.split(_spec(bundle), lambda path: path not in existing)[0]
         self._seed, self._dtype = seed, dtype
 
     @cached_property

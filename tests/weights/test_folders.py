@@ -88,11 +88,6 @@ def test_templates_of_language_models(case: Path, llava_hf: Path) -> None:
     assert opened(llava_hf).prompt.template == "llama_3_1"
 
 
-def test_the_paper_dialect_must_be_asked_for(case: Path) -> None:
-    model = opened(case, dialect="paper").model
-    assert configs.dialect_of(model) == "paper" and model.compressor.width == model.llm.width
-
-
 def test_defaults_of_absent_fields(case: Path) -> None:
     change(
         case,

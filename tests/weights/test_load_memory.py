@@ -45,7 +45,7 @@ import json, sys, threading, time
 from pathlib import Path
 import jax
 import jax.numpy as jnp
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, import_hf
 
 def anonymous_bytes():
     for line in open("/proc/self/status"):
@@ -67,7 +67,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 began = time.perf_counter()
-params = folders.load_params(
+params = import_hf.load_params(
     bundle, published, dtype=dtype, int8=int8, unrolled="unrolled" in sys.argv
 )
 jax.block_until_ready(params)

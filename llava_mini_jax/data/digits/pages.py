@@ -155,11 +155,6 @@ class DigitsPages:
             "kind": "+".join(plan.kinds),
         }
 
-    def page_digits(self, index: SupportsIndex) -> np.ndarray:
-        """The digits that stand on an item's pages: int [pages, rows, columns]."""
-        pages = self._plan(operator.index(index)).pages
-        return np.array(pages).reshape(-1, self.config.rows, self.config.columns)
-
     def odd_page(self, index: SupportsIndex) -> int:
         """Which page of a "needle" video differs, from 0."""
         firsts = [page[0] for page in self._plan(operator.index(index)).pages]

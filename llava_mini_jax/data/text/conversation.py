@@ -25,12 +25,11 @@ from llava_mini_jax.data.text.templates import (
     Turn,
     check_turns,
     pieces,
-    render,
 )
 from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 
-__all__ = ["IMAGE_MARK", "TEMPLATES", "Template", "Turn", "encode", "from_llava", "render"]
+__all__ = ["IMAGE_MARK", "TEMPLATES", "Template", "Turn", "encode", "from_llava"]
 
 IMAGE_TOKEN = -200  # stands for a picture among the ids, until its tokens are put there
 IGNORE = -100  # the label of a position that is not learnt
@@ -128,20 +127,18 @@ def encode(
     tokenizer: Any,
     *,
     double_bos: bool,
-    typed_specials: bool = False,
     date: str = "",
 ) -> EncodedPrompt:
     """Ids of the prompt, and which of them are learnt.
 
     The text between two "<image>" is tokenised by itself, as the release does, with one bos in
     front of everything. What is learnt is what follows an open prompt: for Vicuna that includes
-    the space before an answer, for all templates the token that ends it.
+    the space before an answer, for all templates the token that ends it. Control tokens in the
+    messages ("<|eot_id|>" typed by a user) are tokenised as the letters that they are, to which a
+    SentencePiece tokenizer adds a space; in the release they act as control tokens.
 
     double_bos: the release's inference prompts, where the chat template writes a bos and the
       tokenizer adds another; its training drops one.
-    typed_specials: control tokens in the messages ("<|eot_id|>" typed by a user) act as such, as
-      in the release. Otherwise they are tokenised as the letters that they are (to which a
-      SentencePiece tokenizer adds a space).
     date: what a chat template that asks for it is told; none: the day on which the process began.
     Raises InputError for turns out of order and for a tokenizer without character offsets.
     """
@@ -154,7 +151,7 @@ def encode(
     text = "".join(part.text for part in parts)
     lengths = [len(part.text) for part in parts]
     is_answer = np.repeat([part.answer for part in parts], lengths)
-    is_typed = np.repeat([part.typed and not typed_specials for part in parts], lengths)
+    is_typed = np.repeat([part.typed for part in parts], lengths)
     marks = [match.start() for match in re.finditer(IMAGE_MARK, text)]
 
     ids: list[int] = []
