@@ -27,6 +27,7 @@ FLOORS = (
     ("params",),
     ("ops",),
     ("models",),
+    ("data.sample",),
     ("data.prompt", "data.media", "data.text", "data.digits"),
     ("data.sets",),
     ("data.batches",),

@@ -195,6 +195,7 @@ def test_command_reads_training_configs(folder, tmp_path, capsys):
     code = f"""
 import dataclasses
 from configs import digits
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.training.stages import stages_of
 
@@ -215,6 +216,7 @@ def test_command_verifies_held_out_data_too(folder, tmp_path, capsys):
     code = f"""
 import dataclasses
 from configs import digits
+from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.training.stages import HeldOut
 

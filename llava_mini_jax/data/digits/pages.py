@@ -17,11 +17,12 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from llava_mini_jax.data.digits.glyphs import glyph_bank, load_scans
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,10 +108,8 @@ class _Plan(NamedTuple):
 class DigitsPages:
     """A random-access data source, as Grain wants one.
 
-    An item is {"id", "image": uint8 [H, W, 3], "conversations", "kind"}; videos have "frames",
-    uint8 [F, H, W, 3], in place of "image". Conversations are LLaVA's: turns of "human" and "gpt"
-    alternate, "<image>" opens the first (for videos too, as in the release's data). `kind` names
-    the kinds of all turns, joined by "+".
+    An item has an "image", uint8 [H, W, 3], or "frames" [F, H, W, 3]. "<image>" opens its first
+    turn (for videos too, as in the release's data). `kind` joins the kinds of all turns by "+".
     """
 
     def __init__(self, config: DigitsConfig, length: int):
@@ -138,7 +137,7 @@ class DigitsPages:
     def dataset_of(self, index: SupportsIndex) -> str:
         return f"digits-{self.config.split}"
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         number = operator.index(index)
         plan = self._plan(number)
         pages = [self._draw(digits, plan.below) for digits in plan.pages]
@@ -148,12 +147,10 @@ class DigitsPages:
             conversations.append({"from": "gpt", "value": answer})
         start = "<image>\n" if conversations[0]["value"] else "<image>"
         conversations[0]["value"] = start + conversations[0]["value"]
-        return {
-            "id": self.id_of(number),
-            **({"frames": np.stack(pages)} if self.config.frames else {"image": pages[0]}),
-            "conversations": conversations,
-            "kind": "+".join(plan.kinds),
-        }
+        item = Sample(id=self.id_of(number), conversations=conversations, kind="+".join(plan.kinds))
+        if self.config.frames:
+            return {**item, "frames": np.stack(pages)}
+        return {**item, "image": pages[0]}
 
     def odd_page(self, index: SupportsIndex) -> int:
         """Which page of a "needle" video differs, from 0."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_mini_jax.data.media.video import PICTURE_SUFFIXES
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.arrayrecord import Packed, PackedVideo, write_folder
 from llava_mini_jax.data.sets.audit import Verdict, check_sample, in_order
 from llava_mini_jax.data.sets.llava_format import Frames
@@ -108,13 +109,14 @@ class _Packer:
         return index, verdict, packed
 
 
-def _media(sample: dict[str, Any]) -> bytes | PackedVideo | None:
+def _media(sample: Sample) -> bytes | PackedVideo | None:
     if "image" in sample:
         image = sample["image"]
         return image if isinstance(image, bytes) else Path(image).read_bytes()
     if "frames" not in sample:
         return None
-    frames: Frames = sample["frames"]
+    frames = sample["frames"]
+    assert isinstance(frames, Frames)
     if isinstance(frames.video, PackedVideo):
         return frames.video
     path = Path(frames.video)

@@ -5,7 +5,7 @@
     table of (data set, row): sampling, weight ------- which row? ------------|
     JSON list | JSON Lines | Parquet | ArrayRecord --- the row ---------------|
     row + folder of pictures (llava_format.py) ------- sample ----------------'
-        {"id", "image" | "frames" | neither, "conversations", "kind"}
+        `Sample` (data/sample.py)
 
 Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
 do not change between accesses and threads, so an order of indices is an order of samples.
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets import llava_format
 from llava_mini_jax.data.sets.arrayrecord import BuiltRows
 from llava_mini_jax.data.sets.order import GROUPINGS, Groups
@@ -180,9 +181,9 @@ class Part(NamedTuple):
 class Samples:
     """The samples of all data sets, as `pipeline.Source` wants them.
 
-    A sample is {"id", "conversations", "kind"} and one of "image" (a path, or bytes of a picture),
-    "frames" (`Frames`), or neither for text. `kind` is the name of its data set. Conversations are
-    checked where they are encoded; rows that are no sample raise InputError when they are read.
+    A picture is a path or the bytes of a file, a video `Frames`; `kind` is the name of the data
+    set. Conversations are checked where they are encoded; rows that are no sample raise InputError
+    when they are read.
     """
 
     def __init__(self, config: SourcesConfig):
@@ -202,7 +203,7 @@ class Samples:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         part, row = self.locate(index)
         place = part.rows.place(row)
         fields = part.rows[row]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.evaluation.benchmark import Answer, Benchmark, Question, Scores
 from llava_mini_jax.evaluation.rules import exact_match
 
@@ -32,9 +33,10 @@ def _questions(folder: Path, **sizes: Any) -> list[Question]:
     return [question for one_of_each in zip(*found, strict=True) for question in one_of_each]
 
 
-def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
+def _question(kind: str, number: int, item: Sample) -> Question:
     from PIL import Image
 
+    assert "image" in item
     human, gpt = (turn["value"] for turn in item["conversations"])
     text = human.removeprefix("<image>").strip()
     page = io.BytesIO()

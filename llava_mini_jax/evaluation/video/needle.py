@@ -38,6 +38,7 @@ def _questions(folder: Path) -> list[Question]:
     videos, found = DigitsPages(config, EACH), []
     for number in range(EACH):
         item, place = videos[number], videos.odd_page(number)
+        assert "frames" in item
         human, gpt = (turn["value"] for turn in item["conversations"])
         text = human.removeprefix("<image>").strip()
         for frames in FRAMES:
