@@ -32,7 +32,7 @@ from llava_mini_jax.inference import batch_decode, generate, recompute, request,
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights import folders, import_hf
+from llava_mini_jax.weights import folders, hub, import_hf
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
@@ -260,7 +260,7 @@ def load(
     Raises InputError for everything that is missing, damaged or does not fit.
     """
     computing, int8 = computing_dtype(dtype), dtype == "int8"
-    path = folders.resolve_folder(folder)
+    path = hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, template, max_length)

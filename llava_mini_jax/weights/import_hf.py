@@ -107,45 +107,57 @@ def make_plan(
     tables = [names.table(folder.layout, linear_projector=linear) for folder in folders]
     plan: Plan = {}
     used: set[tuple[int, str]] = set()
-    problems: list[str] = []
-    lost: list[str] = []
+    missing: dict[str, list[str]] = {}
     for path, leaf in param_tree.paths(spec).items():
-        missing: set[str] = set()
+        absent: set[str] = set()
         for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
             needed = names.sources(path, leaf, table, model.vision.used_layers)
             if needed is None:
                 continue
             used.update((number, s.name) for s in needed)  # of an incomplete set too
-            absent = {s.name for s in needed if s.name not in folder.tensors}
-            missing |= absent
-            if not absent and path not in plan:
+            lacks = {s.name for s in needed if s.name not in folder.tensors}
+            absent |= lacks
+            if not lacks and path not in plan:
                 plan[path] = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
-        if path in plan:
-            problems += _shape_problems(path, leaf.shape[leaf.stacked :], plan[path])
-        elif not param_tree.matches(path, fresh):
-            known = sorted(missing) or ["(no published name)"]
-            lost += known
-            more = f" and {len(known) - 3} more" if len(known) > 3 else ""
-            problems.append(f"missing for {path}: {', '.join(known[:3])}{more}")
+        if path not in plan and not param_tree.matches(path, fresh):
+            missing[path] = sorted(absent) or ["(no published name)"]
     strange = [
         (folder, name)
         for number, folder in enumerate(folders)
         for name in folder.tensors
         if (number, name) not in used and not _ignored(name, model.llm.tied_head)
     ]
+    where = " and ".join(folder.where for folder in folders)
+    _refuse_codes(where, plan)
+    _refuse_misfits(where, spec, plan, missing, strange)
+    return plan
+
+
+def _refuse_misfits(
+    where: str,
+    spec: Tree,
+    plan: Plan,
+    missing: dict[str, list[str]],
+    strange: list[tuple[Published, str]],
+) -> None:
+    """`missing`: tensors by the path that lacks them; `strange`: those that no path asks for."""
+    problems: list[str] = []
+    for path, leaf in param_tree.paths(spec).items():
+        if lost := missing.get(path):
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            problems.append(f"missing for {path}: {', '.join(lost[:3])}{more}")
+        problems += _shape_problems(path, leaf.shape[leaf.stacked :], plan.get(path, []))
     problems += [
         f"unexpected in {folder.where}: {name} {tuple(folder.tensors[name].shape)}"
         for folder, name in strange
     ]
-    where = " and ".join(folder.where for folder in folders)
-    _refuse_codes(where, plan)
     if problems:
+        lost = [name for names_of_path in missing.values() for name in names_of_path]
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
             + mismatch.summary(lost, [name for _, name in strange], problems)
             + "\nUse the config.json that belongs to these weights, or download the folder again."
         )
-    return plan
 
 
 def _ignored(name: str, tied_head: bool) -> bool:

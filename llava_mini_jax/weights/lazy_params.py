@@ -12,7 +12,7 @@ start_from_parts(CLIP folder, LLaMA folder)     --> the tree that a training run
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import read_json
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders, hf_prompt
 from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
@@ -146,6 +148,32 @@ def start_from_parts(
             f'prefusion init "{prefusion_init}" is unknown; use {" or ".join(PREFUSION_STARTS)}'
         )
     vision, language, published = folders.open_parts(vision_tower, llm)
+    stored = dtype or stored_dtype(published[1:])
+    template, _ = hf_prompt.template_of(language, llm, llava=False)
+    values = read_json(llm / "config.json")
+    bundle = Bundle(
+        model=_new_model(vision, language, dialect, grid, prefusion_layers, stored),
+        images=configs.image_config(dialect, vision),
+        prompt=configs.prompt_config(dialect, template, language.max_positions),
+        eos_ids=hf_prompt.eos_ids(llm, values),
+        pad_id=values.get("pad_token_id") or 0,
+    )
+    plan = make_plan(_spec(bundle), bundle.model, published, FRESH)
+    if prefusion_init == "copy":
+        own = [p for p in param_tree.paths(_spec(bundle)) if p.startswith("prefusion/layers/")]
+        plan |= {path: plan[path.replace("prefusion/", "llm/", 1)] for path in own}
+    made = _new_leaves(_spec(bundle), plan, seed, stored)
+    return bundle, lazy_params(bundle, plan, dtype=dtype, made=made, watch=watch)
+
+
+def _new_model(
+    vision: ClipConfig,
+    language: LlamaConfig,
+    dialect: str,
+    grid: int,
+    prefusion_layers: int,
+    dtype: str,
+) -> LlavaMiniConfig:
     if not 1 <= grid <= vision.grid:
         raise InputError(f"grid is {grid}; give 1 to {vision.grid}, the patches along one side")
     if not 0 <= prefusion_layers <= language.layers:
@@ -153,53 +181,28 @@ def start_from_parts(
             f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {language.layers}, the"
             " layers of the language model"
         )
-    stored = dtype or stored_dtype(published[1:])
     try:
-        model = configs.build(
+        return configs.build(
             language,
             vision,
             dialect,
             grid=grid,
             prefusion_layers=prefusion_layers,
-            compute_dtype=stored,
+            compute_dtype=dtype,
         )
     except ValueError as error:
         raise InputError(f"these parts do not make a {dialect} model: {error}") from error
-    values = read_json(llm / "config.json")
-    bundle = Bundle(
-        model=model,
-        images=configs.image_config(dialect, vision),
-        prompt=configs.prompt_config(
-            dialect, hf_prompt.template_of(language, llm, llava=False)[0], language.max_positions
-        ),
-        eos_ids=hf_prompt.eos_ids(llm, values),
-        pad_id=values.get("pad_token_id") or 0,
-    )
-    plan = make_plan(_spec(bundle), model, published, FRESH)
-    if prefusion_init == "copy":
-        own = [path for path in plan if path.startswith("llm/layers/")]
-        copies = {path.replace("llm/", "prefusion/", 1): plan[path] for path in own}
-        wanted = param_tree.paths(_spec(bundle))
-        plan |= {path: pieces for path, pieces in copies.items() if path in wanted}
-    new = NewLeaves(bundle, set(plan), seed, stored)
-    return bundle, lazy_params(bundle, plan, dtype=dtype, made=new.readers(), watch=watch)
 
 
-class NewLeaves:
-    """The parameters that no file has: made together, when the first of them is asked for."""
+def _new_leaves(
+    spec: LlavaMini, existing: Plan, seed: int, dtype: str
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Readers of what no file has: made together, when the first of them is asked for."""
+    new = param_tree.split(spec, lambda path: path not in existing)[0]
 
-    def __init__(self, bundle: Bundle, existing: set[str], seed: int, dtype: str):
-        self._spec = param_tree.split(_spec(bundle), lambda path: path not in existing)[0]
-        self._seed, self._dtype = seed, dtype
+    @cache
+    def made() -> dict[str, jax.Array]:
+        params = param_tree.init(jax.random.key(seed), new, jnp.dtype(dtype))
+        return param_tree.paths(params, is_leaf=None)
 
-    @cached_property
-    def _made(self) -> Mapping[str, jax.Array]:
-        key = jax.random.key(self._seed)
-        return param_tree.paths(
-            param_tree.init(key, self._spec, jnp.dtype(self._dtype)), is_leaf=None
-        )
-
-    def readers(self) -> dict[str, Callable[[], np.ndarray]]:
-        return {
-            path: lambda p=path: np.asarray(self._made[p]) for path in param_tree.paths(self._spec)
-        }
+    return {path: lambda p=path: np.asarray(made()[p]) for path in param_tree.paths(new)}

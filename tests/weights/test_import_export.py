@@ -27,11 +27,8 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.tensorfiles.files import save_tensors
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.export_hf import (
-    config_files,
-    export_model,
-    published_tensors,
-)
+from llava_mini_jax.weights.export_hf import export_model, published_tensors
+from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.folders import open_model, open_parts
 from llava_mini_jax.weights.import_hf import load_params
 from llava_mini_jax.weights.lazy_params import start_from_parts

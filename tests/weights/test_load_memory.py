@@ -24,7 +24,8 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.tensorfiles.files import save_tensors
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.export_hf import config_files, published_tensors
+from llava_mini_jax.weights.export_hf import published_tensors
+from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.lazy_params import lazy_params
 from tests import tiny_model
 
