@@ -175,7 +175,7 @@ def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings"
 
 def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling") -> None:
     """Bad files are found before the weights are loaded, which may take a minute."""
-    from llava_mini_jax.data.media.images import load_image
+    from llava_mini_jax.data.media.image_file import load_image
     from llava_mini_jax.data.media.video import read_video
 
     for image in images:

@@ -27,7 +27,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
-from llava_mini_jax.tensorfiles.files import save_tensors
+from llava_mini_jax.tensorfiles.save import save_tensors
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_json import config_files, with_image_token
 

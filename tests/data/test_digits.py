@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from llava_mini_jax.data.digits import glyphs
+from llava_mini_jax.data.digits import glyphs, questions
 from llava_mini_jax.data.digits import pages as world
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.errors import InputError
@@ -46,7 +46,7 @@ def turns_of(item):
 
 def answer(question, pages):
     """The answer worked out from the question's words and the digits [pages, rows, columns]."""
-    if question == world.NEEDLE_QUESTION:
+    if question == questions.NEEDLE_QUESTION:
         shown = [set(grid.ravel().tolist()) for grid in pages]
         (odd,) = (digit for digit in range(10) if sum(digit in on for on in shown) == 1)
         return str(odd)
@@ -189,7 +189,7 @@ def test_kinds_and_answers_are_balanced():
         plan = source._plan(index)
         kinds[plan.kinds[0]] += 1
         answers[plan.kinds[0]][plan.turns[0][1]] += 1
-    assert set(kinds) == set(world.KINDS) - {"caption", "needle"}
+    assert set(kinds) == set(questions.KINDS) - {"caption", "needle"}
     assert max(kinds.values()) < 1.2 * min(kinds.values())
     for kind, options in {"position": 10, "count": 5, "largest": 10}.items():
         assert len(answers[kind]) == options
@@ -237,7 +237,7 @@ def test_one_page_of_a_needle_video_differs_and_is_asked_for():
         assert (pages[number] == pages[number].flat[0]).all()
         assert (others == others.flat[0]).all() and others.flat[0] != pages[number].flat[0]
         ((question, given),) = source._plan(index).turns
-        assert question == world.NEEDLE_QUESTION and given == str(pages[number].flat[0])
+        assert question == questions.NEEDLE_QUESTION and given == str(pages[number].flat[0])
         lengths.append(len(pages))
         places.append(number / (len(pages) - 1))
         answers.append(given)

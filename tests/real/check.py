@@ -16,7 +16,8 @@ from PIL import Image
 
 from llava_mini_jax.cli import COMMANDS, command_parser
 from llava_mini_jax.data.batches.examples import Buckets, Example, collate, make_example
-from llava_mini_jax.data.media.images import load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings

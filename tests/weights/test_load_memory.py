@@ -22,7 +22,7 @@ import pytest
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.tensorfiles.files import save_tensors
+from llava_mini_jax.tensorfiles.save import save_tensors
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_hf import published_tensors
 from llava_mini_jax.weights.export_json import config_files

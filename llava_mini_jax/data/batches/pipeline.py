@@ -27,7 +27,8 @@ from llava_mini_jax.data.batches.examples import (
     learns,
     make_example,
 )
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import preprocess_frames
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.sample import Sample

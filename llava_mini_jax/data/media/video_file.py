@@ -29,7 +29,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from llava_mini_jax.data.media.images import MAX_PIXELS
+from llava_mini_jax.data.media.image_file import MAX_PIXELS
 from llava_mini_jax.errors import InputError
 
 # Only containers of video, and only local files: FFmpeg would otherwise follow playlists to other

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from llava_mini_jax.data.media.images import load_image
+from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.data.sets.order import MODALITIES
 from llava_mini_jax.data.sets.sources import Part, Samples, SourcesConfig, unweighted
 from llava_mini_jax.data.text import conversation

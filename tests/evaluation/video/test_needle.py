@@ -11,12 +11,8 @@ from PIL import Image
 from llava_mini_jax import cli
 from llava_mini_jax.data.batches.examples import check_fits
 from llava_mini_jax.data.batches.pipeline import Encoder
-from llava_mini_jax.data.digits.pages import (
-    NEEDLE_QUESTION,
-    DigitsConfig,
-    DigitsPages,
-    build_tokenizer,
-)
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.digits.questions import NEEDLE_QUESTION
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import benchmark
 from llava_mini_jax.evaluation.run.answers import join
