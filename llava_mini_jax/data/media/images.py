@@ -150,10 +150,8 @@ def _resize_window(
     columns = (0, cfg.size)
     if side * max(0, last - first) > _LARGEST_WORK:
         reach = 2 * scale + 2  # of the bicubic kernel, in pixels
-        columns = (
-            max(0, int((-left - reach) / scale)),
-            min(cfg.size, int((image.width - left + reach) / scale) + 1),
-        )
+        right = int((image.width - left + reach) / scale) + 1
+        columns = (max(0, int((-left - reach) / scale)), min(cfg.size, right))
     x0 = max(0, int(columns[0] * scale - 2 * scale) - 2)
     x1 = min(side, int(columns[1] * scale + 2 * scale) + 3)
     box = (columns[0] * scale - x0, columns[1] * scale - x0)

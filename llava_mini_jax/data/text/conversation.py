@@ -152,20 +152,7 @@ def encode(
     lengths = [len(part.text) for part in parts]
     is_answer = np.repeat([part.answer for part in parts], lengths)
     is_typed = np.repeat([part.typed for part in parts], lengths)
-    marks = [match.start() for match in re.finditer(IMAGE_MARK, text)]
-
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for end in [*marks, len(text)]:
-        chunk_ids, chunk_spans = _tokenize(text[start:end], is_typed[start:end], tokenizer)
-        ids += chunk_ids
-        spans += [(start + a, start + b) for a, b in chunk_spans]
-        if end < len(text):
-            ids.append(IMAGE_TOKEN)
-            spans.append((end, end + len(IMAGE_MARK)))
-        start = end + len(IMAGE_MARK)
-
+    ids, spans = _tokenize_between_marks(text, is_typed, tokenizer)
     bos = list(_first_ids(tokenizer))
     if bos and (double_bos or ids[: len(bos)] != bos):
         ids, spans = bos + ids, [(0, 0)] * len(bos) + spans
@@ -173,6 +160,24 @@ def encode(
     answered_T = _overlap(spans, is_answer)
     supervised_T = answered_T & (ids_T != IMAGE_TOKEN) & (turns[-1].text is not None)
     return EncodedPrompt(ids_T, supervised_T, answered_T)
+
+
+def _tokenize_between_marks(
+    text: str, is_typed: np.ndarray, tokenizer: Any
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, IMAGE_TOKEN for every mark, and the characters [start, end) that each stands for."""
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in [*(match.start() for match in re.finditer(IMAGE_MARK, text)), len(text)]:
+        chunk_ids, chunk_spans = _tokenize(text[start:end], is_typed[start:end], tokenizer)
+        ids += chunk_ids
+        spans += [(start + a, start + b) for a, b in chunk_spans]
+        if end < len(text):
+            ids.append(IMAGE_TOKEN)
+            spans.append((end, end + len(IMAGE_MARK)))
+        start = end + len(IMAGE_MARK)
+    return ids, spans
 
 
 def _overlap(spans: list[tuple[int, int]], marked: np.ndarray) -> np.ndarray:
