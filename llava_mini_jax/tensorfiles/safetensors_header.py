@@ -83,8 +83,14 @@ def _placed(path: Path, name: str, entry: dict[str, Any], data_start: int) -> La
     unprintable = None if name.isprintable() else "its name has characters that cannot be printed"
     if problem := unprintable or shape_problem(shape, dtype.itemsize):
         raise ValueError(f"of tensor {short(name)}: {problem}")
-    offset = data_start + entry["data_offsets"][0]
-    return LazyTensor(name, shape, dtype, path, offset, contiguous_strides(shape, dtype.itemsize))
+    return LazyTensor(
+        name,
+        shape,
+        dtype,
+        file=path,
+        offset=data_start + entry["data_offsets"][0],
+        strides=contiguous_strides(shape, dtype.itemsize),
+    )
 
 
 def strict_json(data: bytes) -> Any:

@@ -66,6 +66,7 @@ def published_tensors(
             if source.parts == 1:
                 yield source.name, array
                 continue
+            # torch has q, k and v in one tensor, which is written once all three are there.
             pieces = packed.setdefault(source.name, [None] * source.parts)
             pieces[source.part] = array
             if all(piece is not None for piece in pieces):

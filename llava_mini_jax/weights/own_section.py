@@ -26,7 +26,7 @@ def with_section(bundle: Bundle, f: Fields) -> Bundle:
             )
         for field, value in changes.items():
             _check_field(parts[part], field, value, f"{where}: {SECTION}.{part}")
-        if "compressor" in changes:
+        if "compressor" in changes:  # the only part of a part
             compressor = dataclasses.replace(bundle.model.compressor, **changes["compressor"])
             changes = {**changes, "compressor": compressor}
         parts[part] = dataclasses.replace(parts[part], **changes)

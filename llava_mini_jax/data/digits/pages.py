@@ -160,7 +160,7 @@ class DigitsPages:
         cells, pages = config.rows * config.columns, max(1, config.frames)  # `pages`: the most
         # The split is part of the key: a training page and a held-out page with the same number
         # must not share their digits, questions and colours. One call draws all the numbers of an
-        # item, because a call costs more than a hundred numbers.
+        # item and some to spare, because a call costs more than a hundred numbers.
         rng = np.random.default_rng((config.seed, SPLITS.index(config.split), number))
         draw = iter(rng.random(pages * (7 * cells + 16) + 8 * config.turns + cells).tolist())
 
@@ -186,7 +186,8 @@ class DigitsPages:
             if turn:  # later turns take the page as it is; every fourth digit may be absent
                 counted = digits[page][below(cells)] if below(4) else below(10)
             name = f"page {page + 1}" if config.frames else ""
-            turns.append(ask(kind, digits[page], config.columns, counted, name, below))
+            shown = digits[page]
+            turns.append(ask(kind, shown, config.columns, counted=counted, page=name, below=below))
         return _Plan(kinds, digits, turns, below)
 
     def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:

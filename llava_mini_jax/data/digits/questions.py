@@ -51,7 +51,13 @@ def needle(
 
 
 def ask(
-    kind: str, digits: list[int], columns: int, counted: int, page: str, below: Callable[[int], int]
+    kind: str,
+    digits: list[int],
+    columns: int,
+    *,
+    counted: int,
+    page: str,
+    below: Callable[[int], int],
 ) -> tuple[str, str]:
     """A question and its answer; `page` names the page of a video ("page 3") or is empty."""
     on_page = f" on {page}" if page else ""

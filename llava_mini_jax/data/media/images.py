@@ -138,7 +138,7 @@ def _resize_window(
     """
     if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
         return image  # bicubic at the same size changes nothing
-    fill = (int(cfg.mean[0] * 255), int(cfg.mean[1] * 255), int(cfg.mean[2] * 255))
+    fill = tuple(int(mean * 255) for mean in cfg.mean)  # cut off, as in the release
     if 4 * cfg.size * side > _LARGEST_ROWS:
         raise InputError(
             f"Cannot read a picture of {image.width} x {image.height} pixels: its sides are too"
@@ -152,6 +152,7 @@ def _resize_window(
         reach = 2 * scale + 2  # of the bicubic kernel, in pixels
         right = int((image.width - left + reach) / scale) + 1
         columns = (max(0, int((-left - reach) / scale)), min(cfg.size, right))
+    # What the kernel reads of the window for these columns, and a pixel or two more.
     x0 = max(0, int(columns[0] * scale - 2 * scale) - 2)
     x1 = min(side, int(columns[1] * scale + 2 * scale) + 3)
     box = (columns[0] * scale - x0, columns[1] * scale - x0)

@@ -63,9 +63,8 @@ def build(
             built = _write(samples, folders, verdicts, shards, progress, keep=skip_rejected)
         if built.rejected and not skip_rejected:
             return Built(dict.fromkeys(built.samples, 0), built.rejected)
-        for name, count in built.samples.items():
-            if not count:
-                raise InputError(f"All samples of {name} are rejected; nothing is built.")
+        if empty := [name for name, count in built.samples.items() if not count]:
+            raise InputError(f"All samples of {empty[0]} are rejected; nothing is built.")
         if built.rejected:
             lines = (json.dumps(line) + "\n" for line in built.rejected)
             (work / "rejected.jsonl").write_text("".join(lines))

@@ -182,7 +182,7 @@ def _tokenize_between_marks(
 
 def _overlap(spans: list[tuple[int, int]], marked: np.ndarray) -> np.ndarray:
     """bool per span: does it hold a marked character? An empty span holds the one it stands at."""
-    count = np.concatenate([[0], np.cumsum(marked)])
+    count = np.concatenate([[0], np.cumsum(marked)])  # marked characters before each one
     starts_T, ends_T = np.array(spans, np.int64).reshape(-1, 2).T
     ends_T = np.minimum(np.maximum(ends_T, starts_T + 1), len(marked))
     return count[ends_T] > count[np.minimum(starts_T, len(marked))]
