@@ -79,9 +79,7 @@ class Name:
 
 
 def read_pickle(
-    stream: BinaryIO,
-    names: Mapping[str, Name],
-    persistent: Callable[[object], object],
+    stream: BinaryIO, names: Mapping[str, Name], persistent: Callable[[object], object]
 ) -> Any:
     """The value of the pickle that begins at the stream's position, which moves to its end.
 

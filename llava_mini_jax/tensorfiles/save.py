@@ -18,10 +18,7 @@ from llava_mini_jax.tensorfiles.safetensors_header import DTYPES
 
 
 def save_tensors(
-    folder: Path,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    *,
-    max_shard_bytes: int = 5_000_000_000,
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, max_shard_bytes: int = 5_000_000_000
 ) -> list[Path]:
     """Write `tensors` as Hugging Face's safetensors and return the files, the index last.
 
@@ -63,9 +60,7 @@ def _refuse_existing(folder: Path) -> None:
 
 
 def _write_shards(
-    folder: Path,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    max_shard_bytes: int,
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
 ) -> list[Path]:
     """The files of a whole model, under their own names in `folder`, the index last."""
     numbers: dict[str, int] = {}  # tensor name -> number of its shard

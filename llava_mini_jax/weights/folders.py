@@ -53,12 +53,9 @@ def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, 
     """A training run's starting point: a CLIP folder and a LLaMA, Vicuna or Mistral folder."""
     f = hf_config.config_fields(vision_tower)
     with described_in(f.where):
+        processor = read_processor(vision_tower)
         vision = towers.clip_from_hf(
-            f.values,
-            f.where,
-            select_layer=-2,
-            select_feature="patch",
-            processor=read_processor(vision_tower),
+            f.values, f.where, select_layer=-2, select_feature="patch", processor=processor
         )
     f, tensors = hf_config.config_fields(llm), open_tensors(llm)
     with described_in(f.where):

@@ -232,8 +232,7 @@ def _assemble(
 
         def read(rows: slice) -> jax.Array:
             index = (rows, *(slice(0, size) for size in leaf.shape[1:]))
-            empty = partial(_empty_of, dtype=dtype)
-            return jax.device_put(pieces[0].read(leaf.shape, index, empty))
+            return jax.device_put(pieces[0].read(leaf.shape, index, _empty(dtype)))
 
         return quantize_parts(read, leaf.shape, channels)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
@@ -260,7 +259,7 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
 
     def read(index: Any) -> np.ndarray:
         index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
-        return piece.read(shape, index, partial(_empty_of, dtype=dtype))
+        return piece.read(shape, index, _empty(dtype))
 
     if spec is None:
         return jax.device_put(read(tuple(slice(None) for _ in shape)))
@@ -268,5 +267,5 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
     return jax.make_array_from_callback(shape, jax.NamedSharding(mesh, spec), read)
 
 
-def _empty_of(shape: tuple[int, ...], _: Any, *, dtype: Any) -> np.ndarray:
-    return aligned_empty(shape, dtype)
+def _empty(dtype: Any) -> Callable[[tuple[int, ...], Any], np.ndarray]:
+    return lambda shape, _: aligned_empty(shape, dtype)

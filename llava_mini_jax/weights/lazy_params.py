@@ -39,10 +39,6 @@ FRESH = ("projector/*", "compressor/*", "prefusion/*")
 Watch = Callable[[int], None]
 
 
-def _unwatched(nbytes: int) -> None:
-    del nbytes
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyLeaf:
     """One parameter as numpy gets it: read, or made, each time that it is asked for."""
@@ -75,7 +71,7 @@ def lazy_params(
     *,
     dtype: str | None,
     made: Mapping[str, Callable[[], np.ndarray]] | None = None,
-    watch: Watch = _unwatched,
+    watch: Watch = lambda _: None,
 ) -> LlavaMini:
     """The unrolled parameters of a plan; `dtype` None keeps the dtype of each tensor.
 
@@ -109,20 +105,17 @@ def stored_dtype(published: Iterable[Published]) -> str:
 
 
 def open_for_export(
-    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = _unwatched
+    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = lambda _: None
 ) -> tuple[Bundle, LlavaMini]:
     """A model folder as `export_model` takes it, nothing read yet."""
     bundle, published = folders.open_model(
         folder, vision_tower=vision_tower, compute_dtype=dtype or "float32"
     )
-    bundle = _with_dtype(bundle, dtype or stored_dtype(published))
+    model = dataclasses.replace(bundle.model, compute_dtype=dtype or stored_dtype(published))
+    bundle = dataclasses.replace(bundle, model=model)
     return bundle, lazy_params(
         bundle, make_plan(_spec(bundle), bundle.model, published), dtype=dtype, watch=watch
     )
-
-
-def _with_dtype(bundle: Bundle, dtype: str) -> Bundle:
-    return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, compute_dtype=dtype))
 
 
 def start_from_parts(
@@ -135,7 +128,7 @@ def start_from_parts(
     prefusion_init: str,
     seed: int,
     dtype: str | None,
-    watch: Watch = _unwatched,
+    watch: Watch = lambda _: None,
 ) -> tuple[Bundle, LlavaMini]:
     """A training run's starting point: a public CLIP and a public LLaMA, everything else new.
 
@@ -167,28 +160,18 @@ def start_from_parts(
 
 
 def _new_model(
-    vision: ClipConfig,
-    language: LlamaConfig,
-    dialect: str,
-    grid: int,
-    prefusion_layers: int,
-    dtype: str,
+    vision: ClipConfig, llm: LlamaConfig, dialect: str, grid: int, prefusion_layers: int, dtype: str
 ) -> LlavaMiniConfig:
     if not 1 <= grid <= vision.grid:
         raise InputError(f"grid is {grid}; give 1 to {vision.grid}, the patches along one side")
-    if not 0 <= prefusion_layers <= language.layers:
+    if not 0 <= prefusion_layers <= llm.layers:
         raise InputError(
-            f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {language.layers}, the"
+            f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {llm.layers}, the"
             " layers of the language model"
         )
     try:
         return configs.build(
-            language,
-            vision,
-            dialect,
-            grid=grid,
-            prefusion_layers=prefusion_layers,
-            compute_dtype=dtype,
+            llm, vision, dialect, grid=grid, prefusion_layers=prefusion_layers, compute_dtype=dtype
         )
     except ValueError as error:
         raise InputError(f"these parts do not make a {dialect} model: {error}") from error

@@ -122,12 +122,7 @@ def check_supervised(encoded: EncodedPrompt, sample_id: Any) -> None:
 
 
 def encode(
-    template: Template,
-    turns: Sequence[Turn],
-    tokenizer: Any,
-    *,
-    double_bos: bool,
-    date: str = "",
+    template: Template, turns: Sequence[Turn], tokenizer: Any, *, double_bos: bool, date: str = ""
 ) -> EncodedPrompt:
     """Ids of the prompt, and which of them are learnt.
 
