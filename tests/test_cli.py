@@ -174,7 +174,7 @@ def test_a_dry_run_tells_what_a_video_takes_and_reads_no_weights(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the weights are read")
 
-    monkeypatch.setattr("llava_mini_jax.weights.folders.load_params", refuse)
+    monkeypatch.setattr("llava_mini_jax.weights.import_hf.load_params", refuse)
     status, out, _ = run("ask", model_folder, "--video", files / "clip.mp4", "--dry-run", QUESTION)
     assert status == 0
     first = out.splitlines()[0]

@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
         "model.safetensors",
     ),
-    "lying header": (lambda m: ["ask", lying_header(m), "a"], "lm_head.weight"),
+    "lying header": (lambda m: ["ask", lying_header(m), "a"], "is no whole safetensors file"),
     "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
     "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
     "more marks": (

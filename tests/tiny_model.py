@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights.export_hf import export_model, llama_json
+from llava_mini_jax.weights.export_hf import export_model
+from llava_mini_jax.weights.export_json import llama_json
 from tests import tiny
 
 

@@ -134,9 +134,9 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.inference.session import CHUNK
     from llava_mini_jax.inference.shelf import Budget
-    from llava_mini_jax.weights import folders
+    from llava_mini_jax.weights import folders, hub
 
-    folder, computing = folders.resolve_folder(args.model), computing_dtype(args.dtype)
+    folder, computing = hub.resolve_folder(args.model), computing_dtype(args.dtype)
     tower = None if args.vision_tower is None else Path(args.vision_tower)
     bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, args.conv_mode, args.max_length)
@@ -175,7 +175,7 @@ def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings"
 
 def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling") -> None:
     """Bad files are found before the weights are loaded, which may take a minute."""
-    from llava_mini_jax.data.media.images import load_image
+    from llava_mini_jax.data.media.image_file import load_image
     from llava_mini_jax.data.media.video import read_video
 
     for image in images:

@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, source: Path, watch: Any) -> tuple[Any, Any]:
     from llava_mini_jax.weights import lazy_params
-    from llava_mini_jax.weights.folders import resolve_folder
+    from llava_mini_jax.weights.hub import resolve_folder
 
     if args.clip is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)

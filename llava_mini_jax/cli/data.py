@@ -173,7 +173,8 @@ def _workers(args: argparse.Namespace) -> int:
 def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesConfig]":
     from llava_mini_jax.data.media.video import FrameSampling
     from llava_mini_jax.data.sets.arrayrecord import INFO
-    from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig, read_list
+    from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
+    from llava_mini_jax.data.sets.yaml_list import read_list
 
     suffix = Path(args.source).suffix.lower()
     if suffix == ".py":

@@ -109,7 +109,7 @@ def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
 def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     """The folder's configuration, and the dtype of each of its parameters."""
     from llava_mini_jax.weights import lazy_params
-    from llava_mini_jax.weights.folders import resolve_folder
+    from llava_mini_jax.weights.hub import resolve_folder
 
     refuse(args, ABSTRACT_OPTIONS, "without --abstract")
     tower = None if args.vision_tower is None else Path(args.vision_tower)

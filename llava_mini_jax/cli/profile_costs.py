@@ -215,11 +215,11 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
     """
     from llava_mini_jax.cost import paper_figures
     from llava_mini_jax.cost.baseline import backbone
-    from llava_mini_jax.weights import folders
+    from llava_mini_jax.weights import folders, hub
 
     if args.model:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
-        folder = folders.resolve_folder(args.model)
+        folder = hub.resolve_folder(args.model)
         bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=dtype)
         return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())

@@ -39,8 +39,8 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerLine:
-    """A line of an answers file that belongs to a question."""
+class Output:
+    """What a model said to a question, as a line of an answers file."""
 
     text: str
     prompt: str
@@ -101,12 +101,10 @@ class Benchmark:
     key_of: Callable[[Mapping[str, Any]], str] | None = None
     # Writes what a server takes into a folder and returns the files; refuses to leave items out.
     submission: (
-        Callable[[Path, Sequence[Question], Mapping[str, AnswerLine], Path], list[Path]] | None
+        Callable[[Path, Sequence[Question], Mapping[str, Output], Path], list[Path]] | None
     ) = None
     # Draws examples of the answers into a folder; lines that say where.
-    illustrate: Callable[[Sequence[Question], Mapping[str, AnswerLine], Path], list[str]] | None = (
-        None
-    )
+    illustrate: Callable[[Sequence[Question], Mapping[str, Output], Path], list[str]] | None = None
     max_frames: int | None = None  # of a video at one a second; None: all
     judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Output, Question, Rule, Scores
 
 SHORT = "\nAnswer the question using a single word or phrase."  # ends LLaVA's short questions
 LETTER = "\nAnswer with the option's letter from the given choices directly."  # and its choices
@@ -32,7 +32,7 @@ def read_list(path: Path) -> list[Any]:
     return rows
 
 
-def texts(questions: Sequence[Question], answers: Mapping[str, AnswerLine]) -> dict[str, str]:
+def texts(questions: Sequence[Question], answers: Mapping[str, Output]) -> dict[str, str]:
     """What was answered, by key, in the order of the questions; of those that have an answer."""
     return {q.key: answers[q.key].text for q in questions if q.key in answers}
 
@@ -143,7 +143,7 @@ def check_pictures(benchmark: str, questions: Sequence[Question]) -> None:
 def check_prompts(
     benchmark: str,
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     spelled: Callable[[str], str] = lambda text: text,
 ) -> None:
     """Raises InputError for answers whose recorded prompt lacks the first line of their question's.
@@ -174,7 +174,7 @@ def check_same(benchmark: str, odd: Sequence[str], files: str, what: str = "ques
 
 
 def check_all_answered(
-    benchmark: str, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+    benchmark: str, questions: Sequence[Question], answers: Mapping[str, Output]
 ) -> None:
     """Raises InputError unless every question has an answer; servers take nothing less."""
     missing = [q.key for q in questions if q.key not in answers]

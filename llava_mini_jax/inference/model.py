@@ -32,7 +32,7 @@ from llava_mini_jax.inference import batch_decode, generate, recompute, request,
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, hub, import_hf
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
@@ -262,13 +262,13 @@ def load(
     Raises InputError for everything that is missing, damaged or does not fit.
     """
     computing, int8 = computing_dtype(dtype), dtype == "int8"
-    path = folders.resolve_folder(folder)
+    path = hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
     bundle = request.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
     bundle = request.with_tokenizer(bundle, tokenizer)
-    params = folders.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
+    params = import_hf.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, make_example
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.data.text import chat_template
 from llava_mini_jax.data.text.conversation import (

@@ -33,7 +33,8 @@ from llava_mini_jax.models.splice import pad_slots, plan_row
 from llava_mini_jax.training.loss import next_token_loss
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_hf import published_tensors
-from llava_mini_jax.weights.folders import load_params, open_model
+from llava_mini_jax.weights.folders import open_model
+from llava_mini_jax.weights.import_hf import load_params
 
 
 @dataclasses.dataclass(frozen=True)

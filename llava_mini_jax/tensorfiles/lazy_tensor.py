@@ -70,7 +70,7 @@ class LazyTensor:
                 f"{self.offset:,} on ({error}); the file was changed or removed after it was "
                 "opened, so open it again once it is complete."
             ) from error
-        part = view[(*index, ...)]
+        part = view[(*index, ...)]  # with ..., so that a scalar is an array too
         array = empty(part.shape, self.dtype)
         array[...] = part
         return array

@@ -190,8 +190,8 @@ def _placed(
             name,
             tensor.shape,
             tensor.dtype,
-            path,
-            start + tensor.offset * itemsize,
-            tuple(stride * itemsize for stride in tensor.strides),
+            file=path,
+            offset=start + tensor.offset * itemsize,
+            strides=tuple(stride * itemsize for stride in tensor.strides),
         )
     return result

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from llava_mini_jax.errors import short
+from llava_mini_jax.tensorfiles import safetensors_header
 from llava_mini_jax.tensorfiles.inert_pickle import BadPickleError, Name, read_pickle
 from llava_mini_jax.tensorfiles.lazy_tensor import shape_problem
 
@@ -31,29 +32,8 @@ STORAGES: dict[str, np.dtype | None] = {  # None: bytes, whose meaning the tenso
     "torch.BoolStorage": np.dtype(np.bool_),
     "torch.storage.UntypedStorage": None,
 }
-DTYPES: dict[str, np.dtype] = {
-    f"torch.{name}": np.dtype(dtype)
-    for name, dtype in {
-        "float64": np.float64,
-        "float32": np.float32,
-        "float16": np.float16,
-        "bfloat16": ml_dtypes.bfloat16,
-        "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-        "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-        "float8_e5m2": ml_dtypes.float8_e5m2,
-        "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-        "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
-        "int64": np.int64,
-        "int32": np.int32,
-        "int16": np.int16,
-        "int8": np.int8,
-        "uint64": np.uint64,
-        "uint32": np.uint32,
-        "uint16": np.uint16,
-        "uint8": np.uint8,
-        "bool": np.bool_,
-    }.items()
-}
+# torch's words are numpy's.
+DTYPES = {f"torch.{dtype.name}": dtype for dtype in safetensors_header.DTYPES.values()}
 NESTED_UNDER = ("state_dict", "model")  # where training scripts put the weights
 STATE_DICT_ONLY = (
     "save only the weights (model.state_dict()) with torch.save, or better as safetensors."

@@ -41,7 +41,9 @@ from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
 from llava_mini_jax.training.workdir import date_of_run, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
-from llava_mini_jax.weights.folders import load_params, open_model, resolve_folder
+from llava_mini_jax.weights.folders import open_model
+from llava_mini_jax.weights.hub import resolve_folder
+from llava_mini_jax.weights.import_hf import load_params
 
 NO_PROFILE = ProfileConfig()
 

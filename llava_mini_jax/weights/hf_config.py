@@ -1,7 +1,6 @@
-"""Hugging Face's config.json of language models and towers, into this package's configurations.
+"""Hugging Face's config.json of language models, into this package's configuration.
 
-    Fields of config.json (or its text_config) --llama_from_hf--> LlamaConfig
-    Fields of a tower's config.json            --clip_from_hf---> ClipConfig
+    folder --config_fields--> Fields --llama_from_hf--> LlamaConfig
 
 Many models share LLaMA's tensor names and compute something else: scaled residuals, layers without
 rotary positions, a sliding window, capped logits. So the model's type must be one of `LLM_TYPES`,
@@ -10,24 +9,26 @@ field means was read from transformers 5.24's configuration classes.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.json_fields import Fields
-from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
 from llava_mini_jax.weights import hf_fields
-from llava_mini_jax.weights.hf_processor import Processor
 
 LLM_TYPES = ("llama", "mistral")
 LLAVA_TYPES = ("llava_mini_llama", "llava_llama", "llava", "llava_mistral")
 # A class name says what a model_type may hide: a reward model, a fork with layers of its own.
 ARCHITECTURES = (
-    *("LlamaForCausalLM", "MistralForCausalLM", "LlavaForConditionalGeneration"),
-    *("LlavaMiniLlamaForCausalLM", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "LlavaForConditionalGeneration",
+    "LlavaMiniLlamaForCausalLM",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralForCausalLM",
 )
-TOWER_TYPES = ("clip_vision_model", "clip")
 
 # What the configuration classes leave out of a nested config because it is a default. Mistral's
 # class begins with a window and eight key/value heads, so it has these defaults at the top too.
@@ -44,16 +45,17 @@ _MISTRAL_DEFAULTS = _LLAMA_DEFAULTS | dict(
     intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32
 )
 _MISTRAL_WINDOW = 4096
-_CLIP_DEFAULTS = dict(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    image_size=224,
-    patch_size=32,
-    layer_norm_eps=1e-5,
-    hidden_act="quick_gelu",
-)
+
+
+def config_fields(folder: Path) -> Fields:
+    """The fields of a folder's config.json; quantized weights and adapters end here."""
+    where = str(folder / "config.json")
+    values = read_json(folder / "config.json")
+    refuse_quantized(values, where)
+    for name, what in hf_fields.FOREIGN_FILES.items():
+        if (folder / name).is_file():
+            raise InputError(f"{folder} holds {name}: {what}")
+    return Fields(values, where)
 
 
 def refuse_quantized(values: dict[str, Any], where: str) -> None:
@@ -255,68 +257,3 @@ def _rope_of(r: Fields, f: Fields, base: float) -> RopeConfig:
         )
     r.finish(())
     return RopeConfig(theta=theta, scaling=scaling)
-
-
-def clip_from_hf(
-    values: dict[str, Any],
-    where: str,
-    *,
-    select_layer: int,
-    select_feature: str,
-    processor: Processor,
-) -> ClipConfig:
-    """ClipConfig of a tower's config (a full CLIP's is nested under `vision_config`).
-
-    Pictures are normalised with `processor`'s mean and deviation.
-    """
-    f = Fields(values, where)
-    kind = f.get("model_type", str, "clip" if "vision_config" in values else "clip_vision_model")
-    if kind not in TOWER_TYPES:
-        raise InputError(
-            f'{where}: a vision tower of model_type "{kind}" is not supported; use a CLIP'
-            f" ({' or '.join(TOWER_TYPES)})"
-        )
-    if kind == "clip":
-        nested = f.get("vision_config", dict)
-        _refuse_override(f, nested)
-        f = Fields(nested, f"{where}: vision_config")
-    f.defaults = _CLIP_DEFAULTS
-    f.only("num_channels", 3, because="pictures have other channels than red, green and blue")
-    f.only("pruned_heads", {}, because="attention heads were cut out")
-    f.only("is_encoder_decoder", False, because="the model has an encoder of its own")
-    f.only("add_cross_attention", False, because="the model has cross-attention")
-    f.only("tie_encoder_decoder", False, because="the model has an encoder of its own")
-    f.only("model_type", *TOWER_TYPES, because="the tower is no CLIP")
-    config = ClipConfig(
-        image_size=f.size("image_size"),
-        patch_size=f.size("patch_size"),
-        width=f.size("hidden_size"),
-        mlp_width=f.size("intermediate_size"),
-        layers=f.size("num_hidden_layers"),
-        heads=f.size("num_attention_heads"),
-        norm_eps=f.positive("layer_norm_eps"),
-        activation=f.get("hidden_act", str),
-        select_layer=select_layer,
-        select_feature="patch" if select_feature == "default" else select_feature,
-        mean=processor.mean,
-        std=processor.std,
-    )
-    for whole, part in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
-        if f.size(whole) % f.size(part):
-            raise InputError(
-                f"{f.where}: {whole} {f.size(whole)} is not a multiple of {part} {f.size(part)}"
-            )
-    f.finish(hf_fields.CLIP_HARMLESS)
-    return config
-
-
-def _refuse_override(f: Fields, nested: dict[str, Any]) -> None:
-    """Old files of full CLIPs also have `vision_config_dict`, which wins over `vision_config`."""
-    for name, value in f.get("vision_config_dict", dict, {}).items():
-        if name not in _CLIP_DEFAULTS or value is None:
-            continue
-        if value != (other := nested.get(name, _CLIP_DEFAULTS[name])):
-            raise InputError(
-                f'{f.where}: "vision_config" and "vision_config_dict" contradict each other in'
-                f' "{name}" ({other!r}, {value!r}); take the wrong one out'
-            )

@@ -11,7 +11,7 @@ filled layer by layer.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,10 @@ import numpy as np
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
@@ -76,102 +79,93 @@ class Piece:
 Plan = dict[str, list[Piece]]
 
 
-def load(
-    spec: Tree,
-    folders: Iterable[Published],
-    *,
-    read_vision_layers: int,
-    dtype: Any,
-    int8: bool = False,
-    linear_projector: bool = False,
-    fresh: Iterable[str] = (),
-    key: jax.Array | None = None,
-) -> Tree:
-    """Parameters of `spec` from published folders; earlier folders win where two have a tensor.
+def load_params(
+    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False, unrolled: bool
+) -> LlavaMini:
+    """Parameters from published folders, with layers stacked (training) or unrolled (inference).
 
-    With `int8` the weights of products are rounded, one after the other (quantize.py).
-    Leaves whose path matches a pattern of `fresh` are initialised from `key` if no folder has them.
+    `int8`: weights of products as int8 (quantize.py), everything else in `dtype`.
     Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
     """
-    plan = make_plan(spec, list(folders), read_vision_layers, linear_projector, tuple(fresh))
-    wanted = param_tree.paths(spec)
-    absent = [path for path in wanted if path not in plan]
-    made: dict[str, Any] = {}
-    if absent:
-        assert key is not None, "fresh parameters need a key"
-        made = param_tree.paths(
-            param_tree.init(key, param_tree.split(spec, lambda p: p in absent)[0], dtype),
-            is_leaf=None,
-        )
-    leaves = [
-        made[path] if path in made else _assemble(path, leaf, plan[path], dtype, int8)
-        for path, leaf in wanted.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=param_tree.is_spec), leaves)
+    spec = llava_mini.spec(bundle.model)
+    spec = llava_mini.unrolled(spec) if unrolled else spec
+    plan = make_plan(spec, bundle.model, folders)
+    dtype = jnp.dtype(dtype)
+    return param_tree.map_paths(
+        lambda path, leaf: _assemble(path, leaf, plan[path], dtype, int8), spec
+    )
 
 
 def make_plan(
-    spec: Tree,
-    folders: list[Published],
-    read_vision_layers: int,
-    linear_projector: bool,
-    fresh: tuple[str, ...],
+    spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], fresh: Sequence[str] = ()
 ) -> Plan:
-    """Which tensor goes where; raises InputError with every problem at once."""
-    tables = [names.table(f.layout, linear_projector=linear_projector) for f in folders]
+    """Which tensor goes where; earlier folders win where two have one.
+
+    What matches a pattern of `fresh` may be in none. Raises InputError with every problem at once.
+    """
+    linear = model.projector.kind == "linear"
+    tables = [names.table(folder.layout, linear_projector=linear) for folder in folders]
     plan: Plan = {}
     used: set[tuple[int, str]] = set()
-    problems: list[str] = []
-    lost: list[str] = []
+    missing: dict[str, list[str]] = {}
     for path, leaf in param_tree.paths(spec).items():
-        shape = leaf.shape[leaf.stacked :]  # of a layer
-        found: list[Piece] | None = None
-        expected: list[str] = []
+        absent: set[str] = set()
         for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
-            needed = names.sources(path, leaf, table, read_vision_layers)
+            needed = names.sources(path, leaf, table, model.vision.used_layers)
             if needed is None:
                 continue
             used.update((number, s.name) for s in needed)  # of an incomplete set too
-            expected += [s.name for s in needed if s.name not in folder.tensors]
-            if any(s.name not in folder.tensors for s in needed):
-                continue
-            if found is None:
-                found = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
-        if found is not None:
-            plan[path] = found
-            problems += _shape_problems(path, shape, found)
-        elif not param_tree.matches(path, fresh):
-            missing = sorted(set(expected)) or ["(no published name)"]
-            lost += missing
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            problems.append(f"missing for {path}: {', '.join(missing[:3])}{more}")
+            lacks = {s.name for s in needed if s.name not in folder.tensors}
+            absent |= lacks
+            if not lacks and path not in plan:
+                plan[path] = [Piece(folder.tensors[s.name], s.part, s.parts) for s in needed]
+        if path not in plan and not param_tree.matches(path, fresh):
+            missing[path] = sorted(absent) or ["(no published name)"]
     strange = [
         (folder, name)
         for number, folder in enumerate(folders)
         for name in folder.tensors
-        if (number, name) not in used and not _ignored(name, spec)
+        if (number, name) not in used and not _ignored(name, model.llm.tied_head)
     ]
+    where = " and ".join(folder.where for folder in folders)
+    _refuse_codes(where, plan)
+    _refuse_misfits(where, spec, plan, missing, strange)
+    return plan
+
+
+def _refuse_misfits(
+    where: str,
+    spec: Tree,
+    plan: Plan,
+    missing: dict[str, list[str]],
+    strange: list[tuple[Published, str]],
+) -> None:
+    """`missing`: tensors by the path that lacks them; `strange`: those that no path asks for."""
+    problems: list[str] = []
+    for path, leaf in param_tree.paths(spec).items():
+        if lost := missing.get(path):
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            problems.append(f"missing for {path}: {', '.join(lost[:3])}{more}")
+        problems += _shape_problems(path, leaf.shape[leaf.stacked :], plan.get(path, []))
     problems += [
         f"unexpected in {folder.where}: {name} {tuple(folder.tensors[name].shape)}"
         for folder, name in strange
     ]
-    where = " and ".join(f.where for f in folders)
-    _refuse_codes(where, plan)
     if problems:
+        lost = [name for names_of_path in missing.values() for name in names_of_path]
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
             + mismatch.summary(lost, [name for _, name in strange], problems)
             + "\nUse the config.json that belongs to these weights, or download the folder again."
         )
-    return plan
 
 
-def _ignored(name: str, spec: Tree) -> bool:
+def _ignored(name: str, tied_head: bool) -> bool:
     if any(pattern.fullmatch(name) for pattern in names.IGNORED):
         return True
     # A tied model's file may still hold the head: the same numbers as the embedding table
     # (folders.py has compared them).
-    return name.endswith("lm_head.weight") and spec.llm is not None and spec.llm.lm_head is None
+    return tied_head and name.endswith("lm_head.weight")
 
 
 def _refuse_codes(where: str, plan: Plan) -> None:
@@ -238,8 +232,7 @@ def _assemble(
 
         def read(rows: slice) -> jax.Array:
             index = (rows, *(slice(0, size) for size in leaf.shape[1:]))
-            empty = partial(_empty_of, dtype=dtype)
-            return jax.device_put(pieces[0].read(leaf.shape, index, empty))
+            return jax.device_put(pieces[0].read(leaf.shape, index, _empty(dtype)))
 
         return quantize_parts(read, leaf.shape, channels)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
@@ -266,7 +259,7 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
 
     def read(index: Any) -> np.ndarray:
         index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
-        return piece.read(shape, index, partial(_empty_of, dtype=dtype))
+        return piece.read(shape, index, _empty(dtype))
 
     if spec is None:
         return jax.device_put(read(tuple(slice(None) for _ in shape)))
@@ -274,5 +267,5 @@ def _place(shape: tuple[int, ...], axes: sharding.Axes, piece: Piece, dtype: Any
     return jax.make_array_from_callback(shape, jax.NamedSharding(mesh, spec), read)
 
 
-def _empty_of(shape: tuple[int, ...], _: Any, *, dtype: Any) -> np.ndarray:
-    return aligned_empty(shape, dtype)
+def _empty(dtype: Any) -> Callable[[tuple[int, ...], Any], np.ndarray]:
+    return lambda shape, _: aligned_empty(shape, dtype)

@@ -12,7 +12,7 @@ start_from_parts(CLIP folder, LLaMA folder)     --> the tree that a training run
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import read_json
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders, hf_prompt
 from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
@@ -35,10 +37,6 @@ PREFUSION_STARTS = ("fresh", "copy")
 FRESH = ("projector/*", "compressor/*", "prefusion/*")
 
 Watch = Callable[[int], None]
-
-
-def _unwatched(nbytes: int) -> None:
-    del nbytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,24 +65,13 @@ class LazyLeaf:
         return array
 
 
-def plan_of(bundle: Bundle, published: Iterable[Published], fresh: Iterable[str] = ()) -> Plan:
-    """Where every parameter of the unrolled model lies; InputError with all that does not fit."""
-    return make_plan(
-        llava_mini.unrolled(llava_mini.spec(bundle.model)),
-        list(published),
-        bundle.model.vision.used_layers,
-        bundle.model.projector.kind == "linear",
-        tuple(fresh),
-    )
-
-
 def lazy_params(
     bundle: Bundle,
     plan: Plan,
     *,
     dtype: str | None,
     made: Mapping[str, Callable[[], np.ndarray]] | None = None,
-    watch: Watch = _unwatched,
+    watch: Watch = lambda _: None,
 ) -> LlavaMini:
     """The unrolled parameters of a plan; `dtype` None keeps the dtype of each tensor.
 
@@ -100,7 +87,11 @@ def lazy_params(
             own = plan[path][0].tensor.dtype if parts else own
         return LazyLeaf(spec.shape, jnp.dtype(dtype) if dtype else own, parts, spec.stacked, watch)
 
-    return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(bundle.model)))
+    return param_tree.map_paths(leaf, _spec(bundle))
+
+
+def _spec(bundle: Bundle) -> LlavaMini:
+    return llava_mini.unrolled(llava_mini.spec(bundle.model))
 
 
 def _read_piece(piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
@@ -114,18 +105,17 @@ def stored_dtype(published: Iterable[Published]) -> str:
 
 
 def open_for_export(
-    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = _unwatched
+    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = lambda _: None
 ) -> tuple[Bundle, LlavaMini]:
     """A model folder as `export_model` takes it, nothing read yet."""
     bundle, published = folders.open_model(
         folder, vision_tower=vision_tower, compute_dtype=dtype or "float32"
     )
-    bundle = _with_dtype(bundle, dtype or stored_dtype(published))
-    return bundle, lazy_params(bundle, plan_of(bundle, published), dtype=dtype, watch=watch)
-
-
-def _with_dtype(bundle: Bundle, dtype: str) -> Bundle:
-    return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, compute_dtype=dtype))
+    model = dataclasses.replace(bundle.model, compute_dtype=dtype or stored_dtype(published))
+    bundle = dataclasses.replace(bundle, model=model)
+    return bundle, lazy_params(
+        bundle, make_plan(_spec(bundle), bundle.model, published), dtype=dtype, watch=watch
+    )
 
 
 def start_from_parts(
@@ -138,7 +128,7 @@ def start_from_parts(
     prefusion_init: str,
     seed: int,
     dtype: str | None,
-    watch: Watch = _unwatched,
+    watch: Watch = lambda _: None,
 ) -> tuple[Bundle, LlavaMini]:
     """A training run's starting point: a public CLIP and a public LLaMA, everything else new.
 
@@ -151,61 +141,51 @@ def start_from_parts(
             f'prefusion init "{prefusion_init}" is unknown; use {" or ".join(PREFUSION_STARTS)}'
         )
     vision, language, published = folders.open_parts(vision_tower, llm)
-    if not 1 <= grid <= vision.grid:
-        raise InputError(f"grid is {grid}; give 1 to {vision.grid}, the patches along one side")
-    if not 0 <= prefusion_layers <= language.layers:
-        raise InputError(
-            f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {language.layers}, the"
-            " layers of the language model"
-        )
     stored = dtype or stored_dtype(published[1:])
-    try:
-        model = configs.build(
-            language,
-            vision,
-            dialect,
-            grid=grid,
-            prefusion_layers=prefusion_layers,
-            compute_dtype=stored,
-        )
-    except ValueError as error:
-        raise InputError(f"these parts do not make a {dialect} model: {error}") from error
+    template, _ = hf_prompt.template_of(language, llm, llava=False)
     values = read_json(llm / "config.json")
     bundle = Bundle(
-        model=model,
+        model=_new_model(vision, language, dialect, grid, prefusion_layers, stored),
         images=configs.image_config(dialect, vision),
-        prompt=configs.prompt_config(
-            dialect, hf_prompt.template_of(language, llm, llava=False)[0], language.max_positions
-        ),
+        prompt=configs.prompt_config(dialect, template, language.max_positions),
         eos_ids=hf_prompt.eos_ids(llm, values),
         pad_id=values.get("pad_token_id") or 0,
     )
-    plan = plan_of(bundle, published, FRESH)
+    plan = make_plan(_spec(bundle), bundle.model, published, FRESH)
     if prefusion_init == "copy":
-        own = [path for path in plan if path.startswith("llm/layers/")]
-        copies = {path.replace("llm/", "prefusion/", 1): plan[path] for path in own}
-        wanted = param_tree.paths(llava_mini.unrolled(llava_mini.spec(model)))
-        plan |= {path: pieces for path, pieces in copies.items() if path in wanted}
-    new = NewLeaves(bundle, set(plan), seed, stored)
-    return bundle, lazy_params(bundle, plan, dtype=dtype, made=new.readers(), watch=watch)
+        own = [p for p in param_tree.paths(_spec(bundle)) if p.startswith("prefusion/layers/")]
+        plan |= {path: plan[path.replace("prefusion/", "llm/", 1)] for path in own}
+    made = _new_leaves(_spec(bundle), plan, seed, stored)
+    return bundle, lazy_params(bundle, plan, dtype=dtype, made=made, watch=watch)
 
 
-class NewLeaves:
-    """The parameters that no file has: made together, when the first of them is asked for."""
-
-    def __init__(self, bundle: Bundle, existing: set[str], seed: int, dtype: str):
-        spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
-        self._spec = param_tree.split(spec, lambda path: path not in existing)[0]
-        self._seed, self._dtype = seed, dtype
-
-    @cached_property
-    def _made(self) -> Mapping[str, jax.Array]:
-        key = jax.random.key(self._seed)
-        return param_tree.paths(
-            param_tree.init(key, self._spec, jnp.dtype(self._dtype)), is_leaf=None
+def _new_model(
+    vision: ClipConfig, llm: LlamaConfig, dialect: str, grid: int, prefusion_layers: int, dtype: str
+) -> LlavaMiniConfig:
+    if not 1 <= grid <= vision.grid:
+        raise InputError(f"grid is {grid}; give 1 to {vision.grid}, the patches along one side")
+    if not 0 <= prefusion_layers <= llm.layers:
+        raise InputError(
+            f"{prefusion_layers} pre-fusion layers are asked for; give 0 to {llm.layers}, the"
+            " layers of the language model"
         )
+    try:
+        return configs.build(
+            llm, vision, dialect, grid=grid, prefusion_layers=prefusion_layers, compute_dtype=dtype
+        )
+    except ValueError as error:
+        raise InputError(f"these parts do not make a {dialect} model: {error}") from error
 
-    def readers(self) -> dict[str, Callable[[], np.ndarray]]:
-        return {
-            path: lambda p=path: np.asarray(self._made[p]) for path in param_tree.paths(self._spec)
-        }
+
+def _new_leaves(
+    spec: LlavaMini, existing: Plan, seed: int, dtype: str
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Readers of what no file has: made together, when the first of them is asked for."""
+    new = param_tree.split(spec, lambda path: path not in existing)[0]
+
+    @cache
+    def made() -> dict[str, jax.Array]:
+        params = param_tree.init(jax.random.key(seed), new, jnp.dtype(dtype))
+        return param_tree.paths(params, is_leaf=None)
+
+    return {path: lambda p=path: np.asarray(made()[p]) for path in param_tree.paths(new)}

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
+from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
 
@@ -34,3 +37,9 @@ def config_of(*datasets, **changes):
 def ids(*datasets, **changes):
     samples = Samples(config_of(*datasets, **changes))
     return [samples[i]["id"] for i in range(len(samples))]
+
+
+def page_digits(source: DigitsPages, index: int) -> np.ndarray:
+    """The digits that stand on an item's pages: int [pages, rows, columns]."""
+    pages = source._plan(index).pages
+    return np.array(pages).reshape(-1, source.config.rows, source.config.columns)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_mini_jax.data.sets.sources import Dataset, Samples, read_list
+from llava_mini_jax.data.sets.sources import Dataset, Samples
+from llava_mini_jax.data.sets.yaml_list import read_list
 from llava_mini_jax.errors import InputError
 from tests.conftest import ROOT
 from tests.data.data_files import config_of, rows, turns, write
@@ -164,9 +165,8 @@ def laughs(levels: int, end: str) -> str:
 def test_a_list_whose_aliases_multiply_is_refused_at_once(end, tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text(laughs(30, end))
-    script = (
-        "import sys; from llava_mini_jax.data.sets.sources import read_list; read_list(sys.argv[1])"
-    )
+    module = "llava_mini_jax.data.sets.yaml_list"
+    script = f"import sys; from {module} import read_list; read_list(sys.argv[1])"
     ended = subprocess.run(
         [sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -14,7 +14,8 @@ MEGABYTES = 700  # at the peak; the limit of a picture's steps is 512 MiB, the r
 SCRIPT = """
 import json, resource, sys, time, warnings
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.errors import InputError
 from tests.peak import peak_kilobytes
 cfg = dict(size=336, grid=1, split="split_then_pad", repeat_whole=False)

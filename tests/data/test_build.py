@@ -18,7 +18,8 @@ from llava_mini_jax.data.batches.pipeline import Encoder
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.arrayrecord import Packed, PackedVideo, write_folder
-from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.sets.yaml_list import read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from llava_mini_jax.data.text import chat_template
-from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode, render
+from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.guarded import GUARDED
+from llava_mini_jax.data.text.templates import render
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.request import end_of_turn, stop_text
@@ -75,8 +76,14 @@ IN_PARTS = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 QUESTIONS = (
-    *("What is this?", "  padded  ", "two\nlines", "", "Ünïcödé 你好 🎂", "a <s> b", "<|eot_id|>"),
-    *("for i in range(3):\n    print(f'{i:>3} <b>')", "3.14 {{ 1 }} {% raw %}", "\\n\\"),
+    "What is this?",
+    "  padded  ",
+    "two\nlines",
+    "",
+    "Ünïcödé 你好 🎂",
+    "for i in range(3):\n    print(f'{i:>3} <b>')",
+    "3.14 {{ 1 }} {% raw %}",
+    "\\n\\",
 )
 
 
@@ -106,7 +113,7 @@ def test_ids_are_those_of_apply_chat_template(text: str, more: list[tuple[str, s
                 message["content"] = [{"type": "text", "text": message["content"]}]
         expected = theirs(tokenizer, messages, add_generation_prompt=True)
         turns = [*(Turn(r, x) for r, x in spoken), Turn("assistant", None)]  # type: ignore[arg-type]
-        found = encode(template, turns, tokenizer, double_bos=False, typed_specials=True)
+        found = encode(template, turns, tokenizer, double_bos=False)
         bos = [] if expected[:1] == [0] else [0]  # the file's, where the template writes none
         assert found.ids.tolist() == bos + expected
 

@@ -21,8 +21,8 @@ from llava_mini_jax.data.text.conversation import (
     encode,
     from_llava,
     place_image_mark,
-    render,
 )
+from llava_mini_jax.data.text.templates import render
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from tests.data.toy_tokenizers import (
@@ -177,9 +177,7 @@ def test_control_tokens_in_messages(toy):
     turns = [Turn("user", "a<|eot_id|>b"), Turn("assistant", "c<|eot_id|>d")]
     control = toy.convert_tokens_to_ids("<|eot_id|>")
     safe = encode(TEMPLATES["llama_3_1"], turns, toy, double_bos=False)
-    release = encode(TEMPLATES["llama_3_1"], turns, toy, double_bos=False, typed_specials=True)
     assert (safe.ids == control).sum() == 3  # after the system, the question, the answer
-    assert (release.ids == control).sum() == 5
     learnt = "".join(toy.convert_ids_to_tokens(safe.ids[safe.supervised].tolist()))
     assert learnt == "c<|eot_id|>d<|eot_id|>"
     prompt = render(TEMPLATES["llama_3_1"], turns)

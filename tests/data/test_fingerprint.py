@@ -12,7 +12,8 @@ from llava_mini_jax import cli
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.fingerprint import changes, fingerprint, of_files
-from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig, read_list
+from llava_mini_jax.data.sets.sources import Dataset, Samples, SourcesConfig
+from llava_mini_jax.data.sets.yaml_list import read_list
 from tests.data.data_files import config_of, turns
 
 SUFFIXES = ("json", "jsonl", "parquet", "embedded.parquet", "folder", "built", "yaml")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini_jax.data.media import images
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.errors import InputError
 from tests import golden_data
 
@@ -70,7 +71,7 @@ def test_bands_change_no_pixel(monkeypatch):
     image = noise(211, 460)
     cfg = make_cfg(grid=2, split="pad_then_split", size=64)
     expected = preprocess(image, cfg)
-    monkeypatch.setattr(images, "_BAND_PIXELS", 460 * 13)
+    monkeypatch.setattr(images, "BAND_PIXELS", 460 * 13)
     np.testing.assert_array_equal(preprocess(image, cfg), expected)
 
 
@@ -233,7 +234,7 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path):
     )
     script = """
 import json, sys, time
-from llava_mini_jax.data.media.images import load_image
+from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.errors import InputError
 from tests.peak import peak_kilobytes
 try:

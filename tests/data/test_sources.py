@@ -14,7 +14,8 @@ from llava_mini_jax.data.batches.examples import BatchLayout, Buckets
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.media.video import FrameSampling
-from llava_mini_jax.data.sets.sources import Dataset, Samples, read_list
+from llava_mini_jax.data.sets.sources import Dataset, Samples
+from llava_mini_jax.data.sets.yaml_list import read_list
 from llava_mini_jax.errors import InputError
 from tests import tiny_model
 from tests.data.data_files import ANSWER, config_of, ids, rows, turns, write

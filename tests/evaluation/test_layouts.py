@@ -4,7 +4,7 @@ import pytest
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Question
+from llava_mini_jax.evaluation.benchmark import Output, Question
 
 
 def question(key, **more):
@@ -13,7 +13,7 @@ def question(key, **more):
 
 
 def answer(text, prompt=""):
-    return AnswerLine(text=text, prompt=prompt, cut=None, line={})
+    return Output(text=text, prompt=prompt, cut=None, line={})
 
 
 def table(path, **columns):

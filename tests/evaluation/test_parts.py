@@ -7,7 +7,7 @@ import pytest
 
 import eval as eval_program
 from llava_mini_jax.evaluation import benchmark
-from llava_mini_jax.evaluation.benchmark import AnswerLine
+from llava_mini_jax.evaluation.benchmark import Output
 from llava_mini_jax.evaluation.image import mme
 from llava_mini_jax.evaluation.run import answers
 from tests.evaluation.image import golden_sets as golden
@@ -17,7 +17,7 @@ from tests.evaluation.video import test_video_chatgpt as chatgpt
 def rightly(questions, gold):
     """The right answer to each question."""
     return {
-        q.key: AnswerLine(text=gold(q.gold), prompt=q.prompt, cut=False, line={}) for q in questions
+        q.key: Output(text=gold(q.gold), prompt=q.prompt, cut=False, line={}) for q in questions
     }
 
 
@@ -61,7 +61,7 @@ def test_mmes_sum_needs_pairs_and_all_subtasks():
         assert math.isnan(one.value) and len(one.items) == count // 2 * 2
         assert set(one.details["parts"].values()) <= {200}
         assert f"this part of the questions has {min(count, 2) // 2} of 10" in one.details["remark"]
-    wrong = AnswerLine(text="no idea", prompt="", cut=False, line={})
+    wrong = Output(text="no idea", prompt="", cut=False, line={})
     alone = {**right, questions[0].key: wrong}
     scores = found.score(golden.GOLDEN, questions[1:], alone)  # its pair is cut: out of the score
     assert scores.rules["official"].value == 2000

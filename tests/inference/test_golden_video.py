@@ -9,7 +9,7 @@ from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.session_media import Medium
 from llava_mini_jax.reproduce import verify
-from llava_mini_jax.weights.folders import load_params
+from llava_mini_jax.weights.import_hf import load_params
 from tests.conftest import ROOT
 
 TOLERANCE = 2e-4  # the golden data's own for float32 forward passes

@@ -22,15 +22,17 @@ from llava_mini_jax.data.batches.examples import (
     collate,
     make_example,
 )
-from llava_mini_jax.data.media.images import load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.batch_decode import STEPS
 from llava_mini_jax.inference.model import Answering, Model, load
 from llava_mini_jax.weights.export_hf import export_model
-from llava_mini_jax.weights.folders import load_params, open_model
+from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hf_processor import image_settings, read_processor
+from llava_mini_jax.weights.import_hf import load_params
 from llava_mini_jax.weights.lazy_params import open_for_export
 from tests import tiny
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.tensorfiles.files import open_tensors, save_tensors
+from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.safetensors_header import DTYPES
+from llava_mini_jax.tensorfiles.save import save_tensors
 from tests.tensorfiles.bad_files import MAX_TEST_BYTES, header_bytes, refusal
 
 FIXTURES = Path(__file__).parents[1] / "golden" / "torch_bin"

@@ -13,7 +13,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import load_file
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.tensorfiles.files import open_tensors, save_tensors
+from llava_mini_jax.tensorfiles.files import open_tensors
+from llava_mini_jax.tensorfiles.save import save_tensors
 
 INDEX = "model.safetensors.index.json"
 

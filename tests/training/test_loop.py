@@ -22,7 +22,7 @@ from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.optimizer import schedule
 from llava_mini_jax.training.stages import HeldOut
 from llava_mini_jax.training.xprof import ProfileConfig
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, import_hf
 from tests import tiny
 from tests.training import tiny_stages
 from tests.training.runs import (
@@ -70,7 +70,7 @@ def test_models_of_the_stages_have_the_final_parameters(finished):
         bundle, published = folders.open_model(path, compute_dtype="float32")
         assert bundle.model == stage.model
         assert bundle.prompt == stage.prompt
-        params = folders.load_params(bundle, published, dtype="float32", unrolled=True)
+        params = import_hf.load_params(bundle, published, dtype="float32", unrolled=True)
         assert_same(arrays(params), finals[stage.name].params)
         assert (path / "tokenizer.json").is_file()
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from llava_mini_jax import config as configs
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.ops.rope import Llama3Scaling
-from llava_mini_jax.weights import folders, names
+from llava_mini_jax.weights import hub, names
 from llava_mini_jax.weights.folders import open_model
 from tests import tiny
 
@@ -86,11 +86,6 @@ def test_templates_of_language_models(case: Path, llava_hf: Path) -> None:
     text = json.loads((llava_hf / "config.json").read_text())["text_config"]
     change(llava_hf, text_config={**text, "rope_scaling": LLAMA_3_1_SCALING})
     assert opened(llava_hf).prompt.template == "llama_3_1"
-
-
-def test_the_paper_dialect_must_be_asked_for(case: Path) -> None:
-    model = opened(case, dialect="paper").model
-    assert configs.dialect_of(model) == "paper" and model.compressor.width == model.llm.width
 
 
 def test_defaults_of_absent_fields(case: Path) -> None:
@@ -283,7 +278,7 @@ def test_hub_names_without_a_network(case: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     message = '"no-owner/no-model" is no local folder and could not be fetched from the hub'
     with pytest.raises(InputError, match=message):
-        folders.resolve_folder("no-owner/no-model")
+        hub.resolve_folder("no-owner/no-model")
     remove_tower(case)
     change(case, mm_vision_tower="no-owner/no-model")
     with pytest.raises(InputError, match=message):
@@ -309,7 +304,7 @@ def test_what_the_hub_refuses(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(InputError, match=message):
-        folders.resolve_folder("owner/model")
+        hub.resolve_folder("owner/model")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -332,7 +327,7 @@ def test_only_what_is_read_is_fetched_from_the_hub(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert folders.resolve_folder("owner/model@v1.0") == tmp_path
+    assert hub.resolve_folder("owner/model@v1.0") == tmp_path
     torch = [] if weights else ["pytorch_model-00001-of-00002.bin"]
     fetched = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     texts = ["chat_template.jinja", "config.json", "pytorch_model.bin.index.json"]
@@ -340,13 +335,13 @@ def test_only_what_is_read_is_fetched_from_the_hub(
 
 
 def test_names_that_are_no_folders(tmp_path: Path) -> None:
-    assert folders.resolve_folder(tmp_path) == tmp_path
+    assert hub.resolve_folder(tmp_path) == tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file; give the model's folder"):
-        folders.resolve_folder(tmp_path / "file")
+        hub.resolve_folder(tmp_path / "file")
     for name in ("no/such/folder", "./nowhere at all", str(tmp_path / "no"), "~nosuchuser/model"):
         with pytest.raises(InputError, match="does not exist: check the path"):
-            folders.resolve_folder(name)
+            hub.resolve_folder(name)
 
 
 @pytest.fixture

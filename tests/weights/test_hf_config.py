@@ -10,9 +10,10 @@ import pytest
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields
 from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
-from llava_mini_jax.weights.hf_config import clip_from_hf, llama_from_hf
+from llava_mini_jax.weights.hf_config import llama_from_hf
 from llava_mini_jax.weights.hf_fields import LLM_HARMLESS
 from llava_mini_jax.weights.hf_processor import OPENAI_CLIP
+from llava_mini_jax.weights.towers import clip_from_hf
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

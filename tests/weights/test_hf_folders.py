@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import llava_mini_jax
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.json_fields import SECTION
 from llava_mini_jax.weights import folders, names
-from llava_mini_jax.weights.folders import load_params, open_model, open_parts
+from llava_mini_jax.weights.folders import open_model, open_parts
+from llava_mini_jax.weights.import_hf import load_params
+from tests import tiny_model
 from tests.weights.test_hf_config import LLAMA, LLAMA_3_1
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
@@ -206,3 +210,17 @@ def test_towers_are_read_by_either_of_their_names(release: Path, where: str) -> 
     without_vision_model(folder / "model.safetensors")
     for a, b in zip(before, read(), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+def test_pictures_are_shown_twice_where_config_json_says_so(tmp_path: Path) -> None:
+    """As in the release's scripts for ScienceQA and EgoSchema."""
+    shutil.copytree(tiny_model.folder("release"), tmp_path / "twice")
+    file = tmp_path / "twice" / "config.json"
+    values = json.loads(file.read_text())
+    values[SECTION]["images"]["repeat_whole"] = True
+    file.write_text(json.dumps(values))
+    asked = "<image>\nwhich digit is in row 1?", tiny_model.picture(0)
+    models = [llava_mini_jax.load(f) for f in (tiny_model.folder("release"), tmp_path / "twice")]
+    assert [model.bundle.images.parts for model in models] == [1, 2]
+    once, twice = (model.generate(*asked, max_new_tokens=8) for model in models)
+    assert once != twice

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields
-from llava_mini_jax.weights.export_hf import config_files
+from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hf_processor import (
     OPENAI_CLIP,

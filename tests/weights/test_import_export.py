@@ -25,14 +25,13 @@ from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.tensorfiles.files import save_tensors
+from llava_mini_jax.tensorfiles.save import save_tensors
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.export_hf import (
-    config_files,
-    export_model,
-    published_tensors,
-)
-from llava_mini_jax.weights.folders import load_params, open_model, open_parts
+from llava_mini_jax.weights.export_hf import export_model, published_tensors
+from llava_mini_jax.weights.export_json import config_files
+from llava_mini_jax.weights.folders import open_model, open_parts
+from llava_mini_jax.weights.import_hf import load_params
+from llava_mini_jax.weights.lazy_params import start_from_parts
 from tests import tiny
 from tests.tiny_model import language_config
 
@@ -255,15 +254,24 @@ def test_parts_of_a_training_run(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "llm" / "config.json").write_text(json.dumps(language_config(values)))
     save_file(llm, tmp_path / "llm" / "model.safetensors")
-    vision_cfg, llm_cfg, published = open_parts(tmp_path / "clip", tmp_path / "llm")
-    assert (vision_cfg, llm_cfg) == (cfg.vision, cfg.llm)
-    new = ("projector/*", "compressor/*", "prefusion/*")
-    found = load_params(
-        bundle(cfg), published, dtype="float32", unrolled=False, fresh=new, key=jax.random.key(0)
+    started, found = start_from_parts(
+        tmp_path / "clip",
+        tmp_path / "llm",
+        dialect="paper",
+        grid=cfg.compressor.grid,
+        prefusion_layers=cfg.prefusion_layers,
+        prefusion_init="fresh",
+        seed=0,
+        dtype="float32",
     )
-    for path, array in param_tree.paths(found, is_leaf=None).items():
-        same = np.asarray(array).tobytes() == param_tree.paths(params, is_leaf=None)[path].tobytes()
+    assert (started.model.vision, started.model.llm) == (cfg.vision, cfg.llm)
+    new = ("projector/*", "compressor/*", "prefusion/*")
+    ours, theirs = (param_tree.paths(t, is_leaf=None) for t in (found, llava_mini.unrolled(params)))
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        same = np.asarray(leaf).tobytes() == np.asarray(theirs[path]).tobytes()
         assert same != param_tree.matches(path, new), path
+    _, _, published = open_parts(tmp_path / "clip", tmp_path / "llm")
     with pytest.raises(InputError, match="missing for compressor/query"):
         load_params(bundle(cfg), published, dtype="float32", unrolled=False)
 

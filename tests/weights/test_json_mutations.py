@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.weights.export_hf import config_files
+from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.folders import open_model
 from tests import tiny
 from tests.weights.test_import_export import bundle

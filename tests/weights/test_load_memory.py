@@ -22,9 +22,10 @@ import pytest
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.tensorfiles.files import save_tensors
+from llava_mini_jax.tensorfiles.save import save_tensors
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.export_hf import config_files, published_tensors
+from llava_mini_jax.weights.export_hf import published_tensors
+from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.lazy_params import lazy_params
 from tests import tiny_model
 
@@ -45,7 +46,7 @@ import json, sys, threading, time
 from pathlib import Path
 import jax
 import jax.numpy as jnp
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, import_hf
 
 def anonymous_bytes():
     for line in open("/proc/self/status"):
@@ -67,7 +68,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 began = time.perf_counter()
-params = folders.load_params(
+params = import_hf.load_params(
     bundle, published, dtype=dtype, int8=int8, unrolled="unrolled" in sys.argv
 )
 jax.block_until_ready(params)

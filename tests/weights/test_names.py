@@ -11,8 +11,9 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.weights import names
-from llava_mini_jax.weights.hf_config import clip_from_hf, llama_from_hf
+from llava_mini_jax.weights.hf_config import llama_from_hf
 from llava_mini_jax.weights.hf_processor import OPENAI_CLIP
+from llava_mini_jax.weights.towers import clip_from_hf
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"

@@ -17,7 +17,7 @@ from llava_mini_jax.cost import inference_memory
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.einsum import Int8Weight, einsum
 from llava_mini_jax.params import ParamSpec, zeros
-from llava_mini_jax.weights import folders
+from llava_mini_jax.weights import folders, import_hf
 from llava_mini_jax.weights.quantize import channel_axes, quantize, quantize_parts
 from tests import tiny, tiny_model
 
@@ -41,7 +41,7 @@ def restored(weight: Any) -> jax.Array:
 
 def load(folder: Path, int8: bool, dtype: str = "float32", unrolled: bool = True) -> LlavaMini:
     bundle, published = folders.open_model(folder, compute_dtype=dtype)
-    return folders.load_params(bundle, published, dtype=dtype, int8=int8, unrolled=unrolled)
+    return import_hf.load_params(bundle, published, dtype=dtype, int8=int8, unrolled=unrolled)
 
 
 def logits(params: LlavaMini, dialect: str) -> np.ndarray:

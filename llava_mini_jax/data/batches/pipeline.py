@@ -27,9 +27,11 @@ from llava_mini_jax.data.batches.examples import (
     learns,
     make_example,
 )
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import preprocess_frames
 from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.order import make_order
 from llava_mini_jax.data.text import conversation
 from llava_mini_jax.data.text.conversation import TEMPLATES
@@ -37,13 +39,10 @@ from llava_mini_jax.errors import InputError
 
 
 class Source(Protocol):
-    """Random access to samples in LLaVA's form: {"id", "image" or "frames", "conversations"}.
-
-    `id_of` and `dataset_of` name also what cannot be read.
-    """
+    """Random access to samples; `id_of` and `dataset_of` name also what cannot be read."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: Any) -> dict[str, Any]: ...
+    def __getitem__(self, index: Any) -> Sample: ...
     def id_of(self, index: Any) -> str | int: ...
     def dataset_of(self, index: Any) -> str: ...
 
@@ -51,7 +50,7 @@ class Source(Protocol):
 class Encode(Protocol):
     """What makes Examples of samples; `empty` is the row of a sample that cannot be one."""
 
-    def __call__(self, sample: Any, /) -> Example: ...
+    def __call__(self, sample: Sample, /) -> Example: ...
     def empty(self) -> Example: ...
 
 
@@ -78,7 +77,7 @@ class Encoder:
     prompt: PromptConfig
     images: ImageConfig
 
-    def __call__(self, sample: dict[str, Any]) -> Example:
+    def __call__(self, sample: Sample) -> Example:
         where = f"sample {sample['id']}"
         turns = conversation.from_llava(sample["conversations"], where)
         pixels, frames = self._pixels(sample)
@@ -92,7 +91,7 @@ class Encoder:
         conversation.check_supervised(encoded, sample["id"])
         return make_example(encoded, pixels, frames, self.prompt, training=True)
 
-    def _pixels(self, sample: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _pixels(self, sample: Sample) -> tuple[np.ndarray, tuple[int, ...]]:
         if "frames" in sample:
             frames = preprocess_frames(sample["frames"], self.images, resize="bicubic")
             return frames, (len(frames),)

@@ -1,1 +1,1 @@
-"""The built-in world of handwritten digits: its pages and questions; imports errors alone."""
+"""The built-in world of handwritten digits: its pages and questions; imports errors and sample."""

@@ -17,25 +17,22 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from llava_mini_jax.data.digits.glyphs import glyph_bank, load_scans
+from llava_mini_jax.data.digits.questions import ALONE, KINDS, ask, digits_for, needle
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = ("position", "row", "column", "count", "largest", "read", "caption", "needle")
 SPLITS = ("train", "heldout")
-NEEDLE_QUESTION = "which digit is on a single page?"
 
-# Asked alone: the answers of two contain all others, and a needle makes its own pages.
-_ALONE = ("read", "caption", "needle")
 _SMALLEST_CELL = 10  # pixels; below that, people no longer read the digits
 _LARGEST_GLYPH = 32  # pixels; bigger pages are drawn small and enlarged, so the glyphs stay few MB
-_MOST_COUNTED = 4  # no page is made to hold more copies of the digit that is counted
 _FEWEST_WITH_NEEDLE = 3  # of two pages each would be the odd one
 
 
@@ -107,10 +104,8 @@ class _Plan(NamedTuple):
 class DigitsPages:
     """A random-access data source, as Grain wants one.
 
-    An item is {"id", "image": uint8 [H, W, 3], "conversations", "kind"}; videos have "frames",
-    uint8 [F, H, W, 3], in place of "image". Conversations are LLaVA's: turns of "human" and "gpt"
-    alternate, "<image>" opens the first (for videos too, as in the release's data). `kind` names
-    the kinds of all turns, joined by "+".
+    An item has an "image", uint8 [H, W, 3], or "frames" [F, H, W, 3]. "<image>" opens its first
+    turn (for videos too, as in the release's data). `kind` joins the kinds of all turns by "+".
     """
 
     def __init__(self, config: DigitsConfig, length: int):
@@ -138,7 +133,7 @@ class DigitsPages:
     def dataset_of(self, index: SupportsIndex) -> str:
         return f"digits-{self.config.split}"
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         number = operator.index(index)
         plan = self._plan(number)
         pages = [self._draw(digits, plan.below) for digits in plan.pages]
@@ -148,17 +143,10 @@ class DigitsPages:
             conversations.append({"from": "gpt", "value": answer})
         start = "<image>\n" if conversations[0]["value"] else "<image>"
         conversations[0]["value"] = start + conversations[0]["value"]
-        return {
-            "id": self.id_of(number),
-            **({"frames": np.stack(pages)} if self.config.frames else {"image": pages[0]}),
-            "conversations": conversations,
-            "kind": "+".join(plan.kinds),
-        }
-
-    def page_digits(self, index: SupportsIndex) -> np.ndarray:
-        """The digits that stand on an item's pages: int [pages, rows, columns]."""
-        pages = self._plan(operator.index(index)).pages
-        return np.array(pages).reshape(-1, self.config.rows, self.config.columns)
+        item = Sample(id=self.id_of(number), conversations=conversations, kind="+".join(plan.kinds))
+        if self.config.frames:
+            return {**item, "frames": np.stack(pages)}
+        return {**item, "image": pages[0]}
 
     def odd_page(self, index: SupportsIndex) -> int:
         """Which page of a "needle" video differs, from 0."""
@@ -172,7 +160,7 @@ class DigitsPages:
         cells, pages = config.rows * config.columns, max(1, config.frames)  # `pages`: the most
         # The split is part of the key: a training page and a held-out page with the same number
         # must not share their digits, questions and colours. One call draws all the numbers of an
-        # item, because a call costs more than a hundred numbers.
+        # item and some to spare, because a call costs more than a hundred numbers.
         rng = np.random.default_rng((config.seed, SPLITS.index(config.split), number))
         draw = iter(rng.random(pages * (7 * cells + 16) + 8 * config.turns + cells).tolist())
 
@@ -180,7 +168,7 @@ class DigitsPages:
             return int(next(draw) * limit)
 
         kinds = [config.kinds[below(len(config.kinds))]]
-        others = [kind for kind in config.kinds if kind not in _ALONE]
+        others = [kind for kind in config.kinds if kind not in ALONE]
         while kinds[0] in others and len(kinds) < config.turns:
             fewest = min(map(kinds.count, others))  # each kind comes once before one comes again
             rare = [kind for kind in others if kinds.count(kind) == fewest]
@@ -189,16 +177,17 @@ class DigitsPages:
             pages = config.shortest + below(config.frames - config.shortest + 1)
         asked_pages = [below(pages) for _ in kinds]
         if kinds == ["needle"]:
-            digits, turn = _needle(pages, cells, asked_pages[0], below)
+            digits, turn = needle(pages, cells, asked_pages[0], below)
             return _Plan(kinds, digits, [turn], below)
         digits = [[below(10) for _ in range(cells)] for _ in range(pages)]
-        digits[asked_pages[0]], counted = _digits_for(kinds[0], cells, below)
+        digits[asked_pages[0]], counted = digits_for(kinds[0], cells, below)
         turns = []
         for turn, (kind, page) in enumerate(zip(kinds, asked_pages, strict=True)):
             if turn:  # later turns take the page as it is; every fourth digit may be absent
                 counted = digits[page][below(cells)] if below(4) else below(10)
             name = f"page {page + 1}" if config.frames else ""
-            turns.append(_ask(kind, digits[page], config.columns, counted, name, below))
+            shown = digits[page]
+            turns.append(ask(kind, shown, config.columns, counted=counted, page=name, below=below))
         return _Plan(kinds, digits, turns, below)
 
     def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:
@@ -226,84 +215,6 @@ class DigitsPages:
 
 
 _INK_RAMP = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-
-
-def _digits_for(kind: str, cells: int, below: Callable[[int], int]) -> tuple[list[int], int]:
-    """The digits of a page about which `kind` is asked, and the digit to count.
-
-    On pages of independent digits nearly every count is 0 or 1 and nearly every largest digit is 8
-    or 9, so that guessing goes far. Here the answers are equally frequent instead.
-    """
-    counted = below(10)
-    if kind == "count":
-        digits = [(counted + 1 + below(9)) % 10 for _ in range(cells)]
-        free = list(range(cells))
-        for _ in range(below(min(cells, _MOST_COUNTED) + 1)):
-            digits[free.pop(below(len(free)))] = counted
-    elif kind == "largest":
-        largest = below(10)
-        digits = [below(largest + 1) for _ in range(cells)]
-        digits[below(cells)] = largest
-    else:
-        digits = [below(10) for _ in range(cells)]
-    return digits, counted
-
-
-def _needle(
-    pages: int, cells: int, odd_page: int, below: Callable[[int], int]
-) -> tuple[list[list[int]], tuple[str, str]]:
-    """Pages full of one digit, one of them of another; the question for that, and its answer.
-
-    Pages are full, because one digit in an unclear hand would make a page look like the odd one,
-    and among a thousand pages there are many such: here the eight beside it tell what it is.
-    """
-    common = below(10)
-    odd = (common + 1 + below(9)) % 10
-    digits = [[odd if page == odd_page else common] * cells for page in range(pages)]
-    return digits, (NEEDLE_QUESTION, str(odd))
-
-
-def _ask(
-    kind: str, digits: list[int], columns: int, counted: int, page: str, below: Callable[[int], int]
-) -> tuple[str, str]:
-    """A question and its answer; `page` names the page of a video ("page 3") or is empty."""
-    on_page = f" on {page}" if page else ""
-    rows = [digits[start : start + columns] for start in range(0, len(digits), columns)]
-    if kind == "position":
-        row, column = divmod(below(len(digits)), columns)
-        place = f"row {row + 1} column {column + 1}"
-        return f"which digit is in {place}{on_page}?", str(rows[row][column])
-    if kind in ("row", "column"):
-        lines = rows if kind == "row" else _turned(rows)
-        number = below(len(lines))
-        return f"read {kind} {number + 1}{on_page}.", _say(lines[number])
-    if kind == "count":
-        return f"how many {counted}s are there{on_page}?", str(digits.count(counted))
-    if kind == "largest":
-        return f"which is the largest digit{on_page}?", str(max(digits))
-    if kind == "read":
-        return f"read {page or 'the page'}.", _say(digits)
-    return "", _caption(rows, below)
-
-
-def _caption(rows: list[list[int]], below: Callable[[int], int]) -> str:
-    """All rows or all columns in any order: "row 2 is 7 1, row 1 is 4 0".
-
-    Read in one fixed order, a page could be copied token by token, and neither the tower nor the
-    language model would have to learn what "row 2" is.
-    """
-    kind, lines = ("column", _turned(rows)) if below(2) else ("row", rows)
-    left = list(range(len(lines)))
-    order = [left.pop(below(len(left))) for _ in lines]
-    return ", ".join(f"{kind} {number + 1} is {_say(lines[number])}" for number in order)
-
-
-def _turned(rows: list[list[int]]) -> list[list[int]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _say(digits: list[int]) -> str:
-    return " ".join(map(str, digits))
 
 
 # All words of this world. Saved models count on their order: new words go to the end.

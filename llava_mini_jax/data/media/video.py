@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from llava_mini_jax.data.media import video_file
-from llava_mini_jax.data.media.images import ImageConfig, load_image, preprocess
+from llava_mini_jax.data.media.image_file import load_image
+from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

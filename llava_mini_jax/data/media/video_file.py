@@ -29,7 +29,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from llava_mini_jax.data.media.images import MAX_PIXELS
+from llava_mini_jax.data.media.image_file import MAX_PIXELS
 from llava_mini_jax.errors import InputError
 
 # Only containers of video, and only local files: FFmpeg would otherwise follow playlists to other
@@ -89,28 +89,7 @@ def _index(path: Path) -> Index:
                 f"Cannot read the video {path}: frames of {width} x {height} pixels, the limit is"
                 f" {MAX_PIXELS:,} in all; make it smaller."
             )
-        shown: list[tuple[int, int]] = []  # (time stamp, duration or 0)
-        keys, end = [], 0.0
-        number, sure = -1, True
-        for packet in container.demux():
-            number += packet.stream is stream
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is None:  # the empty packet at the end
-                continue
-            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-            if packet.stream is not stream:
-                continue
-            if packet.is_keyframe:
-                keys.append((stamp, number))
-            sure &= packet.pts is not None
-            if packet.is_discard:
-                continue
-            if packet.is_corrupt:
-                raise InputError(
-                    f"The video {path} is damaged or ends early, after {len(shown)} frames; copy"
-                    " or download it again."
-                )
-            shown.append((stamp, packet.duration or 0))
+        shown, keys, end = _packets(path, container, stream)
         # These two families declare their length, so a file cut short gives itself away.
         declared = (container.duration or 0) / av.time_base
         missing = declared - end if container.format.name.startswith(("mov", "matroska")) else 0
@@ -126,7 +105,37 @@ def _index(path: Path) -> Index:
         stamps.append(stamps[-1] + _last_duration(shown))
         length = (stamps[-1] - stamps[0]) * stream.time_base
         rate = float(stream.average_rate or (len(shown) / length if length else 1))
-        return Index(stamps, stream.time_base, rate, keys if sure else [])
+        return Index(stamps, stream.time_base, rate, keys)
+
+
+def _packets(
+    path: Path, container: Any, stream: Any
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], float]:
+    """Of each frame (time stamp, duration or 0), `Index.keys`, and the end of all streams in
+    seconds: of sound too, which may go on for longer."""
+    shown: list[tuple[int, int]] = []
+    keys, end = [], 0.0
+    number, sure = -1, True
+    for packet in container.demux():
+        number += packet.stream is stream
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None:  # the empty packet at the end
+            continue
+        end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is not stream:
+            continue
+        if packet.is_keyframe:
+            keys.append((stamp, number))
+        sure &= packet.pts is not None
+        if packet.is_discard:
+            continue
+        if packet.is_corrupt:
+            raise InputError(
+                f"The video {path} is damaged or ends early, after {len(shown)} frames; copy"
+                " or download it again."
+            )
+        shown.append((stamp, packet.duration or 0))
+    return shown, keys if sure else [], end
 
 
 def _last_duration(shown: Sequence[tuple[int, int]]) -> int:

@@ -67,27 +67,11 @@ def write_folder(folder: Path, name: str, samples: Iterable[Packed], samples_a_s
 
     Raises OSError where the disk is full. A folder without groups.npy is not whole.
     """
-    from tensorflow_datasets.core import dataset_info, sequential_writer
-    from tensorflow_datasets.core.utils import version
-
-    identity = dataset_info.DatasetIdentity(
-        name=re.sub(r"\W", "_", f"_{name}" if name[:1].isdigit() else name, flags=re.ASCII),
-        version=version.Version("1.0.0"),
-        data_dir=str(folder),
-        module_name="llava_mini_jax",
-    )
-    info = dataset_info.DatasetInfo(
-        builder=identity, description="Samples in LLaVA's form.", features=_features()
-    )
     groups: list[tuple[int, int]] = []
     waiting: list[dict[str, Any]] = []
     held, digest = 0, hashlib.sha256()
     try:
-        writer = sequential_writer.SequentialWriter(
-            ds_info=info, max_examples_per_shard=samples_a_shard, file_format="array_record"
-        )
-        writer._serializer = _serializer(info.features)
-        writer.initialize_splits([SPLIT])
+        writer = _writer(folder, name, samples_a_shard)
         for sample in samples:
             groups.append(sample.group)
             waiting.append(_record(sample))
@@ -106,6 +90,27 @@ def write_folder(folder: Path, name: str, samples: Iterable[Packed], samples_a_s
     (folder / INFO).write_text(json.dumps(about, indent=2, sort_keys=True))
     np.save(folder / GROUPS, np.array(groups, np.int32).reshape(-1, 2))
     return len(groups)
+
+
+def _writer(folder: Path, name: str, samples_a_shard: int) -> Any:
+    from tensorflow_datasets.core import dataset_info, sequential_writer
+    from tensorflow_datasets.core.utils import version
+
+    identity = dataset_info.DatasetIdentity(
+        name=re.sub(r"\W", "_", f"_{name}" if name[:1].isdigit() else name, flags=re.ASCII),
+        version=version.Version("1.0.0"),
+        data_dir=str(folder),
+        module_name="llava_mini_jax",
+    )
+    info = dataset_info.DatasetInfo(
+        builder=identity, description="Samples in LLaVA's form.", features=_features()
+    )
+    writer = sequential_writer.SequentialWriter(
+        ds_info=info, max_examples_per_shard=samples_a_shard, file_format="array_record"
+    )
+    writer._serializer = _serializer(info.features)
+    writer.initialize_splits([SPLIT])
+    return writer
 
 
 def _features() -> Any:

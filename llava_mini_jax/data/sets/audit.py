@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from llava_mini_jax.data.media.images import load_image
+from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.data.sets.order import MODALITIES
 from llava_mini_jax.data.sets.sources import Part, Samples, SourcesConfig, unweighted
 from llava_mini_jax.data.text import conversation
@@ -53,11 +53,10 @@ def check_sample(samples: Samples, index: int) -> Verdict:
         conversation.check_images(_marks_only(turns), pictures, where)
         if not any(turn.role == "assistant" for turn in turns):
             raise InputError(f"{where}: there is no answer to learn; add one or remove the sample.")
-        if modality == "image":
+        if "image" in sample:
             load_image(sample["image"])
-        elif modality == "video":
-            for _ in sample["frames"]:
-                pass
+        for _ in sample.get("frames", ()):
+            pass
     except InputError as error:
         return Verdict(samples.id_of(index), "", str(error))
     except Exception as error:  # a fault of the disk or of ours; the other samples still count

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_mini_jax.data.media.video import PICTURE_SUFFIXES
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.arrayrecord import Packed, PackedVideo, write_folder
 from llava_mini_jax.data.sets.audit import Verdict, check_sample, in_order
 from llava_mini_jax.data.sets.llava_format import Frames
@@ -52,31 +53,20 @@ def build(
     an `out` that is there already.
     """
     out = Path(out)
-    if workers < 1 or (shards is not None and shards < 1):
-        raise InputError(f"{workers} workers, {shards} shards: each must be 1 or more.")
-    if os.path.lexists(out) or not out.parent.is_dir():
-        problem = "is there already" if os.path.lexists(out) else "has no parent folder"
-        raise InputError(f"The folder {out} {problem}; give another --out.")
+    _check_arguments(out, shards, workers)
     samples = Samples(unweighted(config))
     assert as_list or len(samples.parts) == 1
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
     try:
-        rejected: list[dict[str, Any]] = []
-        counts: dict[str, int] = {}
         with contextlib.closing(in_order(_Packer(samples), len(samples), workers)) as verdicts:
-            for part in samples.parts:
-                folder = work / part.name if as_list else work
-                folder.mkdir(exist_ok=True)
-                chosen = _good(part, verdicts, len(samples), rejected, progress, keep=skip_rejected)
-                a_shard = SAMPLES_A_SHARD if shards is None else -(-len(part.chosen) // shards)
-                counts[part.name] = write_folder(folder, part.name, chosen, a_shard)
-        if rejected and not skip_rejected:
-            return Built(dict.fromkeys(counts, 0), rejected)
-        for name, count in counts.items():
-            if not count:
-                raise InputError(f"All samples of {name} are rejected; nothing is built.")
-        if rejected:
-            lines = (json.dumps(line) + "\n" for line in rejected)
+            folders = {part.name: work / part.name if as_list else work for part in samples.parts}
+            built = _write(samples, folders, verdicts, shards, progress, keep=skip_rejected)
+        if built.rejected and not skip_rejected:
+            return Built(dict.fromkeys(built.samples, 0), built.rejected)
+        if empty := [name for name, count in built.samples.items() if not count]:
+            raise InputError(f"All samples of {empty[0]} are rejected; nothing is built.")
+        if built.rejected:
+            lines = (json.dumps(line) + "\n" for line in built.rejected)
             (work / "rejected.jsonl").write_text("".join(lines))
         if as_list:
             (work / LIST).write_text(_list(config, samples.parts))
@@ -84,7 +74,34 @@ def build(
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Built(counts, rejected)
+    return built
+
+
+def _check_arguments(out: Path, shards: int | None, workers: int) -> None:
+    if workers < 1 or (shards is not None and shards < 1):
+        raise InputError(f"{workers} workers, {shards} shards: each must be 1 or more.")
+    if os.path.lexists(out) or not out.parent.is_dir():
+        problem = "is there already" if os.path.lexists(out) else "has no parent folder"
+        raise InputError(f"The folder {out} {problem}; give another --out.")
+
+
+def _write(
+    samples: Samples,
+    folders: dict[str, Path],
+    verdicts: Iterator[tuple[int, Verdict, Packed | None]],
+    shards: int | None,
+    progress: Callable[[int, int], None],
+    *,
+    keep: bool,
+) -> Built:
+    """Every data set into its folder; without `keep`, up to the first rejected sample."""
+    built = Built({}, [])
+    for part in samples.parts:
+        folders[part.name].mkdir(exist_ok=True)
+        chosen = _good(part, verdicts, len(samples), built.rejected, progress, keep=keep)
+        a_shard = SAMPLES_A_SHARD if shards is None else -(-len(part.chosen) // shards)
+        built.samples[part.name] = write_folder(folders[part.name], part.name, chosen, a_shard)
+    return built
 
 
 class _Packer:
@@ -108,13 +125,14 @@ class _Packer:
         return index, verdict, packed
 
 
-def _media(sample: dict[str, Any]) -> bytes | PackedVideo | None:
+def _media(sample: Sample) -> bytes | PackedVideo | None:
     if "image" in sample:
         image = sample["image"]
         return image if isinstance(image, bytes) else Path(image).read_bytes()
     if "frames" not in sample:
         return None
-    frames: Frames = sample["frames"]
+    frames = sample["frames"]
+    assert isinstance(frames, Frames)
     if isinstance(frames.video, PackedVideo):
         return frames.video
     path = Path(frames.video)

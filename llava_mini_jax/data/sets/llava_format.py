@@ -18,6 +18,7 @@ import numpy as np
 
 from llava_mini_jax.data.media.video import FrameSampling, read_video
 from llava_mini_jax.data.media.video_names import SUFFIXES, find_video
+from llava_mini_jax.data.sample import Media
 from llava_mini_jax.data.sets.arrayrecord import PackedVideo
 from llava_mini_jax.data.sets.order import MODALITIES
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
@@ -47,9 +48,7 @@ class Frames:
             yield from read_video(path, self.sampling)
 
 
-def media(
-    fields: dict[str, Any], images: Path, sampling: FrameSampling, place: str
-) -> dict[str, Any]:
+def media(fields: dict[str, Any], images: Path, sampling: FrameSampling, place: str) -> Media:
     """{"image": a path or bytes}, {"frames": Frames}, or {} of a row of text."""
     for key, value in _given(fields, place).items():
         if isinstance(value, PackedVideo):

@@ -80,6 +80,7 @@ class GroupedOrder:
     def epoch(self, number: int) -> np.ndarray:
         """int64 [n]: the samples of an epoch in their order."""
         total, size = len(self._groups.modality), self._batch_size
+        # What fills up the batch that the epoch before has begun.
         head = min(-number * total % size, total)
         rng = np.random.default_rng([self._seed, number])
         parts = [self._whole_batches(rng, kind) for kind in range(len(MODALITIES))]

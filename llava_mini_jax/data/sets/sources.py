@@ -1,11 +1,11 @@
 """Data sets on disk as one random-access source of samples in LLaVA's form.
 
-    LLaVA-OneVision's YAML list --read_list--> Datasets --SourcesConfig--> Samples[i]
+    LLaVA-OneVision's YAML list --yaml_list.py--> Datasets --SourcesConfig--> Samples[i]
                                                                               |
     table of (data set, row): sampling, weight ------- which row? ------------|
     JSON list | JSON Lines | Parquet | ArrayRecord --- the row ---------------|
     row + folder of pictures (llava_format.py) ------- sample ----------------'
-        {"id", "image" | "frames" | neither, "conversations", "kind"}
+        `Sample` (data/sample.py)
 
 Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
 do not change between accesses and threads, so an order of indices is an order of samples.
@@ -15,7 +15,6 @@ import dataclasses
 import math
 import os
 import re
-import reprlib
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
@@ -23,14 +22,14 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets import llava_format
 from llava_mini_jax.data.sets.arrayrecord import BuiltRows
 from llava_mini_jax.data.sets.order import GROUPINGS, Groups
-from llava_mini_jax.data.sets.row_files import Rows, existing_file, open_rows
+from llava_mini_jax.data.sets.row_files import Rows, open_rows
 from llava_mini_jax.errors import InputError
 
 _SAMPLING = re.compile(r"(first|end|random):(\d{1,15})(%?)")
-_LIST_BYTES, _LIST_VALUES = 2**23, 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,88 +81,6 @@ def unweighted(config: SourcesConfig) -> SourcesConfig:
     return dataclasses.replace(config, datasets=once)
 
 
-def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
-    """The data sets of a LLaVA-OneVision YAML list.
-
-    datasets:
-      - json_path: captions.json       # relative to the YAML file
-        sampling_strategy: first:10%   # optional
-        image_folder: coco             # optional, as `weight` is; these two keys are ours
-
-    images: folder for the entries that name none. Raises InputError for any other shape or key.
-    """
-    path = existing_file(path)
-    try:
-        content = _load_yaml(path)
-    except InputError:
-        raise
-    except Exception as error:  # its constructors raise almost anything on damaged files
-        reason = " ".join(str(error).split())
-        raise InputError(f"Cannot read the list {path}: no YAML ({reason}); correct it.") from error
-    entries = content.get("datasets") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f'The list {path} has no entries under "datasets"; expected "datasets:" and below it'
-            ' lines such as "- json_path: captions.json".'
-        )
-    return tuple(_listed(entry, i + 1, path, images) for i, entry in enumerate(entries))
-
-
-def _load_yaml(path: Path) -> Any:
-    """Plain values. Aliases may not multiply: nine lines of them can stand for a billion values."""
-    import yaml
-
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    size = path.stat().st_size
-    if size > _LIST_BYTES:
-        raise InputError(f"The list {path} has {size:,} bytes; at most {_LIST_BYTES:,} are read.")
-    content = path.read_bytes()
-    sizes: dict[str, int] = {}  # events of what has an anchor, aliases in it included
-    inside: list[list[Any]] = []  # [anchor, events so far] of what is open
-    total = 0
-    for event in yaml.parse(content, Loader=loader):
-        anchor: Any = getattr(event, "anchor", None)
-        count = sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            inside.append([anchor, 0])
-        elif isinstance(event, yaml.CollectionEndEvent):
-            name, count = inside.pop()
-            if name is not None:
-                sizes[name] = count
-        if inside:
-            inside[-1][1] += count
-        total = max(total, count)
-        if total > _LIST_VALUES or (inside and inside[-1][1] > _LIST_VALUES):
-            raise InputError(
-                f"The list {path} has aliases that stand for more than {_LIST_VALUES:,} values;"
-                " write out what it should hold."
-            )
-    return yaml.load(content, Loader=loader)
-
-
-def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
-    kinds: dict[str, Any] = {
-        "json_path": str,
-        "sampling_strategy": str,
-        "image_folder": str,
-        "weight": int | float,
-    }
-    fields = entry if isinstance(entry, dict) else {}
-    wrong = [k for k, v in fields.items() if k not in kinds or not isinstance(v, kinds[k])]
-    if wrong or "json_path" not in fields:
-        raise InputError(
-            f'{path}: entry {number} is {reprlib.repr(entry):.80}; expected "json_path" and at most'
-            f" {', '.join(list(kinds)[1:])}. Correct the entry."
-        )
-    folder = fields.get("image_folder")
-    return Dataset(
-        path=str(path.parent / fields["json_path"]),
-        images=images if folder is None else str(path.parent / folder),
-        sampling=fields.get("sampling_strategy", "all"),
-        weight=float(fields.get("weight", 1)),
-    )
-
-
 # --- Samples --------------------------------------------------------------------------------------
 
 
@@ -180,9 +97,9 @@ class Part(NamedTuple):
 class Samples:
     """The samples of all data sets, as `pipeline.Source` wants them.
 
-    A sample is {"id", "conversations", "kind"} and one of "image" (a path, or bytes of a picture),
-    "frames" (`Frames`), or neither for text. `kind` is the name of its data set. Conversations are
-    checked where they are encoded; rows that are no sample raise InputError when they are read.
+    A picture is a path or the bytes of a file, a video `Frames`; `kind` is the name of the data
+    set. Conversations are checked where they are encoded; rows that are no sample raise InputError
+    when they are read.
     """
 
     def __init__(self, config: SourcesConfig):
@@ -202,7 +119,7 @@ class Samples:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         part, row = self.locate(index)
         place = part.rows.place(row)
         fields = part.rows[row]

@@ -25,12 +25,11 @@ from llava_mini_jax.data.text.templates import (
     Turn,
     check_turns,
     pieces,
-    render,
 )
 from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 
-__all__ = ["IMAGE_MARK", "TEMPLATES", "Template", "Turn", "encode", "from_llava", "render"]
+__all__ = ["IMAGE_MARK", "TEMPLATES", "Template", "Turn", "encode", "from_llava"]
 
 IMAGE_TOKEN = -200  # stands for a picture among the ids, until its tokens are put there
 IGNORE = -100  # the label of a position that is not learnt
@@ -123,25 +122,18 @@ def check_supervised(encoded: EncodedPrompt, sample_id: Any) -> None:
 
 
 def encode(
-    template: Template,
-    turns: Sequence[Turn],
-    tokenizer: Any,
-    *,
-    double_bos: bool,
-    typed_specials: bool = False,
-    date: str = "",
+    template: Template, turns: Sequence[Turn], tokenizer: Any, *, double_bos: bool, date: str = ""
 ) -> EncodedPrompt:
     """Ids of the prompt, and which of them are learnt.
 
     The text between two "<image>" is tokenised by itself, as the release does, with one bos in
     front of everything. What is learnt is what follows an open prompt: for Vicuna that includes
-    the space before an answer, for all templates the token that ends it.
+    the space before an answer, for all templates the token that ends it. Control tokens in the
+    messages ("<|eot_id|>" typed by a user) are tokenised as the letters that they are, to which a
+    SentencePiece tokenizer adds a space; in the release they act as control tokens.
 
     double_bos: the release's inference prompts, where the chat template writes a bos and the
       tokenizer adds another; its training drops one.
-    typed_specials: control tokens in the messages ("<|eot_id|>" typed by a user) act as such, as
-      in the release. Otherwise they are tokenised as the letters that they are (to which a
-      SentencePiece tokenizer adds a space).
     date: what a chat template that asks for it is told; none: the day on which the process began.
     Raises InputError for turns out of order and for a tokenizer without character offsets.
     """
@@ -154,21 +146,8 @@ def encode(
     text = "".join(part.text for part in parts)
     lengths = [len(part.text) for part in parts]
     is_answer = np.repeat([part.answer for part in parts], lengths)
-    is_typed = np.repeat([part.typed and not typed_specials for part in parts], lengths)
-    marks = [match.start() for match in re.finditer(IMAGE_MARK, text)]
-
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for end in [*marks, len(text)]:
-        chunk_ids, chunk_spans = _tokenize(text[start:end], is_typed[start:end], tokenizer)
-        ids += chunk_ids
-        spans += [(start + a, start + b) for a, b in chunk_spans]
-        if end < len(text):
-            ids.append(IMAGE_TOKEN)
-            spans.append((end, end + len(IMAGE_MARK)))
-        start = end + len(IMAGE_MARK)
-
+    is_typed = np.repeat([part.typed for part in parts], lengths)
+    ids, spans = _tokenize_between_marks(text, is_typed, tokenizer)
     bos = list(_first_ids(tokenizer))
     if bos and (double_bos or ids[: len(bos)] != bos):
         ids, spans = bos + ids, [(0, 0)] * len(bos) + spans
@@ -178,9 +157,27 @@ def encode(
     return EncodedPrompt(ids_T, supervised_T, answered_T)
 
 
+def _tokenize_between_marks(
+    text: str, is_typed: np.ndarray, tokenizer: Any
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, IMAGE_TOKEN for every mark, and the characters [start, end) that each stands for."""
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in [*(match.start() for match in re.finditer(IMAGE_MARK, text)), len(text)]:
+        chunk_ids, chunk_spans = _tokenize(text[start:end], is_typed[start:end], tokenizer)
+        ids += chunk_ids
+        spans += [(start + a, start + b) for a, b in chunk_spans]
+        if end < len(text):
+            ids.append(IMAGE_TOKEN)
+            spans.append((end, end + len(IMAGE_MARK)))
+        start = end + len(IMAGE_MARK)
+    return ids, spans
+
+
 def _overlap(spans: list[tuple[int, int]], marked: np.ndarray) -> np.ndarray:
     """bool per span: does it hold a marked character? An empty span holds the one it stands at."""
-    count = np.concatenate([[0], np.cumsum(marked)])
+    count = np.concatenate([[0], np.cumsum(marked)])  # marked characters before each one
     starts_T, ends_T = np.array(spans, np.int64).reshape(-1, 2).T
     ends_T = np.minimum(np.maximum(ends_T, starts_T + 1), len(marked))
     return count[ends_T] > count[np.minimum(starts_T, len(marked))]

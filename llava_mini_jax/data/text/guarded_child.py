@@ -151,29 +151,31 @@ def _compiled(template: str) -> Any:
         def _as_it_is(self, caller: Any) -> str:
             return caller()
 
-    def tojson(
-        x: Any,
-        ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     try:
         return environment.from_string(template)
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise ValueError(f"{error.message}, in line {error.lineno}") from error
+
+
+def _to_json(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """transformers' filter; jinja2's own would write "<" as \\u003c."""
+    return json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------

@@ -26,17 +26,17 @@ class Turn:
     text: str | None  # None, for the assistant at the end only: open, to be generated
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Template:
     """The strings around the turns. Together they give the release's prompts letter by letter."""
 
     name: str
-    system: str
-    user: str
-    user_end: str
-    assistant: str  # ends an open prompt, so all that follows is what the model has to produce
-    answer_gap: str  # between `assistant` and the answer
-    answer_end: str
+    system: str = ""
+    user: str = ""
+    user_end: str = ""
+    assistant: str = ""  # ends an open prompt, so all that follows is for the model to produce
+    answer_gap: str = ""  # between `assistant` and the answer
+    answer_end: str = ""
     tail: str = ""  # after a finished conversation
     strip: bool = False  # white space around every message is removed
     bare_user: bool = False  # a user turn is reduced to its image marks (captions)
@@ -59,21 +59,26 @@ def _header(role: str) -> str:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
-_PLAIN = Template("plain", "", "", "", "", "", "\n", bare_user=True)
+_PLAIN = Template(name="plain", answer_end="\n", bare_user=True)
 _VICUNA_V1 = Template(
-    "vicuna_v1", _VICUNA_SYSTEM.format("user"), "USER: ", " ", "ASSISTANT:", " ", "</s>"
+    name="vicuna_v1",
+    system=_VICUNA_SYSTEM.format("user"),
+    user="USER: ",
+    user_end=" ",
+    assistant="ASSISTANT:",
+    answer_gap=" ",
+    answer_end="</s>",
 )
 _LLAVA_V1 = replace(_VICUNA_V1, name="llava_v1", system=_VICUNA_SYSTEM.format("human"))
 # Not the release's: for small models, whose context and time are short.
 _BRIEF = replace(_VICUNA_V1, name="brief", system="")
 _LLAMA_3 = Template(
-    "llama_3",
-    f"<|begin_of_text|>{_header('system')}{_LLAMA_SYSTEM}<|eot_id|>",
-    _header("user"),
-    "<|eot_id|>",
-    _header("assistant"),
-    "",
-    "<|eot_id|>",
+    name="llama_3",
+    system=f"<|begin_of_text|>{_header('system')}{_LLAMA_SYSTEM}<|eot_id|>",
+    user=_header("user"),
+    user_end="<|eot_id|>",
+    assistant=_header("assistant"),
+    answer_end="<|eot_id|>",
 )
 # The release renders this one with the checkpoint tokenizer's chat template and relies on an
 # assistant header at the very end. These are the strings of the original Llama-3-Instruct
@@ -82,7 +87,7 @@ _LLAMA_3_1 = replace(
     _LLAMA_3, name="llama_3_1", tail=_header("assistant"), strip=True, own_system=_LLAMA_SYSTEM
 )
 # The tokenizer's own, whatever it is, with the release's system message.
-_CHAT = Template("chat", "", "", "", "", "", "", own_system=_LLAMA_SYSTEM, only_own=True)
+_CHAT = Template(name="chat", own_system=_LLAMA_SYSTEM, only_own=True)
 TEMPLATES: dict[str, Template] = {
     "plain": _PLAIN,
     "vicuna_v1": _VICUNA_V1,

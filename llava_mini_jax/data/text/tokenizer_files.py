@@ -15,9 +15,7 @@ from typing import Any
 from llava_mini_jax.data.text import chat_template
 from llava_mini_jax.errors import InputError
 
-NAMED = (
-    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
-)
+NAMED = tuple(f"{word}_token" for word in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 # What transformers' LlamaTokenizer takes where a folder names none.
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -74,13 +72,13 @@ def read_files(folder: Path) -> TokenizerFiles:
     if class_name is None or class_name.startswith("Llama"):
         named = {**{n: t for n, t in _LLAMA.items() if n not in config}, **named}
     return TokenizerFiles(
-        str(folder),
-        named,
-        declared,
-        _options(config, folder / "tokenizer_config.json"),
-        chat_template.find(folder, config),
-        class_name,
-        config.get("add_bos_token") is not False,  # as LLaMA's own code does
+        where=str(folder),
+        named=named,
+        declared=declared,
+        options=_options(config, folder / "tokenizer_config.json"),
+        chat_template=chat_template.find(folder, config),
+        class_name=class_name,
+        add_bos=config.get("add_bos_token") is not False,  # as LLaMA's own code does
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
+from llava_mini_jax.data.sample import Sample
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Scores
 from llava_mini_jax.evaluation.rules import exact_match
 
 KINDS = ("position", "row", "column", "largest")
@@ -32,9 +33,10 @@ def _questions(folder: Path, **sizes: Any) -> list[Question]:
     return [question for one_of_each in zip(*found, strict=True) for question in one_of_each]
 
 
-def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
+def _question(kind: str, number: int, item: Sample) -> Question:
     from PIL import Image
 
+    assert "image" in item
     human, gpt = (turn["value"] for turn in item["conversations"])
     text = human.removeprefix("<image>").strip()
     page = io.BytesIO()
@@ -45,15 +47,13 @@ def _question(kind: str, number: int, item: dict[str, Any]) -> Question:
     )
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     del folder
     return exact_match.score(questions, answers, lambda question: question.key.split("-")[0])
 
 
 def _illustrate(
-    questions: Sequence[Question], answers: Mapping[str, AnswerLine], folder: Path
+    questions: Sequence[Question], answers: Mapping[str, Output], folder: Path
 ) -> list[str]:
     """digits.png, three pages with question, answer and truth; page.png, one to ask about."""
     import matplotlib

@@ -16,14 +16,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import (
-    AnswerLine,
-    Benchmark,
-    Question,
-    Rule,
-    Scores,
-    percent,
-)
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores, percent
 
 _ASKED = "llava_gqa_testdev_balanced.jsonl"
 _GOLD = "data/testdev_balanced_questions.json"
@@ -156,9 +149,7 @@ def _distribution(counted: Sequence[Question], said: Mapping[str, str]) -> float
     return weighted / total / 100 if total else 0.0
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("gqa", questions, answers)
     counted = [q for q in questions if q.gold["isBalanced"]]
     said = {q.key: converted(answers[q.key].text) for q in questions if q.key in answers}
@@ -183,7 +174,7 @@ def _score(
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """The official scorer's predictions file, as LLaVA converts answers."""
     layouts.check_all_answered("gqa", questions, answers)

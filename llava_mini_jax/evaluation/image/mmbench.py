@@ -26,14 +26,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts, xlsx
-from llava_mini_jax.evaluation.benchmark import (
-    AnswerLine,
-    Benchmark,
-    Question,
-    Rule,
-    Scores,
-    percent,
-)
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.letters import lmms_letter, lmms_prefetch, vlmevalkit
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -200,15 +193,13 @@ def _by_question(
 
 def _said(
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     read: Callable[[Mapping[str, Any], str], str],
 ) -> dict[str, str]:
     return {q.key: read(q.gold, answers[q.key].text) for q in questions if q.key in answers}
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("mmbench", questions, answers)
     parsed, vlmevalkit_said, lmms = (
         _said(questions, answers, read) for read in (_read_letter, read_vlmevalkit, read_lmms)
@@ -231,7 +222,7 @@ def _submission(
     chinese: bool,
     folder: Path,
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     out: Path,
 ) -> list[Path]:
     """The sheet that LLaVA uploads: the table without its pictures, with the raw answers."""

@@ -20,14 +20,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import (
-    AnswerLine,
-    Benchmark,
-    Question,
-    Rule,
-    Scores,
-    percent,
-)
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores, percent
 
 _PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR"
 _COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning"
@@ -159,7 +152,7 @@ def read_tolerant(text: str) -> str:
 
 
 def _rules(
-    name: str, read, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+    name: str, read, questions: Sequence[Question], answers: Mapping[str, Output]
 ) -> dict[str, Rule]:
     of_picture = Counter(map(_picture, questions))
     questions = [q for q in questions if of_picture[_picture(q)] == 2]
@@ -206,9 +199,7 @@ def _rules(
     return rules
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     parsed = {q.key: read_official(answers[q.key].text) for q in questions if q.key in answers}
     return Scores(
         headline="official",
@@ -222,7 +213,7 @@ def _score(
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """SUBTASK.txt for the official tool: file, question, gold, answer, a picture's two together."""
     layouts.check_all_answered("mme", questions, answers)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 
 SPLITS = {"adversarial": 0, "popular": 20_000_000, "random": 10_000_000}  # what LLaVA adds to ids
 _ASKED = "llava_pope_test.jsonl"
@@ -144,7 +144,7 @@ def _counts(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     }
 
 
-def _rule(read, questions: Sequence[Question], answers: Mapping[str, AnswerLine]) -> Rule:
+def _rule(read, questions: Sequence[Question], answers: Mapping[str, Output]) -> Rule:
     said = {}
     for question in questions:
         # A question without an answer is answered wrongly: no count, so no F1, leaves it out.
@@ -169,9 +169,7 @@ def _rule(read, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
     )
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("pope", questions, answers, _spelled)
     parsed = {q.key: read_official(answers[q.key].text) for q in questions if q.key in answers}
     return Scores(

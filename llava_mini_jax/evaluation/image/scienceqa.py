@@ -21,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED = "llava_test_CQM-A.json"
@@ -155,9 +155,7 @@ def _kinds(questions: Sequence[Question], right: Mapping[str, float]) -> dict[st
     return table
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("scienceqa", questions, answers)
     answered = [q for q in questions if q.key in answers]
     parsed = {

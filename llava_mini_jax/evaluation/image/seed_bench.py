@@ -17,14 +17,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import (
-    AnswerLine,
-    Benchmark,
-    Question,
-    Rule,
-    Scores,
-    percent,
-)
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores, percent
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
@@ -121,9 +114,7 @@ def _rule(questions: Sequence[Question], said: Mapping[str, str]) -> Rule:
     return Rule.mean_of(items, {"parts": parts, "missing": len(questions) - len(said)})
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("seed_bench", questions, answers)
     texts = layouts.texts(questions, answers)
     said = {
@@ -144,7 +135,7 @@ def _score(
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """Lines of official ids and raw answers, in the official order."""
     layouts.check_all_answered("seed_bench", questions, answers)

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _ASKED = "llava_textvqa_val_v051_ocr.jsonl"
@@ -104,9 +104,7 @@ def _key_of(line: Mapping[str, Any]) -> str:
     return _key(str(line.get("question_id")), "" if question is None else question)
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     said = {}
     for question in questions:
         # Others' files do not tell the same question about the same picture apart.

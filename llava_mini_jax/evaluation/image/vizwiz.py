@@ -19,7 +19,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -157,9 +157,7 @@ def _unanswerability(questions: Sequence[Question], said: Mapping[str, str]) -> 
     }
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("vizwiz", questions, answers)
     raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
@@ -189,7 +187,7 @@ def _score(
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """What EvalAI takes: all pictures of the split, answers processed as LLaVA does."""
     layouts.check_all_answered("vizwiz", questions, answers)

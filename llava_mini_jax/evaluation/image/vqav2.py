@@ -20,7 +20,7 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules import normalise
 
 _TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
@@ -148,9 +148,7 @@ def _official_rule(questions: Sequence[Question], said: Mapping[str, str]) -> Ru
     )
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     layouts.check_prompts("vqav2", questions, answers)
     raw = layouts.texts(questions, answers)
     processed = {key: normalise.m4c(text) for key, text in raw.items()}
@@ -174,7 +172,7 @@ def _score(
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """What EvalAI takes: all questions of test2015, "" for those that were not asked."""
     layouts.check_all_answered("vqav2", questions, answers)

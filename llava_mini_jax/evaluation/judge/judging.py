@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Question, Scores
+from llava_mini_jax.evaluation.benchmark import Output, Question, Scores
 from llava_mini_jax.evaluation.judge.wording import Wording, read_wording
 
 
@@ -66,7 +66,7 @@ class Judged:
     """What is judged: a benchmark's questions and a model's answers to them."""
 
     questions: Sequence[Question]
-    answers: Mapping[str, AnswerLine]
+    answers: Mapping[str, Output]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ class Judge:
     def plan(
         self,
         questions: Sequence[Question],
-        answers: Mapping[str, AnswerLine],
+        answers: Mapping[str, Output],
         *,
         wording: Path | None = None,
         model: str | None = None,
@@ -215,7 +215,7 @@ def scored_by(name: str, score: Callable[[Judged, Replies], Scores]) -> Callable
     def with_replies(
         folder: Path,
         questions: Sequence[Question],
-        answers: Mapping[str, AnswerLine],
+        answers: Mapping[str, Output],
         *,
         replies: Replies | None = None,
     ) -> Scores:

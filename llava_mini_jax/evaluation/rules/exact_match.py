@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Question, Rule, Scores, percent
+from llava_mini_jax.evaluation.benchmark import Output, Question, Rule, Scores, percent
 
 
 def score(
-    questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
-    part_of: Callable[[Question], str],
+    questions: Sequence[Question], answers: Mapping[str, Output], part_of: Callable[[Question], str]
 ) -> Scores:
     """The share of answers with the words of `gold`, in %; the details have each part's, and of how
     many questions."""

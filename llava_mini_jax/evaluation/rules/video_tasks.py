@@ -4,7 +4,7 @@
     their answers   --scores--> the mean over the tasks of each one's accuracy, by several rules
 
 The headline takes the letter that stands alone, and none is wrong. Beside it: "first_letter", the
-first one anywhere that is an option's (the A of "AnswerLine"), and the release's own rules: in
+first one anywhere that is an option's (the A of "Output"), and the release's own rules: in
 "release_first_letter" no letter is an A; "release_option" wants the letter before the first ")", or
 alone. A video that the release cannot read is answered "N/A", which its first letter makes an A; in
 the others that is no letter.
@@ -19,7 +19,7 @@ from typing import Any
 from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import before_parenthesis, first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -90,7 +90,7 @@ def _posed(row: Mapping[str, Any], place: str) -> tuple[str, dict[str, Any]]:
 
 def right(
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     is_right: Callable[[Mapping[str, Any], str], bool],
 ) -> dict[str, float]:
     """1 for each question that `is_right` says so of, given its gold and answer; missing are 0."""
@@ -137,7 +137,7 @@ def _mean(values: Sequence[float]) -> float:
 def scores(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     groups: Mapping[str, Sequence[str]] | None = None,
     *,
     lmms_reads: Callable[[str], str],

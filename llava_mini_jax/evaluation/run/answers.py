@@ -14,14 +14,14 @@ from typing import Any
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Joined:
     """Which answer belongs to which question, and what does not fit."""
 
-    answers: Mapping[str, AnswerLine]  # by key, in the order of the questions
+    answers: Mapping[str, Output]  # by key, in the order of the questions
     missing: Sequence[str]  # keys of questions without an answer
     unknown: Sequence[str]  # ids of lines that belong to no question
     repeated: Sequence[str]  # keys that have a second, other answer; the first one counts
@@ -68,7 +68,7 @@ def join(
         twice = next(q.key for q in questions if q.key in seen or seen.add(q.key))
         raise InputError(f"{benchmark.name}: two questions have the key {twice}; correct the data.")
     by_id = {str(question.question_id): question.key for question in questions}
-    found: dict[str, AnswerLine] = {}
+    found: dict[str, Output] = {}
     unknown, repeated = [], []
     for line in lines:
         metadata = line.get("metadata")
@@ -81,9 +81,7 @@ def join(
             unknown.append(str(line.get("question_id", key)))
             continue
         cut = metadata.get("cut") if isinstance(metadata, Mapping) else None
-        answer = AnswerLine(
-            text=line["text"], prompt=str(line.get("prompt", "")), cut=cut, line=line
-        )
+        answer = Output(text=line["text"], prompt=str(line.get("prompt", "")), cut=cut, line=line)
         if key in found and found[key].text != answer.text:
             repeated.append(key)
         found.setdefault(key, answer)

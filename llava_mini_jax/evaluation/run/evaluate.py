@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llava_mini_jax import environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import MODELS, AnswerLine, Benchmark, Question, find
+from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Question, find
 from llava_mini_jax.evaluation.run import report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
@@ -166,12 +166,7 @@ def _load(name: str, command: Command) -> Any:
 
 
 def _ask(
-    model: Any,
-    name: str,
-    benchmark: Benchmark,
-    asked: Selected,
-    folder: Path,
-    command: Command,
+    model: Any, name: str, benchmark: Benchmark, asked: Selected, folder: Path, command: Command
 ) -> dict[str, Any]:
     """Runs what is left to ask; what the results should say about it."""
     from llava_mini_jax.evaluation.run import runner
@@ -239,7 +234,7 @@ def _score(
 def _replies(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     folder: Path,
     command: Command,
 ) -> "Replies":

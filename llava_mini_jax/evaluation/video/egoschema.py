@@ -7,7 +7,7 @@ The paper's figure is of the public subset, whose answers are known: 256 of 500.
 not; `egoschema_full` asks all and writes what the validation server takes, and scores the subset.
 
 The headline takes the letter that stands alone. "first_letter" is the release's, which reads an A
-in "AnswerLine: C"; "submission.json" has what it reads, as the release's has, and
+in "Output: C"; "submission.json" has what it reads, as the release's has, and
 "submission_letter.json" what the headline does.
 
 A question whose video is missing gets no answer and is wrong, as in the accuracy that the release
@@ -25,7 +25,7 @@ from typing import Any
 from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import first_of
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
@@ -79,9 +79,7 @@ def _question(
         raise InputError(f"{place}: the answer to {uid} is {answer!r}; expected 0 to 4.")
     options = [row[f"option {i}"] for i in range(5)]
     choices = [f"{letter}: {option}" for letter, option in zip(_LETTERS, options, strict=True)]
-    text = "\n".join(
-        [_ROLE, row["question"], "Choices:", *choices, "", "AnswerLine with one letter."]
-    )
+    text = "\n".join([_ROLE, row["question"], "Choices:", *choices, "", "Output with one letter."])
     return Question(
         key=uid,
         question_id=uid,
@@ -115,7 +113,7 @@ def read_lmms(text: str, options: Sequence[str]) -> int | None:
     return _LETTERS.index(min(places, key=lambda p: p[0])[1]) if places else None
 
 
-def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, AnswerLine]) -> Scores:
+def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     texts = layouts.texts(asked, answers)
     parsed = {key: _LETTERS.find(lone_letter(text, _LETTERS) or "?") for key, text in texts.items()}
     release = {key: read_release(text) for key, text in texts.items()}
@@ -158,7 +156,7 @@ def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Answer
 
 
 def _submission(
-    folder: Path, asked: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, asked: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """uid -> 0 to 4, by the release's rule and by the headline's.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Scores
 from llava_mini_jax.evaluation.rules.letters import lmms_letter
 from llava_mini_jax.evaluation.rules.video_tasks import (
     Task,
@@ -39,7 +39,7 @@ def _lmms(gold: Mapping[str, Any], text: str) -> bool:
     return lmms_letter(text) == gold["first_letter"]
 
 
-def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, AnswerLine]) -> Scores:
+def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     lmms = task_rule(asked, right(asked, answers, _lmms), {})
     return scores(BENCHMARK, asked, answers, lmms_reads=lmms_letter, lmms_eval=lmms)
 
@@ -49,10 +49,7 @@ BENCHMARK = Benchmark(
     name="mlvu",
     title="MLVU dev",
     folder="mlvu",
-    files={
-        **{task.file: f"{_SOURCE}, json/" for task in TASKS},
-        "video": f"{_SOURCE}, video/",
-    },
+    files={**{task.file: f"{_SOURCE}, json/" for task in TASKS}, "video": f"{_SOURCE}, video/"},
     metric="mean accuracy of 7 tasks, %",
     paper={"LLaVA-Mini 7B": 42.8},
     max_new_tokens=1024,

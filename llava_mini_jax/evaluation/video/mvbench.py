@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.rules.letters import lmms_mvbench
 from llava_mini_jax.evaluation.rules.video_tasks import (
     Task,
@@ -82,7 +82,7 @@ def _lmms(gold: Mapping[str, Any], text: str) -> bool:
     return lmms_mvbench(text) == lmms_mvbench(gold["first_letter"])
 
 
-def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, AnswerLine]) -> Scores:
+def _score(folder: Path, asked: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     by_notebook = right(asked, answers, notebook)
     notebook_rule = task_rule(asked, by_notebook, {}, groups=GROUPS)
     empty = [q.key for q in asked if q.key in answers and not answers[q.key].text]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Scores
 from llava_mini_jax.evaluation.rules import exact_match
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512, 1000)
@@ -38,6 +38,7 @@ def _questions(folder: Path) -> list[Question]:
     videos, found = DigitsPages(config, EACH), []
     for number in range(EACH):
         item, place = videos[number], videos.odd_page(number)
+        assert "frames" in item
         human, gpt = (turn["value"] for turn in item["conversations"])
         text = human.removeprefix("<image>").strip()
         for frames in FRAMES:
@@ -50,9 +51,7 @@ def _questions(folder: Path) -> list[Question]:
     return found
 
 
-def _score(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
-) -> Scores:
+def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     del folder
     return exact_match.score(
         questions, answers, lambda question: _part(int(question.key.split("-")[0]))
@@ -122,7 +121,7 @@ def draw(curves: Sequence[Curve], path: Path) -> Path:
 
 
 def _illustrate(
-    questions: Sequence[Question], answers: Mapping[str, AnswerLine], folder: Path
+    questions: Sequence[Question], answers: Mapping[str, Output], folder: Path
 ) -> list[str]:
     details = _score(folder, questions, answers).rules["exact"].details
     curve = Curve("all questions", points_of(details), None)

@@ -21,7 +21,7 @@ from typing import Any
 
 from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
@@ -108,7 +108,7 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _items(
-    kind: str, questions: Sequence[Question], answers: Mapping[str, AnswerLine]
+    kind: str, questions: Sequence[Question], answers: Mapping[str, Output]
 ) -> list[tuple[str, Mapping[str, str], tuple[str, ...] | None]]:
     """(key, row, answers) of the items of a set, in order; None where one of them is missing.
 
@@ -155,7 +155,7 @@ def _ladders(judged: Judged, texts: Mapping[str, str], options: Mapping[str, Any
 
 def _rule(
     questions: Sequence[Question],
-    answers: Mapping[str, AnswerLine],
+    answers: Mapping[str, Output],
     replies: Replies,
     read: Callable[[str], YesNoScore | None],
 ) -> Rule:
@@ -234,7 +234,7 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """Predictions as the release writes them and the judge scripts read them."""
     layouts.check_all_answered(_NAME, questions, answers)
@@ -255,10 +255,7 @@ BENCHMARK = Benchmark(
     name=_NAME,
     title="Video-ChatGPT generative",
     folder="video_chatgpt_generative",
-    files={
-        **{f"Benchmarking_QA/{kind}_qa.json": _DATA for kind in _SETS},
-        "Test_Videos": _DATA,
-    },
+    files={**{f"Benchmarking_QA/{kind}_qa.json": _DATA for kind in _SETS}, "Test_Videos": _DATA},
     metric="mean of five mean grades, of 5",
     # Table 2 does not name the language model; Table 1's image and video variant is the 8B.
     paper={"LLaVA-Mini 8B": 2.94},

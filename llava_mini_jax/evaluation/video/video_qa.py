@@ -24,7 +24,7 @@ from typing import Any
 from llava_mini_jax.data.media.video_names import OFFICIAL_SUFFIXES, find_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
-from llava_mini_jax.evaluation.benchmark import AnswerLine, Benchmark, Question, Rule, Scores
+from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rule, Scores
 from llava_mini_jax.evaluation.judge import own_texts
 from llava_mini_jax.evaluation.judge.judging import Judge, Judged, Ladder, Replies, scored_by
 from llava_mini_jax.evaluation.judge.video_verdict import (
@@ -181,7 +181,7 @@ def _write(replies: Replies, out: Path, model_id: str) -> list[Path]:
 
 
 def _submission(
-    folder: Path, questions: Sequence[Question], answers: Mapping[str, AnswerLine], out: Path
+    folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
     """Predictions as the release writes them and its judge script reads them."""
     layouts.check_all_answered("video QA", questions, answers)

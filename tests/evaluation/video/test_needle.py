@@ -11,18 +11,15 @@ from PIL import Image
 from llava_mini_jax import cli
 from llava_mini_jax.data.batches.examples import check_fits
 from llava_mini_jax.data.batches.pipeline import Encoder
-from llava_mini_jax.data.digits.pages import (
-    NEEDLE_QUESTION,
-    DigitsConfig,
-    DigitsPages,
-    build_tokenizer,
-)
+from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
+from llava_mini_jax.data.digits.questions import NEEDLE_QUESTION
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import benchmark
 from llava_mini_jax.evaluation.run.answers import join
 from llava_mini_jax.evaluation.video import needle
 from llava_mini_jax.inference.request import Pictures, make_request
 from llava_mini_jax.training.stages import bundle_of, check, load_config, stages_of
+from tests.data.data_files import page_digits
 
 FRAMES = (4, 8, 40)
 EACH = 12
@@ -70,7 +67,7 @@ def test_every_length_has_the_odd_page_at_the_depth_of_the_whole_video(questions
     source, depths = DigitsPages(config, EACH), set()
     for question in questions:
         frames, number = map(int, question.key.split("-"))
-        whole, digits = source[number]["frames"], source.page_digits(number)[:, 0, 0]
+        whole, digits = source[number]["frames"], page_digits(source, number)[:, 0, 0]
         odd = int(np.flatnonzero(digits == int(question.gold))[0])  # read from the pages' digits
         assert np.count_nonzero(digits == int(question.gold)) == 1
         same = [bool((page == whole[odd]).all()) for page in question.video]
