@@ -46,6 +46,7 @@ def start() -> None:
     JAX_PROCESS_ID. Raises InputError if it does not, or if the others do not come.
     """
     _check_environment()
+    # JAX reads the coordinator's address from the environment, but neither of these.
     number, own = (int(os.environ[k]) if k in os.environ else None for k in (NUMBER, ID))
     try:
         jax.distributed.initialize(num_processes=number, process_id=own)
@@ -130,11 +131,13 @@ def _watch() -> None:
     told: tuple[str, float] | None = None
     while True:
         time.sleep(0.2)
+        # A slice and not [-1]: the main thread may end its wait between a test and an index.
         wait, stopped = next(iter(_waits[-1:]), None), signals.alarmed()
         if wait is None:
             continue
         what, since = wait
         now, about = time.monotonic(), f"for the other processes ({what})"
+        # From the later of the two: a run told to stop still waits for others, with its checkpoint.
         if stopped is not None and now - max(stopped, since) > GRACE:
             _end(f"stopped by SIGTERM after {now - since:.0f} s of waiting {about}", TERMINATED)
         if now - since > LONGEST:
@@ -147,6 +150,7 @@ def _watch() -> None:
 def _end(why: str, status: int) -> NoReturn:
     again = "the same command continues from the last checkpoint"
     signals.say(f"{os.path.basename(sys.argv[0])}: process {jax.process_index()} {why}; {again}")
+    # Not by an exception: the main thread is inside of a library and would not see it.
     signals.leave(status)
 
 
@@ -161,6 +165,7 @@ def together(work: Callable[[], T]) -> T:
         found = work()
     except InputError as error:
         problem = str(error)
+    # With a problem or without: whoever did not come here would leave the others waiting.
     problems = gather_json([[jax.process_index(), problem]] if problem else [])
     if problem:
         raise InputError(problem)
@@ -202,6 +207,7 @@ def gather_json(items: list[Any]) -> list[Any]:
     if jax.process_count() == 1:
         return items
     own = np.frombuffer(json.dumps(items).encode(), np.uint8)
+    # Lengths first: what is gathered has the same shape on all processes.
     sizes = gather(np.array([own.size], np.int32))[:, 0]
     texts = gather(np.pad(own, (0, sizes.max() - own.size)))
     read = (json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True))
@@ -227,10 +233,12 @@ def _fetch(array: Any) -> np.ndarray:
 @functools.cache
 def _host_mesh() -> Mesh:
     """One CPU device of each process, in the order of processes."""
+    # Reversed: among equal keys a dict keeps the last, which is then the first device.
     first = {device.process_index: device for device in reversed(jax.devices("cpu"))}
     return Mesh(np.array([first[i] for i in range(jax.process_count())]), ("process",))
 
 
+# Cached: jit knows functions by identity, and would compile each new lambda again.
 @functools.cache
 def _on_all_devices(mesh: Mesh) -> Any:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -38,6 +38,7 @@ class Journal:
         if self._in_bucket:  # nothing can be appended there
             self._rewrite()
             return
+        # Opened for each line: what is closed has left this process, and survives its end.
         with self._path.open("a") as file:
             file.write(text)
 
@@ -59,6 +60,7 @@ def write_whole(path: epath.PathLike, text: str) -> None:
     if "://" in str(path):  # a bucket, where every writing is like that
         path.write_text(text)
         return
+    # In the same folder: a rename is atomic within one file system only.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines may share the folder
     try:
         beside.write_text(text)

@@ -67,11 +67,12 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             value = self.defaults.get(name, default)
+        # Not None, which callers give as a default.
         if value is ...:
             raise InputError(f'{self.where} has no field "{name}" ({_WORDS[kind]}); add it')
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = _as_float(value)
-        wrong_bool = kind is int and isinstance(value, bool)
+        wrong_bool = kind is int and isinstance(value, bool)  # Python's True is an int
         infinite = kind is float and isinstance(value, float) and not math.isfinite(value)
         if value is not None and (not isinstance(value, kind) or wrong_bool or infinite):
             raise self.wrong(name, _WORDS[kind])
@@ -135,7 +136,7 @@ class Fields:
 def _as_float(value: int) -> float:
     try:
         return float(value)
-    except OverflowError:
+    except OverflowError:  # json's whole numbers have no largest
         return math.inf
 
 

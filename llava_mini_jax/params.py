@@ -43,7 +43,10 @@ def torch_linear(fan_in: int) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its shape, the logical axis of each dimension, its initializer."""
+    """One parameter: its shape, the logical axis of each dimension, its initializer.
+
+    JAX does not know the class, so it is a leaf of every tree.
+    """
 
     shape: tuple[int, ...]
     axes: sharding.Axes
@@ -68,9 +71,7 @@ def stack(count: int, spec: Tree) -> Tree:
 
     The initializer stays that of one layer.
     """
-    return jax.tree.map(
-        lambda s: ParamSpec((count, *s.shape), ("layers", *s.axes), s.init), spec, is_leaf=is_spec
-    )
+    return jax.tree.map(lambda s: ParamSpec((count, *s.shape), ("layers", *s.axes), s.init), spec)
 
 
 def unstack(layers: Any) -> tuple:
@@ -81,13 +82,11 @@ def unstack(layers: Any) -> tuple:
     def take(leaf: Any, i: int) -> Any:
         return ParamSpec(leaf.shape[1:], leaf.axes[1:], leaf.init) if is_spec(leaf) else leaf[i]
 
-    depth = jax.tree.leaves(layers, is_leaf=is_spec)[0].shape[0]
-    return tuple(
-        jax.tree.map(lambda a, i=i: take(a, i), layers, is_leaf=is_spec) for i in range(depth)
-    )
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return tuple(jax.tree.map(lambda a, i=i: take(a, i), layers) for i in range(depth))
 
 
-def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = is_spec) -> dict[str, Any]:
+def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Leaves by path, in tree order: {"projector/fc1/kernel": leaf, ...}."""
     flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
@@ -101,7 +100,6 @@ def map_paths(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         ),
         tree,
         *rest,
-        is_leaf=is_spec,
     )
 
 
@@ -123,6 +121,7 @@ def split(tree: Tree, selected: Callable[[str], bool]) -> tuple[Tree, Tree]:
 
 def merge(first: Tree, second: Tree) -> Tree:
     """The inverse of `split`."""
+    # None counts as a leaf: as an empty subtree it would make the two trees differ.
     return jax.tree.map(
         lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
     )
@@ -134,7 +133,7 @@ def init(key: Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
     Every parameter's key comes from its path and layer number: adding a component changes no
     other, and stacked and unrolled layers begin with the same numbers.
     """
-    shardings = [s.sharding for s in paths(abstract(spec, dtype), is_leaf=None).values()]
+    shardings = [s.sharding for s in paths(abstract(spec, dtype)).values()]
     items = paths(spec)
 
     def create(key: Array) -> list[Array]:
@@ -142,17 +141,20 @@ def init(key: Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
 
     placed = None if jax.sharding.get_abstract_mesh().empty else shardings
     arrays = jax.jit(create, out_shardings=placed)(key)
-    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_spec), arrays)
+    return jax.tree.unflatten(jax.tree.structure(spec), arrays)
 
 
 def _create(key: Array, path: str, spec: ParamSpec, dtype: Any) -> Array:
     numbered = re.fullmatch(r"(.*?)/(\d+)/(.*)", path)
+    # Without its number: layer i of a stack and layer i of a tuple begin with the same key.
     name = f"{numbered[1]}/{numbered[3]}" if numbered else path
+    # Not `hash`, which Python salts anew in every process.
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     if not spec.stacked:
         key = jax.random.fold_in(key, int(numbered[2])) if numbered else key
         return spec.init(key, spec.shape, dtype)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(spec.shape[0]))
+    # Layer by layer: one draw of the whole stack would give other numbers than a tuple's.
     return jax.vmap(lambda k: spec.init(k, spec.shape[1:], dtype))(keys)
 
 
@@ -166,7 +168,7 @@ def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
             return jax.ShapeDtypeStruct(s.shape, dtype)
         return jax.ShapeDtypeStruct(s.shape, dtype, sharding=jax.NamedSharding(mesh, placed))
 
-    return jax.tree.map(one, spec, is_leaf=is_spec)
+    return jax.tree.map(one, spec)
 
 
 def count(tree: Tree) -> int:

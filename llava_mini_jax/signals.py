@@ -60,6 +60,7 @@ def run(program: Callable[[], int], sentence: str) -> NoReturn:
         if isinstance(end.code, str):
             say(end.code)
     except BaseException as error:
+        # `leave` skips the interpreter's own end, which would have printed this.
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     if not status and _State.raised:  # somebody else has caught it
@@ -148,6 +149,7 @@ def _watch(sentence: str) -> None:
 def watch_signals() -> None:
     """Starts the thread that hears of signals at once; Python allows it in the main thread only."""
     heard, written = socket.socketpair()
+    # Python refuses a wakeup descriptor that could block.
     written.setblocking(False)
     signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     _State.written = written  # kept open
@@ -156,6 +158,7 @@ def watch_signals() -> None:
 
 def _hear(heard: socket.socket) -> None:
     while True:
+        # Woken by the clock only while a program is given time to end.
         heard.settimeout(1.0 if _State.interrupts else None)
         try:
             numbers = heard.recv(64)
@@ -167,7 +170,9 @@ def _hear(heard: socket.socket) -> None:
             if number == signal.SIGTERM and _State.terminated_at is None:
                 _State.terminated_at = time.monotonic()
             elif number == _LOST:
+                # Until the callback that has swallowed one, and would swallow this, is over.
                 time.sleep(_SAME)
+                # `interrupt_main` writes SIGINT to our socket as well: nobody pressed that.
                 _State.raised_again += 1
                 _thread.interrupt_main()
             elif number == signal.SIGINT and _State.raised_again:

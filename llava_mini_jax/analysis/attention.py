@@ -87,11 +87,13 @@ def summarise(weights_BTS: Array, kinds_BSK: Array, mask_BTS: Array, bins_SG: Ar
 
     def entropy(kind: int) -> Array:
         own_BTS = weights_BTS * kinds_BSK[:, None, :, kind]
+        # By 1 where a query does not count: what comes out is zeroed below, but must be finite.
         p_BTS = own_BTS / jnp.where(counted_BTK, share_BTK, 1)[..., kind, None]
         return -jax.scipy.special.xlogy(p_BTS, p_BTS).sum(axis=-1)
 
     entropy_BTK = jnp.stack([entropy(kind) for kind in range(len(KINDS))], axis=-1)
     entropy_BTK = jnp.where(counted_BTK, entropy_BTK, 0)
+    # Two at least: log 1 is 0, and 0 / 0 would spoil the sum of all queries.
     most_BTK = jnp.log(jnp.maximum(seen_BTK, 2))
     size_G = jnp.maximum(bins_SG.sum(axis=0), 1)
     return Summary(

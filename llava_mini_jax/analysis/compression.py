@@ -36,6 +36,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
     found = []
     for start in range(0, len(pixels_IJYXC), CHUNK):
         now = pixels_IJYXC[start : start + CHUNK]
+        # The last chunk is filled up, so that one program serves all.
         size = min(CHUNK, len(pixels_IJYXC))
         filled = np.zeros((size, *now.shape[1:]), now.dtype)
         filled[: len(now)] = now

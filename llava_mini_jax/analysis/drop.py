@@ -76,6 +76,7 @@ class Blinded(Model):
         assert settings.temperature == 0
         settings = self.with_stop_text(settings)
         layers = np.arange(1, self.bundle.model.llm.layers + 1)
+        # An array and not a static range: one program serves all ranges.
         hidden_L = (layers >= self.hidden.first) & (layers <= self.hidden.last)
 
         def logits(rows: Sequence[Example]) -> Array:

@@ -81,6 +81,7 @@ def maps(found: AttentionByLayer, path: Path) -> Path:
         if number >= layers:
             axis.set_axis_off()
             continue
+        # A logarithmic scale has no 0, which is what masked positions have.
         shown = np.clip(found.map_LGG[number], 1e-4, 1)
         image = axis.imshow(shown, norm=LogNorm(1e-4, 1), cmap="viridis", interpolation="nearest")
         for border in borders:

@@ -9,6 +9,7 @@ OUT of eval.py --> needle: accuracy over frames, of all models in one PNG and on
 
 import argparse
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,7 @@ def _print_attention(found: "AttentionByLayer") -> None:
             zip(found.attention_LJK[:, j], found.evenness_LJK[:, j], strict=True)
         ):
             cells = [
-                f"{share:.3f} " + ("(-)" if even != even else f"({even:.2f})")
+                f"{share:.3f} " + ("(-)" if math.isnan(even) else f"({even:.2f})")
                 for share, even in zip(share_K, even_K, strict=True)
             ]
             print(f"  layer {layer + 1:<11}" + "".join(f"{cell:>18}" for cell in cells))

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         refuse(args, ["fps", "max_frames"], "without --video")
     if not args.temperature:
         refuse(args, SAMPLING, "at --temperature 0, the default")
+    # Behind the checks: JAX takes a while to import, and wrong options are told at once.
     with waiting("starting"):
         from llava_mini_jax.data.media.video import FrameSampling
         from llava_mini_jax.inference.model import Settings, load

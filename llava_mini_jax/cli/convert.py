@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.folders[-1])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not empty: choose another output folder")
+    # Behind the checks: JAX takes a while to import, and wrong options are told at once.
     with waiting("starting"):
         import jax
         from safetensors import SafetensorError

@@ -219,6 +219,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:
     for sample in rejected[:SHOWN]:
+        # Ids and reasons may hold half a character, which no terminal can write.
         print(f"  {sample['id']!a:.60}: {sample['reason'].encode(errors='replace').decode()}")
     if len(rejected) > SHOWN:
         print(f"  and {len(rejected) - SHOWN} more{where and '; '}{where}")

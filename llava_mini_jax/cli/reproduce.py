@@ -114,6 +114,7 @@ def _listed(seeds: list[int]) -> str:
 
 
 def _cores() -> int:
+    # A scheduler may have left this process fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 

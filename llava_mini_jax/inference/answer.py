@@ -123,6 +123,7 @@ class AnswerText:
         old = len(self._raw)
         self._raw += now[len(before) :]
         longest = max(map(len, self.stop), default=0)
+        # From a little before: a stop string may begin in text that was settled earlier.
         places = [self._raw.find(stop, max(0, old - longest + 1)) for stop in self.stop]
         if found := [place for place in places if place >= 0]:
             self._raw, self.finish = self._raw[: min(found)], "stop"

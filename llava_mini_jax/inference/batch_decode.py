@@ -63,6 +63,7 @@ def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Ite
     lengths = [positions(example, tokens_per_image(bundle)) for example in examples]
     for kind in sorted(set(kinds)):
         rows = [row for row in range(len(examples)) if kinds[row] == kind]
+        # A batch is as long as its longest row.
         rows.sort(key=lambda row: lengths[row])
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size]
@@ -140,8 +141,10 @@ def _pieces(
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
         if all(text.finish for text in texts):
             return
+        # The device knows stop tokens alone; stop strings and allowances are found on the host.
         done_B = np.array([bool(text.finish) for text in texts] + [True] * (total - len(texts)))
         state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
+        # Less one: the last token comes from the logits before it, and is itself not decoded.
         limit = min(int(state.step) + steps, longest - 1)
         state, new_BN = generate.advance(params, state, sampling, limit, bundle.model)
 

@@ -53,6 +53,7 @@ def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
     return llava_mini.embed_text(params, ids_BT, cfg)
 
 
+# Donated: every chunk writes into the same tokens and the same sum.
 @partial(jax.jit, static_argnames="cfg", donate_argnames="encoded")
 def encode_frames(
     params: LlavaMini,
@@ -71,6 +72,7 @@ def encode_frames(
     """
 
     def of_images(x_BT: Array) -> Array:
+        # Padding's row is out of range: it takes some row here, and is dropped when it is written.
         return _by_batch(_everywhere(x_BT).at[row_I].get(mode="clip"))
 
     tokens_IQD, fused_ITD = llava_mini.encode_images(
@@ -114,6 +116,7 @@ def prefill(
     x_BSD, cache = llama.apply_cached(
         params.llm, x_BSD, masks.running_positions(valid_BS), valid_BS, cache, llm
     )
+    # The last valid slot, whichever side is padded: the head runs on that position alone.
     last_B = jnp.where(valid_BS, jnp.arange(S), 0).max(axis=1)
     last_B1D = jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)
     logits_BV = llama.logits(params.llm, last_B1D)[:, 0]
@@ -138,6 +141,7 @@ def upcoming(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
     return next_token(logits_BV, sampling, step)
 
 
+# Donated: a cache that came back as a copy would be held twice.
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")
 def decode(
     params: LlavaMini, state: Decoding, sampling: Sampling, limit: Array, cfg: LlavaMiniConfig
@@ -150,7 +154,9 @@ def decode(
     def one(state: Decoding) -> Decoding:
         token_B = next_token(state.logits_BV, sampling, state.step)
         tokens_BN = jax.lax.dynamic_update_slice(state.tokens_BN, token_B[:, None], (0, state.step))
+        # Plain embeddings, never fused: so the release generates, too.
         x_B1D = llama.embed(params.llm, token_B[:, None], cfg.dtype)
+        # All rows fill slots together: a finished row fills its with what nobody attends to.
         valid_B1 = ~state.done_B[:, None]
         x_B1D, cache = llama.apply_cached(
             params.llm, x_B1D, state.position_B[:, None], valid_B1, state.cache, cfg.llm
@@ -214,6 +220,7 @@ def encode_and_prefill(
     layout = BatchLayout.of(
         cfg, parts, buckets=buckets, padding_side=padding_side, max_length=max_length
     )
+    # Frames follow a chunk at a time: those of a whole batch never lie on the device at once.
     batch = collate(examples, layout, truncate=False, with_pixels=False).inputs
     batch = sharding.put_batch(batch)
     text_BTD = embed_text(params, batch.ids_BT, cfg)

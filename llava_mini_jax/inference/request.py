@@ -67,6 +67,7 @@ def read_pictures(
     cfg, sampling = bundle.images, sampling or sampling_for(bundle)
     shown = [_image(image, cfg) for image in _listed(images, Picture, "images", PICTURE)]
     shown += [_video(video, cfg, sampling) for video in _listed(videos, Video, "videos", VIDEO)]
+    # In front of the others: a prompt without pictures has a shape, too.
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
     return Pictures(np.concatenate([none, *shown]), tuple(len(parts) for parts in shown))
 
@@ -128,6 +129,7 @@ def sampling_for(
 
     What is taken wherever a caller gives no sampling of its own.
     """
+    # What the compressor reads tells the dialect that weights are of.
     rule = "release" if bundle.model.compress == "features" else "time_stamps"
     return FrameSampling(fps=fps, max_frames=max_frames, rule=rule)
 

@@ -42,6 +42,7 @@ def make_sampling(
         top_p_B=np.full(rows, top_p, np.float32),
         top_k_B=np.full(rows, top_k, np.int32),
         seed_B=np.broadcast_to(np.asarray(seed, np.uint32), rows),
+        # Always as many: other ends compile nothing. Any beyond them the host finds (answer.py).
         stop_ids=np.array((stop_ids + (-1,) * MAX_STOP_IDS)[:MAX_STOP_IDS], np.int32),
     )
 
@@ -76,11 +77,12 @@ def next_token(logits_BV: Array, sampling: Sampling, step: Array) -> Array:
 def _draw(logits_V: Array, temperature: Array, top_p: Array, top_k: Array, key: Array) -> Array:
     """One token: temperature first, then the k likeliest, then the smallest set of mass p."""
     order_V = jnp.argsort(-logits_V)
+    # Greedy rows of the batch come here, too; what is drawn for them is not used.
     sorted_V = logits_V[order_V] / jnp.maximum(temperature, 1e-6)
     rank_V = jnp.arange(len(sorted_V))
     kept_V = (top_k <= 0) | (rank_V < top_k)
     weights_V = jax.nn.softmax(jnp.where(kept_V, sorted_V, -jnp.inf))
     # A token is kept while the mass before it is below p: the first one always is.
     kept_V &= (jnp.cumsum(weights_V) - weights_V) < top_p
-    chosen = jax.random.categorical(key, jnp.where(kept_V | (rank_V == 0), sorted_V, -jnp.inf))
+    chosen = jax.random.categorical(key, jnp.where(kept_V, sorted_V, -jnp.inf))
     return order_V[chosen].astype(jnp.int32)

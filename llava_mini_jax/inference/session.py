@@ -224,12 +224,15 @@ class Session:
         while True:
             yield new_N
             last = new_N[-1:]  # known, but not in the cache before it is decoded
+            # Less one: the last token comes from the logits before it, and is itself not decoded.
             limit = min(int(state.step) + steps, most - 1)
+            # Donated: where the call is interrupted there is no cache, rather than a deleted one.
             self._cache = None
             state, new_BN = generate.advance(
                 model.params, state, sampling, limit, model.bundle.model
             )
             self._cache, new_N = state.cache, new_BN[0]
+            # In the cache an answer is plain text; where history is fused, it differs from here on.
             decoded_N = np.concatenate([last, new_N[:-1]])
             self._cached = np.concatenate([self._cached, _text_marks(decoded_N, fuse=False)])
 
@@ -266,8 +269,10 @@ class Session:
         `places_T` are the places of text in `text_BTD`, image marks left out.
         """
         params, cfg = self.model.params, self.model.bundle.model
+        # At least one position is computed: the logits behind the prompt come from it.
         same = 0 if self._cache is None else min(len(self._cached), len(prompt) - 1)
         common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
+        # LENGTH more, because the last block writes its padding behind the prompt.
         needed = session_programs.slots(len(prompt) + session_programs.LENGTH + room)
         cache, self._cache = self._cache, None
         cache = session_programs.with_room(cache, needed, common, cfg)
@@ -278,6 +283,7 @@ class Session:
             marks = prompt[start : start + length]
             size = max(16, power_of_two(len(marks)))
             slots_S = np.full(size, -1, np.int32)
+            # A block's own visual tokens only: those of a long video stay on the host.
             visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)
             for place in np.flatnonzero(marks < 0):
                 visual_SD[place] = visual_VD[-1 - marks[place]]

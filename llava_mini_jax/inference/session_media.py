@@ -146,6 +146,7 @@ class Watched:
             if kept.tier == "source":
                 assert medium.reopen is not None
                 file = medium.reopen() if file is None else file
+                # Passes over frames of chunks that are kept in another form.
                 frames = list(itertools.islice(file, start - passed, start - passed + kept.frames))
                 _check_all(len(frames), kept.frames)
                 yield self._encode(self._chunk_of(frames))[1], kept.frames
@@ -158,12 +159,14 @@ class Watched:
         pixels_IJYXC = self._chunk_of(frames)
         tokens_IQD, memory, features = self._encode(pixels_IJYXC)
         can_be_read_again = medium.seen + len(frames) <= medium.in_file
+        # To the host: on the device they would grow with the video.
         tokens = [np.asarray(tokens_IQD)[: len(frames)]]
         stages = {"memory": memory, "features": features}
         if not can_be_read_again:
             stages["pixels"] = pixels_IJYXC
         kept = []
         if memory is not None:  # without pre-fusion nothing of a frame is read again
+            # Of all media: the shelf leaves room for what is still to come.
             unseen = self.frames - sum(medium.seen for medium in self.media) - len(frames)
             kept = [self._shelf.put(len(frames), stages, -(-unseen // self._chunk))]
         # In one statement, which Ctrl-C does not divide: a frame is seen or it is not.
@@ -231,6 +234,7 @@ def _read(frames: Iterator[np.ndarray], ready: queue.Queue, gone: threading.Even
     def put(item: Any) -> None:
         while not gone.is_set():
             try:
+                # In short waits: nobody makes room once the reader is dropped.
                 return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue

@@ -30,6 +30,7 @@ def length(slots: int) -> int:
 
     Fewer against a long cache: their scores against all of its slots are what a block's memory is.
     """
+    # 1 << n.bit_length() - 1: the largest power of two up to n.
     return min(LENGTH, 1 << max(16, SCORES // slots).bit_length() - 1)
 
 
@@ -78,6 +79,7 @@ def prefuse_text(
     return total_TD + jnp.where(real_I[:, None, None], fused_ITD.astype(jnp.float32), 0.0).sum(0)
 
 
+# Donated: the cache is filled in place, block by block.
 @partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
 def prefill_block(
     params: LlavaMini,
@@ -122,5 +124,6 @@ def _copied(grown: kv.Cache, cache: kv.Cache) -> kv.Cache:
 
 @partial(jax.jit, donate_argnums=0)
 def _rewound(cache: kv.Cache, keep: Array) -> kv.Cache:
+    # Keys behind `keep` stay where they are, invalid, until they are written over.
     valid_BS = cache.valid_BS & (jnp.arange(cache.valid_BS.shape[1]) < keep)
     return dataclasses.replace(cache, valid_BS=valid_BS, used=keep)

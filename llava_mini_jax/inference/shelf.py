@@ -101,6 +101,7 @@ class Shelf:
         least = min((sizes[tier] for tier in tiers), default=0)
         for tier in tiers:
             size = sizes[tier]
+            # A richer form only where every chunk to come still fits in its smallest one.
             enough = size == least or size + following * least <= sum(rooms.values())
             for place, room in rooms.items():
                 if (enough and size <= room) or (tier == "pixels" and place == "host"):
@@ -123,6 +124,7 @@ class Shelf:
         return host if place == "host" else jax.tree.map(self._write, host)
 
     def _write(self, array: np.ndarray) -> _File:
+        # Counted before it is written: `put` then removes what a full disk cut short.
         self._files += 1
         path = self._path(self._files)
         array.tofile(path)

@@ -34,7 +34,7 @@ _MAX_NEW_TOKENS = 1024  # where a task does not say; LLaVA's wrapper takes the s
 _WITHOUT_EFFECT = {"until", "image_aspect_ratio", "use_cache"}
 
 
-class Request(NamedTuple):
+class LmmsRequest(NamedTuple):
     """`args` of lmms-eval's Instance, for models that are not given chat messages."""
 
     context: str
@@ -98,7 +98,7 @@ class LmmsEvalModel(lmms):
         from tqdm.auto import tqdm  # lmms-eval's own
 
         model = self._model = self._model or self._load()
-        asked = [Request(*request.args) for request in requests]
+        asked = [LmmsRequest(*request.args) for request in requests]
         settings = [settings_of(request, self._use_until) for request in asked]
         texts = [""] * len(asked)
         lost = 0
@@ -131,7 +131,7 @@ class LmmsEvalModel(lmms):
         return texts
 
     def _windows(
-        self, asked: Sequence[Request], settings: Sequence[Settings]
+        self, asked: Sequence[LmmsRequest], settings: Sequence[Settings]
     ) -> Iterator[tuple[Settings, list[int]]]:
         """Numbers of requests that are answered together, the shorter ones first."""
         groups: dict[Settings, list[int]] = {}
@@ -139,16 +139,17 @@ class LmmsEvalModel(lmms):
             groups.setdefault(same, []).append(number)
         size = _WINDOW * self.batch_size
         for same, numbers in groups.items():
+            # A batch is as long as its longest row.
             numbers.sort(key=lambda number: len(asked[number].context))
             for start in range(0, len(numbers), size):
                 yield same, numbers[start : start + size]
 
-    def _visuals(self, request: Request) -> list[Any]:
+    def _visuals(self, request: LmmsRequest) -> list[Any]:
         document = self.task_dict[request.task][request.split][request.doc_id]
         return [shown for shown in request.doc_to_visual(document) or [] if shown is not None]
 
     def _prepare(
-        self, model: Model, settings: Settings, request: Request, shown: Sequence[Any]
+        self, model: Model, settings: Settings, request: LmmsRequest, shown: Sequence[Any]
     ) -> Example | Session | None:
         """A request as an Example or, where it shows a video of whatever length, a Session."""
         images: list[Any] = []
@@ -159,6 +160,7 @@ class LmmsEvalModel(lmms):
             if not videos:
                 pictures = model.read_pictures(images, videos, self._sampling)
                 return model.request(request.context, pictures, request.where)
+            # One question is asked of it, so nothing of its frames is worth keeping.
             session = Session(model, settings, budget=Budget(host=0))
             for image in images:
                 session.show_image(image)
@@ -179,7 +181,7 @@ class LmmsEvalModel(lmms):
         self._model = None
 
 
-def settings_of(request: Request, use_until: bool) -> Settings:
+def settings_of(request: LmmsRequest, use_until: bool) -> Settings:
     """A task's generation_kwargs as settings; InputError for what this model cannot do."""
     given = dict(request.generation_kwargs)  # shared by all requests of the task
     beams = given.pop("num_beams", None) or 1
@@ -209,14 +211,14 @@ def settings_of(request: Request, use_until: bool) -> Settings:
     )
 
 
-def _watch(request: Request, session: Session) -> Answer | None:
+def _watch(request: LmmsRequest, session: Session) -> Answer | None:
     try:
         return session.answer_alone(request.context)
     except InputError as error:
         return _not_asked(request, error)
 
 
-def _not_asked(request: Request, error: InputError) -> None:
+def _not_asked(request: LmmsRequest, error: InputError) -> None:
     warnings.warn(f"{request.where}: not asked: {error}", stacklevel=3)
 
 

@@ -21,7 +21,7 @@ from llava_mini_jax.params import Array
 
 @struct.dataclass
 class Cache:
-    keys_LBSKH: Array
+    keys_LBSKH: Array  # one array for all layers: the loop over them updates it in place
     values_LBSKH: Array
     valid_BS: Array  # which slots hold a token that may be attended to
     used: Array  # int32 scalar: slots filled so far, the same for every row
@@ -42,6 +42,7 @@ def empty(layers: int, batch: int, slots: int, heads: int, head_width: int, dtyp
 
 def write(cache: Cache, layer: int | Array, k_BTKH: Array, v_BTKH: Array) -> Cache:
     """The cache with one layer's new keys and values behind the used slots."""
+    # Past the end JAX would shift the update back over used slots: callers make room first.
     at = (layer, 0, cache.used, 0, 0)
     return dataclasses.replace(
         cache,

@@ -65,6 +65,7 @@ class ClipConfig:
     @property
     def used_layers(self) -> int:
         """How many blocks run before the features are taken."""
+        # hidden_states begins with the embeddings: it has one entry more than there are layers.
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
 
@@ -157,10 +158,12 @@ def _embed(params: Clip, pixels_IYXC: Array, cfg: ClipConfig) -> Array:
     # axes are split one by one: an Explicit mesh allows only such reshapes.
     rows = pixels_IYXC.reshape(images, grid, side, grid * side, 3)
     cells = rows.reshape(images, grid, side, grid, side, 3)
+    # The kernel stays as torch's Conv2d stores it, colours before rows and columns.
     patches_IyxE = einsum(
         "IyuxvC,ECuv->IyxE", cells, params.patch_embed, ("batch", None, None, None)
     )
     patches_IPE = patches_IyxE.reshape(images, grid * grid, cfg.width)
+    # Made from the patches, it lies on the mesh as they do; plain zeros could not join them.
     class_I1E = jnp.zeros_like(patches_IPE[:, :1]) + params.class_token.astype(patches_IPE.dtype)
     x_ISE = jnp.concatenate([class_I1E, patches_IPE], axis=1)
     x_ISE = x_ISE + params.position.astype(x_ISE.dtype)

@@ -25,7 +25,7 @@ from flax import struct
 
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
-from llava_mini_jax.params import Array, Initializer, Leaf, ParamSpec, normal, zeros
+from llava_mini_jax.params import Array, Initializer, Leaf, ParamSpec, normal, torch_linear, zeros
 
 KINDS = ("none", "average_pool", "similarity", "multi_head")
 
@@ -43,6 +43,7 @@ class CompressorConfig:
             raise ValueError(f'compressor "{self.kind}" is unknown; use one of {", ".join(KINDS)}')
         if self.grid < 1:
             raise ValueError(f"grid is {self.grid}; give 1 or more: its square is the tokens")
+        # Positions are sines and cosines of rows and of columns: a quarter of the width each.
         if self.kind in ("similarity", "multi_head") and self.width % 4:
             raise ValueError(f"compressor width {self.width} is not a multiple of 4")
         if self.kind == "multi_head" and (self.heads < 1 or self.width % self.heads):
@@ -95,7 +96,7 @@ def spec(cfg: CompressorConfig) -> Compressor:
         k_proj=into_heads,
         v_proj=into_heads,
         o_proj=Linear(
-            kernel=ParamSpec((E, N, H), ("embed", "heads", None), _uniform(E**-0.5)),
+            kernel=ParamSpec((E, N, H), ("embed", "heads", None), torch_linear(E)),
             bias=ParamSpec((E,), ("norm",), zeros),
         ),
     )
@@ -128,6 +129,7 @@ def _similarity(
     dtype = patches_IPE.dtype
     query_QE = params.query.astype(dtype) + sincos(cfg.grid, cfg.width).astype(dtype)
     keys_IPE = patches_IPE + sincos(side, cfg.width).astype(dtype)
+    # Not divided by sqrt(E): equation 2 of the paper has no scale.
     scores_IQP = einsum("IPE,QE->IQP", keys_IPE, query_QE, ("batch", None, None))
     weights_IQP = jax.nn.softmax(scores_IQP.astype(jnp.float32)).astype(dtype)
     return jnp.einsum("IQP,IPE->IQE", weights_IQP, patches_IPE), weights_IQP
@@ -140,8 +142,10 @@ def _multi_head(
     values_IPE = layer_norm(patches_IPE, params.patch_norm, cfg.norm_eps)
     keys_IPE = values_IPE + resize_positions(params.position, cfg.grid, side).astype(dtype)
     query_QE = layer_norm(params.query.astype(dtype), params.query_norm, cfg.norm_eps)
+    # Behind the norm, as in the release; the keys' positions too.
     query_QE = query_QE + params.position.astype(dtype)
 
+    # No image axis: the queries are the same for every image.
     q_QNH = linear("QE,NHE->QNH", query_QE, params.q_proj, (None, "heads", None))
     k_IPNH, v_IPNH = (
         linear("IPE,NHE->IPNH", x, p, ("batch", None, "heads", None))
@@ -180,6 +184,7 @@ def resize_positions(position_QE: Array, grid: int, side: int) -> Array:
     if grid == side:
         return position_QE
     along = _bicubic_weights(grid, side)
+    # Bicubic in the plane is bicubic along rows times bicubic along columns.
     weights = np.einsum("ya,xb->yxab", along, along).reshape(side * side, grid * grid)
     return jnp.einsum("PQ,QE->PE", weights, position_QE.astype(jnp.float32))
 
@@ -205,6 +210,7 @@ def pooling_weights(side: int, grid: int) -> np.ndarray:
     """[grid*grid, side*side] weights of adaptive average pooling."""
     along = np.zeros((grid, side), np.float32)
     for i in range(grid):
+        # torch's windows, rounded outwards: they overlap where `grid` does not divide `side`.
         start, end = i * side // grid, -(-(i + 1) * side // grid)
         along[i, start:end] = 1.0 / (end - start)
     return np.einsum("ya,xb->yxab", along, along).reshape(grid * grid, side * side)

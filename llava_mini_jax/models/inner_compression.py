@@ -55,6 +55,7 @@ def squeeze(
 
     def places(slots_U: Array) -> Array:
         """Where each text position and visual token stood: the inverse of the row's slots."""
+        # Padding goes out of range, where the scatter drops it. What was cut keeps place 0, unread.
         kept_U = jnp.where(slots_U >= 0, slots_U, sources)
         return jnp.zeros(sources, jnp.int32).at[kept_U].set(jnp.arange(U), mode="drop")
 

@@ -76,6 +76,7 @@ class Llama:
 def block_spec(cfg: LlamaConfig) -> Block:
     D, N, K, H, M = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.mlp_width
     init = normal(cfg.init_stddev)
+    # K may be less than the tensor axis has devices: then these stay whole (sharding.partition).
     into_kv = ParamSpec((K, H, D), ("heads", None, "embed"), init)
     return Block(
         attn_norm=ParamSpec((D,), ("norm",), ones),
@@ -107,6 +108,7 @@ def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
         # over: the table, which is much larger than the rows, is not gathered over fsdp.
         shape = (*ids_BT.shape, params.embed_tokens.shape[1])
         spec = sharding.partition(shape, ("lookup", None, "embed"))
+        # As in the release; neither pre-fusion nor the splice lets anybody read that row.
         ids_BT, table_VD = jnp.maximum(ids_BT, 0), params.embed_tokens
         if sharding.on_one_cpu() and table_VD.dtype.itemsize < 4:
             # Tied to the ids: else XLA puts a float32 table in front of the loop over tokens.
@@ -127,6 +129,7 @@ def run_whole(
     layers: Block | tuple, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: str = "none"
 ) -> Array:
     """Layers over whole sequences whose positions are their places, without the final norm."""
+    # Left padding is counted, to no effect: rotary attention sees differences of positions only.
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
     mask_BTS = masks.causal(positions_BT[0], valid_BT)
     with jax.named_scope("llm"):
@@ -179,6 +182,7 @@ def run_cached(
 ) -> tuple[Array, kv.Cache]:
     """`apply_cached` for a stack of layers and its cache, without the final norm."""
     slots_T = cache.used + jnp.arange(x_BTD.shape[1])
+    # Before the mask is made: a new token attends to itself.
     cache = dataclasses.replace(cache, valid_BS=kv.extend_valid(cache, valid_BT))
     mask_BTS = masks.causal(slots_T, cache.valid_BS)
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
@@ -188,6 +192,7 @@ def run_cached(
 
         def remember(k_BTKH: Array, v_BTKH: Array):
             written = kv.write(cache, index, k_BTKH, v_BTKH)
+            # Free slots too: the shape is the same for every token, and the mask hides them.
             return *kv.read(written, index), written
 
         x_BTD, cache = block(layer, x_BTD, angles_BTH, mask_BTS, cfg, remember)
@@ -195,7 +200,9 @@ def run_cached(
 
     with jax.named_scope("llm"):
         layer_indices = np.arange(cache.keys_LBSKH.shape[0])
+        # In the carry the cache is updated in place; as scanned outputs it would be built anew.
         (x_BTD, cache), _ = fold_layers(body, layers, (x_BTD, cache), layer_indices)
+        # Only now: all layers write to the same slots.
         return x_BTD, dataclasses.replace(cache, used=cache.used + x_BTD.shape[1])
 
 
@@ -203,6 +210,7 @@ def logits(params: Llama, x_BTD: Array) -> Array:
     """Logits [B, T, V] in float32 of normed hidden states."""
     with jax.named_scope("lm_head"):
         head = params.embed_tokens if params.lm_head is None else params.lm_head
+        # Widened behind the product, as Hugging Face does: loss and sampling need float32.
         return einsum("BTD,VD->BTV", x_BTD, head, ("batch", None, "vocab")).astype(jnp.float32)
 
 

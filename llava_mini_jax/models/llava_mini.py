@@ -140,6 +140,7 @@ def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Arr
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
     B, I = inputs.pixels_BIJYXC.shape[:2]
     if I == 0:
+        # Text alone is not fused, unless `blank_image` has given it a picture.
         return splice(text_BTD, text_BTD[:, :0], slots_BS)
     total_BTD, tokens_BIQD = _encode_rows(params, inputs, text_BTD, cfg)
     fused_BTD = finish_mean(total_BTD, inputs.frames_BI.sum(axis=1), text_BTD)
@@ -160,6 +161,7 @@ def _encode_rows(
 
         def per_image(x: Array) -> Array:
             """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
+            # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
             repeated = jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:]))
             return repeated.reshape(B * I, *x.shape[1:])
 
@@ -167,6 +169,7 @@ def _encode_rows(
         tokens_IQD, fused_ITD = encode_images(
             params, pixels_IJYXC, per_image(text_BTD), per_image(inputs.fuse_BT), cfg
         )
+        # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
         fused_BITD = fused_ITD.astype(jnp.float32).reshape(B, I, *fused_ITD.shape[1:])
         # Paper section 4.2 pools over the frames of a video; several images do the same.
         total_BTD = jnp.where(frames_BI[:, :, None, None], fused_BITD, 0.0).sum(axis=1)
@@ -252,6 +255,8 @@ def project_and_compress(
     if whole is not None:
         whole_IPD = projector.apply(params.projector, whole)
         patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
+    # Where nothing is compressed the whole picture's patches are tokens, too: LLaVA-1.5 at
+    # 672 pixels has 5 x 576.
     uncompressed = cfg.compressor.kind == "none" or cfg.inside_layers
     return patches_ISD, patches_ISD if uncompressed else compressed_IQD
 
@@ -262,6 +267,7 @@ def prefuse_images(
     """(visual tokens for the language model, pre-fusion memory) of images: no text involved."""
     assert params.prefusion is not None
     if not cfg.fuse_compressed:
+        # 0 outputs: nobody reads the patches', and compressed tokens go around pre-fusion.
         _, memory = prefusion.prefuse_image(
             params.prefusion, patches_ISD, 0, cfg.llm, remat=cfg.remat
         )
@@ -275,6 +281,7 @@ def prefuse_images(
 
 def finish_mean(total_BTD: Array, count_B: Array, text_BTD: Array) -> Array:
     """Sums of fused text over `count_B` images as their mean; the text itself where that is 0."""
+    # Not 0 / 0, whose gradient is NaN even where `where` takes the other branch.
     mean_BTD = total_BTD / jnp.maximum(count_B, 1)[:, None, None]
     return jnp.where((count_B > 0)[:, None, None], mean_BTD.astype(text_BTD.dtype), text_BTD)
 

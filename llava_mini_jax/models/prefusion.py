@@ -67,6 +67,7 @@ def prefuse_image(
         k_ISKH, v_ISKH = llama.keys_values(layer, x_ISD, turns_ISH, cfg)
         tail = slice(size - outputs, size)
         x_IQD = x_ISD[:, tail]
+        # The paper's dialect reads no output of the last layer, so no query is left there.
         if outputs:
             x_IQD, _ = llama.block(
                 layer,
@@ -84,6 +85,7 @@ def prefuse_image(
         if earlier is not None:
             x_ISD, memory = fold_layers(body, earlier, x_ISD, remat=remat)
             memories.append(memory)
+        # A stack of one: remat applies to it, and its memory has the layer axis of the others.
         x_IQD, memory = fold_layers(read_last, (last,), x_ISD, remat=remat)
         memories.append(memory)
         keys, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *memories)
@@ -117,11 +119,13 @@ def prefuse_text(
     text = text_ITD.shape[1]
     positions_IT = masks.running_positions(fuse_IT, first=size)
     turns_ITH = angles(positions_IT, cfg.head_width, cfg.rope)
+    # Ones made from `fuse_IT` lie on the mesh as it does; plain ones could not be joined to it.
     image_IS = jnp.broadcast_to(fuse_IT[:, :1] | True, (fuse_IT.shape[0], size))
     mask_ITS = masks.causal(size + jnp.arange(text), jnp.concatenate([image_IS, fuse_IT], axis=1))
 
     def body(layer: Block, x_ITD: Array, image: tuple[Array, Array]):
         def remember(k: Array, v: Array):
+            # The image in front: the mask counts slots from its first patch.
             return *(
                 jnp.concatenate(pair, axis=1) for pair in zip(image, (k, v), strict=True)
             ), None

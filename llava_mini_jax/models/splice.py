@@ -32,6 +32,7 @@ def plan_row(is_mark: Iterable[bool], tokens_per_mark: Sequence[int], text: int)
         if mark:
             if marks >= len(tokens_per_mark):
                 raise ValueError(f"more image marks than the {len(tokens_per_mark)} visual inputs")
+            # Visual tokens are numbered behind all text: `splice` puts the two end to end.
             slots.extend(range(text + used, text + used + tokens_per_mark[marks]))
             used += tokens_per_mark[marks]
             marks += 1
@@ -57,6 +58,7 @@ def splice(text_BTD: Array, visual_BVD: Array, slots_BS: Array) -> Array:
     """inputs [B, S, D] of the language model; zeros where a slot is padding."""
     with jax.named_scope("splice"):
         source_BUD = jnp.concatenate([text_BTD, visual_BVD.astype(text_BTD.dtype)], axis=1)
+        # Padding's -1 would read the last entry; whatever it reads is zeroed below.
         index_BS = jnp.maximum(slots_BS, 0)
         inputs_BSD = jnp.take_along_axis(source_BUD, index_BS[..., None], axis=1)
         return jnp.where((slots_BS >= 0)[..., None], inputs_BSD, 0)

@@ -38,10 +38,12 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     if isinstance(weight, Int8Weight):
         # A channel's scale may as well multiply its product, which is smaller than the weight.
         product = einsum(equation, x, weight.values, axes).astype(jnp.float32)
+        # It may lie split along another axis, and an Explicit mesh refuses to multiply the two.
         scale = sharding.constrain(weight.scale, axes[-weight.scale.ndim :])
         return (product * scale).astype(x.dtype)
     inputs, output = equation.split("->")
     left, right = inputs.split(",")
+    # Output features are the letters that the weight alone has; they stand first in it.
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)

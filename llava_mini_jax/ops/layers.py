@@ -53,4 +53,5 @@ def fold_layers(
     for i, layer in enumerate(layers):
         carry, output = block(layer, carry, jax.tree.map(lambda a, i=i: a[i], per_layer))
         outputs.append(output)
+    # Stacked as a scan stacks them, so that callers need not know which of the two ran.
     return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)

@@ -30,4 +30,5 @@ def layer_norm(x: Array, params: LayerNorm, eps: float) -> Array:
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     x32 = x.astype(jnp.float32)
     y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
+    # Hugging Face rounds to x's dtype before it scales; here both are float32, rounded once.
     return (y * scale.astype(jnp.float32)).astype(x.dtype)

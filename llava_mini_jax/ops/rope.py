@@ -31,6 +31,7 @@ def frequencies(head_width: int, cfg: RopeConfig) -> np.ndarray:
     LLaMA-3.1 leaves wavelengths below original/high_freq_factor alone, divides frequencies of
     wavelengths above original/low_freq_factor by `factor`, and interpolates between.
     """
+    # Float32 at every step, as Hugging Face does it: by way of float64 last digits differ.
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     freqs = (1.0 / np.float32(cfg.theta) ** exponents).astype(np.float32)
     if cfg.scaling is None:
@@ -38,12 +39,14 @@ def frequencies(head_width: int, cfg: RopeConfig) -> np.ndarray:
     s = cfg.scaling
     turns = s.original_max_position_embeddings * freqs / (2 * math.pi)
     smooth = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    # Clipped, one formula serves all three ranges: 0 divides, 1 leaves alone.
     smooth = np.clip(smooth, 0.0, 1.0)
     return ((1 - smooth) * freqs / s.factor + smooth * freqs).astype(np.float32)
 
 
 def angles(positions_BT: Array, head_width: int, cfg: RopeConfig) -> Array:
     """Angles [B, T, H/2] in float32."""
+    # Not bfloat16, which tells whole numbers apart up to 256 only.
     return positions_BT[..., None].astype(jnp.float32) * frequencies(head_width, cfg)
 
 

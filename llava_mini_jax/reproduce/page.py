@@ -117,6 +117,7 @@ def judge(claim: Claim, scores: Mapping[str, Scores]) -> Outcome:
     seeds = sorted(set.intersection(*(set(row) for row in rows)))
     if not seeds:
         return Outcome(step=math.nan, error=math.nan, by=claim.by, seeds=0)
+    # Seed by seed: rows of a seed share data and initial values, and their luck cancels out.
     steps = [
         [after[seed] - before[seed] for seed in seeds] for before, after in itertools.pairwise(rows)
     ]

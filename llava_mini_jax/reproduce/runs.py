@@ -66,6 +66,7 @@ def run(
                 for future in ended:
                     print(future.result(), flush=True)
         finally:
+            # No new jobs first; then the processes, which the pool's threads wait for.
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
 
@@ -133,6 +134,7 @@ class _Crew:
         return f"{job.name}: {scores}{time.monotonic() - began:.0f} s"
 
     def _one(self, job: Job, cores: set[int]) -> None:
+        # Not forked: a child would have JAX's locks without the threads that release them.
         process = multiprocessing.get_context("spawn").Process(
             target=_do, args=(job, *self._given, cores), name=job.name
         )
@@ -140,6 +142,7 @@ class _Crew:
             if self._processes is None:
                 raise InputError(f"{job.name} is not begun: the run is over")
             self._processes.add(process)
+            # Under the lock: the environment is that of this whole process.
             with _defaults(self._environment):
                 process.start()
         process.join()
@@ -183,10 +186,12 @@ def _do(job: Job, out: Path, data: Path, limit: int | None, cores: set[int]) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells us
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
+    # By descriptors: what libraries print from C++ goes there, too.
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if cores:
+        # Before JAX starts: its threads are as many as the cores that it may use.
         os.sched_setaffinity(0, cores)
     from llava_mini_jax.evaluation.run import evaluate
     from llava_mini_jax.training import loop

@@ -102,6 +102,7 @@ def _first_number(text: str | None, default: float) -> float:
 def verify(folder: Path) -> Iterator[Check]:
     """One Check for every array of outputs.npz; an array that nothing here computes fails."""
     case = open_case(folder)
+    # Recordings are float32; accelerators would multiply in TF32 or bfloat16.
     with jax.default_matmul_precision("highest"):
         params = load_params(case.bundle, case.published, dtype="float32", unrolled=False)
         computed = dict(_forward(case, params))
@@ -129,6 +130,7 @@ def _error(name: str, expected: np.ndarray, computed: dict, case: Case) -> float
     found = np.asarray(found).reshape(expected.shape)
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
     if name in ("logits", "inputs_embeds") and "llm_attention_mask" in case.outputs:
+        # At padding both may hold anything.
         difference = difference[case.outputs["llm_attention_mask"].astype(bool)]
     largest = float(difference.max(initial=0.0))
     if name.startswith("grad/"):
@@ -159,6 +161,7 @@ def _case_batch(case: Case) -> CaseBatch:
     slots = []
     for b in range(B):
         row = plan_row(ids_BT[b] < 0, [len(rows[b]) * tokens], T)
+        # The release strips a row by its attention mask before it splices.
         real = (row >= T) | kept_BT[b][np.minimum(row, T - 1)]
         slots.append(row[real][: prompt.max_length])
     slots_BS = pad_slots(slots, max(map(len, slots)), prompt.padding_side)
@@ -252,6 +255,7 @@ def _call_arrays(
     image = jnp.concatenate([patches, compressed], axis=1)
     text = llava_mini.embed_text(params, ids, cfg)
     out, positions, mask = prefusion.apply_whole(params.prefusion, image, text, fuse, cfg.llm)
+    # The same once more, split where the text begins: both ways are compared.
     visual, memory = llava_mini.prefuse_images(params, patches, compressed, cfg)
     return arrays | {
         "prefusion_in": jnp.concatenate([image, text], axis=1),
@@ -307,7 +311,7 @@ def _generated(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
         )
         logits = []
         while int(state.step) < count and not bool(state.done_B.all()):
-            logits.append(np.asarray(state.logits_BV))
+            logits.append(np.asarray(state.logits_BV))  # recorded of every step: a token a call
             state = generate.decode(
                 params, state, Sampling.greedy(len(examples), (stop,)), state.step + 1, cfg
             )

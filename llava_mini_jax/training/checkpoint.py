@@ -37,6 +37,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | epath.Path, *, keep: int = 2, keep_every: int = 0):
         """Holds the newest `keep`, and for ever those of every `keep_every`th step (0: of none)."""
+        # Takes more than a second, which those who ask a model need not wait for.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
@@ -97,6 +98,7 @@ class Checkpoints:
         InputError if none can be restored: a run must not begin again silently.
         """
         own = sorted(self._manager.all_steps(), reverse=True)
+        # Process 0's list: a restore is done by all together, so all must try the same steps.
         steps = distributed.gather_json(own if distributed.is_first() else [])
         problems: dict[int, str] = {}
         for step in steps:
@@ -154,6 +156,7 @@ class Checkpoints:
             (folder / str(step)).rename(target)
         if problems:
             distributed.wait_for_all()  # the first process has moved them
+            # Orbax remembers which steps there were.
             self._manager.reload()
 
     @contextmanager
@@ -197,6 +200,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     words = bits.view(f"uint{8 * bits.dtype.itemsize}").astype(jnp.uint32)
     place = jnp.zeros_like(words)
     for axis in range(x.ndim):
+        # Places in the whole array, not in a shard: so the sum is the same on every mesh.
         iota = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         place += (iota + 1) * jnp.uint32(_ODD[axis])
     place ^= place >> 15

@@ -134,9 +134,11 @@ def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()
     waited = time.perf_counter() - began
     inputs = own.inputs
     counts = (inputs.slots_BS >= 0).sum(), inputs.frames_BI.sum(), len(rejected), bool(stop)
+    # One gather a step for everything that the processes must agree on.
     told = distributed.gather(np.array([*sizes_of(own), *counts], np.int32))
     sizes = Sizes(*told[:, : len(Sizes._fields)].max(0).tolist())
     positions, images, broken, stopping = told[:, len(Sizes._fields) :].sum(0).tolist()
+    # `broken` is the sum over all processes: either each of them gathers, or none.
     everyone = distributed.gather_json(list(rejected)) if broken else []
     # Processes along the tensor axis have the same rows: each is counted once.
     _, shares = sharding.batch_share()

@@ -40,6 +40,7 @@ def evaluator(
             seen.append(
                 heldout_sums(state, arrival.batch, cfg=stage.model, loss_chunk=stage.loss_chunk)
             )
+        # Read only now: no batch has waited for the one before.
         total = jax.tree.map(lambda *sums: sum(map(float, sums)), *seen)
         if not total["tokens"]:  # a mean of nothing would read as a perfect 0
             return {"loss": math.nan, "token_accuracy": math.nan}

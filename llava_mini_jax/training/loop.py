@@ -94,6 +94,7 @@ def run_stage(
     accept_changed_data: bool = False,
 ) -> LlavaMini:
     """One stage from its start or its newest checkpoint to its end; returns the parameters."""
+    # By name, so that stages of one seed differ; not by `hash`, which Python salts.
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
     tokenizer = _tokenizer(stage)
     stage = _dated(stage, tokenizer, workdir)
@@ -300,4 +301,5 @@ def _sigterm() -> Iterator[list[int]]:
     try:
         yield received
     finally:
+        # None is a handler from outside of Python, which Python cannot put back.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -34,6 +34,7 @@ def loss(
     of one step divide by the whole step's, and their objectives add up to the step's.
     """
     x_BSD = llava_mini.apply(params, batch.inputs, cfg)
+    # Position s predicts the token at s + 1.
     sums = hidden_sums(params.llm, x_BSD[:, :-1], batch.labels_BS[:, 1:], chunk)
     total = sums["cross_entropy"]
     if z_loss:
@@ -90,17 +91,17 @@ def logit_sums(logits_BSV: Array, targets_BS: Array) -> Sums:
     right_tokens    1 where the largest logit is the token's
     """
     counted_BS = targets_BS != IGNORE
-    safe_BS = jnp.where(counted_BS, targets_BS, 0)
     normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
-    is_target_BSV = jnp.arange(logits_BSV.shape[-1]) == safe_BS[..., None]
-    # A masked sum instead of a gather: each device sums its own piece of the vocabulary.
+    is_target_BSV = jnp.arange(logits_BSV.shape[-1]) == targets_BS[..., None]
+    # A masked sum instead of a gather: each device sums its own piece of the vocabulary, and
+    # IGNORE, which is no token, needs no care.
     target_BS = jnp.where(is_target_BSV, logits_BSV, 0.0).sum(-1)
-    is_right_BS = logits_BSV.argmax(-1) == safe_BS
+    is_right_BS = logits_BSV.argmax(-1) == targets_BS
     return {
         "cross_entropy": jnp.where(counted_BS, normaliser_BS - target_BS, 0.0).sum(),
         "z_loss": jnp.where(counted_BS, normaliser_BS**2, 0.0).sum(),
         "tokens": counted_BS.sum(),
-        "right_tokens": jnp.where(counted_BS, is_right_BS, False).sum(),
+        "right_tokens": is_right_BS.sum(),
     }
 
 

@@ -50,6 +50,7 @@ class Metrics:
         )
 
         def is_before(line: dict[str, Any]) -> bool:
+            # Steps behind the checkpoint are taken again, and would stand there twice.
             return line["stage"] != stage or line["step"] <= first_step
 
         first = distributed.is_first()

@@ -46,10 +46,12 @@ def make_optimizer(
         for index, peak in enumerate(peaks)
     }
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=cfg.first_moment_dtype)
+    # AdamW's order: decay joins behind Adam, whose moments never see it.
     return optax.chain(
         optax.clip_by_global_norm(cfg.max_grad_norm) if cfg.max_grad_norm else optax.identity(),
         _in_float32(adam),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
+        # Groups differ in rate alone: one norm clips them all.
         optax.partition(rates, labels),
     )
 
@@ -71,6 +73,7 @@ def schedule(peak: float, warmup_ratio: float, steps: int) -> optax.Schedule:
     if warmup_ratio == 0:
         return optax.cosine_decay_schedule(peak, steps)
     warmup = max(1, round(warmup_ratio * steps))
+    # optax wants at least one step of decay behind the warm-up.
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
@@ -79,6 +82,7 @@ def learning_rates(cfg: OptimizerConfig, steps: int, step: int) -> dict[str, flo
     named = {"learning_rate": cfg.learning_rate}
     named |= {f"learning_rate {','.join(g.patterns)}": g.learning_rate for g in cfg.groups}
     return {
+        # optax counts steps from 0.
         name: float(np.asarray(schedule(peak, cfg.warmup_ratio, steps)(step - 1)))
         for name, peak in named.items()
     }

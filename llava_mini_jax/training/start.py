@@ -32,13 +32,13 @@ def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Arr
     spec = spec_of(stage)
     kept = {} if previous is None else _carried_over(stage, previous, spec)
     new = param_tree.split(spec, lambda path: path not in kept)[0]
-    made = param_tree.paths(param_tree.init(key, new, stage.param_dtype), is_leaf=None)
+    made = param_tree.paths(param_tree.init(key, new, stage.param_dtype))
     params = param_tree.map_paths(lambda path, _: (kept if path in kept else made)[path], spec)
     return _copy_llm_layers(stage, params, made) if stage.prefusion_init == "copy" else params
 
 
 def _carried_over(stage: TrainConfig, previous: LlavaMini, spec: LlavaMini) -> dict[str, jax.Array]:
-    left = param_tree.paths(previous, is_leaf=None)
+    left = param_tree.paths(previous)
     _check_same(stage, _shapes(left, stage.scan_layers), _shapes(param_tree.paths(spec), None))
     components = {path.split("/")[0] for path in left}
 
@@ -119,8 +119,10 @@ def _copy_llm_layers(
     layers: Any = params.llm.layers
     new = params.prefusion.layers
     if isinstance(new, tuple):
+        # The state is donated, and no buffer can be given away twice.
         copied: Any = jax.tree.map(lambda a: a.copy(), layers[: len(new)])
     else:
+        # A slice of everything is the same buffer, so this is copied, too.
         copied = jax.tree.map(lambda a, b: a[: len(b)].copy(), layers, new)
     prefusion = dataclasses.replace(params.prefusion, layers=copied)
     return dataclasses.replace(params, prefusion=prefusion)

@@ -40,6 +40,7 @@ def init_state(
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         trainable=selected,
         frozen=frozen,
+        # Compiled, the float32 copies that moments take their shapes from are never made.
         opt_state=jax.jit(optimizer.init)(selected),
     )
     return sharding.settle(state)
@@ -89,9 +90,11 @@ def train_step(
     where it is trained), grad_norm (before clipping), tokens, right_tokens, skipped (0 or 1),
     skipped_in_a_row.
     """
+    # Of the whole batch: a micro-batch with few tokens must not weigh as much as a full one.
     tokens = supervised_tokens(batch)
 
     def objective(trainable: LlavaMini, micro: TrainBatch) -> tuple[Array, Sums]:
+        # The frozen part is closed over: nothing is differentiated with respect to it.
         params = param_tree.merge(trainable, state.frozen)
         return loss(params, micro, cfg, chunk=loss_chunk, z_loss=z_loss, tokens=tokens)
 
@@ -118,6 +121,7 @@ def train_step(
     )
     state = dataclasses.replace(
         state,
+        # A skipped step has used up its batch: batch k belongs to step k.
         step=state.step + 1,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         trainable=trainable,
@@ -164,5 +168,6 @@ def _accumulated(gradients: Any, trainable: LlavaMini, micros: TrainBatch) -> tu
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trainable)
     total, sums = jax.lax.scan(add, zeros, micros)
+    # In the parameters' dtype, as gradients of a whole batch are.
     grads = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), total, trainable)
     return grads, jax.tree.map(lambda each: each.sum(0), sums)

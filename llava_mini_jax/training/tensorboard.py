@@ -24,6 +24,7 @@ class Board:
         folder.mkdir(parents=True, exist_ok=True)
         self._proto: Any = event_pb2  # its classes are made when it is imported
         self._writer = EventsWriter(str(folder / "events"))
+        # At START TensorBoard forgets what an earlier writer put at this step or behind it.
         begun = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._writer.write_event(self._proto.Event(step=first_step + 1, session_log=begun))
 

@@ -86,6 +86,7 @@ def _check_shared(folder: epath.Path) -> None:
     """InputError unless all processes see the same folder: they write checkpoints together."""
     if distributed.count() == 1:
         return
+    # Random: the file that another run has left must not pass for this one's.
     [token] = distributed.gather_json([secrets.token_hex(8)] if distributed.is_first() else [])
     path = folder / f".shared-{token}"
     if distributed.is_first():
@@ -96,6 +97,7 @@ def _check_shared(folder: epath.Path) -> None:
         time.sleep(0.5)
     blind = distributed.gather_json([] if seen else [distributed.index()])
     if distributed.is_first():
+        # All have looked: the gather has waited for them.
         path.unlink(missing_ok=True)
     if blind:
         raise InputError(
@@ -122,6 +124,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
     """{"stage1.seed": 0, ...}, without what is FREE and the model's `remat`."""
     found = {}
     for stage in stages:
+        # remat says what is computed twice, not what comes out.
         stage = {**stage, "model": {**stage["model"], "remat": None}}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))

@@ -53,12 +53,14 @@ class Profiler:
     def step(self, number: int) -> Iterator[list[Any]]:
         """Around a step, which puts its results into the list: the last one is waited for."""
         results: list[Any] = []
+        # Not only at the first one: a continued run may begin inside of the window.
         if number in self._window and not self._recording:
             jax.profiler.start_trace(str(self._folder))
             self._recording = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield results
         if self._recording and number == self._window[-1]:
+            # Steps are dispatched ahead: without this the trace ends before the last one has run.
             jax.block_until_ready(results)
             jax.profiler.stop_trace()
             self._recording = False

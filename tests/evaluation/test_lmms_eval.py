@@ -138,7 +138,7 @@ def test_requests_of_several_settings_are_not_mixed(tool, model):
 
 
 def settings_of(adapter, kwargs, use_until=False):
-    request = adapter.Request("?", kwargs, lambda document: [], 0, "task", "test")
+    request = adapter.LmmsRequest("?", kwargs, lambda document: [], 0, "task", "test")
     return adapter.settings_of(request, use_until)
 
 

@@ -152,6 +152,7 @@ def collate(
     text = buckets.length(max(len(e.ids) for e in examples))
 
     def cut(per_image: int) -> list[np.ndarray]:
+        # Visual tokens are numbered from the bucket's text length, which all rows share.
         return [_slots(e, per_image, text)[: layout.max_length] for e in examples]
 
     def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -170,6 +171,7 @@ def collate(
     def padded(arrays: Sequence[np.ndarray], length: int) -> np.ndarray:
         out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)
         for row, array in zip(out, arrays, strict=True):
+            # Cut, because batches without pixels have length 0.
             row[: len(array)] = array[:length]
         return out
 
@@ -241,6 +243,7 @@ def _also_in(
 def positions(example: Example, tokens_per_image: int) -> int:
     """How many positions of the language model an example takes."""
     marks = int((example.ids < 0).sum())
+    # A picture without a mark is fused with the text, and takes no position (release).
     return len(example.ids) - marks + tokens_per_image * sum(example.frames[:marks])
 
 

@@ -84,6 +84,7 @@ class Encoder:
         given = int("frames" in sample or "image" in sample)
         turns = conversation.place_image_mark(turns, given)
         template = TEMPLATES[self.prompt.template]
+        # One bos: two are a habit of the release's inference alone (docs/release.md, "Prompts").
         encoded = conversation.encode(
             template, turns, self.tokenizer, double_bos=False, date=self.prompt.date
         )
@@ -137,6 +138,7 @@ def make_batches(
     encoded, has no answer, or has its answers cut off leaves an empty row, which adds nothing to
     the loss, and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
     """
+    # Takes a second, which those who ask a model need not wait for.
     import grain
 
     if batch_size % processes:
@@ -146,6 +148,7 @@ def make_batches(
     # Half of the cores: the device's own threads need the others where it is the CPU.
     reader = _Reader(source, encode, layout, threads or max(1, (os.cpu_count() or 1) // 2))
     order = make_order(source, grouping, batch_size, seed)
+    # Every n-th: n processes together hold the samples that one would hold alone.
     mine = order[process + first_step * batch_size :: processes]
     return iter(
         # The samples never end; without drop_remainder their number overflows for a share of 1.

@@ -4,7 +4,7 @@
     their answers   --scores--> the mean over the tasks of each one's accuracy, by several rules
 
 The headline takes the letter that stands alone, and none is wrong. Beside it: "first_letter", the
-first one anywhere that is an option's (the A of "Output"), and the release's own rules: in
+first one anywhere that is an option's (the A of "Answer"), and the release's own rules: in
 "release_first_letter" no letter is an A; "release_option" wants the letter before the first ")", or
 alone. A video that the release cannot read is answered "N/A", which its first letter makes an A; in
 the others that is no letter.

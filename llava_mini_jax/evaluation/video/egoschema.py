@@ -7,7 +7,7 @@ The paper's figure is of the public subset, whose answers are known: 256 of 500.
 not; `egoschema_full` asks all and writes what the validation server takes, and scores the subset.
 
 The headline takes the letter that stands alone. "first_letter" is the release's, which reads an A
-in "Output: C"; "submission.json" has what it reads, as the release's has, and
+in "Answer: C"; "submission.json" has what it reads, as the release's has, and
 "submission_letter.json" what the headline does.
 
 A question whose video is missing gets no answer and is wrong, as in the accuracy that the release
@@ -79,7 +79,7 @@ def _question(
         raise InputError(f"{place}: the answer to {uid} is {answer!r}; expected 0 to 4.")
     options = [row[f"option {i}"] for i in range(5)]
     choices = [f"{letter}: {option}" for letter, option in zip(_LETTERS, options, strict=True)]
-    text = "\n".join([_ROLE, row["question"], "Choices:", *choices, "", "Output with one letter."])
+    text = "\n".join([_ROLE, row["question"], "Choices:", *choices, "", "Answer with one letter."])
     return Question(
         key=uid,
         question_id=uid,
