@@ -11,7 +11,8 @@ from typing import Any
 
 from llava_mini_jax.cost import paper_figures, xla
 from llava_mini_jax.cost.baseline import llava_1_5
-from llava_mini_jax.cost.flops import Shape, forward_flops
+from llava_mini_jax.cost.flops import forward_flops
+from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.cost.paper_figures import PARTS, Row
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 
 from llava_mini_jax import config as configs
-from llava_mini_jax.cost.flops import Shape
+from llava_mini_jax.cost.network import Shape, products
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
@@ -152,34 +152,16 @@ def shape(cfg: LlavaMiniConfig, text: int, resolution: int) -> Shape:
 
 
 def paper_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
-    """FLOPs by the paper's rule, by component (PARTS; "llm" has the head in it)."""
-    E, M, D = cfg.vision.width, cfg.vision.mlp_width, cfg.llm.width
-    P, pictures = cfg.vision.grid**2, size.rows * size.images
-    parts = pictures * size.parts
-    Q, detail = cfg.tokens_per_image(size.parts), cfg.detail_per_image(size.parts)
-    compressed = cfg.compressor.kind != "none"
-    patch, tower = 3 * cfg.vision.patch_size**2 * E, cfg.vision.layers * (4 * E * E + 2 * E * M)
+    """FLOPs by the paper's rule, by component (PARTS; "llm" has the head in it).
+
+    `forward_flops` counts what must be computed; this one what calflops saw of the release: only
+    linear layers and convolutions, and all that the release computes, read or not.
+    """
     found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    found["vision"] = 2.0 * parts * (P * patch + (P + 1) * tower)
-    through = E * D + (D * D if cfg.projector.kind == "mlp2x_gelu" else 0)
-    before = compressed and cfg.compress == "features"
-    found["projector"] = 2.0 * (parts * P + pictures * Q * before) * through
-    if cfg.compressor.kind == "multi_head":
-        W = cfg.compressor.width
-        found["compressor"] = 2.0 * pictures * (2 * detail + 2 * Q) * W * W
-    block = _block(cfg.llm)
-    visible = cfg.patches_per_image(size.parts) + Q * (cfg.fuse_compressed and compressed)
-    found["prefusion"] = 2.0 * pictures * cfg.prefusion_layers * (visible + size.text) * block
-    rest = (cfg.llm.layers - cfg.inside_layers) * block + D * cfg.llm.vocab_size
-    first = cfg.inside_layers * block
-    found["llm"] = 2.0 * size.rows * (size.wide * first + size.sequence * rest)
+    for product in products(cfg, size, unread=True):
+        if product.linear:
+            found["llm" if product.component == "lm_head" else product.component] += product.flops
     return found
-
-
-def _block(cfg: LlamaConfig) -> float:
-    """Weights of a decoder layer's products."""
-    attention = 2 * cfg.heads + 2 * cfg.kv_heads
-    return cfg.width * (attention * cfg.head_width + 3 * cfg.mlp_width)
 
 
 def reproducing_lengths(row: Row, llm: LlamaConfig) -> list[int]:

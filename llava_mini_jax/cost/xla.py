@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.cost.flops import COMPONENTS, Shape
+from llava_mini_jax.cost.network import COMPONENTS, Shape, compresses, projected
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -74,14 +74,9 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
     found = dict.fromkeys(COMPONENTS, 0.0)
     see = partial(clip.apply, cfg=cfg.vision, dtype=cfg.dtype)
     found["vision"] = counted(see, params.vision, array(size.parts, side, side, 3))
-    compressed = cfg.compressor.kind != "none"
-    before = compressed and cfg.compress == "features"
-    if cfg.prefusion_layers or not before:
-        projected = whole if cfg.prefusion_layers or not compressed else detail
-        found["projector"] = counted(projector.apply, params.projector, array(1, projected, E))
-    if before:
-        found["projector"] += counted(projector.apply, params.projector, array(1, Q, E))
-    if compressed:
+    for positions in filter(None, projected(cfg, size.parts)):
+        found["projector"] += counted(projector.apply, params.projector, array(1, positions, E))
+    if compresses(cfg):
         compress = partial(compressor.apply, cfg=cfg.compressor)
         patches = array(1, detail, cfg.compressor.width)
         found["compressor"] = counted(compress, params.compressor, patches)
