@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
-from llava_mini_jax.cost.session_memory import FLOAT32, Work
+from llava_mini_jax.cost.network import FLOAT32
+from llava_mini_jax.cost.session_memory import Work
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, session_programs
@@ -181,8 +182,8 @@ def _kept(
     if work.cfg.prefusion_layers:
         for unseen in range(frames, 0, -chunk):
             count = min(chunk, unseen)
-            padded = min(chunk, power_of_two(count))
-            sizes = {"memory": work.memory(padded), "features": work.features(padded)}
+            padded = dataclasses.replace(work, chunk=min(chunk, power_of_two(count)))
+            sizes = {"memory": padded.memory(), "features": padded.features()}
             kept[shelf.choose(sizes, -(-(unseen - count) // chunk))] += count
     return dict(kept), {"frames kept": shelf.used()["host"]}
 

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
+from llava_mini_jax.cost.network import FLOAT32
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.stages import TrainConfig, check
-from llava_mini_jax.training.step_memory import FLOAT32, Memory, estimate
+from llava_mini_jax.training.step_memory import Memory, estimate
 
 GIB = 2**30
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
