@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from llava_mini_jax.arguments import Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
 from llava_mini_jax.cli import profile_costs as costs
 from llava_mini_jax.cli import profile_video
 from llava_mini_jax.errors import InputError
@@ -39,7 +39,7 @@ def _of_shape(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON, not tables")
     add("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
     add = parser.add_argument_group("shapes without a folder").add_argument
-    add("--abstract", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
     add("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
 

@@ -22,8 +22,8 @@ NEW_TOKENS = 32
 
 
 def flops(args: argparse.Namespace) -> dict[str, Any]:
+    from llava_mini_jax.config import VICUNA_7B, backbone
     from llava_mini_jax.cost import flops_table, paper_figures
-    from llava_mini_jax.cost.baseline import backbone
 
     text, chosen = paper_figures.TEXT if args.text is None else args.text, _settings(args)
     if text < 1:
@@ -40,8 +40,6 @@ def flops(args: argparse.Namespace) -> dict[str, Any]:
     found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
     notes = []
     if any(entry.paper for entry in entries):
-        from llava_mini_jax.config import VICUNA_7B
-
         length, agree, count = paper_figures.shared_length(paper_figures.ROWS, VICUNA_7B)
         notes = [
             f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
@@ -98,8 +96,9 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
 
 def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
     """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
+    from llava_mini_jax.config import backbone
     from llava_mini_jax.cost import latency, paper_figures
-    from llava_mini_jax.cost.baseline import backbone, llava_1_5, shared_params
+    from llava_mini_jax.cost.baseline import llava_1_5, shared_params
     from llava_mini_jax.cost.latency import Candidate
     from llava_mini_jax.inference.model import computing_dtype
 
@@ -213,8 +212,8 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
 
     No weight is read.
     """
+    from llava_mini_jax.config import backbone
     from llava_mini_jax.cost import paper_figures
-    from llava_mini_jax.cost.baseline import backbone
     from llava_mini_jax.weights import folders
 
     if args.model:

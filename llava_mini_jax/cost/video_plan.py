@@ -29,6 +29,7 @@ from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, session_programs
 from llava_mini_jax.inference.shelf import Budget, Shelf
+from llava_mini_jax.terminal import human_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,17 +190,16 @@ def _kept(
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:8.3f} GB"
+    return f"{human_bytes(size, 'GB'):>11}"
 
 
 def published(name: str, frames: int, *, dtype: str, chunk: int) -> Plan:
-    """The plan of a question about a video to vicuna-7b, vicuna-13b or llama-3.1-8b."""
-    from llava_mini_jax.config import ASKING_DTYPES
-    from llava_mini_jax.cost.baseline import backbone
-
-    if dtype not in ASKING_DTYPES:
-        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
-    llm, vision = backbone(name), configs.CLIP_L_336
+    """The plan of a question about a video to one of config.BACKBONES."""
+    if dtype not in configs.ASKING_DTYPES:
+        raise InputError(
+            f'dtype "{dtype}" is unknown; use one of {", ".join(configs.ASKING_DTYPES)}'
+        )
+    llm, vision = configs.backbone(name), configs.CLIP_L_336
     bundle = Bundle(
         model=configs.build(llm, vision, "release"),
         images=configs.image_config("release", vision),

@@ -20,11 +20,11 @@ from llava_mini_jax.cost.network import FLOAT32
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
+from llava_mini_jax.terminal import GIB, columns, human_bytes
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.stages import TrainConfig, check
 from llava_mini_jax.training.step_memory import Memory, estimate
 
-GIB = 2**30
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
 DEVICES = {
     "80 GB GPU": 80,
@@ -100,20 +100,16 @@ def _memory_table(stage: TrainConfig) -> Any:
     )
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():
-        table.add_row(name, _gib(size))
+        table.add_row(name, human_bytes(size, "GiB"))
     table.add_section()
-    table.add_row(f"at the peak ({found.peak})", _gib(found.total))
+    table.add_row(f"at the peak ({found.peak})", human_bytes(found.total, "GiB"))
     for name in found.phases:
         if name != found.peak:
-            table.add_row(f"in phase {name}", _gib(found.total_in(name)))
+            table.add_row(f"in phase {name}", human_bytes(found.total_in(name), "GiB"))
     table.add_section()
     for name, capacity in DEVICES.items():
         table.add_row(name, "fits" if _fits(found, capacity) else "does not fit")
     return table
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"
 
 
 def _fits(found: Memory, capacity: int) -> bool:
@@ -136,9 +132,9 @@ def plan(stage: TrainConfig, mesh: MeshConfig, capacity: int) -> tuple[TrainConf
 
 def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
     """Markdown: what every stage takes of a device, in GiB, on the hardware of HARDWARE."""
-    columns = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
-    columns += ["gradients", "activations", "total", "fits"]
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    header = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
+    header += ["gradients", "activations", "total", "fits"]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for stage in stages:
         for name, device, mesh, dtype in HARDWARE:
             moments = dataclasses.replace(stage.optimizer, first_moment_dtype=dtype)
@@ -167,13 +163,7 @@ def layout(stage: TrainConfig) -> list[str]:
             names = " ".join(axis or "-" for axis in axes)
             placed = " ".join(sharding.placement(array.shape, leaves[path].axes))
             rows.append((path, shape, names, placed, f"{piece:,}"))
-    *widths, last = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join([cell.ljust(n) for cell, n in zip(row[:-1], widths, strict=True)])
-        + "  "
-        + row[-1].rjust(last)
-        for row in rows
-    ]
+    return columns(rows, left=4)
 
 
 def _lines(stage: TrainConfig) -> list[str]:

@@ -1,14 +1,16 @@
 """Latency and memory of tiny models, and the command in front of them."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.arguments import BACKBONES_HELP
 from llava_mini_jax.cli import main
-from llava_mini_jax.config import VICUNA_7B
+from llava_mini_jax.config import BACKBONES, VICUNA_7B
 from llava_mini_jax.cost import inference_memory, latency, paper_figures
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
@@ -132,6 +134,10 @@ def test_the_command_on_a_folder(dialect, capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     ours = [row["ours"]["total"] for row in rows]
     assert np.isclose(*ours) == (dialect == "llava-1.5")
+
+
+def test_help_names_the_published_shapes():
+    assert re.split(", | or ", BACKBONES_HELP) == list(BACKBONES)
 
 
 def test_the_command_without_a_model(capsys):
