@@ -32,11 +32,9 @@ def flops(args: argparse.Namespace) -> dict[str, Any]:
         cfg, side = _shape(args, "bfloat16")
         resolutions = args.resolution or [side]
         entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
-    elif chosen:
-        llm = backbone(args.abstract or "vicuna-7b")
-        entries = flops_table.of_settings(llm, text, *chosen)
     else:
-        entries = flops_table.of_paper(backbone(args.abstract or "vicuna-7b"), text)
+        rows = paper_figures.rows(*chosen) if chosen else paper_figures.ROWS
+        entries = flops_table.of_rows(rows, backbone(args.abstract or "vicuna-7b"), text)
     found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
     notes = []
     if any(entry.paper for entry in entries):
@@ -112,11 +110,7 @@ def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
         return found | {args.model: Candidate(model.params, cfg)}, side
     llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
-    rows = [
-        paper_figures.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
-        for q in (0, *tokens)
-        for n in (layers if q else layers[:1])
-    ]
+    rows = paper_figures.rows(tokens, layers, sides[:1])
     built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
     typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
     return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
@@ -223,5 +217,5 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
         return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())
     tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
-    row = paper_figures.Row(table="", tokens=tokens, layers=layers, tera=None)
+    row = paper_figures.Row(tokens=tokens, layers=layers)
     return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336

@@ -32,6 +32,15 @@ class Work:
     def pixels(self) -> int:
         return self.chunk * self.parts * 3 * self.cfg.vision.image_size**2
 
+    def tokens(self, images: int) -> int:
+        """Visual tokens of the language model."""
+        numbers = images * self.cfg.positions_per_image(self.parts) * self.cfg.llm.width
+        return numbers * self.cfg.dtype.itemsize
+
+    def texts(self) -> int:
+        """The text before and after pre-fusion, and the float32 sum over frames."""
+        return self.text * self.cfg.llm.width * (2 * self.cfg.dtype.itemsize + FLOAT32)
+
     def features(self) -> int:
         patches = self.chunk * self.cfg.patches_per_image(self.parts)
         return patches * self.cfg.vision.width * self.cfg.dtype.itemsize

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
-from llava_mini_jax.cost.network import FLOAT32
 from llava_mini_jax.cost.session_memory import Work
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
@@ -133,25 +132,14 @@ def plan(
     slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
     length = session_programs.length(slots)
     T = _bucket(bundle, text)
-    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
     per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
-    always = {
-        "weights": sum(weight_bytes(cfg, dtype).values()),
-        "KV cache": slots * (per_slot + 1),
-        "text and the sum of fused text": T * cfg.llm.width * (2 * cfg.dtype.itemsize + FLOAT32),
-    }
+    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
     pictures = frames > 0 or bundle.prompt.blank_image
-    cast = 0 if in_parts or dtype == cfg.compute_dtype else work.largest_weight()
-    phases = {
-        name: terms | ({"a weight in the products' dtype": cast} if cast else {})
-        for name, terms in work.phases(slots, min(prompt, length), pictures).items()
-    }
-    kept, host = _kept(work, frames, chunk, budget)
-    width = cfg.llm.width * cfg.dtype.itemsize
-    host |= {
-        "visual tokens": 2 * frames * Q * width,  # of each chunk, and all of them in a row
-        "frames read ahead": 3 * work.pixels(),  # waiting, taken, and put together
-    }
+    phases = work.phases(slots, min(prompt, length), pictures)
+    if dtype != cfg.compute_dtype and not in_parts:
+        cast = {"a weight in the products' dtype": work.largest_weight()}
+        phases = {name: terms | cast for name, terms in phases.items()}
+    kept, host = _host(work, frames, chunk, budget)
     return Plan(
         frames=frames,
         tokens=frames * Q,
@@ -160,7 +148,11 @@ def plan(
         limit=limit,
         slots=slots,
         per_slot=per_slot,
-        always=always,
+        always={
+            "weights": sum(weight_bytes(cfg, dtype).values()),
+            "KV cache": slots * (per_slot + 1),
+            "text and the sum of fused text": work.texts(),
+        },
         phases=phases,
         host=host,
         kept=kept,
@@ -174,7 +166,7 @@ def _bucket(bundle: Bundle, text: int) -> int:
     return batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
 
 
-def _kept(
+def _host(
     work: Work, frames: int, chunk: int, budget: Budget
 ) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
     """(frames by tier and place, bytes on the host) of a file's chunks."""
@@ -186,7 +178,11 @@ def _kept(
             padded = dataclasses.replace(work, chunk=min(chunk, power_of_two(count)))
             sizes = {"memory": padded.memory(), "features": padded.features()}
             kept[shelf.choose(sizes, -(-(unseen - count) // chunk))] += count
-    return dict(kept), {"frames kept": shelf.used()["host"]}
+    return dict(kept), {
+        "frames kept": shelf.used()["host"],
+        "visual tokens": 2 * work.tokens(frames),  # of each chunk, and all of them in a row
+        "frames read ahead": 3 * work.pixels(),  # waiting, taken, and put together
+    }
 
 
 def _gb(size: float) -> str:
