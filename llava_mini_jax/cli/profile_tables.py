@@ -2,14 +2,13 @@
 
 from typing import Any
 
+from llava_mini_jax.cost.paper_figures import LATENCY_MS, PARTS
 from llava_mini_jax.terminal import columns, human_bytes
 
 _UNITS = (("TFLOPs", 1), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
 
 
 def flops(found: list[Any], text: int, notes: list[str]) -> None:
-    from llava_mini_jax.cost.paper_figures import PARTS
-
     names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
     rows, largest = [], max(counts["ours"]["total"] for _, counts in found)
     unit, times = next((u, n) for u, n in _UNITS if largest * n >= 1 or n == _UNITS[-1][1])
@@ -45,8 +44,6 @@ def latency(spreads: dict[str, Any], baseline: str, *, paper: bool) -> None:
     header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
     _table(header, rows)
     if paper:
-        from llava_mini_jax.cost.paper_figures import LATENCY_MS
-
         print("\npaper, table 13: milliseconds of a response, by vision tokens")
         rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in LATENCY_MS.items()]
         _table(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
