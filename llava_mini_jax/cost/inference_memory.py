@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.cost import network
+from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import Request
-from llava_mini_jax.cost.network import tree_bytes
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini

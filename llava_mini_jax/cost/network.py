@@ -30,10 +30,8 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
-from llava_mini_jax.params import Tree
 from llava_mini_jax.weights.quantize import is_product
 
-FLOAT32 = 4  # bytes
 COMPONENTS: tuple[str, ...] = ("vision", "projector", "compressor", "prefusion", "llm", "lm_head")
 
 
@@ -65,11 +63,6 @@ def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
         slots_BS=array(shape.sequence),
         wide_slots_BU=array(shape.wide) if shape.wide else None,
     )
-
-
-def tree_bytes(tree: Tree) -> int:
-    """Bytes of a tree of arrays, of abstract ones too."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 # ------------------------------------------------------------------------------- a layer's sizes

@@ -10,7 +10,8 @@ A layer takes the larger one of attention (scores and their softmax in float32) 
 
 import dataclasses
 
-from llava_mini_jax.cost.network import FLOAT32, Layer, layer, prefused, weights
+from llava_mini_jax.cost.device_memory import FLOAT32
+from llava_mini_jax.cost.network import Layer, layer, prefused, weights
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.cost.device_memory import Memory
 from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
 from llava_mini_jax.cost.session_memory import Work
 from llava_mini_jax.data.batches.examples import power_of_two
@@ -32,7 +33,7 @@ from llava_mini_jax.terminal import human_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Memory):
     """Bytes, positions and passes of one question about `frames` images and frames."""
 
     frames: int
@@ -42,8 +43,6 @@ class Plan:
     limit: int  # positions that the model has
     slots: int  # of the KV cache: positions and what its steps leave free
     per_slot: int  # bytes of the KV cache
-    always: dict[str, int]  # on the device all the time
-    phases: dict[str, dict[str, int]]  # beside it, one at a time
     host: dict[str, int]
     kept: dict[tuple[str, str], int]  # frames by (tier, place) of shelf.py
     chunks: int  # calls of the tower
@@ -64,16 +63,6 @@ class Plan:
         return max(0, (self.limit - 1 - self.text) * self.frames // max(1, self.tokens))
 
     @property
-    def peak(self) -> str:
-        """The phase that takes most of the device."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def device(self) -> int:
-        """Bytes on the device at the peak."""
-        return sum(self.always.values()) + sum(self.phases[self.peak].values())
-
-    @property
     def per_frame(self) -> float:
         """Bytes that a frame adds to the device: its keys and values."""
         return self.per_slot * self.tokens / max(1, self.frames)
@@ -92,9 +81,8 @@ class Plan:
             f" {self.limit:,}{over}"
         )
         yield f"KV cache       {self.slots:,} slots of {self.per_slot:,} bytes"
-        yield f"device         {_gb(self.device)} at the peak ({self.peak})"
-        terms = self.always | self.phases[self.peak]
-        yield from (f"  {name:<34} {_gb(size)}" for name, size in terms.items())
+        yield f"device         {_gb(self.total)} at the peak ({self.peak})"
+        yield from (f"  {name:<34} {_gb(size)}" for name, size in self.terms.items())
         yield f"host           {_gb(sum(self.host.values()))}"
         yield from (f"  {name:<34} {_gb(size)}" for name, size in self.host.items())
         kept = [

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
-from llava_mini_jax.cost.network import FLOAT32
+from llava_mini_jax.cost.device_memory import FLOAT32, Memory
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.terminal import GIB, columns, human_bytes
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.stages import TrainConfig, check
-from llava_mini_jax.training.step_memory import Memory, estimate
+from llava_mini_jax.training.step_memory import estimate, groups
 
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
 DEVICES = {
@@ -140,7 +140,7 @@ def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
             moments = dataclasses.replace(stage.optimizer, first_moment_dtype=dtype)
             given = dataclasses.replace(stage, param_dtype=dtype, optimizer=moments)
             chosen, found = plan(given, mesh, DEVICES[device])
-            sizes = [f"{size / GIB:.1f}" for size in found.groups.values()]
+            sizes = [f"{size / GIB:.1f}" for size in groups(found).values()]
             cells = [stage.name, name, dtype, str(mesh), str(chosen.accumulate), *sizes]
             fits = "yes" if _fits(found, DEVICES[device]) else "no"
             lines.append(" | ".join([*cells, f"{found.total / GIB:.1f}", fits]))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost import network
-from llava_mini_jax.cost.network import FLOAT32, tree_bytes
+from llava_mini_jax.cost.device_memory import FLOAT32, Memory, tree_bytes
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Tree
@@ -45,44 +45,20 @@ OTHERS = "activations"  # every other term
 HEAD = ("llm/lm_head", "llm/embed_tokens")
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one device. `phases` are the step's, of which one is there at a time."""
-
-    always: dict[str, int]
-    phases: dict[str, dict[str, int]]
-
-    @property
-    def peak(self) -> str:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def terms(self) -> dict[str, int]:
-        """What is there at the peak, by name."""
-        return self.always | self.phases[self.peak]
-
-    @property
-    def total(self) -> int:
-        return self.total_in(self.peak)
-
-    def total_in(self, phase: str) -> int:
-        return sum(self.always.values()) + sum(self.phases[phase].values())
-
-    @property
-    def groups(self) -> dict[str, int]:
-        """The terms at the peak, added up to four."""
-        return {
-            group: sum(n for term, n in self.terms.items() if GROUPS.get(term, OTHERS) == group)
-            for group in ("parameters", "optimiser state", "gradients", OTHERS)
-        }
-
-
 def estimate(stage: TrainConfig, images: int = 1) -> Memory:
     """Memory of a step over rows of the longest bucket, with `images` pictures or frames each."""
     rows = _share(stage.batch_size // stage.accumulate, stage.mesh.batch_shards)
     piece = _Piece(stage, rows, images)
-    return Memory(piece.always(), piece.phases())
+    return Memory(always=piece.always(), phases=piece.phases())
+
+
+def groups(found: Memory) -> dict[str, int]:
+    """The terms at the peak, added up to four."""
+    terms = found.terms.items()
+    return {
+        group: sum(size for term, size in terms if GROUPS.get(term, OTHERS) == group)
+        for group in ("parameters", "optimiser state", "gradients", OTHERS)
+    }
 
 
 class _Piece:
