@@ -139,9 +139,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args, "resolution", side)
     request = _request(args, cfg, side)
-    weights = {
-        dtype: inference_memory.weight_bytes(cfg, dtype) for dtype in inference_memory.DTYPES
-    }
+    weights = {d: inference_memory.weight_bytes(cfg, d) for d in inference_memory.DTYPES}
     kept = {}
     for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
         image = inference_memory.cache_bytes_per_image(each, request.parts)

@@ -12,9 +12,8 @@ the first trained part nothing is computed backwards. That is the model's work: 
 Attention counts all keys of a sequence, seen or not, and padding counts, because devices compute
 both.
 
-The paper counts otherwise (section 5.3, tables 7 and 14; its tool sees linear layers only): no
-attention scores, all 24 layers of the tower, whole last pre-fusion layer, logits of every position.
-By its rule, 43 tokens of text give its 8.55 TFLOPs for LLaVA-1.5; ours are 8.77 there.
+The paper counts otherwise (paper_figures.py): by its rule, 43 tokens of text give its 8.55 TFLOPs
+for LLaVA-1.5; ours are 8.77 there.
 """
 
 import functools

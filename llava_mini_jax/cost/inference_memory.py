@@ -22,8 +22,7 @@ from llava_mini_jax.cost.latency import Request
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
-from llava_mini_jax.params import ParamSpec
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
 
 DTYPES = ("float32", "bfloat16", "int8")  # of weights
@@ -35,17 +34,12 @@ def weight_bytes(cfg: LlavaMiniConfig, dtype: str) -> dict[str, int]:
 
     int8's scales, one a channel, are not counted: less than 0.1 %.
     """
-    spec = llava_mini.unrolled(llava_mini.spec(cfg))
-    found = {}
-    for field in dataclasses.fields(spec):
-        leaves = param_tree.paths(getattr(spec, field.name))
-        found[field.name] = sum(_leaf_bytes(path, s, dtype, cfg) for path, s in leaves.items())
+    found = {field.name: 0 for field in dataclasses.fields(LlavaMini)}
+    for path, spec in param_tree.paths(llava_mini.spec(cfg)).items():
+        kept = dtype == "int8" and not is_product(path, spec)
+        itemsize = jnp.dtype(cfg.compute_dtype if kept else dtype).itemsize
+        found[path.split("/")[0]] += math.prod(spec.shape) * itemsize
     return found
-
-
-def _leaf_bytes(path: str, spec: ParamSpec, dtype: str, cfg: LlavaMiniConfig) -> int:
-    kept = dtype == "int8" and not is_product(path, spec)
-    return math.prod(spec.shape) * jnp.dtype(cfg.compute_dtype if kept else dtype).itemsize
 
 
 def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:

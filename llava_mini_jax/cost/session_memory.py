@@ -58,38 +58,27 @@ class Work:
 
     def phases(self, slots: int, block: int, pictures: bool) -> dict[str, dict[str, int]]:
         """Bytes of each program by what holds them; the prompt is read in blocks of `block`."""
-        cfg, found = self.cfg, {}
-        tower, llm = layer(cfg.vision), layer(cfg.llm)
+        cfg, llm, S = self.cfg, layer(self.cfg.llm), self.cfg.vision.grid**2 + 1
+        tower = self._layer(layer(cfg.vision), self.chunk * self.parts, S, S)
+        found = {}
         if pictures:
-            S = cfg.vision.grid**2 + 1
-            found["encode vision"] = {
-                "pixels": self.pixels(),
-                "features": self.features(),
-                "a layer of the tower": self._layer(tower, self.chunk * self.parts, S, S),
-            }
+            sizes = {"pixels": self.pixels(), "features": self.features()}
+            found["encode vision"] = sizes | {"a layer of the tower": tower}
             found["prefuse images"] = self._prefuse_images()
         if pictures and cfg.prefusion_layers:
-            found["prefuse text"] = {
-                "keys and values": self.memory(),
-                "a layer of pre-fusion": self._layer(
-                    llm, self.chunk, self.text, self.positions + self.text
-                ),
-            }
-        found["prefill"] = {
-            "a layer of the language model": self._layer(
-                llm, 1, max(16, power_of_two(block)), slots
-            ),
-            "logits": 2 * cfg.llm.vocab_size * FLOAT32,
-        }
+            fusion = self._layer(llm, self.chunk, self.text, self.positions + self.text)
+            sizes = {"keys and values": self.memory()}
+            found["prefuse text"] = sizes | {"a layer of pre-fusion": fusion}
+        prefill = self._layer(llm, 1, max(16, power_of_two(block)), slots)
+        logits = 2 * cfg.llm.vocab_size * FLOAT32
+        found["prefill"] = {"a layer of the language model": prefill, "logits": logits}
         return found
 
     def _prefuse_images(self) -> dict[str, int]:
         cfg, S = self.cfg, self.positions
         patches = self.chunk * cfg.patches_per_image(self.parts)
-        found = {
-            "features": self.features(),
-            "patches": patches * cfg.llm.width * cfg.dtype.itemsize,
-        }
+        embedded = patches * cfg.llm.width * cfg.dtype.itemsize
+        found = {"features": self.features(), "patches": embedded}
         if cfg.prefusion_layers:
             whole = self._layer(layer(cfg.llm), self.chunk, S, S)
             found["keys and values"] = self.memory()

@@ -3,11 +3,8 @@
     llava-mini plan video NAME [--frames N] [--dtype TYPE]    of a published shape
 
     model, frames, text --> positions against the model's limit
-                        --> device: weights + KV cache + text, and the largest of the phases:
-                              encode vision    a chunk's pixels | a layer of the tower | features
-                              prefuse images   features | a layer of pre-fusion | keys and values
-                              prefuse text     keys and values | a layer of pre-fusion on the text
-                              prefill          a block of the prompt: scores against the cache
+                        --> device: weights + KV cache + text, and the largest of the phases of
+                              a session's programs (session_memory.py)
                         --> host: what the shelf keeps, visual tokens, frames read ahead
                         --> passes over the frames
 

@@ -8,6 +8,7 @@ The second one prints the table of docs/sharding.md. Neither needs a device or w
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,19 +75,17 @@ def _table(stage: TrainConfig) -> Any:
     table = Table(title=f"{stage.name}: {dialect_of(stage.model)}", title_justify="left")
     for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
         table.add_column(column, justify="left" if column == "component" else "right")
-    totals = [0, 0, 0]
-    spec = llava_mini.spec(stage.model)
-    for field in dataclasses.fields(spec):
-        leaves = param_tree.paths(getattr(spec, field.name))
-        sizes = {f"{field.name}/{path}": math.prod(leaf.shape) for path, leaf in leaves.items()}
-        count = sum(sizes.values())
-        trained = sum(n for path, n in sizes.items() if param_tree.matches(path, stage.trainable))
-        row = [count, trained, count * itemsize + trained * (itemsize + moments)]
-        totals = [a + b for a, b in zip(totals, row, strict=True)]
-        if count:
-            table.add_row(field.name, *(f"{n:,}" for n in row))
-    table.add_section()
-    table.add_row("all", *(f"{n:,}" for n in totals))
+    counts, trained = Counter[str](), Counter[str]()
+    for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+        component, size = path.split("/")[0], math.prod(leaf.shape)
+        counts[component] += size
+        trained[component] += size * param_tree.matches(path, stage.trainable)
+    counts["all"], trained["all"] = counts.total(), trained.total()
+    for name, count in counts.items():
+        if name == "all":
+            table.add_section()
+        total = count * itemsize + trained[name] * (itemsize + moments)
+        table.add_row(name, *(f"{n:,}" for n in (count, trained[name], total)))
     return table
 
 
@@ -95,9 +94,8 @@ def _memory_table(stage: TrainConfig) -> Any:
 
     found = estimate(stage)
     rows = stage.batch_size // stage.accumulate
-    title = (
-        f"estimated memory of one device: {rows} rows of {stage.lengths[-1]} positions at a time"
-    )
+    sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
+    title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():
         table.add_row(name, human_bytes(size, "GiB"))
@@ -152,16 +150,12 @@ def layout(stage: TrainConfig) -> list[str]:
 
     path   shape   logical axes   PartitionSpec   bytes a device
     """
-    spec = llava_mini.spec(stage.model)
-    rows = []
+    rows, itemsize = [], jnp.dtype(stage.param_dtype).itemsize
     with sharding.planned_mesh(stage.mesh):
-        leaves = param_tree.paths(spec)
-        arrays = param_tree.paths(param_tree.abstract(spec, stage.param_dtype), is_leaf=None)
-        for path, array in arrays.items():
-            shape, axes = " x ".join(map(str, array.shape)), leaves[path].axes
-            piece = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            names = " ".join(axis or "-" for axis in axes)
-            placed = " ".join(sharding.placement(array.shape, leaves[path].axes))
+        for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+            shape, names = " x ".join(map(str, leaf.shape)), " ".join(a or "-" for a in leaf.axes)
+            placed = " ".join(sharding.placement(leaf.shape, leaf.axes))
+            piece = math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize
             rows.append((path, shape, names, placed, f"{piece:,}"))
     return columns(rows, left=4)
 
