@@ -56,8 +56,13 @@ class Work:
         largest = max(size for path, size in sizes if not path.endswith("embed_tokens"))
         return largest * self.cfg.dtype.itemsize
 
-    def phases(self, slots: int, block: int, pictures: bool) -> dict[str, dict[str, int]]:
-        """Bytes of each program by what holds them; the prompt is read in blocks of `block`."""
+    def phases(
+        self, slots: int, block: int, pictures: bool, cast: bool
+    ) -> dict[str, dict[str, int]]:
+        """Bytes of each program by what holds them; the prompt is read in blocks of `block`.
+
+        `cast`: one weight at a time is held in the products' dtype beside its own.
+        """
         cfg, llm, S = self.cfg, layer(self.cfg.llm), self.cfg.vision.grid**2 + 1
         tower = self._layer(layer(cfg.vision), self.chunk * self.parts, S, S)
         found = {}
@@ -72,7 +77,8 @@ class Work:
         prefill = self._layer(llm, 1, max(16, power_of_two(block)), slots)
         logits = 2 * cfg.llm.vocab_size * FLOAT32
         found["prefill"] = {"a layer of the language model": prefill, "logits": logits}
-        return found
+        copy = {"a weight in the products' dtype": self.largest_weight()} if cast else {}
+        return {name: terms | copy for name, terms in found.items()}
 
     def _prefuse_images(self) -> dict[str, int]:
         cfg, S = self.cfg, self.positions

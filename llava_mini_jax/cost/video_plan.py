@@ -111,34 +111,24 @@ def plan(
     dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
     """
     cfg, Q = bundle.model, batch_decode.tokens_per_image(bundle)
-    limit = min(bundle.prompt.max_length, cfg.llm.max_positions)
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
     slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
     length = session_programs.length(slots)
-    T = _bucket(bundle, text)
-    per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
-    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
+    work = _work(bundle, frames, text, chunk)
     pictures = frames > 0 or bundle.prompt.blank_image
-    phases = work.phases(slots, min(prompt, length), pictures)
-    if dtype != cfg.compute_dtype and not in_parts:
-        cast = {"a weight in the products' dtype": work.largest_weight()}
-        phases = {name: terms | cast for name, terms in phases.items()}
+    cast = dtype != cfg.compute_dtype and not in_parts
     kept, host = _host(work, frames, chunk, budget)
     return Plan(
         frames=frames,
         tokens=frames * Q,
         text=text,
         answer=answer,
-        limit=limit,
+        limit=min(bundle.prompt.max_length, cfg.llm.max_positions),
         slots=slots,
-        per_slot=per_slot,
-        always={
-            "weights": sum(weight_bytes(cfg, dtype).values()),
-            "KV cache": slots * (per_slot + 1),
-            "text and the sum of fused text": work.texts(),
-        },
-        phases=phases,
+        per_slot=cache_bytes_per_token(cfg, cfg.compute_dtype),
+        always=_always(work, slots, dtype),
+        phases=work.phases(slots, min(prompt, length), pictures, cast),
         host=host,
         kept=kept,
         chunks=-(-frames // chunk),
@@ -146,9 +136,21 @@ def plan(
     )
 
 
-def _bucket(bundle: Bundle, text: int) -> int:
+def _work(bundle: Bundle, frames: int, text: int, chunk: int) -> Work:
     longest = batch_decode.longest_prompt(bundle)
-    return batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+    padded = batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+    together = min(chunk, power_of_two(max(1, frames)))
+    return Work(bundle.model, bundle.images.parts, together, padded)
+
+
+def _always(work: Work, slots: int, dtype: str) -> dict[str, int]:
+    cfg = work.cfg
+    return {
+        "weights": sum(weight_bytes(cfg, dtype).values()),
+        # And whether it is valid.
+        "KV cache": slots * (cache_bytes_per_token(cfg, cfg.compute_dtype) + 1),
+        "text and the sum of fused text": work.texts(),
+    }
 
 
 def _host(
