@@ -16,6 +16,9 @@ from typing import NamedTuple, NoReturn
 
 from llava_mini_jax.errors import InputError, short
 
+# What config.BACKBONES has: --help must not wait for JAX, which comes with that.
+BACKBONES_HELP = "vicuna-7b, vicuna-13b or llama-3.1-8b"
+
 
 class Kind(NamedTuple):
     """A second word of a command, such as `flops` of `llava-mini profile`, with its own options."""

@@ -83,6 +83,16 @@ LLAMA_3_1_8B = LlamaConfig(
     init_stddev=0.02,
 )
 
+# Published language models, by the name that commands take.
+BACKBONES = {"vicuna-7b": VICUNA_7B, "vicuna-13b": VICUNA_13B, "llama-3.1-8b": LLAMA_3_1_8B}
+
+
+def backbone(name: str) -> LlamaConfig:
+    """A published language model; InputError for a name that is unknown."""
+    if name not in BACKBONES:
+        raise InputError(f'backbone "{name}" is unknown; use one of {", ".join(BACKBONES)}')
+    return BACKBONES[name]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundle:

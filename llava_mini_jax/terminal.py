@@ -1,12 +1,14 @@
-"""What is for people who watch, not for files and pipes: notes and progress on stderr."""
+"""What is for people: sizes in words, columns; and if they watch, notes and progress on stderr."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+GIB = 2**30
 
 
 def note(text: str) -> None:
@@ -15,13 +17,26 @@ def note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def human_bytes(count: float) -> str:
-    """Decimal units: 16.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
+def human_bytes(count: float, unit: str = "") -> str:
+    """16.1 GB, in the decimal unit that fits; or all in the same one: 16.123 GB, or 15.02 GiB."""
+    if unit:
+        return f"{count / 1e9:,.3f} GB" if unit == "GB" else f"{count / GIB:,.2f} GiB"
+    for word in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f} {word}" if word == "B" else f"{count:.1f} {word}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines with cells of equal width: the first `left` flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(n) for cell, n in zip(row[:left], widths[:left], strict=True)]
+        cells += [cell.rjust(n) for cell, n in zip(row[left:], widths[left:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.arguments import refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import human_bytes, waiting
+from llava_mini_jax.terminal import columns, human_bytes, waiting
 
 SUMMARY = "list a model's parameters, sizes, sharding and configuration without loading it"
 USAGE = """llava-mini inspect MODEL [options]
@@ -25,7 +25,6 @@ EXAMPLE = """examples:
   llava-mini inspect MODEL
   llava-mini inspect --abstract vicuna-7b --mesh data=1,fsdp=4,tensor=2"""
 
-ABSTRACT = ("vicuna-7b", "vicuna-13b", "llama-3.1-8b")
 ABSTRACT_OPTIONS = ("dialect", "grid", "prefusion_layers")
 
 
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     shapes = parser.add_argument_group("shapes without a folder")
     add = shapes.add_argument
-    add("--abstract", metavar="NAME", help=f"one of {', '.join(ABSTRACT)}")
+    add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--dialect", help="paper or release (default: paper)")
     add("--grid", type=int, metavar="C", help="C*C tokens an image (default: 1)")
     add("--prefusion-layers", type=int, metavar="N", help="default: 4")
@@ -88,12 +87,9 @@ def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     from llava_mini_jax import config as configs
 
     refuse(args, ["vision_tower"], "with --abstract")
-    named = (configs.VICUNA_7B, configs.VICUNA_13B, configs.LLAMA_3_1_8B)
-    if args.abstract not in ABSTRACT:
-        raise InputError(f'--abstract "{args.abstract}" is unknown; use {", ".join(ABSTRACT)}')
     try:
         model = configs.build(
-            named[ABSTRACT.index(args.abstract)],
+            configs.backbone(args.abstract),
             configs.CLIP_L_336,
             args.dialect or "paper",
             grid=1 if args.grid is None else args.grid,
@@ -154,7 +150,7 @@ def _parameter_table(rows: list[Row]) -> list[str]:
         shape = "x".join(map(str, row.shape)) or "scalar"
         marks = ["trained" if trained else "frozen" for trained in row.stages]
         lines.append([row.path, shape, row.dtype, *[row.sharding] * sharded, *marks])
-    return _aligned(lines)
+    return columns(lines, left=len(head))
 
 
 def _component_table(rows: list[Row], mesh: Any) -> list[str]:
@@ -178,19 +174,7 @@ def _component_table(rows: list[Row], mesh: Any) -> list[str]:
                 *(f"{count:,}" for count in trained),
             ]
         )
-    return _aligned(lines, right=True)
-
-
-def _aligned(lines: list[list[str]], right: bool = False) -> list[str]:
-    """Lines with columns of equal width; the first column always stands at the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            word.rjust(width) if right and number else word.ljust(width)
-            for number, (word, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    return columns(lines)
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

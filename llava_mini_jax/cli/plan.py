@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from llava_mini_jax.arguments import Kind
+from llava_mini_jax.arguments import BACKBONES_HELP, Kind
 from llava_mini_jax.errors import InputError
 
 SUMMARY = "tell the memory of a long video, or of a training config on known hardware"
@@ -24,7 +24,7 @@ of a config as it is: python train.py CONFIG --dry-run"""
 
 def _of_video(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    add("name", metavar="NAME", help=BACKBONES_HELP)
     add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
     add("--dtype", default="bfloat16", metavar="TYPE", help="of weights (default: bfloat16)")
     add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")

@@ -12,8 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from llava_mini_jax.arguments import Kind, refuse
-from llava_mini_jax.cli import profile_costs as costs
+from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
 from llava_mini_jax.cli import profile_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
@@ -39,7 +38,7 @@ def _of_shape(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON, not tables")
     add("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
     add = parser.add_argument_group("shapes without a folder").add_argument
-    add("--abstract", metavar="NAME", help="vicuna-7b, vicuna-13b or llama-3.1-8b")
+    add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
     add("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
 
@@ -69,16 +68,11 @@ def _of_memory(parser: argparse.ArgumentParser) -> None:
 def _of_request(add: Callable[..., Any]) -> None:
     add("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
     add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
-    add(
-        "--new-tokens",
-        type=int,
-        metavar="N",
-        help=f"of an answer (default: {costs.NEW_TOKENS})",
-    )
+    add("--new-tokens", type=int, metavar="N", help="of an answer (default: 32)")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; latency MODEL: int8")
 
 
-def _run(measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace) -> int:
+def _run(kind: str, args: argparse.Namespace) -> int:
     if not args.model:
         refuse(args, ["vision_tower"], "without MODEL")
     elif args.abstract or args.tokens or args.layers:
@@ -92,21 +86,21 @@ def _run(measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse
             if number < least:
                 raise InputError(f"--{option} is {number}; give {least} or more")
     with waiting("starting"):
-        result = measure(args)
+        from llava_mini_jax.cli.profile_costs import MEASURES
+
+        result = MEASURES[kind](args)
     if args.json:
         print(json.dumps(result, indent=2))
     return 0
 
 
-def _kind(
-    summary: str, add_arguments: Callable, measure: Callable[[argparse.Namespace], dict[str, Any]]
-) -> Kind:
-    return Kind(summary, add_arguments, functools.partial(_run, measure))
+def _kind(name: str, summary: str, add_arguments: Callable) -> Kind:
+    return Kind(summary, add_arguments, functools.partial(_run, name))
 
 
 KINDS = {
-    "flops": _kind("FLOPs by formula, XLA, and the paper's rule", _of_flops, costs.flops),
-    "latency": _kind("milliseconds a token, beside LLaVA-1.5", _of_latency, costs.latency),
-    "memory": _kind("bytes of weights, keys and values, and the peak", _of_memory, costs.memory),
+    "flops": _kind("flops", "FLOPs by formula, XLA, and the paper's rule", _of_flops),
+    "latency": _kind("latency", "milliseconds a token, beside LLaVA-1.5", _of_latency),
+    "memory": _kind("memory", "bytes of weights, keys and values, and the peak", _of_memory),
     "video": profile_video.KIND,
 }

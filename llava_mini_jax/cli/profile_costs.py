@@ -1,30 +1,36 @@
-"""What `llava-mini profile` finds out: a dictionary for --json, and tables without it."""
+"""What `llava-mini profile` finds out: a dictionary for --json, and tables without it.
+
+Imported only when a profile is taken: unlike the command's options, it needs JAX.
+"""
 
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jax
 
 from llava_mini_jax.arguments import refuse
 from llava_mini_jax.cli import profile_tables
+from llava_mini_jax.config import VICUNA_7B, backbone
+from llava_mini_jax.cost import flops_table, inference_memory, paper_figures
+from llava_mini_jax.cost import latency as timing
+from llava_mini_jax.cost.baseline import llava_1_5, shared_params
+from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.model import computing_dtype, load
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.terminal import waiting
-
-if TYPE_CHECKING:
-    from llava_mini_jax.cost.latency import Candidate, Request
-    from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+from llava_mini_jax.weights import folders, hub
 
 BASELINE = "LLaVA-1.5"
-NEW_TOKENS = 32
+NEW_TOKENS = 32  # of an answer
 
 
 # ------------------------------------------------------------------------------------------- FLOPs
 
 
 def flops(args: argparse.Namespace) -> dict[str, Any]:
-    from llava_mini_jax.cost import flops_table, paper_figures
-    from llava_mini_jax.cost.baseline import backbone
-
     text, chosen = paper_figures.TEXT if args.text is None else args.text, _settings(args)
     if text < 1:
         raise InputError(f"--text is {text}; give 1 or more")
@@ -32,16 +38,12 @@ def flops(args: argparse.Namespace) -> dict[str, Any]:
         cfg, side = _shape(args, "bfloat16")
         resolutions = args.resolution or [side]
         entries = [e for side in resolutions for e in flops_table.of_model(cfg, text, side)]
-    elif chosen:
-        llm = backbone(args.abstract or "vicuna-7b")
-        entries = flops_table.of_settings(llm, text, *chosen)
     else:
-        entries = flops_table.of_paper(backbone(args.abstract or "vicuna-7b"), text)
+        rows = paper_figures.rows(*chosen) if chosen else paper_figures.ROWS
+        entries = flops_table.of_rows(rows, backbone(args.abstract or "vicuna-7b"), text)
     found = [(entry, flops_table.measure(entry, with_xla=args.xla)) for entry in entries]
     notes = []
     if any(entry.paper for entry in entries):
-        from llava_mini_jax.config import VICUNA_7B
-
         length, agree, count = paper_figures.shared_length(paper_figures.ROWS, VICUNA_7B)
         notes = [
             f"Text length: {length} tokens give {agree} of the {count} printed totals by the"
@@ -66,20 +68,16 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
-    import jax
-
-    from llava_mini_jax.cost import latency
-
     if args.dtype == "int8" and not args.model:
         raise InputError("--dtype int8 is for a MODEL; random weights have none")
     models, side = _candidates(args)
     request = _request(args, next(iter(models.values())).cfg, side)
     with waiting("measuring"):
-        times = latency.measure(models, request, args.repeats)
+        times = timing.measure(models, request, args.repeats)
     device = jax.local_devices()[0].device_kind
     dtype = args.dtype or next(iter(models.values())).cfg.compute_dtype
     spreads = {
-        name: {"first": latency.spread(t.first), "token": latency.spread(t.token)}
+        name: {"first": timing.spread(t.first), "token": timing.spread(t.token)}
         for name, t in times.items()
     }
     if not args.json:
@@ -96,31 +94,20 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
     return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
 
 
-def _candidates(args: argparse.Namespace) -> "tuple[dict[str, Candidate], int]":
+def _candidates(args: argparse.Namespace) -> tuple[dict[str, Candidate], int]:
     """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
-    from llava_mini_jax.cost import latency, paper_figures
-    from llava_mini_jax.cost.baseline import backbone, llava_1_5, shared_params
-    from llava_mini_jax.cost.latency import Candidate
-    from llava_mini_jax.inference.model import computing_dtype
-
     if args.model:
-        import llava_mini_jax
-
-        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+        model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
         side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
         return found | {args.model: Candidate(model.params, cfg)}, side
     llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
-    rows = [
-        paper_figures.Row(table="", tokens=q, layers=n, resolution=sides[0], tera=None)
-        for q in (0, *tokens)
-        for n in (layers if q else layers[:1])
-    ]
+    rows = paper_figures.rows(tokens, layers, sides[:1])
     built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
     typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
-    return latency.random_candidates(typed, dtype), _one(args, "resolution", 336)
+    return timing.random_candidates(typed, dtype), _one(args, "resolution", 336)
 
 
 def _no_shape() -> str:
@@ -134,10 +121,7 @@ def _one(args: argparse.Namespace, option: str, default: int) -> int:
     return given[0]
 
 
-def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Request":
-    from llava_mini_jax.cost import paper_figures
-    from llava_mini_jax.cost.latency import Request
-
+def _request(args: argparse.Namespace, cfg: LlavaMiniConfig, side: int) -> Request:
     text = paper_figures.TEXT if args.text is None else args.text
     parts = paper_figures.shape(cfg, text, side).parts
     new = NEW_TOKENS if args.new_tokens is None else args.new_tokens
@@ -148,12 +132,6 @@ def _request(args: argparse.Namespace, cfg: "LlavaMiniConfig", side: int) -> "Re
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    import jax
-
-    from llava_mini_jax.cost import inference_memory
-    from llava_mini_jax.cost.baseline import llava_1_5
-    from llava_mini_jax.inference.model import computing_dtype
-
     if not args.peak:
         refuse(args, ["text", "new_tokens", "dtype"], "without --peak")
     if args.dtype == "int8":
@@ -161,9 +139,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args, "resolution", side)
     request = _request(args, cfg, side)
-    weights = {
-        dtype: inference_memory.weight_bytes(cfg, dtype) for dtype in inference_memory.DTYPES
-    }
+    weights = {d: inference_memory.weight_bytes(cfg, d) for d in inference_memory.DTYPES}
     kept = {}
     for name, each in ((BASELINE, llava_1_5(cfg)), ("this model", cfg)):
         image = inference_memory.cache_bytes_per_image(each, request.parts)
@@ -184,10 +160,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Request") -> Any:
-    from llava_mini_jax.cost import inference_memory
-    from llava_mini_jax.inference.model import computing_dtype
-
+def _programs(args: argparse.Namespace, cfg: LlavaMiniConfig, request: Request) -> Any:
     dtype = computing_dtype(args.dtype)
     typed = dataclasses.replace(cfg, compute_dtype=dtype)
     found = inference_memory.compiled_programs(typed, request, dtype)
@@ -195,28 +168,22 @@ def _programs(args: argparse.Namespace, cfg: "LlavaMiniConfig", request: "Reques
     return {"dtype": dtype, "bytes": each}
 
 
-def _measured_peak(args: argparse.Namespace, request: "Request") -> int | None:
+def _measured_peak(args: argparse.Namespace, request: Request) -> int | None:
     """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
-    from llava_mini_jax.cost import inference_memory, latency
-
     models, _ = _candidates(args)
     models.pop(BASELINE)
-    latency.measure(models, request, 1)
+    timing.measure(models, request, 1)
     return inference_memory.allocator_peak()
 
 
 # ------------------------------------------------------------------------------------------ shared
 
 
-def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]":
+def _shape(args: argparse.Namespace, dtype: str) -> tuple[LlavaMiniConfig, int]:
     """A folder's configuration, or a named shape's, and its pictures' resolution in pixels.
 
     No weight is read.
     """
-    from llava_mini_jax.cost import paper_figures
-    from llava_mini_jax.cost.baseline import backbone
-    from llava_mini_jax.weights import folders, hub
-
     if args.model:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
         folder = hub.resolve_folder(args.model)
@@ -224,5 +191,8 @@ def _shape(args: argparse.Namespace, dtype: str) -> "tuple[LlavaMiniConfig, int]
         return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())
     tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
-    row = paper_figures.Row(table="", tokens=tokens, layers=layers, tera=None)
+    row = paper_figures.Row(tokens=tokens, layers=layers)
     return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336
+
+
+MEASURES = {"flops": flops, "latency": latency, "memory": memory}

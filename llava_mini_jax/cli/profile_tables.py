@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from llava_mini_jax.terminal import human_bytes
+from llava_mini_jax.cost.paper_figures import LATENCY_MS, PARTS
+from llava_mini_jax.terminal import columns, human_bytes
 
 _UNITS = (("TFLOPs", 1), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
 
 
 def flops(found: list[Any], text: int, notes: list[str]) -> None:
-    from llava_mini_jax.cost.paper_figures import PARTS
-
     names = {"ours": "this package", "xla": "XLA's count", "rule": "paper's rule", "paper": "paper"}
     rows, largest = [], max(counts["ours"]["total"] for _, counts in found)
     unit, times = next((u, n) for u, n in _UNITS if largest * n >= 1 or n == _UNITS[-1][1])
@@ -22,7 +21,7 @@ def flops(found: list[Any], text: int, notes: list[str]) -> None:
                 shown = ["" if cell is None else f"{cell * times:.3f}" for cell in cells]
                 rows.append([f"  {names[kind]}", *shown])
     print(f"{unit} of a first token, {text} tokens of text; the head is in llm\n")
-    _columns(["", *PARTS, "total"], rows)
+    _table(["", *PARTS, "total"], rows)
     print(
         "\nthis package, XLA's count: what is computed here, attention scores included, last layers"
         "\n  and logits only where they are read. paper's rule: linear layers at every position,"
@@ -43,13 +42,11 @@ def latency(spreads: dict[str, Any], baseline: str, *, paper: bool) -> None:
             cells.append(f"{base[kind].median / s.median:.2f}x")
         rows.append([name, *cells])
     header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
-    _columns(header, rows)
+    _table(header, rows)
     if paper:
-        from llava_mini_jax.cost.paper_figures import LATENCY_MS
-
         print("\npaper, table 13: milliseconds of a response, by vision tokens")
         rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in LATENCY_MS.items()]
-        _columns(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
+        _table(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
 
 
 def memory(result: dict[str, Any], images: int) -> None:
@@ -58,27 +55,22 @@ def memory(result: dict[str, Any], images: int) -> None:
     print("weights\n")
     rows = [[n, *(human_bytes(weights[d][n]) for d in weights)] for n in components]
     rows.append(["all", *(human_bytes(sum(each.values())) for each in weights.values())])
-    _columns(["", *weights], rows)
+    _table(["", *weights], rows)
     print("\nkeys and values, bfloat16\n")
     header = ["", "tokens an image", "a token", "an image or frame", f"{images} of them"]
     rows = [
         [name, str(each["tokens an image"]), *(human_bytes(v) for v in list(each.values())[1:])]
         for name, each in kept.items()
     ]
-    _columns(header, rows)
+    _table(header, rows)
     if "programs" in result:
         print(f"\nplanned by the compiler, {result['programs']['dtype']}, one after the other\n")
         programs = result["programs"]["bytes"]
         rows = [[n, *(human_bytes(v) for v in p.values())] for n, p in programs.items()]
-        _columns(["", "weights", "inputs", "outputs", "temporaries", "total"], rows)
+        _table(["", "weights", "inputs", "outputs", "temporaries", "total"], rows)
     if result.get("allocator_peak"):
         print(f"\npeak of the device's allocator: {human_bytes(result['allocator_peak'])}")
 
 
-def _columns(header: list[str], rows: list[list[str]]) -> None:
-    """Plain columns: the first to the left, figures to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        first, *others = row
-        cells = [cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    print(*columns([header, *rows]), sep="\n")

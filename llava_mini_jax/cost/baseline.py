@@ -9,23 +9,7 @@ for how well it answers.
 import dataclasses
 from typing import Any
 
-from llava_mini_jax import config as configs
-from llava_mini_jax.errors import InputError
-from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-
-BACKBONES = {
-    "vicuna-7b": configs.VICUNA_7B,
-    "vicuna-13b": configs.VICUNA_13B,
-    "llama-3.1-8b": configs.LLAMA_3_1_8B,
-}
-
-
-def backbone(name: str) -> LlamaConfig:
-    """A named language model; InputError for a name that is unknown."""
-    if name not in BACKBONES:
-        raise InputError(f'backbone "{name}" is unknown; use one of {", ".join(BACKBONES)}')
-    return BACKBONES[name]
 
 
 def llava_1_5(cfg: LlavaMiniConfig) -> LlavaMiniConfig:

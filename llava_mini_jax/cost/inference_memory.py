@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.cost import network
+from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import Request
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
-from llava_mini_jax.params import ParamSpec, Tree
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
 
 DTYPES = ("float32", "bfloat16", "int8")  # of weights
@@ -33,27 +34,17 @@ def weight_bytes(cfg: LlavaMiniConfig, dtype: str) -> dict[str, int]:
 
     int8's scales, one a channel, are not counted: less than 0.1 %.
     """
-    spec = llava_mini.unrolled(llava_mini.spec(cfg))
-    found = {}
-    for field in dataclasses.fields(spec):
-        leaves = param_tree.paths(getattr(spec, field.name))
-        found[field.name] = sum(_leaf_bytes(path, s, dtype, cfg) for path, s in leaves.items())
+    found = {field.name: 0 for field in dataclasses.fields(LlavaMini)}
+    for path, spec in param_tree.paths(llava_mini.spec(cfg)).items():
+        kept = dtype == "int8" and not is_product(path, spec)
+        itemsize = jnp.dtype(cfg.compute_dtype if kept else dtype).itemsize
+        found[path.split("/")[0]] += math.prod(spec.shape) * itemsize
     return found
-
-
-def _leaf_bytes(path: str, spec: ParamSpec, dtype: str, cfg: LlavaMiniConfig) -> int:
-    kept = dtype == "int8" and not is_product(path, spec)
-    return math.prod(spec.shape) * _itemsize(cfg.compute_dtype if kept else dtype)
-
-
-def _itemsize(dtype: str) -> int:
-    return jnp.dtype(dtype).itemsize
 
 
 def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
     """Keys and values of one position in all layers."""
-    llm = cfg.llm
-    return 2 * llm.layers * llm.kv_heads * llm.head_width * _itemsize(dtype)
+    return cfg.llm.layers * network.layer(cfg.llm).keys_values(1) * jnp.dtype(dtype).itemsize
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
@@ -85,65 +76,43 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: Any) -> dic
     spec = llava_mini.unrolled(llava_mini.spec(cfg))
     params = param_tree.abstract(spec, dtype)
     chunk = next((n for n in generate.FRAME_CHUNKS if n >= request.images), None)
-    chunk = chunk or generate.FRAME_CHUNKS[-1]
-    pixels, seen, text, inputs = _arguments(cfg, request, chunk)
-    number = jax.ShapeDtypeStruct((chunk,), jnp.int32)
-    images = jax.ShapeDtypeStruct((1,), jnp.int32)
+    pixels, seen, text, inputs = _arguments(cfg, request, chunk or generate.FRAME_CHUNKS[-1])
+    number = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32)
+    images, limit = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), ()))
     room = request.new_tokens + 1
     see = (params, seen, pixels, number, number, text, inputs.fuse_BT, cfg)
     begin = (params, seen, images, text, inputs, cfg, room)
     state = jax.eval_shape(lambda *args: generate.prefill(*args, cfg, room), *begin[:5])
-    limit = jax.ShapeDtypeStruct((), jnp.int32)
     sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
     programs = {
         "see a chunk of pictures": (generate.encode_frames.lower(*see), see[1:-1]),
         "read the prompt": (generate.prefill.lower(*begin), begin[1:5]),
         "decode": (generate.decode.lower(params, state, sampling, limit, cfg), state),
     }
-    weights = _bytes(params)
-    return {
-        name: _program(lowered.compile(), weights, _bytes(inputs))
-        for name, (lowered, inputs) in programs.items()
-    }
-
-
-def _program(compiled: Any, weights: int, inputs: int) -> Program:
-    plan = compiled.memory_analysis()
-    return Program(
-        weights=weights,
-        inputs=inputs,
-        outputs=plan.output_size_in_bytes - plan.alias_size_in_bytes,
-        temporaries=plan.temp_size_in_bytes,
-    )
-
-
-def _bytes(tree: Tree) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    weights, found = tree_bytes(params), {}
+    for name, (lowered, given) in programs.items():
+        plan = lowered.compile().memory_analysis()
+        outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+        found[name] = Program(weights, tree_bytes(given), outputs, plan.temp_size_in_bytes)
+    return found
 
 
 def _arguments(
     cfg: LlavaMiniConfig, request: Request, chunk: int
-) -> tuple[Tree, generate.Encoded, Tree, Inputs]:
+) -> tuple[Any, generate.Encoded, Any, Inputs]:
     """(pixels of a chunk, what is seen, text, inputs without pixels) as abstract arrays."""
-
-    def array(*sizes: int, dtype: Any = jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    T, D, side = request.text + 1, cfg.llm.width, cfg.vision.image_size
-    visual = request.images * cfg.tokens_per_image(request.parts)
-    seen = generate.Encoded(
-        visual_BVD=array(1, visual, D, dtype=cfg.dtype),
-        fused_BTD=array(1, T, D, dtype=jnp.float32),
+    T, visual = request.text + 1, request.images * cfg.tokens_per_image(request.parts)
+    shape = network.Shape(
+        rows=1, images=0, parts=request.parts, text=T, sequence=request.text + visual, logits=1
     )
-    inputs = Inputs(
-        ids_BT=array(1, T),
-        fuse_BT=array(1, T, dtype=jnp.bool_),
-        pixels_BIJYXC=array(1, 0, request.parts, side, side, 3, dtype=jnp.uint8),
-        frames_BI=array(1, 0, dtype=jnp.bool_),
-        slots_BS=array(1, request.text + visual),
-    )
-    pixels = array(chunk, request.parts, side, side, 3, dtype=jnp.uint8)
-    return pixels, seen, array(1, T, D, dtype=cfg.dtype), inputs
+    chunks = network.inputs(cfg, dataclasses.replace(shape, images=chunk))
+    pixels = jax.ShapeDtypeStruct(chunks.pixels_BIJYXC.shape[1:], jnp.uint8)
+
+    def hidden(positions: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((1, positions, cfg.llm.width), dtype)
+
+    seen = generate.Encoded(hidden(visual, cfg.dtype), hidden(T, jnp.float32))
+    return pixels, seen, hidden(T, cfg.dtype), network.inputs(cfg, shape)
 
 
 def allocator_peak() -> int | None:

@@ -14,9 +14,10 @@ pre-fusion, whole last pre-fusion layer, logits of every position.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from llava_mini_jax import config as configs
-from llava_mini_jax.cost.flops import Shape
+from llava_mini_jax.cost.network import Shape, products
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
@@ -29,14 +30,14 @@ PARTS = ("vision", "projector", "compressor", "prefusion", "llm")  # the columns
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model of the paper's tables; `tokens` 0 is LLaVA-1.5, which keeps all patches."""
+    """A model of the paper's tables, or one like those; `tokens` 0 is LLaVA-1.5: all patches."""
 
-    table: str
+    table: str = ""
     tokens: int
     layers: int  # of pre-fusion
     inside: int = 0  # layers of the LLM before compression inside of it (appendix E.3)
     resolution: int = 336
-    tera: float | None  # the paper's TFLOPs
+    tera: float | None = None  # the paper's TFLOPs
     parts: tuple[float, ...] | None = None  # the same by PARTS (table 14)
 
     @property
@@ -48,36 +49,22 @@ class Row:
         return f"LLaVA-Mini, {self.resolution} px, C²={self.tokens}, N={self.layers}"
 
 
-def _mini(table: str, tokens: int, layers: int, tera: float | None) -> Row:
-    return Row(table=table, tokens=tokens, layers=layers, tera=tera)
+def _row(table: str, tokens: int, layers: int, tera: float | None, **more: Any) -> Row:
+    return Row(table=table, tokens=tokens, layers=layers, tera=tera, **more)
 
 
 ROWS = (
-    Row(table="7", tokens=0, layers=0, tera=8.55),
-    *(_mini("7", q, 0, t) for q, t in ((1, 0.96), (16, 1.16), (64, 1.79), (144, 2.85))),
-    *(_mini("7", 1, n, t) for n, t in ((1, 1.21), (2, 1.46), (3, 1.81), (4, 1.96))),
-    _mini("8", 4, 4, 2.01),
-    Row(table="12", tokens=1, layers=0, inside=4, tera=1.84),
-    *(_mini("13", q, 4, None) for q in (16, 64)),
-    Row(table="14", tokens=0, layers=0, tera=8.55, parts=(0.349, 0.024, 0, 0, 8.177)),
-    Row(table="14", tokens=1, layers=4, tera=1.96, parts=(0.349, 0.024, 0.001, 0.125, 1.460)),
-    Row(
-        table="14",
-        tokens=0,
-        layers=0,
-        resolution=672,
-        tera=40.49,
-        parts=(1.745, 0.121, 0, 0, 38.623),
-    ),
-    Row(
-        table="14",
-        tokens=1,
-        layers=4,
-        resolution=672,
-        tera=7.19,
-        parts=(1.745, 0.121, 0.009, 1.183, 4.131),
-    ),
-    Row(table="(section 5.2)", tokens=64, layers=4, resolution=672, tera=8.13),
+    _row("7", 0, 0, 8.55),
+    *(_row("7", q, 0, t) for q, t in ((1, 0.96), (16, 1.16), (64, 1.79), (144, 2.85))),
+    *(_row("7", 1, n, t) for n, t in ((1, 1.21), (2, 1.46), (3, 1.81), (4, 1.96))),
+    _row("8", 4, 4, 2.01),
+    _row("12", 1, 0, 1.84, inside=4),
+    *(_row("13", q, 4, None) for q in (16, 64)),
+    _row("14", 0, 0, 8.55, parts=(0.349, 0.024, 0, 0, 8.177)),
+    _row("14", 1, 4, 1.96, parts=(0.349, 0.024, 0.001, 0.125, 1.460)),
+    _row("14", 0, 0, 40.49, resolution=672, parts=(1.745, 0.121, 0, 0, 38.623)),
+    _row("14", 1, 4, 7.19, resolution=672, parts=(1.745, 0.121, 0.009, 1.183, 4.131)),
+    _row("(section 5.2)", 64, 4, 8.13, resolution=672),
 )
 
 # Table 13: milliseconds of a response (RTX 3090 24 GB, A100 40 GB, A800 80 GB), by vision tokens.
@@ -106,6 +93,12 @@ CONTRADICTIONS = (
     "Figure 9's 0.6 MB an image is a float32 logit vector (.12 MiB) beside .5 MiB of keys and"
     " values; nobody needs the logits of an image's position.",
 )
+
+
+def rows(tokens: Sequence[int], layers: Sequence[int], resolutions: Sequence[int]) -> list[Row]:
+    """Every combination, after LLaVA-1.5 at each resolution."""
+    kinds = [(0, 0), *((q, n) for q in tokens for n in layers)]
+    return [Row(tokens=q, layers=n, resolution=side) for side in resolutions for q, n in kinds]
 
 
 def build(row: Row, llm: LlamaConfig) -> LlavaMiniConfig:
@@ -152,34 +145,16 @@ def shape(cfg: LlavaMiniConfig, text: int, resolution: int) -> Shape:
 
 
 def paper_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
-    """FLOPs by the paper's rule, by component (PARTS; "llm" has the head in it)."""
-    E, M, D = cfg.vision.width, cfg.vision.mlp_width, cfg.llm.width
-    P, pictures = cfg.vision.grid**2, size.rows * size.images
-    parts = pictures * size.parts
-    Q, detail = cfg.tokens_per_image(size.parts), cfg.detail_per_image(size.parts)
-    compressed = cfg.compressor.kind != "none"
-    patch, tower = 3 * cfg.vision.patch_size**2 * E, cfg.vision.layers * (4 * E * E + 2 * E * M)
+    """FLOPs by the paper's rule, by component (PARTS; "llm" has the head in it).
+
+    `forward_flops` counts what must be computed; this one what calflops saw of the release: only
+    linear layers and convolutions, and all that the release computes, read or not.
+    """
     found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    found["vision"] = 2.0 * parts * (P * patch + (P + 1) * tower)
-    through = E * D + (D * D if cfg.projector.kind == "mlp2x_gelu" else 0)
-    before = compressed and cfg.compress == "features"
-    found["projector"] = 2.0 * (parts * P + pictures * Q * before) * through
-    if cfg.compressor.kind == "multi_head":
-        W = cfg.compressor.width
-        found["compressor"] = 2.0 * pictures * (2 * detail + 2 * Q) * W * W
-    block = _block(cfg.llm)
-    visible = cfg.patches_per_image(size.parts) + Q * (cfg.fuse_compressed and compressed)
-    found["prefusion"] = 2.0 * pictures * cfg.prefusion_layers * (visible + size.text) * block
-    rest = (cfg.llm.layers - cfg.inside_layers) * block + D * cfg.llm.vocab_size
-    first = cfg.inside_layers * block
-    found["llm"] = 2.0 * size.rows * (size.wide * first + size.sequence * rest)
+    for product in products(cfg, size, unread=True):
+        if product.linear:
+            found["llm" if product.component == "lm_head" else product.component] += product.flops
     return found
-
-
-def _block(cfg: LlamaConfig) -> float:
-    """Weights of a decoder layer's products."""
-    attention = 2 * cfg.heads + 2 * cfg.kv_heads
-    return cfg.width * (attention * cfg.head_width + 3 * cfg.mlp_width)
 
 
 def reproducing_lengths(row: Row, llm: LlamaConfig) -> list[int]:

@@ -9,14 +9,11 @@ A layer takes the larger one of attention (scores and their softmax in float32) 
 """
 
 import dataclasses
-import math
 
-from llava_mini_jax import params as param_tree
+from llava_mini_jax.cost.device_memory import FLOAT32
+from llava_mini_jax.cost.network import Layer, layer, prefused, weights
 from llava_mini_jax.data.batches.examples import power_of_two
-from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-
-FLOAT32 = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,103 +28,77 @@ class Work:
     @property
     def positions(self) -> int:
         """S: of an image in pre-fusion."""
-        cfg = self.cfg
-        tokens = cfg.tokens_per_image(self.parts)
-        beside = cfg.fuse_compressed and cfg.compressor.kind != "none"
-        return cfg.patches_per_image(self.parts) + (tokens if beside else 0)
+        return prefused(self.cfg, self.parts)[0]
 
     def pixels(self) -> int:
         return self.chunk * self.parts * 3 * self.cfg.vision.image_size**2
 
-    def features(self, chunk: int | None = None) -> int:
-        vision = self.cfg.vision
-        width = vision.width * self.cfg.dtype.itemsize
-        return (chunk or self.chunk) * self.parts * vision.grid**2 * width
+    def tokens(self, images: int) -> int:
+        """Visual tokens of the language model."""
+        numbers = images * self.cfg.positions_per_image(self.parts) * self.cfg.llm.width
+        return numbers * self.cfg.dtype.itemsize
 
-    def memory(self, chunk: int | None = None) -> int:
+    def texts(self) -> int:
+        """The text before and after pre-fusion, and the float32 sum over frames."""
+        return self.text * self.cfg.llm.width * (2 * self.cfg.dtype.itemsize + FLOAT32)
+
+    def features(self) -> int:
+        patches = self.chunk * self.cfg.patches_per_image(self.parts)
+        return patches * self.cfg.vision.width * self.cfg.dtype.itemsize
+
+    def memory(self) -> int:
         """Of pre-fusion's keys and values."""
-        llm, layers = self.cfg.llm, self.cfg.prefusion_layers
-        width = 2 * layers * llm.kv_heads * llm.head_width * self.cfg.dtype.itemsize
-        return (chunk or self.chunk) * self.positions * width
-
-    def phases(self, slots: int, block: int, pictures: bool) -> dict[str, dict[str, int]]:
-        found = {}
-        if pictures:
-            found["encode vision"] = self._encode_vision()
-            found["prefuse images"] = self._prefuse_images()
-        if pictures and self.cfg.prefusion_layers:
-            found["prefuse text"] = self._prefuse_text()
-        found["prefill"] = self._prefill(slots, max(16, power_of_two(block)))
-        return found
+        numbers = layer(self.cfg.llm).keys_values(self.chunk * self.positions)
+        return self.cfg.prefusion_layers * numbers * self.cfg.dtype.itemsize
 
     def largest_weight(self) -> int:
-        shapes = param_tree.paths(llava_mini.unrolled(llava_mini.spec(self.cfg)))
-        sizes = [
-            math.prod(s.shape) for path, s in shapes.items() if not path.endswith("embed_tokens")
-        ]
-        return max(sizes) * self.cfg.dtype.itemsize
+        sizes = weights(self.cfg).items()
+        largest = max(size for path, size in sizes if not path.endswith("embed_tokens"))
+        return largest * self.cfg.dtype.itemsize
 
-    def _encode_vision(self) -> dict[str, int]:
-        v = self.cfg.vision
-        parts, size = self.chunk * self.parts, v.grid**2 + 1
-        return {
-            "pixels": self.pixels(),
-            "features": self.features(),
-            "a layer of the tower": self._layer(
-                parts, size, size, v.heads, v.heads, v.width // v.heads, v.width, v.mlp_width, 1
-            ),
-        }
+    def phases(
+        self, slots: int, block: int, pictures: bool, cast: bool
+    ) -> dict[str, dict[str, int]]:
+        """Bytes of each program by what holds them; the prompt is read in blocks of `block`.
+
+        `cast`: one weight at a time is held in the products' dtype beside its own.
+        """
+        cfg, llm, S = self.cfg, layer(self.cfg.llm), self.cfg.vision.grid**2 + 1
+        tower = self._layer(layer(cfg.vision), self.chunk * self.parts, S, S)
+        found = {}
+        if pictures:
+            sizes = {"pixels": self.pixels(), "features": self.features()}
+            found["encode vision"] = sizes | {"a layer of the tower": tower}
+            found["prefuse images"] = self._prefuse_images()
+        if pictures and cfg.prefusion_layers:
+            fusion = self._layer(llm, self.chunk, self.text, self.positions + self.text)
+            sizes = {"keys and values": self.memory()}
+            found["prefuse text"] = sizes | {"a layer of pre-fusion": fusion}
+        prefill = self._layer(llm, 1, max(16, power_of_two(block)), slots)
+        logits = 2 * cfg.llm.vocab_size * FLOAT32
+        found["prefill"] = {"a layer of the language model": prefill, "logits": logits}
+        copy = {"a weight in the products' dtype": self.largest_weight()} if cast else {}
+        return {name: terms | copy for name, terms in found.items()}
 
     def _prefuse_images(self) -> dict[str, int]:
-        llm, patches = self.cfg.llm, self.cfg.patches_per_image(self.parts)
-        images = self.chunk * patches * llm.width * self.cfg.dtype.itemsize
-        found = {"features": self.features(), "patches": images}
-        if self.cfg.prefusion_layers:
-            S = self.positions
+        cfg, S = self.cfg, self.positions
+        patches = self.chunk * cfg.patches_per_image(self.parts)
+        embedded = patches * cfg.llm.width * cfg.dtype.itemsize
+        found = {"features": self.features(), "patches": embedded}
+        if cfg.prefusion_layers:
+            whole = self._layer(layer(cfg.llm), self.chunk, S, S)
             found["keys and values"] = self.memory()
-            layer = self._llama(self.chunk, S, S)
             # Its own keys and values are among those that are kept.
-            found["a layer of pre-fusion"] = layer - self.memory() // self.cfg.prefusion_layers
+            found["a layer of pre-fusion"] = whole - self.memory() // cfg.prefusion_layers
         return found
 
-    def _prefuse_text(self) -> dict[str, int]:
-        keys = self.positions + self.text
-        return {
-            "keys and values": self.memory(),
-            "a layer of pre-fusion": self._llama(self.chunk, self.text, keys),
-        }
-
-    def _prefill(self, slots: int, block: int) -> dict[str, int]:
-        llm = self.cfg.llm
-        return {
-            "a layer of the language model": self._llama(1, block, slots),
-            "logits": 2 * llm.vocab_size * FLOAT32,
-        }
-
-    def _llama(self, batch: int, queries: int, keys: int) -> int:
-        m = self.cfg.llm
-        return self._layer(
-            batch, queries, keys, m.heads, m.kv_heads, m.head_width, m.width, m.mlp_width, 2
-        )
-
-    def _layer(
-        self,
-        batch: int,
-        queries: int,
-        keys: int,
-        heads: int,
-        kv_heads: int,
-        head_width: int,
-        width: int,
-        mlp_width: int,
-        gates: int,
-    ) -> int:
+    def _layer(self, layer: Layer, batch: int, queries: int, keys: int) -> int:
         """The larger one of attention and MLP, and what goes through the layer."""
         size = self.cfg.dtype.itemsize
-        scores = batch * heads * queries * keys
         # Scores and their softmax in float32; a copy in the products' dtype if that is another.
-        softmax = scores * (2 * FLOAT32 + (0 if size == FLOAT32 else size))
-        keys_values = 2 * batch * keys * kv_heads * head_width * size
-        mlp = (1 + gates) * batch * queries * mlp_width * size
-        through = 2 * batch * queries * max(width, heads * head_width) * size
-        return max(softmax + keys_values, mlp) + through
+        softmax = 2 * FLOAT32 + (0 if size == FLOAT32 else size)
+        scores = batch * layer.scores(queries, keys) * softmax
+        through = 2 * max(layer.width, layer.heads * layer.head_width)
+        attention = scores + layer.keys_values(batch * keys) * size
+        mlp = layer.mlp(batch * queries) * size
+        return max(attention, mlp) + batch * queries * through * size

@@ -3,11 +3,8 @@
     llava-mini plan video NAME [--frames N] [--dtype TYPE]    of a published shape
 
     model, frames, text --> positions against the model's limit
-                        --> device: weights + KV cache + text, and the largest of the phases:
-                              encode vision    a chunk's pixels | a layer of the tower | features
-                              prefuse images   features | a layer of pre-fusion | keys and values
-                              prefuse text     keys and values | a layer of pre-fusion on the text
-                              prefill          a block of the prompt: scores against the cache
+                        --> device: weights + KV cache + text, and the largest of the phases of
+                              a session's programs (session_memory.py)
                         --> host: what the shelf keeps, visual tokens, frames read ahead
                         --> passes over the frames
 
@@ -22,16 +19,18 @@ from collections.abc import Iterator
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.cost.device_memory import Memory
 from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
-from llava_mini_jax.cost.session_memory import FLOAT32, Work
+from llava_mini_jax.cost.session_memory import Work
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, session_programs
 from llava_mini_jax.inference.shelf import Budget, Shelf
+from llava_mini_jax.terminal import human_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Memory):
     """Bytes, positions and passes of one question about `frames` images and frames."""
 
     frames: int
@@ -41,8 +40,6 @@ class Plan:
     limit: int  # positions that the model has
     slots: int  # of the KV cache: positions and what its steps leave free
     per_slot: int  # bytes of the KV cache
-    always: dict[str, int]  # on the device all the time
-    phases: dict[str, dict[str, int]]  # beside it, one at a time
     host: dict[str, int]
     kept: dict[tuple[str, str], int]  # frames by (tier, place) of shelf.py
     chunks: int  # calls of the tower
@@ -63,16 +60,6 @@ class Plan:
         return max(0, (self.limit - 1 - self.text) * self.frames // max(1, self.tokens))
 
     @property
-    def peak(self) -> str:
-        """The phase that takes most of the device."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def device(self) -> int:
-        """Bytes on the device at the peak."""
-        return sum(self.always.values()) + sum(self.phases[self.peak].values())
-
-    @property
     def per_frame(self) -> float:
         """Bytes that a frame adds to the device: its keys and values."""
         return self.per_slot * self.tokens / max(1, self.frames)
@@ -91,9 +78,8 @@ class Plan:
             f" {self.limit:,}{over}"
         )
         yield f"KV cache       {self.slots:,} slots of {self.per_slot:,} bytes"
-        yield f"device         {_gb(self.device)} at the peak ({self.peak})"
-        terms = self.always | self.phases[self.peak]
-        yield from (f"  {name:<34} {_gb(size)}" for name, size in terms.items())
+        yield f"device         {_gb(self.total)} at the peak ({self.peak})"
+        yield from (f"  {name:<34} {_gb(size)}" for name, size in self.terms.items())
         yield f"host           {_gb(sum(self.host.values()))}"
         yield from (f"  {name:<34} {_gb(size)}" for name, size in self.host.items())
         kept = [
@@ -125,41 +111,24 @@ def plan(
     dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
     """
     cfg, Q = bundle.model, batch_decode.tokens_per_image(bundle)
-    limit = min(bundle.prompt.max_length, cfg.llm.max_positions)
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
     slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
     length = session_programs.length(slots)
-    T = _bucket(bundle, text)
-    work = Work(cfg, bundle.images.parts, min(chunk, power_of_two(max(1, frames))), T)
-    per_slot = cache_bytes_per_token(cfg, cfg.compute_dtype)
-    always = {
-        "weights": sum(weight_bytes(cfg, dtype).values()),
-        "KV cache": slots * (per_slot + 1),
-        "text and the sum of fused text": T * cfg.llm.width * (2 * cfg.dtype.itemsize + FLOAT32),
-    }
+    work = _work(bundle, frames, text, chunk)
     pictures = frames > 0 or bundle.prompt.blank_image
-    cast = 0 if in_parts or dtype == cfg.compute_dtype else work.largest_weight()
-    phases = {
-        name: terms | ({"a weight in the products' dtype": cast} if cast else {})
-        for name, terms in work.phases(slots, min(prompt, length), pictures).items()
-    }
-    kept, host = _kept(work, frames, chunk, budget)
-    width = cfg.llm.width * cfg.dtype.itemsize
-    host |= {
-        "visual tokens": 2 * frames * Q * width,  # of each chunk, and all of them in a row
-        "frames read ahead": 3 * work.pixels(),  # waiting, taken, and put together
-    }
+    cast = dtype != cfg.compute_dtype and not in_parts
+    kept, host = _host(work, frames, chunk, budget)
     return Plan(
         frames=frames,
         tokens=frames * Q,
         text=text,
         answer=answer,
-        limit=limit,
+        limit=min(bundle.prompt.max_length, cfg.llm.max_positions),
         slots=slots,
-        per_slot=per_slot,
-        always=always,
-        phases=phases,
+        per_slot=cache_bytes_per_token(cfg, cfg.compute_dtype),
+        always=_always(work, slots, dtype),
+        phases=work.phases(slots, min(prompt, length), pictures, cast),
         host=host,
         kept=kept,
         chunks=-(-frames // chunk),
@@ -167,12 +136,24 @@ def plan(
     )
 
 
-def _bucket(bundle: Bundle, text: int) -> int:
+def _work(bundle: Bundle, frames: int, text: int, chunk: int) -> Work:
     longest = batch_decode.longest_prompt(bundle)
-    return batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+    padded = batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+    together = min(chunk, power_of_two(max(1, frames)))
+    return Work(bundle.model, bundle.images.parts, together, padded)
 
 
-def _kept(
+def _always(work: Work, slots: int, dtype: str) -> dict[str, int]:
+    cfg = work.cfg
+    return {
+        "weights": sum(weight_bytes(cfg, dtype).values()),
+        # And whether it is valid.
+        "KV cache": slots * (cache_bytes_per_token(cfg, cfg.compute_dtype) + 1),
+        "text and the sum of fused text": work.texts(),
+    }
+
+
+def _host(
     work: Work, frames: int, chunk: int, budget: Budget
 ) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
     """(frames by tier and place, bytes on the host) of a file's chunks."""
@@ -181,24 +162,27 @@ def _kept(
     if work.cfg.prefusion_layers:
         for unseen in range(frames, 0, -chunk):
             count = min(chunk, unseen)
-            padded = min(chunk, power_of_two(count))
-            sizes = {"memory": work.memory(padded), "features": work.features(padded)}
+            padded = dataclasses.replace(work, chunk=min(chunk, power_of_two(count)))
+            sizes = {"memory": padded.memory(), "features": padded.features()}
             kept[shelf.choose(sizes, -(-(unseen - count) // chunk))] += count
-    return dict(kept), {"frames kept": shelf.used()["host"]}
+    return dict(kept), {
+        "frames kept": shelf.used()["host"],
+        "visual tokens": 2 * work.tokens(frames),  # of each chunk, and all of them in a row
+        "frames read ahead": 3 * work.pixels(),  # waiting, taken, and put together
+    }
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:8.3f} GB"
+    return f"{human_bytes(size, 'GB'):>11}"
 
 
 def published(name: str, frames: int, *, dtype: str, chunk: int) -> Plan:
-    """The plan of a question about a video to vicuna-7b, vicuna-13b or llama-3.1-8b."""
-    from llava_mini_jax.config import ASKING_DTYPES
-    from llava_mini_jax.cost.baseline import backbone
-
-    if dtype not in ASKING_DTYPES:
-        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
-    llm, vision = backbone(name), configs.CLIP_L_336
+    """The plan of a question about a video to one of config.BACKBONES."""
+    if dtype not in configs.ASKING_DTYPES:
+        raise InputError(
+            f'dtype "{dtype}" is unknown; use one of {", ".join(configs.ASKING_DTYPES)}'
+        )
+    llm, vision = configs.backbone(name), configs.CLIP_L_336
     bundle = Bundle(
         model=configs.build(llm, vision, "release"),
         images=configs.image_config("release", vision),

@@ -14,6 +14,7 @@ same fused text. Without MODEL: random weights, an eighth of LLaMA-3.1-8B's and 
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,12 +115,9 @@ def measure(
             f"{len(pixels_FJYXC)} frames in chunks of {chunk}, {text} tokens of text, {repeats} "
             "repetitions: give at least 1 of each, and as many frames as a chunk has"
         )
-    pixels_FJYXC = pixels_FJYXC[: len(pixels_FJYXC) // chunk * chunk]
-    frames = len(pixels_FJYXC)
-    text_TD = jnp.asarray(
-        np.random.default_rng(0).standard_normal((text, cfg.llm.width)), cfg.dtype
-    )
-    run = _Run(params, cfg, pixels_FJYXC, chunk, text_TD)
+    frames = len(pixels_FJYXC) // chunk * chunk
+    text_TD = np.random.default_rng(0).standard_normal((text, cfg.llm.width))
+    run = _Run(params, cfg, pixels_FJYXC[:frames], chunk, jnp.asarray(text_TD, cfg.dtype))
     ways = {LOOP: run.loop, EAGER: partial(run.loop, one_frame)}
     expected = run.chunks()  # compiles, as the others do
     for name, way in ways.items():
@@ -128,10 +126,10 @@ def measure(
     ways[FOLLOW_UP] = run.follow_up
     found: dict[str, list[float]] = {name: [] for name in (*CHUNKED, *ways)}
     for _ in range(repeats):
-        run.seconds = dict.fromkeys(CHUNKED, 0.0)
+        run.seconds[:] = 0
         run.chunks()
-        for name in CHUNKED:
-            found[name].append(run.seconds[name] / frames)
+        for name, seconds in zip(CHUNKED, run.seconds, strict=True):
+            found[name].append(float(seconds) / frames)
         for name, way in ways.items():
             began = time.perf_counter()
             way()
@@ -143,63 +141,44 @@ class _Run:
     """One video and one text, by both ways; each waits for its results."""
 
     def __init__(
-        self,
-        params: LlavaMini,
-        cfg: LlavaMiniConfig,
-        pixels_FJYXC: np.ndarray,
-        chunk: int,
-        text_TD: Array,
+        self, params: LlavaMini, cfg: LlavaMiniConfig, pixels: np.ndarray, size: int, text_TD: Array
     ):
-        self.params, self.cfg, self.pixels, self.size = params, cfg, pixels_FJYXC, chunk
+        self.params, self.cfg, self.pixels, self.size = params, cfg, pixels, size
         self.text_TD, self.fuse_T = text_TD, jnp.ones(len(text_TD), bool)
-        self.seconds = dict.fromkeys(CHUNKED, 0.0)
+        self.seconds = np.zeros(len(CHUNKED))
         self.memories: list[Any] = []
 
     def chunks(self) -> Array:
-        total_TD, self.memories = jnp.zeros(self.text_TD.shape, jnp.float32), []
+        total_TD, self.memories = self._nothing(), []
         for start in range(0, len(self.pixels), self.size):
-            part = self.pixels[start : start + self.size]
-            features = self._timed(
-                CHUNKED[0], partial(session_programs.encode_vision, self.params, part, self.cfg)
-            )
-
-            def rest(features: Array = features, total_TD: Array = total_TD) -> Array:
-                _, memory = session_programs.prefuse_images(self.params, features, self.cfg)
-                self.memories.append(memory)
-                return self._fuse(total_TD, memory)
-
-            total_TD = self._timed(CHUNKED[1], rest)
+            part, began = self.pixels[start : start + self.size], time.perf_counter()
+            features = session_programs.encode_vision(self.params, part, self.cfg)
+            jax.block_until_ready(features)
+            seen = time.perf_counter()
+            _, memory = session_programs.prefuse_images(self.params, features, self.cfg)
+            self.memories.append(memory)
+            total_TD = jax.block_until_ready(self._fuse(total_TD, memory))
+            self.seconds += (seen - began, time.perf_counter() - seen)
         return total_TD / len(self.pixels)
 
     def follow_up(self) -> Array:
-        total_TD = jnp.zeros(self.text_TD.shape, jnp.float32)
-        for memory in self.memories:
-            total_TD = self._fuse(total_TD, memory)
-        return jax.block_until_ready(total_TD)
+        return jax.block_until_ready(functools.reduce(self._fuse, self.memories, self._nothing()))
 
     def loop(self, step: Callable = _compiled) -> Array:
-        total_TD = jnp.zeros(self.text_TD.shape, jnp.float32)
+        total_TD = self._nothing()
         for frame in self.pixels:
             _, fused_TD = step(self.params, frame, self.text_TD, self.fuse_T, self.cfg)
             total_TD = total_TD + fused_TD.astype(jnp.float32)
         return jax.block_until_ready(total_TD / len(self.pixels))
 
-    def _fuse(self, total_TD: Array, memory: Any) -> Array:
-        return session_programs.prefuse_text(
-            self.params,
-            total_TD,
-            memory,
-            np.int32(self.size),
-            self.text_TD[None],
-            self.fuse_T[None],
-            self.cfg,
-        )
+    def _nothing(self) -> Array:
+        return jnp.zeros(self.text_TD.shape, jnp.float32)
 
-    def _timed(self, name: str, work: Callable[[], Array]) -> Array:
-        began = time.perf_counter()
-        found = jax.block_until_ready(work())
-        self.seconds[name] += time.perf_counter() - began
-        return found
+    def _fuse(self, total_TD: Array, memory: Any) -> Array:
+        text = self.text_TD[None], self.fuse_T[None]
+        return session_programs.prefuse_text(
+            self.params, total_TD, memory, np.int32(self.size), *text, self.cfg
+        )
 
 
 def lines(reading: dict[str, float], speed: Speed) -> Iterator[str]:

@@ -9,13 +9,14 @@ the formulas (flops.py) leave out: up to 1.5 % of a component.
 import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.cost.flops import COMPONENTS, Shape
+from llava_mini_jax.cost.network import COMPONENTS, Shape, compresses, projected
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -47,48 +48,42 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
             "XLA's count by component is of one row with one picture and compression in front of"
             " the language model; use the formula for other shapes"
         )
-    params, D, E = abstract_params(cfg), cfg.llm.width, cfg.vision.width
-    whole, detail = cfg.patches_per_image(size.parts), cfg.detail_per_image(size.parts)
-    Q, S, side = cfg.tokens_per_image(size.parts), size.sequence, cfg.vision.image_size
+    params, D, S = abstract_params(cfg), cfg.llm.width, size.sequence
+    whole, Q = cfg.patches_per_image(size.parts), cfg.tokens_per_image(size.parts)
 
-    def array(*sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, cfg.dtype)
-
-    def fuse(
-        params: LlavaMini,
-        patches_ISD: Array,
-        compressed_IQD: Array,
-        text_ITD: Array,
-        fuse_IT: Array,
-    ) -> tuple[Array, Array]:
-        assert params.prefusion is not None
-        tokens, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
-        fused = prefusion.prefuse_text(
-            params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
-        )
-        return tokens, fused
-
-    def llm(params: llama.Llama, x_BSD: Array, valid_BS: Array) -> Array:
-        return llama.run_whole(params.layers, x_BSD, valid_BS, cfg.llm)
+    def array(*sizes: int, dtype: Any = cfg.dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
 
     found = dict.fromkeys(COMPONENTS, 0.0)
-    see = partial(clip.apply, cfg=cfg.vision, dtype=cfg.dtype)
+    side, see = cfg.vision.image_size, partial(clip.apply, cfg=cfg.vision, dtype=cfg.dtype)
     found["vision"] = counted(see, params.vision, array(size.parts, side, side, 3))
-    compressed = cfg.compressor.kind != "none"
-    before = compressed and cfg.compress == "features"
-    if cfg.prefusion_layers or not before:
-        projected = whole if cfg.prefusion_layers or not compressed else detail
-        found["projector"] = counted(projector.apply, params.projector, array(1, projected, E))
-    if before:
-        found["projector"] += counted(projector.apply, params.projector, array(1, Q, E))
-    if compressed:
+    for positions in filter(None, projected(cfg, size.parts)):
+        features = array(1, positions, cfg.vision.width)
+        found["projector"] += counted(projector.apply, params.projector, features)
+    if compresses(cfg):
         compress = partial(compressor.apply, cfg=cfg.compressor)
-        patches = array(1, detail, cfg.compressor.width)
+        patches = array(1, cfg.detail_per_image(size.parts), cfg.compressor.width)
         found["compressor"] = counted(compress, params.compressor, patches)
     if cfg.prefusion_layers:
-        text, mask = array(1, size.text, D), jax.ShapeDtypeStruct((1, size.text), jnp.bool_)
-        found["prefusion"] = counted(fuse, params, array(1, whole, D), array(1, Q, D), text, mask)
-    valid = jax.ShapeDtypeStruct((1, S), jnp.bool_)
-    found["llm"] = counted(llm, params.llm, array(1, S, D), valid)
+        text = array(1, size.text, D), array(1, size.text, dtype=jnp.bool_)
+        fuse = partial(_prefuse, cfg=cfg)
+        found["prefusion"] = counted(fuse, params, array(1, whole, D), array(1, Q, D), *text)
+    llm, valid = partial(llama.run_whole, cfg=cfg.llm), array(1, S, dtype=jnp.bool_)
+    found["llm"] = counted(llm, params.llm.layers, array(1, S, D), valid)
     found["lm_head"] = counted(llama.logits, params.llm, array(1, size.logits, D))
     return found
+
+
+def _prefuse(
+    params: LlavaMini,
+    patches_ISD: Array,
+    compressed_IQD: Array,
+    text_ITD: Array,
+    fuse_IT: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Array, Array]:
+    assert params.prefusion is not None
+    tokens, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+    return tokens, prefusion.prefuse_text(
+        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
+    )

@@ -8,6 +8,7 @@ The second one prints the table of docs/sharding.md. Neither needs a device or w
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,15 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
+from llava_mini_jax.cost.device_memory import FLOAT32, Memory
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
+from llava_mini_jax.terminal import GIB, columns, human_bytes
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.stages import TrainConfig, check
-from llava_mini_jax.training.step_memory import FLOAT32, Memory, estimate
+from llava_mini_jax.training.step_memory import estimate, groups
 
-GIB = 2**30
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
 DEVICES = {
     "80 GB GPU": 80,
@@ -73,19 +75,17 @@ def _table(stage: TrainConfig) -> Any:
     table = Table(title=f"{stage.name}: {dialect_of(stage.model)}", title_justify="left")
     for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
         table.add_column(column, justify="left" if column == "component" else "right")
-    totals = [0, 0, 0]
-    spec = llava_mini.spec(stage.model)
-    for field in dataclasses.fields(spec):
-        leaves = param_tree.paths(getattr(spec, field.name))
-        sizes = {f"{field.name}/{path}": math.prod(leaf.shape) for path, leaf in leaves.items()}
-        count = sum(sizes.values())
-        trained = sum(n for path, n in sizes.items() if param_tree.matches(path, stage.trainable))
-        row = [count, trained, count * itemsize + trained * (itemsize + moments)]
-        totals = [a + b for a, b in zip(totals, row, strict=True)]
-        if count:
-            table.add_row(field.name, *(f"{n:,}" for n in row))
-    table.add_section()
-    table.add_row("all", *(f"{n:,}" for n in totals))
+    counts, trained = Counter[str](), Counter[str]()
+    for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+        component, size = path.split("/")[0], math.prod(leaf.shape)
+        counts[component] += size
+        trained[component] += size * param_tree.matches(path, stage.trainable)
+    counts["all"], trained["all"] = counts.total(), trained.total()
+    for name, count in counts.items():
+        if name == "all":
+            table.add_section()
+        total = count * itemsize + trained[name] * (itemsize + moments)
+        table.add_row(name, *(f"{n:,}" for n in (count, trained[name], total)))
     return table
 
 
@@ -94,25 +94,20 @@ def _memory_table(stage: TrainConfig) -> Any:
 
     found = estimate(stage)
     rows = stage.batch_size // stage.accumulate
-    title = (
-        f"estimated memory of one device: {rows} rows of {stage.lengths[-1]} positions at a time"
-    )
+    sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
+    title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():
-        table.add_row(name, _gib(size))
+        table.add_row(name, human_bytes(size, "GiB"))
     table.add_section()
-    table.add_row(f"at the peak ({found.peak})", _gib(found.total))
+    table.add_row(f"at the peak ({found.peak})", human_bytes(found.total, "GiB"))
     for name in found.phases:
         if name != found.peak:
-            table.add_row(f"in phase {name}", _gib(found.total_in(name)))
+            table.add_row(f"in phase {name}", human_bytes(found.total_in(name), "GiB"))
     table.add_section()
     for name, capacity in DEVICES.items():
         table.add_row(name, "fits" if _fits(found, capacity) else "does not fit")
     return table
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"
 
 
 def _fits(found: Memory, capacity: int) -> bool:
@@ -135,15 +130,15 @@ def plan(stage: TrainConfig, mesh: MeshConfig, capacity: int) -> tuple[TrainConf
 
 def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
     """Markdown: what every stage takes of a device, in GiB, on the hardware of HARDWARE."""
-    columns = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
-    columns += ["gradients", "activations", "total", "fits"]
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    header = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
+    header += ["gradients", "activations", "total", "fits"]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for stage in stages:
         for name, device, mesh, dtype in HARDWARE:
             moments = dataclasses.replace(stage.optimizer, first_moment_dtype=dtype)
             given = dataclasses.replace(stage, param_dtype=dtype, optimizer=moments)
             chosen, found = plan(given, mesh, DEVICES[device])
-            sizes = [f"{size / GIB:.1f}" for size in found.groups.values()]
+            sizes = [f"{size / GIB:.1f}" for size in groups(found).values()]
             cells = [stage.name, name, dtype, str(mesh), str(chosen.accumulate), *sizes]
             fits = "yes" if _fits(found, DEVICES[device]) else "no"
             lines.append(" | ".join([*cells, f"{found.total / GIB:.1f}", fits]))
@@ -155,24 +150,14 @@ def layout(stage: TrainConfig) -> list[str]:
 
     path   shape   logical axes   PartitionSpec   bytes a device
     """
-    spec = llava_mini.spec(stage.model)
-    rows = []
+    rows, itemsize = [], jnp.dtype(stage.param_dtype).itemsize
     with sharding.planned_mesh(stage.mesh):
-        leaves = param_tree.paths(spec)
-        arrays = param_tree.paths(param_tree.abstract(spec, stage.param_dtype), is_leaf=None)
-        for path, array in arrays.items():
-            shape, axes = " x ".join(map(str, array.shape)), leaves[path].axes
-            piece = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            names = " ".join(axis or "-" for axis in axes)
-            placed = " ".join(sharding.placement(array.shape, leaves[path].axes))
+        for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+            shape, names = " x ".join(map(str, leaf.shape)), " ".join(a or "-" for a in leaf.axes)
+            placed = " ".join(sharding.placement(leaf.shape, leaf.axes))
+            piece = math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize
             rows.append((path, shape, names, placed, f"{piece:,}"))
-    *widths, last = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join([cell.ljust(n) for cell, n in zip(row[:-1], widths, strict=True)])
-        + "  "
-        + row[-1].rjust(last)
-        for row in rows
-    ]
+    return columns(rows, left=4)
 
 
 def _lines(stage: TrainConfig) -> list[str]:

@@ -25,12 +25,13 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.cost import network
+from llava_mini_jax.cost.device_memory import FLOAT32, Memory, tree_bytes
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Tree
 from llava_mini_jax.training.stages import TrainConfig
 
-FLOAT32 = 4
 GROUPS = {
     "trained parameters": "parameters",
     "frozen parameters": "parameters",
@@ -44,84 +45,20 @@ OTHERS = "activations"  # every other term
 HEAD = ("llm/lm_head", "llm/embed_tokens")
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one device. `phases` are the step's, of which one is there at a time."""
-
-    always: dict[str, int]
-    phases: dict[str, dict[str, int]]
-
-    @property
-    def peak(self) -> str:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def terms(self) -> dict[str, int]:
-        """What is there at the peak, by name."""
-        return self.always | self.phases[self.peak]
-
-    @property
-    def total(self) -> int:
-        return self.total_in(self.peak)
-
-    def total_in(self, phase: str) -> int:
-        return sum(self.always.values()) + sum(self.phases[phase].values())
-
-    @property
-    def groups(self) -> dict[str, int]:
-        """The terms at the peak, added up to four."""
-        return {
-            group: sum(n for term, n in self.terms.items() if GROUPS.get(term, OTHERS) == group)
-            for group in ("parameters", "optimiser state", "gradients", OTHERS)
-        }
-
-
 def estimate(stage: TrainConfig, images: int = 1) -> Memory:
     """Memory of a step over rows of the longest bucket, with `images` pictures or frames each."""
     rows = _share(stage.batch_size // stage.accumulate, stage.mesh.batch_shards)
     piece = _Piece(stage, rows, images)
-    trained, frozen = piece.parameters(True), piece.parameters(False)
-    first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
-    # Adam computes in float32: a first moment of another dtype is rounded from one of that.
-    rounded = trained.count * first if first != FLOAT32 else 0
-    always = {
-        "trained parameters": trained.bytes,
-        "frozen parameters": frozen.bytes,
-        "first moments": trained.count * first,
-        "second moments": trained.count * FLOAT32,
-        "batch": stage.accumulate * _bytes(piece.batch()),
-    }
-    sums = {"float32 sums of gradients": trained.count * FLOAT32} if stage.accumulate > 1 else {}
-    head = piece.parameters(True, *HEAD).bytes
-    llm, front = piece.parameters(True, "llm/*").bytes, piece.kept_in_front()
-    # Of a long video a few frames at a time are gone through again, with what they keep meanwhile.
-    some = {}
-    if piece.images_together < rows * images:
-        few = _Piece(stage, rows, llava_mini.FRAMES_TOGETHER).kept_in_front()
-        some = {"kept of some frames": few}
-    kept = {"kept in front of the language model": front, "kept of its layers": piece.kept_of_llm()}
-    layer = piece.work(piece.length, piece.length, rows)
-    phases = {
-        "loss": sums | kept | {"logits": piece.logits(), "gradients": head},
-        "language model": sums | kept | {"gradients": llm, "work of a layer": layer},
-        "fusion": sums
-        | {
-            "gradients": trained.bytes,
-            "kept in front of the language model": front,
-            "work of a layer": piece.work_in_front(),
-        }
-        | some,
-        "vision": sums | {"work of a layer": piece.work_of_vision()},
-        "update": {"gradients and new moments": trained.bytes + trained.count * FLOAT32 + rounded},
-    }
-    return Memory(always, phases)
+    return Memory(always=piece.always(), phases=piece.phases())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Size:
-    count: int
-    bytes: int
+def groups(found: Memory) -> dict[str, int]:
+    """The terms at the peak, added up to four."""
+    terms = found.terms.items()
+    return {
+        group: sum(size for term, size in terms if GROUPS.get(term, OTHERS) == group)
+        for group in ("parameters", "optimiser state", "gradients", OTHERS)
+    }
 
 
 class _Piece:
@@ -132,34 +69,63 @@ class _Piece:
         self.length = stage.lengths[-1]
         self.cfg = _local(stage.model, stage.mesh.tensor)
         self.spec = llava_mini.spec(self.cfg)
+        # Bytes of a parameter and of its first moment.
+        self.size = jnp.dtype(stage.param_dtype).itemsize
+        self.first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
 
-    def parameters(self, trained: bool, *patterns: str) -> _Size:
-        """Of the device's shards: those that are trained or not, and match a pattern."""
+    def always(self) -> dict[str, int]:
+        trained, size, inputs = self.count(True), self.size, self.inputs()
+        batch = (inputs, inputs.slots_BS)  # labels are as large as slots
+        return {
+            "trained parameters": trained * size,
+            "frozen parameters": self.count(False) * size,
+            "first moments": trained * self.first,
+            "second moments": trained * FLOAT32,
+            "batch": self.stage.accumulate * tree_bytes(batch),
+        }
+
+    def phases(self) -> dict[str, dict[str, int]]:
+        trained, size = self.count(True), self.size
+        head, llm = self.count(True, *HEAD) * size, self.count(True, "llm/*") * size
+        # Adam computes in float32: a first moment of another dtype is rounded from one of that.
+        moments = trained * (FLOAT32 + (self.first if self.first != FLOAT32 else 0))
+        accumulates = self.stage.accumulate > 1
+        sums = {"float32 sums of gradients": trained * FLOAT32} if accumulates else {}
+        front = {"kept in front of the language model": self.kept_in_front()}
+        kept = sums | front | {"kept of its layers": self.kept_of_llm()}
+        layer = self.work(self.length, self.length, self.rows)
+        fusion = sums | {"gradients": trained * size} | front
+        return {
+            "loss": kept | {"logits": self.logits(), "gradients": head},
+            "language model": kept | {"gradients": llm, "work of a layer": layer},
+            "fusion": fusion | {"work of a layer": self.work_in_front()} | self.kept_of_some(),
+            "vision": sums | {"work of a layer": self.work_of_vision()},
+            "update": {"gradients and new moments": trained * size + moments},
+        }
+
+    def count(self, trained: bool, *patterns: str) -> int:
+        """Of the device's parameters: those that are trained or not, and match a pattern."""
         stage, count = self.stage, 0
         with sharding.planned_mesh(stage.mesh):
             for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
                 chosen = param_tree.matches(path, stage.trainable) == trained
                 if chosen and (not patterns or param_tree.matches(path, patterns)):
                     count += math.prod(sharding.piece(leaf.shape, leaf.axes))
-        return _Size(count, count * jnp.dtype(stage.param_dtype).itemsize)
+        return count
 
-    def batch(self) -> Tree:
-        """Inputs and labels of a micro-batch, as abstract arrays."""
-        rows, I, J, S = self.rows, self.images, self.stage.images.parts, self.length
-        side = self.cfg.vision.image_size
+    def inputs(self) -> Inputs:
+        """Of a micro-batch, as abstract arrays."""
+        parts, S = self.stage.images.parts, self.length
+        sizes = dict(rows=self.rows, images=self.images, parts=parts, text=S, sequence=S)
+        wide = S if self.cfg.inside_layers else 0
+        return network.inputs(self.cfg, network.Shape(**sizes, wide=wide, logits=S - 1))
 
-        def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        inputs = Inputs(
-            ids_BT=array((rows, S), jnp.int32),
-            fuse_BT=array((rows, S), jnp.bool_),
-            pixels_BIJYXC=array((rows, I, J, side, side, 3), jnp.uint8),
-            frames_BI=array((rows, I), jnp.bool_),
-            slots_BS=array((rows, S), jnp.int32),
-            wide_slots_BU=array((rows, S), jnp.int32) if self.cfg.inside_layers else None,
-        )
-        return inputs, array((rows, S), jnp.int32)
+    def kept_of_some(self) -> dict[str, int]:
+        """Of a long video a few frames at a time are gone through again: what they keep then."""
+        if self.images_together == self.rows * self.images:
+            return {}
+        few = _Piece(self.stage, self.rows, llava_mini.FRAMES_TOGETHER)
+        return {"kept of some frames": few.kept_in_front()}
 
     def kept_in_front(self) -> int:
         """Of vision, projector, compressor, pre-fusion and embedding."""
@@ -167,7 +133,7 @@ class _Piece:
         def front(params: LlavaMini, inputs: Inputs) -> jax.Array:
             return llava_mini.embed_inputs(params, inputs, self.cfg)
 
-        return self._kept(front, self.batch()[0])
+        return self._kept(front, self.inputs())
 
     def kept_of_llm(self) -> int:
         cfg, hidden = self.cfg, self._hidden(self.rows, self.length)
@@ -182,7 +148,7 @@ class _Piece:
         """One decoder layer's, recomputed and gone through backwards, and its gathered weights."""
         cfg = self.cfg
         layer = param_tree.abstract(llama.block_spec(cfg.llm), self.stage.param_dtype)
-        K, H, N, M = cfg.llm.kv_heads, cfg.llm.head_width, cfg.llm.heads, cfg.llm.mlp_width
+        K, H = cfg.llm.kv_heads, cfg.llm.head_width
         earlier = jax.ShapeDtypeStruct((rows, keys - queries, K, H), cfg.dtype)
         args = layer, self._hidden(rows, queries), earlier, earlier
 
@@ -190,23 +156,23 @@ class _Piece:
             def remember(*new: jax.Array) -> Any:
                 return *(jnp.concatenate(p, axis=1) for p in zip((k, v), new, strict=True)), None
 
-            turns = jnp.zeros((rows, queries, H // 2), jnp.float32)
+            angles = jnp.zeros((rows, queries, H // 2), jnp.float32)
             mask = jnp.ones((rows, queries, keys), bool)
-            return llama.block(layer, x, turns, mask, cfg.llm, remember)[0]
+            return llama.block(layer, x, angles, mask, cfg.llm, remember)[0]
 
         def backward(args: Any) -> Any:
             layer, *activations = args
-            if self.parameters(True, "llm/layers/*").count:
+            if self.count(True, "llm/layers/*"):
                 return jax.vjp(block, *args)[1]
             return jax.vjp(functools.partial(block, layer), *activations)[1]
 
         recomputed = 0 if cfg.remat == "none" else _kept(backward, args)
         # Gradients of the widest arrays stand beside them: of attention's scores, or in the MLP.
-        scores = rows * N * queries * keys * FLOAT32
-        mlp = 3 * rows * queries * M * cfg.dtype.itemsize
-        weights = param_tree.count(layer) * cfg.dtype.itemsize
-        gathered = weights if self.stage.mesh.fsdp > 1 else 0
-        return recomputed + max(scores, mlp) + gathered
+        sizes = network.layer(cfg.llm)
+        scores = rows * sizes.scores(queries, keys) * FLOAT32
+        widest = max(scores, sizes.mlp(rows * queries) * cfg.dtype.itemsize)
+        gathered = param_tree.count(layer) * cfg.dtype.itemsize if self.stage.mesh.fsdp > 1 else 0
+        return recomputed + widest + gathered
 
     @property
     def images_together(self) -> int:
@@ -225,15 +191,17 @@ class _Piece:
 
     def work_of_vision(self) -> int:
         """One layer of the tower, forwards: two arrays of attention scores, or the MLP's."""
-        cfg = self.cfg.vision
-        pictures, S = self.images_together * self.stage.images.parts, cfg.grid**2 + 1
-        heads, width = (_share(n, self.stage.mesh.tensor) for n in (cfg.heads, cfg.mlp_width))
-        return 2 * pictures * S * max(heads * S * FLOAT32, width * self.cfg.dtype.itemsize)
+        tower, tensor = self.cfg.vision, self.stage.mesh.tensor
+        heads, width = (_share(n, tensor) for n in (tower.heads, tower.mlp_width))
+        layer = dataclasses.replace(network.layer(tower), heads=heads, mlp_width=width)
+        pictures, S = self.images_together * self.stage.images.parts, tower.grid**2 + 1
+        scores, mlp = 2 * layer.scores(S, S) * FLOAT32, layer.mlp(S) * self.cfg.dtype.itemsize
+        return pictures * max(scores, mlp)
 
     def logits(self) -> int:
         """Of all positions or of a chunk; their softmax; what the head's gradient is made of."""
         positions = min(self.stage.loss_chunk or self.length, self.length)
-        copies = 3 if self.parameters(True, *HEAD).count else 2
+        copies = 3 if self.count(True, *HEAD) else 2
         return copies * self.rows * positions * self.cfg.llm.vocab_size * FLOAT32
 
     def _hidden(self, rows: int, positions: int) -> jax.ShapeDtypeStruct:
@@ -249,14 +217,15 @@ class _Piece:
             params, lambda path: param_tree.matches(path, self.stage.trainable)
         )
 
-        def call(trained: Tree, frozen: Tree, inputs: Any) -> jax.Array:
-            return function(param_tree.merge(trained, frozen), inputs)
-
         def backward(args: tuple) -> Any:
             trained, frozen, inputs = args
+
+            def call(trained: Tree, inputs: Any) -> jax.Array:
+                return function(param_tree.merge(trained, frozen), inputs)
+
             if through:
-                return jax.vjp(lambda t, x: call(t, frozen, x), trained, inputs)[1]
-            return jax.vjp(lambda t: call(t, frozen, inputs), trained)[1]
+                return jax.vjp(call, trained, inputs)[1]
+            return jax.vjp(lambda trained: call(trained, inputs), trained)[1]
 
         return _kept(backward, (trained, frozen, inputs))
 
@@ -287,7 +256,3 @@ def _kept(backward: Callable, args: Any) -> int:
     given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
     held = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in held.values() if hasattr(a, "shape"))
-
-
-def _bytes(tree: Tree) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,14 +1,16 @@
 """Latency and memory of tiny models, and the command in front of them."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.arguments import BACKBONES_HELP
 from llava_mini_jax.cli import main
-from llava_mini_jax.config import VICUNA_7B
+from llava_mini_jax.config import BACKBONES, VICUNA_7B
 from llava_mini_jax.cost import inference_memory, latency, paper_figures
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
@@ -80,7 +82,7 @@ def test_cache_bytes_are_those_of_a_cache():
 
 def test_the_papers_memory_of_an_image():
     """358 MB and 0.6 MB an image are keys, values and a float32 logit vector each, in MiB."""
-    cfg = paper_figures.build(paper_figures.Row(table="", tokens=1, layers=4, tera=None), VICUNA_7B)
+    cfg = paper_figures.build(paper_figures.Row(tokens=1, layers=4), VICUNA_7B)
     logits = 32000 * 4
     one = inference_memory.cache_bytes_per_image(cfg, 1) + logits
     assert one / 2**20 == pytest.approx(0.62, abs=5e-3)
@@ -132,6 +134,10 @@ def test_the_command_on_a_folder(dialect, capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     ours = [row["ours"]["total"] for row in rows]
     assert np.isclose(*ours) == (dialect == "llava-1.5")
+
+
+def test_help_names_the_published_shapes():
+    assert re.split(", | or ", BACKBONES_HELP) == list(BACKBONES)
 
 
 def test_the_command_without_a_model(capsys):

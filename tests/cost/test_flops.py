@@ -14,8 +14,9 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.cost import flops
-from llava_mini_jax.cost.flops import Shape, forward_flops, peak_flops, step_flops
+from llava_mini_jax.cost import flops, network
+from llava_mini_jax.cost.flops import forward_flops, peak_flops, step_flops
+from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.cost.xla import abstract_params, component_flops, counted
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llama, llava_mini
@@ -103,20 +104,8 @@ MODELS = {
 
 
 def abstract_batch(cfg: LlavaMiniConfig, size: Shape) -> TrainBatch:
-    side = cfg.vision.image_size
-
-    def array(*sizes: int, dtype: object = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size.rows, *sizes), dtype)
-
-    inputs = llava_mini.Inputs(
-        ids_BT=array(size.text),
-        fuse_BT=array(size.text, dtype=bool),
-        pixels_BIJYXC=array(size.images, size.parts, side, side, 3, dtype=jnp.uint8),
-        frames_BI=array(size.images, dtype=bool),
-        slots_BS=array(size.sequence),
-        wide_slots_BU=array(size.wide) if size.wide else None,
-    )
-    return TrainBatch(inputs, array(size.sequence))
+    labels = jax.ShapeDtypeStruct((size.rows, size.sequence), jnp.int32)
+    return TrainBatch(network.inputs(cfg, size), labels)
 
 
 def logits(params: LlavaMini, batch: TrainBatch, cfg: LlavaMiniConfig) -> jax.Array:
@@ -193,6 +182,15 @@ def test_a_batch_of_the_pipeline_has_a_shape():
     batch = tiny.training_batch(cfg)
     expected = Shape(rows=8, images=2, parts=1, text=16, sequence=64, wide=64, logits=63)
     assert flops.shape_of(batch) == expected
+    arrays = zip(*map(jax.tree.leaves, (batch.inputs, network.inputs(cfg, expected))), strict=True)
+    assert all(held.shape == told.shape for held, told in arrays)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, size) in MODELS.items() if size.images])
+def test_every_weight_of_a_product_is_met(name):
+    cfg, size = MODELS[name]
+    met = {p.operands[1][0] for p in network.products(cfg, size, unread=True) if p.linear}
+    assert met == set(network.weights(cfg))
 
 
 def test_peaks():

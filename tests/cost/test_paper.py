@@ -42,16 +42,19 @@ def test_table_14_splits_llava_1_5_rightly_and_llava_mini_wrongly():
 def test_table_8s_cost_of_compression():
     """+2.42 G and +2.44 G over average pooling, attention scores included."""
     for tokens, giga in ((1, 2.42), (4, 2.44)):
-        cfg = build(Row(table="", tokens=tokens, layers=4, tera=None), VICUNA_7B)
+        cfg = build(Row(tokens=tokens, layers=4), VICUNA_7B)
         linear = paper_flops(cfg, shape(cfg, TEXT, 336))["compressor"]
         scores = 4.0 * tokens * 576 * 1024
         assert (linear + scores) / 1e9 == pytest.approx(giga, abs=5e-3)
 
 
 def test_settings_give_rows_and_other_backbones_have_no_figures_of_the_paper():
-    entries = flops_table.of_settings(LLAMA_3_1_8B, 43, [1, 4], [0, 4], [336, 672])
+    rows = paper_figures.rows([1, 4], [0, 4], [336, 672])
+    entries = flops_table.of_rows(rows, LLAMA_3_1_8B, 43)
     assert len(entries) == 2 * (1 + 4)
-    assert all(e.paper is None for e in flops_table.of_paper(LLAMA_3_1_8B, 43))
+    assert all(e.paper is None for e in flops_table.of_rows(ROWS, LLAMA_3_1_8B, 43))
+    printed = [e.paper and e.paper["total"] for e in flops_table.of_rows(ROWS, VICUNA_7B, 43)]
+    assert printed == [row.tera for row in ROWS]
     cell = flops_table.measure(entries[0], with_xla=False)
     assert cell["ours"]["total"] == pytest.approx(9.23, abs=5e-3)
 
@@ -63,4 +66,4 @@ def test_settings_give_rows_and_other_backbones_have_no_figures_of_the_paper():
 )
 def test_sizes_that_cannot_be(row, side):
     with pytest.raises(InputError, match=r"5 vision tokens|500 pixels"):
-        shape(build(Row(table="", tera=None, **row), VICUNA_7B), TEXT, side)
+        shape(build(Row(**row), VICUNA_7B), TEXT, side)

@@ -176,10 +176,10 @@ def test_three_hours_fit_a_24_gb_card():
     assert found.fits_positions and found.positions == HOURS_3 + 60 + 512
     assert found.per_frame == 131_072  # 0.13 MB; the paper has 0.6
     assert found.always["weights"] == pytest.approx(18.46e9, rel=0.001)
-    assert found.device < RTX_3090
+    assert found.total < RTX_3090
     int8 = planned(llama, HOURS_3, "int8")
-    assert int8.device < 0.65 * RTX_3090
-    assert planned(llama, HOURS_3, "float32").device > RTX_3090
+    assert int8.total < 0.65 * RTX_3090
+    assert planned(llama, HOURS_3, "float32").total > RTX_3090
 
 
 def test_follow_up_questions_read_no_frame_again_while_there_is_room():
@@ -275,7 +275,7 @@ def test_weights_that_are_widened_in_parts_take_no_room():
         if name not in parts.phases["prefuse images"]
     }
     assert cast == "a weight in the products' dtype"
-    assert whole.device - parts.device == whole.phases[whole.peak][cast] > 0
+    assert whole.total - parts.total == whole.phases[whole.peak][cast] > 0
 
 
 def test_a_question_is_planned_without_them_on_a_cpu(capsys):

@@ -26,7 +26,7 @@ from llava_mini_jax.training.dry_run import describe, plan
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.training.step import init_state, train_step
-from llava_mini_jax.training.step_memory import estimate
+from llava_mini_jax.training.step_memory import estimate, groups
 
 # The compiler's schedule and what it fuses are not modelled.
 RTOL = 0.15
@@ -166,7 +166,7 @@ def test_the_estimate_of_videos(frames: int) -> None:
 
 def test_the_state_of_vicuna_7b_is_twelve_bytes_a_trained_parameter() -> None:
     given = dataclasses.replace(paper.stage_2(VICUNA_7B, "vicuna_v1", ""), mesh=MeshConfig(fsdp=8))
-    found = estimate(given).groups
+    found = groups(estimate(given))
     trained, frozen = 7_568_932_864, 303_507_456
     # Norms and biases, which are whole on every device, are the hundredth more.
     assert found["parameters"] == pytest.approx((trained + frozen) * 4 / 8, rel=0.01)
