@@ -38,3 +38,17 @@ def test_files_and_functions_that_a_page_names_are_there(page: str, fewest: int)
             defined = rf"(?m)^(def {outer}\(|class {outer}\b|{outer}\b.* = )"
             assert re.search(defined, path.read_text()), f"{page} names {name} of {file}"
             assert not method or f"    def {method}(" in path.read_text(), f"{page} names {name}"
+
+
+def test_every_module_stands_in_the_table_of_rooms() -> None:
+    """Benchmarks and subcommands, a file each, go by their room."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.split("## Where things are")[1].split("\n## ")[0]
+    files = [
+        path.relative_to(ROOT / "llava_mini_jax")
+        for path in (ROOT / "llava_mini_jax").rglob("*.py")
+    ]
+    own = [
+        f for f in files if not f.stem.startswith("__") and f.parts[0] not in ("cli", "evaluation")
+    ]
+    assert [str(f) for f in own if not re.search(rf"\b{f.stem}\b", table)] == []
