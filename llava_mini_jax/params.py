@@ -86,9 +86,9 @@ def unstack(layers: Any) -> tuple:
     return tuple(jax.tree.map(lambda a, i=i: take(a, i), layers) for i in range(depth))
 
 
-def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+def paths(tree: Tree) -> dict[str, Any]:
     """Leaves by path, in tree order: {"projector/fc1/kernel": leaf, ...}."""
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 

@@ -131,7 +131,7 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     from llava_mini_jax.cost.video_plan import plan
     from llava_mini_jax.data.media.video import read_video
     from llava_mini_jax.data.text.tokenizer import load_tokenizer
-    from llava_mini_jax.inference import request
+    from llava_mini_jax.inference import prompt_template, request
     from llava_mini_jax.inference.model import computing_dtype
     from llava_mini_jax.inference.session import CHUNK
     from llava_mini_jax.inference.shelf import Budget
@@ -140,9 +140,9 @@ def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     folder, computing = hub.resolve_folder(args.model), computing_dtype(args.dtype)
     tower = None if args.vision_tower is None else Path(args.vision_tower)
     bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
-    bundle = request.with_prompt(bundle, args.conv_mode, args.max_length)
+    bundle = prompt_template.with_prompt(bundle, args.conv_mode, args.max_length)
     tokenizer = load_tokenizer(folder)
-    bundle = request.with_tokenizer(bundle, tokenizer)
+    bundle = prompt_template.with_tokenizer(bundle, tokenizer)
     sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
     media = len(args.image) + len(args.video)
     turns = request.open_turns(args.question or "", media, "the question")

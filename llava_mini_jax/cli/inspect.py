@@ -114,7 +114,7 @@ def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     )
     from llava_mini_jax import params as param_tree
 
-    leaves = param_tree.paths(params, is_leaf=None)
+    leaves = param_tree.paths(params)
     return bundle.model, bundle, {path: leaf.dtype.name for path, leaf in leaves.items()}
 
 

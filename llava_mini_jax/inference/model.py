@@ -28,7 +28,14 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, generate, recompute, request, session_programs
+from llava_mini_jax.inference import (
+    batch_decode,
+    generate,
+    prompt_template,
+    recompute,
+    request,
+    session_programs,
+)
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -182,18 +189,18 @@ class Model:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's, the tokenizer's and the model's."""
-        template = request.template_of(self.bundle)
+        template = prompt_template.template_of(self.bundle)
         eos = self.tokenizer.eos_token_id
         if self.tokenizer.convert_ids_to_tokens(eos or 0) != self.tokenizer.eos_token:
             eos = None  # what a name that is no token stands for is the unknown one
-        own = (request.end_of_turn(template, self.tokenizer), eos)
+        own = (prompt_template.end_of_turn(template, self.tokenizer), eos)
         ids = [*(token for token in own if token is not None), *self.bundle.eos_ids]
         return tuple(dict.fromkeys(ids))
 
     @cached_property
     def stop_text(self) -> str | None:
         """The text that ends an answer, where the template's end is no single token."""
-        return request.stop_text(request.template_of(self.bundle), self.tokenizer)
+        return prompt_template.stop_text(prompt_template.template_of(self.bundle), self.tokenizer)
 
     def with_stop_text(self, settings: Settings) -> Settings:
         """`settings` whose answers also end before the template's `stop_text`."""
@@ -265,9 +272,9 @@ def load(
     path = hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
-    bundle = request.with_prompt(bundle, template, max_length)
+    bundle = prompt_template.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
-    bundle = request.with_tokenizer(bundle, tokenizer)
+    bundle = prompt_template.with_tokenizer(bundle, tokenizer)
     params = import_hf.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
     return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
 

@@ -56,7 +56,7 @@ def published_tensors(
     table = names.table(layout, linear_projector=cfg.projector.kind == "linear")
     specs = param_tree.paths(spec)
     packed: dict[str, list[np.ndarray | None]] = {}
-    for path, leaf in param_tree.paths(params, is_leaf=None).items():
+    for path, leaf in param_tree.paths(params).items():
         sources = names.sources(path, specs[path], table, cfg.vision.used_layers)
         if sources is None:
             raise InputError(f"this format has no tensor for {path}: export it as --format release")

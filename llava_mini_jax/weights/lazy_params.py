@@ -186,6 +186,6 @@ def _new_leaves(
     @cache
     def made() -> dict[str, jax.Array]:
         params = param_tree.init(jax.random.key(seed), new, jnp.dtype(dtype))
-        return param_tree.paths(params, is_leaf=None)
+        return param_tree.paths(params)
 
     return {path: lambda p=path: np.asarray(made()[p]) for path in param_tree.paths(new)}

@@ -15,7 +15,7 @@ from llava_mini_jax.data.text.guarded import GUARDED
 from llava_mini_jax.data.text.templates import render
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.inference.request import end_of_turn, stop_text
+from llava_mini_jax.inference.prompt_template import end_of_turn, stop_text
 from tests.data.toy_tokenizers import make_byte_level
 
 HEADER = "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"

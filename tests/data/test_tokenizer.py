@@ -16,7 +16,7 @@ from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.inference.request import end_of_turn
+from llava_mini_jax.inference.prompt_template import end_of_turn
 from tests.data.mutated import damaged
 from tests.data.toy_tokenizers import make_byte_level, make_metaspace, training_lines
 

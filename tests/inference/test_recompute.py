@@ -99,7 +99,7 @@ def test_all_patches_count_against_its_positions():
 @pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
 def test_a_mesh_gives_the_same_answers(model, mesh):
     expected = model.generate(QUESTIONS, PICTURES, max_new_tokens=4)
-    arrays = param_tree.paths(model.params, is_leaf=None)
+    arrays = param_tree.paths(model.params)
     spec = llava_mini.unrolled(llava_mini.spec(model.bundle.model))
     with jax.set_mesh(sharding.make_mesh(*mesh)):
         placed = param_tree.map_paths(lambda path, s: sharding.place(arrays[path], s.axes), spec)

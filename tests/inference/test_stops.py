@@ -15,7 +15,7 @@ from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.model import Answering
-from llava_mini_jax.inference.request import end_of_turn, stop_text
+from llava_mini_jax.inference.prompt_template import end_of_turn, stop_text
 from tests import tiny, tiny_model
 from tests.data.toy_tokenizers import as_fast, make_byte_level, make_metaspace
 

@@ -7,7 +7,7 @@ from PIL import Image
 import llava_mini_jax
 from llava_mini_jax import InputError, Session
 from llava_mini_jax.data.text.conversation import Turn
-from llava_mini_jax.inference import request
+from llava_mini_jax.inference import prompt_template, request
 from tests import tiny_model
 
 FRAME = np.zeros((8, 6, 3), np.uint8)
@@ -113,4 +113,4 @@ def test_a_prompt_without_tokens(model):
             return []
 
     template = request.TEMPLATES["plain"]
-    assert request.end_of_turn(template, Nothing()) is None
+    assert prompt_template.end_of_turn(template, Nothing()) is None

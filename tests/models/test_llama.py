@@ -153,8 +153,8 @@ def test_remat_gives_the_same_loss_and_gradients(remat) -> None:
     plain = tiny.loss_and_grads(params, batch, CFG)
     again = tiny.loss_and_grads(params, batch, dataclasses.replace(CFG, remat=remat))
     assert float(plain[0]) == pytest.approx(float(again[0]), abs=ATOL)
-    expected = param_tree.paths(plain[1], is_leaf=None)
-    for path, found in param_tree.paths(again[1], is_leaf=None).items():
+    expected = param_tree.paths(plain[1])
+    for path, found in param_tree.paths(again[1]).items():
         atol = GRADIENT_ATOL + GRADIENT_RTOL * float(jnp.abs(expected[path]).max())
         np.testing.assert_allclose(found, expected[path], rtol=0, atol=atol, err_msg=path)
 

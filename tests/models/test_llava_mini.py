@@ -175,7 +175,7 @@ def test_the_release_gives_the_embedding_table_no_gradient_and_the_paper_does() 
 def test_every_parameter_that_takes_part_gets_a_gradient() -> None:
     cfg = tiny.release_model()
     _, grads = tiny.loss_and_grads(tiny.weights(cfg), tiny.training_batch(cfg), cfg)
-    for path, gradient in param_tree.paths(grads, is_leaf=None).items():
+    for path, gradient in param_tree.paths(grads).items():
         # The release detaches the text's embeddings and reads patches before the tower's end.
         still = path == "llm/embed_tokens" or path.startswith("vision/unread")
         assert bool((gradient == 0).all()) == still, path
@@ -198,7 +198,7 @@ def test_unrolled_trees_have_the_same_leaves() -> None:
         == param_tree.count(llava_mini.unrolled(llava_mini.spec(cfg)))
     )
     specs = param_tree.paths(llava_mini.unrolled(llava_mini.spec(cfg)))
-    arrays = param_tree.paths(loose, is_leaf=None)
+    arrays = param_tree.paths(loose)
     assert {p: s.shape for p, s in specs.items()} == {p: a.shape for p, a in arrays.items()}
 
 
@@ -270,8 +270,8 @@ def test_abstract_is_what_init_makes() -> None:
     cfg = tiny.LLM
     spec = llama.spec(cfg)
     made = param_tree.init(jax.random.key(0), spec, jnp.bfloat16)
-    expected = param_tree.paths(param_tree.abstract(spec, jnp.bfloat16), is_leaf=None)
-    for path, array in param_tree.paths(made, is_leaf=None).items():
+    expected = param_tree.paths(param_tree.abstract(spec, jnp.bfloat16))
+    for path, array in param_tree.paths(made).items():
         assert (array.shape, array.dtype) == (expected[path].shape, expected[path].dtype), path
     assert isinstance(expected["lm_head"], jax.ShapeDtypeStruct)
     table = np.asarray(made.layers.q_proj, np.float32)
@@ -294,8 +294,8 @@ def test_long_videos_are_recomputed_a_few_frames_at_a_time(name: str) -> None:
         tiny.loss_and_grads(params, batch, cfg) for cfg in (chunked, together)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-    for path, leaf in param_tree.paths(their_grads, is_leaf=None).items():
-        found = param_tree.paths(our_grads, is_leaf=None)[path]
+    for path, leaf in param_tree.paths(their_grads).items():
+        found = param_tree.paths(our_grads)[path]
         np.testing.assert_allclose(found, leaf, atol=1e-5 * np.abs(leaf).max() + 1e-6, err_msg=path)
 
     def kept(cfg) -> int:

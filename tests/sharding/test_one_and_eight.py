@@ -85,9 +85,9 @@ def test_loss_and_gradients(name: str, mesh: tuple[int, int, int]) -> None:
         batch = sharding.put_batch(tiny.training_batch(cfg))
         found_loss, found_grads = tiny.loss_and_grads(params, batch, cfg)
     assert float(found_loss) == pytest.approx(loss, abs=LOSS_ATOL)
-    expected = param_tree.paths(grads, is_leaf=None)
-    placed = param_tree.paths(params, is_leaf=None)
-    for path, gradient in param_tree.paths(found_grads, is_leaf=None).items():
+    expected = param_tree.paths(grads)
+    placed = param_tree.paths(params)
+    for path, gradient in param_tree.paths(found_grads).items():
         atol = GRADIENT_ATOL + GRADIENT_RTOL * np.abs(expected[path]).max()
         np.testing.assert_allclose(gradient, expected[path], atol=atol, err_msg=path)
         if not path.startswith("vision/"):  # all zero there, of any layout
@@ -143,23 +143,23 @@ def test_training_steps(name: str) -> None:
     chosen, _ = param_tree.split(start, lambda path: param_tree.matches(path, TRAINABLE))
     optimizer = make_optimizer(OPTIMIZER, 10, chosen)
     state, losses = two_steps(cfg, tiny.on_device(start), batch, optimizer)
-    expected = param_tree.paths(state.trainable, is_leaf=None)
+    expected = param_tree.paths(state.trainable)
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
         params = place(start, cfg)
-        layout = {p: a.sharding for p, a in param_tree.paths(params, is_leaf=None).items()}
+        layout = {p: a.sharding for p, a in param_tree.paths(params).items()}
         state, found_losses = two_steps(cfg, params, sharding.put_batch(batch), optimizer)
     assert found_losses == pytest.approx(losses, abs=LOSS_ATOL)
-    before = param_tree.paths(start, is_leaf=None)
-    for path, found in param_tree.paths(state.trainable, is_leaf=None).items():
+    before = param_tree.paths(start)
+    for path, found in param_tree.paths(state.trainable).items():
         np.testing.assert_allclose(found, expected[path], atol=PARAMETER_ATOL, err_msg=path)
         assert found.sharding.is_equivalent_to(layout[path], found.ndim), path
         if path != "compressor/k_proj/bias":  # its gradient is zero: a softmax ignores it
             assert np.abs(found - before[path]).max() > 10 * PARAMETER_ATOL, path
-    for path, found in param_tree.paths(state.frozen, is_leaf=None).items():
+    for path, found in param_tree.paths(state.frozen).items():
         np.testing.assert_array_equal(found, before[path], err_msg=path)
     moments = [
         leaf.sharding.spec
-        for path, leaf in param_tree.paths(state.opt_state, is_leaf=None).items()
+        for path, leaf in param_tree.paths(state.opt_state).items()
         if path.endswith("llm/layers/q_proj")
     ]
     assert moments == [PartitionSpec(None, "tensor", None, "fsdp")] * 2
@@ -167,10 +167,10 @@ def test_training_steps(name: str) -> None:
 
 def test_fresh_parameters_are_the_same_and_lie_in_shards() -> None:
     spec = llama.spec(tiny.LLM)
-    alone = param_tree.paths(param_tree.init(jax.random.key(3), spec), is_leaf=None)
+    alone = param_tree.paths(param_tree.init(jax.random.key(3), spec))
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-        params = param_tree.paths(param_tree.init(jax.random.key(3), spec), is_leaf=None)
-        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+        params = param_tree.paths(param_tree.init(jax.random.key(3), spec))
+        abstract = param_tree.paths(param_tree.abstract(spec))
     for path, array in params.items():
         # The same random bits; the normal distribution's inverse is compiled differently.
         np.testing.assert_allclose(array, alone[path], rtol=1e-5, err_msg=path)
@@ -182,7 +182,7 @@ def test_fresh_parameters_are_the_same_and_lie_in_shards() -> None:
 def test_where_parameters_lie() -> None:
     spec = llava_mini.spec(MODELS["release"])
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+        abstract = param_tree.paths(param_tree.abstract(spec))
     specs = {path: leaf.sharding.spec for path, leaf in abstract.items()}
     assert specs["llm/embed_tokens"] == PartitionSpec("tensor", "fsdp")
     assert specs["llm/layers/q_proj"] == PartitionSpec(None, "tensor", None, "fsdp")
@@ -192,7 +192,7 @@ def test_where_parameters_lie() -> None:
     assert specs["vision/layers/fc1/kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert specs["llm/final_norm"] == PartitionSpec(None)
     with jax.set_mesh(sharding.make_mesh(8, 1, 1)):
-        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+        abstract = param_tree.paths(param_tree.abstract(spec))
     assert all(set(leaf.sharding.spec) <= {None} for leaf in abstract.values()), "replicas"
 
 

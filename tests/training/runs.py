@@ -52,7 +52,7 @@ def run(stages, folder):
 
 
 def arrays(params):
-    return {path: np.array(leaf) for path, leaf in param_tree.paths(params, is_leaf=None).items()}
+    return {path: np.array(leaf) for path, leaf in param_tree.paths(params).items()}
 
 
 def assert_same(ours, theirs):

@@ -51,7 +51,7 @@ def run(optimizer, params, gradients):
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        steps.append(param_tree.paths(updates, is_leaf=None))
+        steps.append(param_tree.paths(updates))
     return steps
 
 

@@ -44,7 +44,7 @@ def stage(model=MINI, **changes) -> TrainConfig:
 
 def arrays(params):
     """{path: numpy array}, as numbers that no later donation takes away."""
-    leaves = param_tree.paths(params, is_leaf=None)
+    leaves = param_tree.paths(params)
     return {path: np.array(leaf) for path, leaf in leaves.items()}
 
 
@@ -203,9 +203,9 @@ def train(model, trainable, unrolled=False, steps=3):
 
 def assert_state_is_of(state, trainable):
     """Trainable and frozen parts share nothing, and Adam's averages exist for the first alone."""
-    learnt = param_tree.paths(state.trainable, is_leaf=None)
+    learnt = param_tree.paths(state.trainable)
     assert all(param_tree.matches(path, trainable) for path in learnt)
-    still = param_tree.paths(state.frozen, is_leaf=None)
+    still = param_tree.paths(state.frozen)
     assert still and not any(param_tree.matches(path, trainable) for path in still)
     averages = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sorted(averages) == sorted(2 * [leaf.shape for leaf in learnt.values()])

@@ -128,8 +128,8 @@ def test_a_stage_may_have_another_mesh_than_the_one_before():
     one = stage(model, prefusion_init="copy")
     with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=2)):
         split = starting_params(one, previous(), KEY)
-        wanted = param_tree.paths(param_tree.abstract(llava_mini.spec(model)), is_leaf=None)
-        for path, leaf in param_tree.paths(split, is_leaf=None).items():
+        wanted = param_tree.paths(param_tree.abstract(llava_mini.spec(model)))
+        for path, leaf in param_tree.paths(split).items():
             assert leaf.sharding.spec == wanted[path].sharding.spec, path
             assert len(leaf.devices()) == 4, path
         stacked = starting_params(one, previous(unrolled=True), KEY)

@@ -81,7 +81,7 @@ def batch() -> TrainBatch:
 
 def arrays(tree) -> dict[str, np.ndarray]:
     """{path: numpy array}, as numbers that no later donation takes away."""
-    return {path: np.array(leaf) for path, leaf in param_tree.paths(tree, is_leaf=None).items()}
+    return {path: np.array(leaf) for path, leaf in param_tree.paths(tree).items()}
 
 
 def gradients(state: TrainState) -> dict[str, np.ndarray]:

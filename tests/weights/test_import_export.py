@@ -66,7 +66,7 @@ def assert_same_tensors(found: dict[str, np.ndarray], expected: dict[str, np.nda
 
 
 def assert_same_params(found: LlavaMini, expected: LlavaMini) -> None:
-    ours, theirs = (param_tree.paths(tree, is_leaf=None) for tree in (found, expected))
+    ours, theirs = (param_tree.paths(tree) for tree in (found, expected))
     assert ours.keys() == theirs.keys()
     for path, array in theirs.items():
         assert np.asarray(ours[path]).tobytes() == np.asarray(array).tobytes(), path
@@ -99,7 +99,7 @@ def release(request, tmp_path_factory: pytest.TempPathFactory):
 def test_the_release_comes_back_bit_for_bit(release, unrolled: bool, tmp_path: Path) -> None:
     dtype, folder, tensors = release
     found, params = opened(folder, dtype, unrolled)
-    assert len(param_tree.paths(params.vision.unread_layers, is_leaf=None)) == 16
+    assert len(param_tree.paths(params.vision.unread_layers)) == 16
     export_model(params, found, tmp_path / "out")
     assert_same_tensors(load_file(tmp_path / "out" / "model.safetensors"), tensors)
     again, params_again = opened(tmp_path / "out", dtype, unrolled)
@@ -266,7 +266,7 @@ def test_parts_of_a_training_run(tmp_path: Path) -> None:
     )
     assert (started.model.vision, started.model.llm) == (cfg.vision, cfg.llm)
     new = ("projector/*", "compressor/*", "prefusion/*")
-    ours, theirs = (param_tree.paths(t, is_leaf=None) for t in (found, llava_mini.unrolled(params)))
+    ours, theirs = (param_tree.paths(t) for t in (found, llava_mini.unrolled(params)))
     assert ours.keys() == theirs.keys()
     for path, leaf in ours.items():
         same = np.asarray(leaf).tobytes() == np.asarray(theirs[path]).tobytes()
@@ -284,10 +284,10 @@ def test_eight_devices_read_what_one_reads(mesh, unrolled: bool) -> None:
         found, params = opened(RELEASE / "model", "float32", unrolled)
         spec = llava_mini.spec(found.model)
         spec = llava_mini.unrolled(spec) if unrolled else spec
-        abstract = param_tree.paths(param_tree.abstract(spec), is_leaf=None)
+        abstract = param_tree.paths(param_tree.abstract(spec))
     assert_same_params(params, alone)
     split = 0
-    for path, array in param_tree.paths(params, is_leaf=None).items():
+    for path, array in param_tree.paths(params).items():
         assert array.sharding.spec == abstract[path].sharding.spec, path
         split += not array.sharding.is_fully_replicated
     assert split > 20

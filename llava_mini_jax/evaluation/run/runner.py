@@ -31,7 +31,8 @@ from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run.answers import join, line_of
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
-from llava_mini_jax.inference.request import sampling_for, written_as
+from llava_mini_jax.inference.prompt_template import written_as
+from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.journal import Journal
