@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from configs import paper, stage2_vicuna_7b
+from configs import stage2_vicuna_7b
+from llava_mini_jax.config import CLIP_L_336, image_config
 from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 
 def config() -> TrainConfig:
-    images = dataclasses.replace(paper.IMAGES, grid=2)
+    images = image_config("paper", CLIP_L_336, grid=2)
     parent = dataclasses.replace(stage2_vicuna_7b.config(), images=images, accumulate=16)
     return rebuilt(parent, grid=8)

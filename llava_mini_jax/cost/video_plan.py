@@ -77,7 +77,8 @@ class Plan(Memory):
             f" {self.text:,} of text + {self.answer:,} of the answer, of the model's"
             f" {self.limit:,}{over}"
         )
-        yield f"KV cache       {self.slots:,} slots of {self.per_slot:,} bytes"
+        frame = f"; a frame adds {self.per_frame:,.0f}" if self.frames else ""
+        yield f"KV cache       {self.slots:,} slots of {self.per_slot:,} bytes{frame}"
         yield f"device         {_gb(self.total)} at the peak ({self.peak})"
         yield from (f"  {name:<34} {_gb(size)}" for name, size in self.terms.items())
         yield f"host           {_gb(sum(self.host.values()))}"

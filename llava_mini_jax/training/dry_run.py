@@ -18,6 +18,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory
+from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
@@ -92,9 +93,12 @@ def _table(stage: TrainConfig) -> Any:
 def _memory_table(stage: TrainConfig) -> Any:
     from rich.table import Table
 
-    found = estimate(stage)
+    # The digits world says how many pages a video has; files say nothing before they are read.
+    images = max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
+    found = estimate(stage, images)
     rows = stage.batch_size // stage.accumulate
     sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
+    sizes += f", {images} frames each" if images > 1 else ""
     title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():
