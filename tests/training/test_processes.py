@@ -231,7 +231,7 @@ import sys, time
 from pathlib import Path
 import jax, numpy as np
 from llava_mini_jax import distributed, sharding
-from llava_mini_jax.weights import checkpoint
+from llava_mini_jax.training import checkpoint
 from llava_mini_jax.training.checkpoint import Checkpoints
 
 folder, event = Path(sys.argv[1]), sys.argv[2]
