@@ -7,7 +7,7 @@ from PIL import Image
 import llava_mini_jax
 from llava_mini_jax import InputError, Session
 from llava_mini_jax.data.text.conversation import Turn
-from llava_mini_jax.inference import prompt_template, request
+from llava_mini_jax.inference import prompt_template
 from tests import tiny_model
 
 FRAME = np.zeros((8, 6, 3), np.uint8)
@@ -112,5 +112,5 @@ def test_a_prompt_without_tokens(model):
         def encode(self, text, **_):
             return []
 
-    template = request.TEMPLATES["plain"]
+    template = prompt_template.TEMPLATES["plain"]
     assert prompt_template.end_of_turn(template, Nothing()) is None

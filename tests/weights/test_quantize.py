@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost import inference_memory
 from llava_mini_jax.models.llava_mini import LlavaMini
@@ -126,7 +125,8 @@ def test_output_features_stand_first() -> None:
 def test_weights_of_products_are_int8_and_nothing_else(dialect) -> None:
     folder, cfg = tiny_model.folder(dialect), tiny_model.bundle(dialect).model
     params = load(folder, int8=True)
-    found = param_tree.paths(params, is_leaf=is_int8)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8)
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     names = {path.rsplit("/", 1)[-1] for path, leaf in found.items() if is_int8(leaf)}
     projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert names == projections | {"lm_head", "patch_embed", "kernel"}
@@ -135,9 +135,9 @@ def test_weights_of_products_are_int8_and_nothing_else(dialect) -> None:
             assert leaf.scale.shape == leaf.values.shape[:2], path
         elif path.endswith(("layers/0/o_proj", "down_proj", "lm_head", "patch_embed")):
             assert leaf.scale.shape == leaf.values.shape[:1], path
-    leaves = [leaf.values if is_int8(leaf) else leaf for leaf in found.values()]
+    weights = [leaf.values if is_int8(leaf) else leaf for leaf in found.values()]
     stated = inference_memory.weight_bytes(cfg, "int8")
-    assert sum(leaf.nbytes for leaf in leaves) == sum(stated.values())
+    assert sum(leaf.nbytes for leaf in weights) == sum(stated.values())
 
 
 @pytest.mark.parametrize("dialect", ["paper", "release"])
