@@ -65,13 +65,14 @@ class MeshConfig:
     @classmethod
     def parse(cls, text: str) -> "MeshConfig":
         """Of "data=1,fsdp=4,tensor=2"; axes left out are 1. Raises InputError for anything else."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for item in text.split(","):
             axis, _, size = item.partition("=")
-            if axis not in MESH_AXES or not size.isdecimal() or int(size) < 1:
+            known = axis in MESH_AXES and axis not in sizes
+            if not known or not size.isdecimal() or int(size) < 1:
                 raise InputError(
-                    f'a mesh has "{item}"; give axes of {", ".join(MESH_AXES)} with sizes of 1 or'
-                    " more, such as data=1,fsdp=4,tensor=2"
+                    f'a mesh has "{item}"; give axes of {", ".join(MESH_AXES)}, each once, with'
+                    " sizes of 1 or more, such as data=1,fsdp=4,tensor=2"
                 )
             sizes[axis] = int(size)
         return cls(**sizes)

@@ -18,6 +18,18 @@ def test_no_import_runs_back_up():
     assert structure.upward(TREES) == []
 
 
+def rooms_imported_by(place: str) -> set[str]:
+    own = [name for name in TREES if structure.room(name) == place]
+    found = (structure.imports(TREES[name], set(TREES)) for name in own)
+    return {structure.room(target) for targets in found for target in targets} - {place}
+
+
+def test_rooms_that_say_alone_import_nothing_else():
+    assert rooms_imported_by("tensorfiles") == rooms_imported_by("data.media") == {"errors"}
+    assert rooms_imported_by("models") == {"ops", "params", "sharding"}
+    assert "inference" not in rooms_imported_by("training")
+
+
 def test_no_import_goes_in_a_circle():
     edges = {name: structure.imports(tree, set(TREES)) - {name, ""} for name, tree in TREES.items()}
     graphlib.TopologicalSorter(edges).prepare()  # raises CycleError, which names the circle

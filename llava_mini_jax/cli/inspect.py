@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Parameter:
     path: str
     shape: tuple[int, ...]
     dtype: str
@@ -118,7 +118,7 @@ def _folder(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     return bundle.model, bundle, {path: leaf.dtype.name for path, leaf in leaves.items()}
 
 
-def _rows(model: Any, dtypes: dict[str, str], mesh: Any) -> Iterator[Row]:
+def _rows(model: Any, dtypes: dict[str, str], mesh: Any) -> Iterator[Parameter]:
     """Stacked parameters in the order of the model; a stack of mixed dtypes names the first."""
     import jax.numpy as jnp
 
@@ -134,7 +134,7 @@ def _rows(model: Any, dtypes: dict[str, str], mesh: Any) -> Iterator[Row]:
             ways = math.prod(spec.shape) // math.prod(sharding.piece(spec.shape, spec.axes))
             text = ",".join(sharding.placement(spec.shape, spec.axes)) if mesh else ""
             stages = tuple(param_tree.matches(path, stage) for stage in (STAGE_1, STAGE_2))
-            yield Row(path, spec.shape, dtype.name, dtype.itemsize, text, ways, stages)
+            yield Parameter(path, spec.shape, dtype.name, dtype.itemsize, text, ways, stages)
 
 
 def _first_layer(path: str) -> str:
@@ -142,7 +142,7 @@ def _first_layer(path: str) -> str:
     return path.replace("layers/", "layers/0/", 1)
 
 
-def _parameter_table(rows: list[Row]) -> list[str]:
+def _parameter_table(rows: list[Parameter]) -> list[str]:
     sharded = any(row.sharding for row in rows)
     head = ["parameter", "shape", "dtype", *["sharding"] * sharded, "stage 1", "stage 2"]
     lines = [head]
@@ -153,8 +153,8 @@ def _parameter_table(rows: list[Row]) -> list[str]:
     return columns(lines, left=len(head))
 
 
-def _component_table(rows: list[Row], mesh: Any) -> list[str]:
-    groups: dict[str, list[Row]] = {}
+def _component_table(rows: list[Parameter], mesh: Any) -> list[str]:
+    groups: dict[str, list[Parameter]] = {}
     for row in rows:
         groups.setdefault(row.path.split("/")[0], []).append(row)
     groups["total"] = rows

@@ -191,7 +191,7 @@ def _shape(args: argparse.Namespace, dtype: str) -> tuple[LlavaMiniConfig, int]:
         return bundle.model, bundle.model.vision.image_size * bundle.images.grid
     llm = backbone(args.abstract or _no_shape())
     tokens, layers = _one(args, "tokens", 1), _one(args, "layers", 4)
-    row = paper_figures.Row(tokens=tokens, layers=layers)
+    row = paper_figures.PaperModel(tokens=tokens, layers=layers)
     return dataclasses.replace(paper_figures.build(row, llm), compute_dtype=dtype), 336
 
 

@@ -14,7 +14,7 @@ from llava_mini_jax.cost import paper_figures, xla
 from llava_mini_jax.cost.baseline import llava_1_5
 from llava_mini_jax.cost.flops import forward_flops
 from llava_mini_jax.cost.network import Shape
-from llava_mini_jax.cost.paper_figures import PARTS, Row
+from llava_mini_jax.cost.paper_figures import PARTS, PaperModel
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
@@ -30,7 +30,7 @@ class Entry:
     paper: dict[str, float] | None = None  # its TFLOPs by PARTS, if it says them, and "total"
 
 
-def of_rows(rows: Iterable[Row], llm: LlamaConfig, text: int) -> list[Entry]:
+def of_rows(rows: Iterable[PaperModel], llm: LlamaConfig, text: int) -> list[Entry]:
     """Rows around a language model; with another than Vicuna-7B no figure is the paper's."""
     entries = []
     for row in rows:

@@ -1,6 +1,6 @@
 """The paper's efficiency figures, the rule that reproduces them, and where they contradict.
 
-    Row (table, settings, the paper's TFLOPs) --config--> LlavaMiniConfig, Shape
+    PaperModel (table, settings, the paper's TFLOPs) --config--> LlavaMiniConfig, Shape
                                                               |
                      paper_flops: linear layers only, all of them, at every position
                                                               |
@@ -29,7 +29,7 @@ PARTS = ("vision", "projector", "compressor", "prefusion", "llm")  # the columns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperModel:
     """A model of the paper's tables, or one like those; `tokens` 0 is LLaVA-1.5: all patches."""
 
     table: str = ""
@@ -49,8 +49,8 @@ class Row:
         return f"LLaVA-Mini, {self.resolution} px, C²={self.tokens}, N={self.layers}"
 
 
-def _row(table: str, tokens: int, layers: int, tera: float | None, **more: Any) -> Row:
-    return Row(table=table, tokens=tokens, layers=layers, tera=tera, **more)
+def _row(table: str, tokens: int, layers: int, tera: float | None, **more: Any) -> PaperModel:
+    return PaperModel(table=table, tokens=tokens, layers=layers, tera=tera, **more)
 
 
 ROWS = (
@@ -95,13 +95,17 @@ CONTRADICTIONS = (
 )
 
 
-def rows(tokens: Sequence[int], layers: Sequence[int], resolutions: Sequence[int]) -> list[Row]:
+def rows(
+    tokens: Sequence[int], layers: Sequence[int], resolutions: Sequence[int]
+) -> list[PaperModel]:
     """Every combination, after LLaVA-1.5 at each resolution."""
     kinds = [(0, 0), *((q, n) for q in tokens for n in layers)]
-    return [Row(tokens=q, layers=n, resolution=side) for side in resolutions for q, n in kinds]
+    return [
+        PaperModel(tokens=q, layers=n, resolution=side) for side in resolutions for q, n in kinds
+    ]
 
 
-def build(row: Row, llm: LlamaConfig) -> LlavaMiniConfig:
+def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
     """The row's model around `llm`: the release's dialect, which is what the paper measured.
 
     Raises InputError for a number of tokens that is no square.
@@ -157,7 +161,7 @@ def paper_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
     return found
 
 
-def reproducing_lengths(row: Row, llm: LlamaConfig) -> list[int]:
+def reproducing_lengths(row: PaperModel, llm: LlamaConfig) -> list[int]:
     """Text lengths at which the rule, rounded as the paper prints it, gives the paper's figure."""
     if row.tera is None:
         return []
@@ -169,7 +173,7 @@ def reproducing_lengths(row: Row, llm: LlamaConfig) -> list[int]:
     return found
 
 
-def shared_length(rows: Sequence[Row], llm: LlamaConfig) -> tuple[int, int, int]:
+def shared_length(rows: Sequence[PaperModel], llm: LlamaConfig) -> tuple[int, int, int]:
     """(text length that most rows' figures agree with, how many do, of how many)."""
     lengths = [reproducing_lengths(row, llm) for row in rows if row.tera is not None]
     votes = {text: sum(text in each for each in lengths) for text in LENGTHS}

@@ -1,4 +1,6 @@
-"""The model inside other people's tools; each is imported only where the tool is installed."""
+"""The model inside other people's tools, each imported only where the tool is installed; imports
+inference and what it stands on.
+"""
 
 from typing import Any
 

@@ -1,3 +1,3 @@
-"""CLIP, projector, compressor, LLaMA, pre-fusion, and their composition; imports ops and params
-alone.
+"""CLIP, projector, compressor, LLaMA, pre-fusion, and their composition; imports ops, params and
+sharding alone.
 """

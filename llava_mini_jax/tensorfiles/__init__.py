@@ -1,1 +1,3 @@
-"""Files of tensors, read lazily and without running anything in them; knows no model."""
+"""Files of tensors, read lazily and without running anything in them; imports errors alone, and
+so knows no model.
+"""

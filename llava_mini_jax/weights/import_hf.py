@@ -76,7 +76,7 @@ class Piece:
         return self.tensor.read(theirs, empty).reshape(sizes)
 
 
-Plan = dict[str, list[Piece]]
+Pieces = dict[str, list[Piece]]
 
 
 def load_params(
@@ -98,14 +98,14 @@ def load_params(
 
 def make_plan(
     spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], fresh: Sequence[str] = ()
-) -> Plan:
+) -> Pieces:
     """Which tensor goes where; earlier folders win where two have one.
 
     What matches a pattern of `fresh` may be in none. Raises InputError with every problem at once.
     """
     linear = model.projector.kind == "linear"
     tables = [names.table(folder.layout, linear_projector=linear) for folder in folders]
-    plan: Plan = {}
+    plan: Pieces = {}
     used: set[tuple[int, str]] = set()
     missing: dict[str, list[str]] = {}
     for path, leaf in param_tree.paths(spec).items():
@@ -136,7 +136,7 @@ def make_plan(
 def _refuse_misfits(
     where: str,
     spec: Tree,
-    plan: Plan,
+    plan: Pieces,
     missing: dict[str, list[str]],
     strange: list[tuple[Published, str]],
 ) -> None:
@@ -168,7 +168,7 @@ def _ignored(name: str, tied_head: bool) -> bool:
     return tied_head and name.endswith("lm_head.weight")
 
 
-def _refuse_codes(where: str, plan: Plan) -> None:
+def _refuse_codes(where: str, plan: Pieces) -> None:
     tensors = {piece.tensor.name: piece.tensor for pieces in plan.values() for piece in pieces}
     codes = [tensor for tensor in tensors.values() if tensor.dtype.name not in NUMBERS]
     if codes:

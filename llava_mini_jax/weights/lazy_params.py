@@ -31,7 +31,7 @@ from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders, hf_prompt
-from llava_mini_jax.weights.import_hf import Piece, Plan, Published, make_plan
+from llava_mini_jax.weights.import_hf import Piece, Pieces, Published, make_plan
 
 PREFUSION_STARTS = ("fresh", "copy")
 FRESH = ("projector/*", "compressor/*", "prefusion/*")
@@ -67,7 +67,7 @@ class LazyLeaf:
 
 def lazy_params(
     bundle: Bundle,
-    plan: Plan,
+    plan: Pieces,
     *,
     dtype: str | None,
     made: Mapping[str, Callable[[], np.ndarray]] | None = None,
@@ -178,7 +178,7 @@ def _new_model(
 
 
 def _new_leaves(
-    spec: LlavaMini, existing: Plan, seed: int, dtype: str
+    spec: LlavaMini, existing: Pieces, seed: int, dtype: str
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Readers of what no file has: made together, when the first of them is asked for."""
     new = param_tree.split(spec, lambda path: path not in existing)[0]

@@ -82,7 +82,7 @@ def test_cache_bytes_are_those_of_a_cache():
 
 def test_the_papers_memory_of_an_image():
     """358 MB and 0.6 MB an image are keys, values and a float32 logit vector each, in MiB."""
-    cfg = paper_figures.build(paper_figures.Row(tokens=1, layers=4), VICUNA_7B)
+    cfg = paper_figures.build(paper_figures.PaperModel(tokens=1, layers=4), VICUNA_7B)
     logits = 32000 * 4
     one = inference_memory.cache_bytes_per_image(cfg, 1) + logits
     assert one / 2**20 == pytest.approx(0.62, abs=5e-3)

@@ -4,14 +4,22 @@ import pytest
 
 from llava_mini_jax.config import LLAMA_3_1_8B, VICUNA_7B
 from llava_mini_jax.cost import flops_table, paper_figures
-from llava_mini_jax.cost.paper_figures import PRINTED, ROWS, TEXT, Row, build, paper_flops, shape
+from llava_mini_jax.cost.paper_figures import (
+    PRINTED,
+    ROWS,
+    TEXT,
+    PaperModel,
+    build,
+    paper_flops,
+    shape,
+)
 from llava_mini_jax.errors import InputError
 
 # Totals that the rule does not give: CONTRADICTIONS names both.
 WRONG = {(("7", 1, 3)): 1.71, ("12", 1, 0): 1.89}
 
 
-def total(row: Row, text: int = TEXT) -> float:
+def total(row: PaperModel, text: int = TEXT) -> float:
     cfg = build(row, VICUNA_7B)
     return sum(paper_flops(cfg, shape(cfg, text, row.resolution)).values()) / 1e12
 
@@ -42,7 +50,7 @@ def test_table_14_splits_llava_1_5_rightly_and_llava_mini_wrongly():
 def test_table_8s_cost_of_compression():
     """+2.42 G and +2.44 G over average pooling, attention scores included."""
     for tokens, giga in ((1, 2.42), (4, 2.44)):
-        cfg = build(Row(tokens=tokens, layers=4), VICUNA_7B)
+        cfg = build(PaperModel(tokens=tokens, layers=4), VICUNA_7B)
         linear = paper_flops(cfg, shape(cfg, TEXT, 336))["compressor"]
         scores = 4.0 * tokens * 576 * 1024
         assert (linear + scores) / 1e9 == pytest.approx(giga, abs=5e-3)
@@ -66,4 +74,4 @@ def test_settings_give_rows_and_other_backbones_have_no_figures_of_the_paper():
 )
 def test_sizes_that_cannot_be(row, side):
     with pytest.raises(InputError, match=r"5 vision tokens|500 pixels"):
-        shape(build(Row(**row), VICUNA_7B), TEXT, side)
+        shape(build(PaperModel(**row), VICUNA_7B), TEXT, side)

@@ -1,3 +1,3 @@
-"""Samples to batches of fixed shape, in a run's order; imports the data rooms and models'
+"""Samples to batches of fixed shape, in a run's order; imports the other data rooms and models'
 shapes.
 """

@@ -92,7 +92,7 @@ class DigitsConfig:
         return self.fewest_frames or self.frames
 
 
-class _Plan(NamedTuple):
+class _Item(NamedTuple):
     """An item before its pages are drawn."""
 
     kinds: list[str]  # of each turn
@@ -153,7 +153,7 @@ class DigitsPages:
         firsts = [page[0] for page in self._plan(operator.index(index)).pages]
         return next(n for n, digit in enumerate(firsts) if firsts.count(digit) == 1)
 
-    def _plan(self, number: int) -> _Plan:
+    def _plan(self, number: int) -> _Item:
         if not 0 <= number < self.length:
             raise IndexError(f"item {number} of {self!r}")
         config = self.config
@@ -178,7 +178,7 @@ class DigitsPages:
         asked_pages = [below(pages) for _ in kinds]
         if kinds == ["needle"]:
             digits, turn = needle(pages, cells, asked_pages[0], below)
-            return _Plan(kinds, digits, [turn], below)
+            return _Item(kinds, digits, [turn], below)
         digits = [[below(10) for _ in range(cells)] for _ in range(pages)]
         digits[asked_pages[0]], counted = digits_for(kinds[0], cells, below)
         turns = []
@@ -188,7 +188,7 @@ class DigitsPages:
             name = f"page {page + 1}" if config.frames else ""
             shown = digits[page]
             turns.append(ask(kind, shown, config.columns, counted=counted, page=name, below=below))
-        return _Plan(kinds, digits, turns, below)
+        return _Item(kinds, digits, turns, below)
 
     def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:
         """A page: uint8 [H, W, 3], dark ink on light paper, both slightly tinted."""

@@ -1,3 +1,3 @@
-"""Data sets on disk as samples in LLaVA's form, audited, packed and named; imports media and
-text.
+"""Data sets on disk as samples in LLaVA's form, audited, packed and named; imports media, text
+and digits.
 """

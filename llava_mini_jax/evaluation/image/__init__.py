@@ -1,1 +1,3 @@
-"""Image benchmarks, one file each; import rules, judge and layouts."""
+"""Image benchmarks, one file each; import rules, judge, layouts, and of the rest the digits
+world alone.
+"""

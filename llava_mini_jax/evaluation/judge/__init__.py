@@ -1,3 +1,3 @@
-"""Another model as the judge of answers: its words, its server, its verdicts; knows no
-benchmark.
+"""Another model as the judge of answers: its words, its server, its verdicts; imports what a
+benchmark is, and no benchmark.
 """

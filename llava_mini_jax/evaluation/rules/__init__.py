@@ -1,1 +1,3 @@
-"""How scorers read answers: letters, words, tasks; imports benchmark and layouts."""
+"""How scorers read answers: letters, words, tasks; imports benchmark, layouts and names of
+videos.
+"""

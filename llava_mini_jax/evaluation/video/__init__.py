@@ -1,1 +1,3 @@
-"""Video benchmarks, one file each; import rules, judge and layouts."""
+"""Video benchmarks, one file each; import rules, judge, layouts, and of the rest the digits
+world and plots.
+"""
