@@ -17,7 +17,7 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class SessionMemory:
     """Bytes of the arrays of session_programs.py's programs."""
 
     cfg: LlavaMiniConfig

@@ -21,7 +21,7 @@ from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.cost.device_memory import Memory
 from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_bytes
-from llava_mini_jax.cost.session_memory import Work
+from llava_mini_jax.cost.session_memory import SessionMemory
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import batch_decode, session_programs
@@ -137,14 +137,14 @@ def plan(
     )
 
 
-def _work(bundle: Bundle, frames: int, text: int, chunk: int) -> Work:
+def _work(bundle: Bundle, frames: int, text: int, chunk: int) -> SessionMemory:
     longest = batch_decode.longest_prompt(bundle)
     padded = batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
     together = min(chunk, power_of_two(max(1, frames)))
-    return Work(bundle.model, bundle.images.parts, together, padded)
+    return SessionMemory(bundle.model, bundle.images.parts, together, padded)
 
 
-def _always(work: Work, slots: int, dtype: str) -> dict[str, int]:
+def _always(work: SessionMemory, slots: int, dtype: str) -> dict[str, int]:
     cfg = work.cfg
     return {
         "weights": sum(weight_bytes(cfg, dtype).values()),
@@ -155,7 +155,7 @@ def _always(work: Work, slots: int, dtype: str) -> dict[str, int]:
 
 
 def _host(
-    work: Work, frames: int, chunk: int, budget: Budget
+    work: SessionMemory, frames: int, chunk: int, budget: Budget
 ) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
     """(frames by tier and place, bytes on the host) of a file's chunks."""
     kept: Counter[tuple[str, str]] = Counter()
