@@ -128,6 +128,16 @@ def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
     return PartitionSpec(*spec)
 
 
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the program that is being traced will run on.
+
+    The current mesh's devices say so, which need not be here (`profile compile`); without a mesh, or
+    with one of no devices (`planned_mesh`), JAX's default backend does.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def on_one_cpu() -> bool:
     """Whether arrays are computed whole on a CPU: no mesh, and no accelerator."""
     return jax.sharding.get_abstract_mesh().empty and jax.default_backend() == "cpu"
