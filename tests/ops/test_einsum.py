@@ -55,6 +55,24 @@ def test_every_product(equation, dtype, together, monkeypatch) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
+@pytest.mark.parametrize("inputs", [32, 48, 40])
+def test_int8_in_registers_and_widened_first(rows, inputs, monkeypatch) -> None:
+    """101 outputs in parts of 10; 40 inputs do not split into pieces, five rows are too many."""
+    monkeypatch.setattr(products, "TOGETHER", 10 * inputs)
+    taken = []
+    in_registers = products._in_registers
+    monkeypatch.setattr(products, "_in_registers", lambda *a: taken.append(1) or in_registers(*a))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, rows, inputs)), jnp.float32)
+    weight = jnp.asarray(rng.integers(-127, 128, (101, inputs)), jnp.int8)
+    found = jax.jit(lambda x, w: einsum("BTD,VD->BTV", x, w, (None,) * 3))(x, weight)
+    assert bool(taken) == (rows <= products.FEW and inputs % products.PIECES == 0)
+    np.testing.assert_allclose(
+        found, expected("BTD,VD->BTV", x, weight), atol=127 * ATOL["float32"]
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_cpu_and_a_mesh_agree(dtype) -> None:
     computing = "float32" if dtype == "int8" else dtype
