@@ -23,6 +23,8 @@ TOGETHER = 2**20
 # Rows of activations up to which int8 is widened in registers, and pieces of a row that are added
 # up there. With eight pieces XLA does not vectorise the sum, with 32 it is no faster.
 FEW, PIECES = 4, 16
+# Rows from which a TPU multiplies in its matrix unit: fewer are padded.
+MXU_ROWS = 8
 
 
 @struct.dataclass
@@ -56,8 +58,21 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
         return _rows_times_matrix(x, left, weight, right, outputs)
     weight = weight.astype(x.dtype)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
-    spec = sharding.partition(tuple(sizes[letter] for letter in output), axes)
-    return jnp.einsum(equation, x, weight, out_sharding=spec)
+    shape = tuple(sizes[letter] for letter in output)
+    local = dict(zip(output, sharding.piece(shape, axes), strict=True))
+    rows = [letter for letter in left if letter in output]
+    count = math.prod(local[letter] for letter in rows)
+    if count >= MXU_ROWS or sharding.platform() != "tpu":
+        return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
+    # The last of the row axes, as it is never split: positions, not the batch.
+    at = output.index(rows[-1])
+    more = -(-MXU_ROWS * local[rows[-1]] // count) - shape[at]
+    x = jnp.pad(x, [(0, more * (letter == rows[-1])) for letter in left])
+    # Else the compiler sees through the zeros, and back to its vector unit.
+    x = jax.lax.optimization_barrier(x)
+    spec = sharding.partition((*shape[:at], shape[at] + more, *shape[at + 1 :]), axes)
+    product = jnp.einsum(equation, x, weight, out_sharding=spec)
+    return jax.lax.slice_in_dim(product, 0, shape[at], axis=at)
 
 
 def _rows_times_matrix(

@@ -89,6 +89,33 @@ def test_one_cpu_and_a_mesh_agree(dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_few_rows_on_a_tpu(equation, dtype, monkeypatch) -> None:
+    """Padded to 8 rows, nothing of which comes out; more rows are left alone."""
+    computing = "float32" if dtype == "int8" else dtype
+    x, weight = arrays(equation, dtype, computing)
+    axes = (None,) * len(equation.split("->")[1])
+
+    def found() -> tuple:
+        def product(x, w):  # a new function each time: JAX traces one only once
+            return einsum(equation, x, w, axes)
+
+        with jax.set_mesh(sharding.make_mesh()):
+            return jax.jit(product)(x, weight), str(jax.make_jaxpr(product)(x, weight))
+
+    plain, text = found()
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    padded, padded_text = found()
+    assert "pad[" not in text
+    outputs = len(set(equation.split(",")[1].split("->")[0]) - set(equation.split(",")[0]))
+    assert ("pad[" in padded_text) == (plain.size < 8 * np.prod(weight.shape[:outputs]))
+    assert padded.shape == plain.shape
+    np.testing.assert_allclose(
+        np.asarray(padded, np.float32), np.asarray(plain, np.float32), rtol=ATOL[computing]
+    )
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_of_narrow_weights(dtype) -> None:
     x, weight = arrays("BTD,MD->BTM", dtype, "float32")
