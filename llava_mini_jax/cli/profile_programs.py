@@ -88,11 +88,11 @@ def training_step(args: argparse.Namespace, machine: Machine) -> Job:
     stage = dataclasses.replace(stage, mesh=machine.mesh(args.mesh, default))
     check(stage)
     shape = step_program.shape_of(stage, args.images)
-    frames = f" with {args.images} pictures or frames each" if args.images > 1 else ""
+    frames = f" with {args.images} frames each" if args.images > 1 else ""
     return Job(
         name=f"{Path(args.what).stem}, a training step",
-        about=f"{shape.rows} rows of {shape.sequence} positions{frames} in {stage.accumulate}"
-        f" micro-batches, {stage.model.llm.layers} layers, remat {stage.model.remat}",
+        about=f"{shape.rows} rows of {shape.sequence} positions{frames}, accumulate"
+        f" {stage.accumulate}, remat {stage.model.remat}, {stage.model.llm.layers} layers",
         mesh=stage.mesh,
         trace=lambda: step_program.traced_step(stage, args.images),
         model_flops=step_flops(stage.model, stage.trainable, shape),
@@ -168,12 +168,12 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
 
 def _sizes_of(name: str, sizes: programs.Sizes) -> str:
     if name == "decode":
-        return f"{sizes.rows} answers, {sizes.slots} slots, a token"
+        return f"rows {sizes.rows}, slots {sizes.slots}, a token"
     if name == "prefill_block":
         return f"{sizes.length} positions against {sizes.slots} slots"
     if name == "prefill":
-        return f"{sizes.rows} rows of {sizes.length} positions"
-    return f"{sizes.images} pictures or frames of {sizes.parts} parts, {sizes.length} of text"
+        return f"rows {sizes.rows}, positions {sizes.length}"
+    return f"frames {sizes.images}, parts {sizes.parts}, text {sizes.length}"
 
 
 def _trace(call: programs.Call) -> Any:
