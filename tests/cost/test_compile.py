@@ -148,7 +148,7 @@ def test_a_training_step_is_told_of_one_device(capsys, here, tmp_path):
 
 def test_a_models_programs_are_told(capsys, here, tmp_path):
     folder, file = str(tiny_model.folder("release")), tmp_path / "found.json"
-    sizes = "--length 16 --slots 64 --room 8".split()
+    sizes = ["--length", "16", "--slots", "64", "--room", "8"]
     status, out, _ = run(capsys, folder, "--chip", "h100", *sizes, "--json", str(file))
     found = json.loads(file.read_text())
     assert status == 0 and len(found) == len(programs.NAMES) == 7
