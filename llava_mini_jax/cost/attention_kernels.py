@@ -6,6 +6,7 @@ XLA      products and softmax of ops/attention.py, by the name of its einsum or 
 """
 
 import dataclasses
+import math
 import re
 
 from llava_mini_jax.cost.hlo import Instruction
@@ -29,23 +30,25 @@ def kernel_of(work: Work) -> Kernel | None:
         passes = "bwd" if "Backward" in work.target else "fwd"
         B, T, N, H = work.inputs[0].sizes
         S = work.inputs[1].sizes[1]
+        heads = B * N
         causal = '"mask_type": "CAUSAL"' in work.instruction.attributes.replace('":"', '": "')
-        return _kernel("cudnn", passes, (B, N, T, S, H), causal)
+        return _kernel("cudnn", passes, (heads, T, S, H), causal)
     named = re.match(r"splash_m[hq]a_(fwd|dkv|dq)", work.instruction.name)
     if not work.target or named is None:
         return None
-    wide = [a.sizes for a in work.inputs if len(a.sizes) == 4 and a.dtype in ("bf16", "f32")]
-    (B, N, T, H), (_, _, S, _) = wide[:2]
+    # Behind what says which blocks are seen, in integers; one row has no axis of its own.
+    floats = [a.sizes for a in work.inputs if a.dtype in ("bf16", "f32") and len(a.sizes) > 2]
+    (*rows, T, H), (*_, S, _) = floats[:2]
     # Numbers in s32: ids of segments of queries and of keys, and, of a causal mask, of queries.
     causal = sum(a.dtype == "s32" and a.numbers > 1 for a in work.inputs) % 2 == 1
-    return _kernel("splash", named[1], (B, N, T, S, H), causal)
+    return _kernel("splash", named[1], (math.prod(rows), T, S, H), causal)
 
 
 def _kernel(name: str, passes: str, sizes: tuple[int, ...], causal: bool) -> Kernel:
-    B, N, T, S, H = sizes
+    heads, T, S, H = sizes
     # The last query sees all keys: so text stands behind an image's, and a sequence behind nothing.
     seen = (S - (T - 1) / 2) / S if causal and T <= S else 1.0
-    return Kernel(name, passes, 2.0 * _PRODUCTS[passes] * B * N * T * S * H * seen)
+    return Kernel(name, passes, 2.0 * _PRODUCTS[passes] * heads * T * S * H * seen)
 
 
 def is_xla_attention(instruction: Instruction) -> bool:

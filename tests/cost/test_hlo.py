@@ -169,6 +169,34 @@ def test_an_update_in_place_moves_what_is_updated():
     assert sum(w.times * w.bytes for w in works) < 4 * slots * N
 
 
+def test_what_is_sliced_behind_an_update_is_read_as_a_slice():
+    """As XLA for GPUs reads a layer of a cache that it writes elsewhere."""
+    lines = [
+        "%sliced (c: f32[32,1024,64], u: f32[1,1,64]) -> f32[64,1,1024] {",
+        "  %c = f32[32,1024,64]{2,1,0} parameter(0)",
+        "  %u = f32[1,1,64]{2,1,0} parameter(1)",
+        "  %i = s32[] constant(0)",
+        "  %w = f32[32,1024,64]{2,1,0} dynamic-update-slice(%c, %u, %i, %i, %i)",
+        "  %t = f32[64,32,1024]{2,1,0} transpose(%w), dimensions={2,0,1}",
+        "  ROOT %s = f32[64,1,1024]{2,1,0} slice(%t), slice={[0:64], [3:4], [0:1024]}",
+        "}",
+        "",
+        "ENTRY %main (c: f32[32,1024,64], u: f32[1,1,64]) -> f32[64,1,1024] {",
+        "  %cache = f32[32,1024,64]{2,1,0} parameter(0)",
+        "  %new = f32[1,1,64]{2,1,0} parameter(1)",
+        "  ROOT %f = f32[64,1,1024]{2,1,0} fusion(%cache, %new), kind=kLoop, calls=%sliced",
+        "}",
+    ]
+    layer, new = 4 * 64 * 1024, 4 * 64
+    works = hlo_work.works(hlo.parse("\n".join(lines)))
+    assert sum(w.bytes for w in works) == 2 * layer + new
+    # A transpose that is kept as a whole reads and writes the whole.
+    whole = "\n".join(lines).replace("ROOT %s", "%s").replace("%t = f32", "ROOT %t = f32")
+    whole = whole.replace("ROOT %f = f32[64,1,1024]", "ROOT %f = f32[64,32,1024]")
+    works = hlo_work.works(hlo.parse(whole.replace("  %s = ", "  %s.unused = ")))
+    assert sum(w.bytes for w in works) >= 2 * 32 * layer
+
+
 def test_memory_beside_the_main_one_moves_nothing():
     lines = [
         "%x = f32[1024,1024]{1,0:T(8,128)} parameter(0)",
@@ -255,6 +283,13 @@ def test_fused_attention_is_known_by_its_calls(file, passes):
     one = 2 * 2 * 32 * 512 * keys * 128
     products = {"fwd": 2, "bwd": 5, "dkv": 4, "dq": 3}
     assert [k.flops for k in found] == [products[p] * one for p in passes.split()]
+
+
+def test_one_row_has_no_axis_of_its_own_in_a_kernel():
+    text = recorded("splash").replace("[2,32,", "[32,").replace("[2,8,1152,128]", "[8,1152,128]")
+    found = map(attention_kernels.kernel_of, hlo_work.works(hlo.parse(text)))
+    forward = next(kernel for kernel in found if kernel)
+    assert forward.flops == 4 * 32 * 512 * (1152 - 511 / 2) * 128
 
 
 def test_a_kernel_that_is_told_to_be_causal_computes_half():
