@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+EXTRA  ?= dev
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 UV     := $(shell command -v uv 2>/dev/null)
@@ -16,10 +17,10 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-weights real-check clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install the package and its tools into .venv (PYTHON=python3.12 picks another one)
 
@@ -31,7 +32,7 @@ ifeq ($(UV),)
 else
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
 endif
-	@$(INSTALL) -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -c constraints.txt -e '.[$(EXTRA)]'
 	@touch $@
 
 test: $(STAMP) ## the fast tests, on CPU (the slow ones too: make test ARGS="-m ''")
@@ -65,6 +66,14 @@ real-weights: $(STAMP) ## a published model out of a package, compared token for
 
 real-check: $(STAMP) ## folders written by transformers itself: opened, compared, exported (needs torch)
 	@tests/real/run.sh $(BIN)/python
+
+compile-check: ## small programs compiled for TPUs, on CPU: fused attention, no copies of a cache, ...
+	@$(MAKE) --no-print-directory setup VENV=.venv-compile EXTRA=compile-tpu
+	@.venv-compile/bin/python -m tests.compiled.check v5e
+
+compile-check-gpu: ## the same for H100s; its compilers take 5 GB
+	@$(MAKE) --no-print-directory setup VENV=.venv-compile-gpu EXTRA=compile-gpu
+	@.venv-compile-gpu/bin/python -m tests.compiled.check h100
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -26,6 +26,8 @@ class Kind(NamedTuple):
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    # What has to be set before JAX starts.
+    prepare: Callable[[argparse.Namespace], None] = lambda args: None
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """The environment variables that start-up reads: a wrong one is told in one sentence.
 
     JAX_*, XLA_FLAGS --check--> JAX is imported and has its devices, or InputError
+    compile_for_absent --> the ones that compilers for other machines' accelerators need
 
 JAX reads its variables while it is imported and XLA its flags when the first device is asked for;
 there a wrong one ends in a traceback, or ends the process from inside XLA.
@@ -17,6 +18,22 @@ from llava_mini_jax.errors import InputError
 _FLAGS = "XLA_FLAGS"
 _PROBE = "import jax; jax.devices()"
 _LONGEST = 300  # seconds, for one import on a busy machine
+
+# With which compilers for absent accelerators start: libtpu asks no cloud what machine this is, is
+# silent about it, and several processes may compile at a time.
+_ABSENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # any will do: it compiles for the slice that is named
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def compile_for_absent() -> None:
+    """Sets what JAX must find before it starts, to compile for devices that are not here."""
+    os.environ |= _ABSENT
 
 
 def check(*, devices: bool = True) -> None:

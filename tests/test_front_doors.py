@@ -67,6 +67,8 @@ KINDS = {
     " --llm-layers --vision-layers --follow-up",
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
     "profile video": "--video --frames --chunk --text --repeats",
+    "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
+    " --json --text --stage --accumulate --remat --program --slots --room",
 }
 
 

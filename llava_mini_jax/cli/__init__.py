@@ -138,6 +138,8 @@ def _run(argv: Sequence[str]) -> int:
         parser.error(f"expected {', '.join(kinds)} after llava-mini {command}, {given}")
     # Intermixed: the question may stand behind the options that follow the model.
     args = parser.parse_intermixed_args(words)
+    if kind:
+        kinds[kind].prepare(args)
     if command in COMPUTING:
         environment.check()
     return (kinds[kind] if kind else COMMANDS[command]).run(args)

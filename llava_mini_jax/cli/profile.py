@@ -4,6 +4,7 @@ MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the p
                                            --> latency: of the model and LLaVA-1.5, in turns
                                            --> memory: weights, keys and values, peak
                                            --> video: profile_video.py
+                                           --> compile: profile_compile.py
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
-from llava_mini_jax.cli import profile_video
+from llava_mini_jax.cli import profile_compile, profile_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
 
@@ -21,7 +22,8 @@ SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the pap
 USAGE = f"""llava-mini profile flops [MODEL | --abstract NAME] [options]
 llava-mini profile latency MODEL | --abstract NAME [options]
 llava-mini profile memory MODEL | --abstract NAME [options]
-{profile_video.USAGE}"""
+{profile_video.USAGE}
+{profile_compile.USAGE}"""
 EXAMPLE = f"""examples:
   llava-mini profile flops
   llava-mini profile flops --tokens 1 4 16 64 --resolution 336 672 --xla
@@ -29,7 +31,8 @@ EXAMPLE = f"""examples:
   llava-mini profile latency --abstract vicuna-7b --tokens 1 4 16 64 --dtype bfloat16
   llava-mini profile latency --abstract llama-3.1-8b --llm-layers 4 --dtype float32 int8
   llava-mini profile memory --abstract llama-3.1-8b --frames 10000
-  {profile_video.EXAMPLE}"""
+  {profile_video.EXAMPLE}
+  {profile_compile.EXAMPLE}"""
 
 
 # The least that an option may be.
@@ -117,4 +120,5 @@ KINDS = {
     "latency": _kind("latency", "milliseconds a token, beside LLaVA-1.5", _of_latency),
     "memory": _kind("memory", "bytes of weights, keys and values, and the peak", _of_memory),
     "video": profile_video.KIND,
+    "compile": profile_compile.KIND,
 }

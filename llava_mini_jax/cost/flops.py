@@ -3,7 +3,6 @@
     model config, Shape of a batch --products--> matrix products  --+--> forward_flops: each once
                                                                     |
     trainable path patterns ------------> operands with a gradient -+--> step_flops: once more each
-    device kind --> peak_flops
 
 A matrix product of n multiply-adds is 2n FLOPs, and n * 2 again for each of its operands whose
 gradient is needed: a weight that is trained, an activation behind something that is trained. Below
@@ -24,26 +23,6 @@ from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
-# Dense bfloat16 TFLOP/s of one device, by the beginning of `jax.Device.device_kind`; vendors' data
-# sheets. The first that fits counts.
-_PEAK_TFLOPS = {
-    "TPU v4 lite": 138.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5": 459.0,  # v5p
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "NVIDIA A100": 312.0,
-    "NVIDIA A800": 312.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H100 NVL": 835.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H200 NVL": 835.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA B200": 2250.0,
-}
-
 
 def shape_of(batch: TrainBatch) -> Shape:
     """The sizes of a training batch of arrays, of abstract ones too."""
@@ -60,13 +39,6 @@ def shape_of(batch: TrainBatch) -> Shape:
         wide=0 if wide is None else wide.shape[1],
         logits=S - 1,
     )
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device of this `jax.Device.device_kind`; None if unknown."""
-    fitting = (peak for kind, peak in _PEAK_TFLOPS.items() if device_kind.startswith(kind))
-    tera = next(fitting, None)
-    return None if tera is None else tera * 1e12
 
 
 def forward_flops(cfg: LlavaMiniConfig, shape: Shape) -> dict[str, float]:

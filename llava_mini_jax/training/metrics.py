@@ -18,7 +18,7 @@ import jax
 from etils import epath
 
 from llava_mini_jax import distributed
-from llava_mini_jax.cost.flops import peak_flops
+from llava_mini_jax.cost.chips import peak_flops
 from llava_mini_jax.journal import Journal
 from llava_mini_jax.training.tensorboard import Board
 

@@ -15,7 +15,8 @@ import pytest
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.cost import flops, network
-from llava_mini_jax.cost.flops import forward_flops, peak_flops, step_flops
+from llava_mini_jax.cost.chips import peak_flops
+from llava_mini_jax.cost.flops import forward_flops, step_flops
 from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.cost.xla import abstract_params, component_flops, counted
 from llava_mini_jax.data.batches.examples import TrainBatch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from llava_mini_jax.cost import flops
+from llava_mini_jax.cost import chips
 from llava_mini_jax.data.digits.pages import DigitsConfig, build_tokenizer
 from llava_mini_jax.journal import Journal
 from llava_mini_jax.training import heldout
@@ -76,7 +76,7 @@ def test_a_log_of_skipped_steps_alone_is_still_json(tmp_path):
 
 def test_speeds_are_of_all_processes_and_devices(tmp_path, monkeypatch):
     """One device of a known kind stands in for the CPU's eight."""
-    monkeypatch.setattr(metrics_file, "peak_flops", lambda kind: flops.peak_flops("TPU v4"))
+    monkeypatch.setattr(metrics_file, "peak_flops", lambda kind: chips.peak_flops("TPU v4"))
     monkeypatch.setattr(metrics_file.jax, "device_count", lambda: 2)
     _, written = logged(tmp_path, [(1.0, 2, 0)] * 3)
     seconds = 3 * written["step_seconds"]

@@ -1,0 +1,102 @@
+"""`llava-mini profile compile`: what a compiler makes of a run or a model, for chips elsewhere.
+
+CONFIG of train.py --> one training step --.
+NAME, model folder --> programs of answers +--compile for a slice of chips--> memory, products,
+                                              traffic, attention, collectives, a bound on its time
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_mini_jax import environment
+from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import waiting
+
+USAGE = """llava-mini profile compile CONFIG --chip CHIP --slice N [options]
+llava-mini profile compile MODEL --chip CHIP [--program NAME...] [options]"""
+EXAMPLE = """llava-mini profile compile configs/stage2_vicuna_7b.py --chip h100 --slice 8
+  llava-mini profile compile configs/stage2_vicuna_7b.py --chip v5e --slice 8x8 --accumulate 2
+  llava-mini profile compile llama-3.1-8b --chip h100 --program decode --slots 12288"""
+_OF_TRAINING = ("accumulate", "remat", "stage")
+_OF_ANSWERS = ("program", "slots", "room")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "what",
+        metavar="CONFIG | MODEL",
+        help=f"a config file of train.py; or {BACKBONES_HELP}, or a model folder or hub name",
+    )
+    add("--chip", metavar="CHIP", help="v5e, v5p, v6e or h100")
+    add("--slice", metavar="N", help="a TPU slice, such as 8x8, or how many GPUs (default: one)")
+    add(
+        "--mesh", metavar="AXES", help="such as fsdp=4,tensor=2 (default: the config's, if it fits)"
+    )
+    add("--length", type=int, metavar="S", help="positions (default: the longest; 128)")
+    add("--rows", type=int, metavar="B", help="of a step, or answers together (default: 1)")
+    add("--images", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
+    add("--layers", type=int, metavar="N", help="of the language model, to compile sooner")
+    add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 too")
+    add("--option", action="append", metavar="K=V", help="a compiler option of XLA")
+    add("--json", metavar="FILE", help="write what is printed as JSON too")
+    add("--text", metavar="FOLDER", help="keep the compiled programs' text there")
+    add = parser.add_argument_group("of a training step").add_argument
+    add("--stage", metavar="NAME", help="of a config with several")
+    add("--accumulate", type=int, metavar="N", help="micro-batches (default: the config's)")
+    add("--remat", metavar="KIND", help="what is kept of layers: none, matmuls, attention, full")
+    add = parser.add_argument_group("of a model").add_argument
+    add("--program", nargs="+", metavar="NAME", help="such as decode (default: all of them)")
+    add("--slots", type=int, metavar="S", help="of the KV cache (default: 640)")
+    add("--room", type=int, metavar="N", help="for an answer (default: 512)")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    environment.compile_for_absent()
+
+
+def run(args: argparse.Namespace) -> int:
+    from llava_mini_jax.cli import profile_compiled
+    from llava_mini_jax.cli import profile_programs as programs
+
+    if not args.chip:
+        raise InputError("no chip is given; give --chip v5e, v5p, v6e or h100")
+    for option in ("length", "rows", "images", "layers", "accumulate", "slots", "room"):
+        given = getattr(args, option)
+        if given is not None and given < 1:
+            raise InputError(f"--{option} is {given}; give 1 or more")
+    training = args.what.endswith(".py")
+    if training:
+        refuse(args, _OF_ANSWERS, "of a training step")
+    else:
+        refuse(args, _OF_TRAINING, "of a model that answers")
+    options = _options(args.option or [])
+    machine = programs.machine(args.chip, args.slice)
+    if training:
+        jobs = [programs.training_step(args, machine)]
+    else:
+        jobs = programs.answers(args, machine)
+    found: list[dict[str, Any]] = []
+    for job in jobs:
+        with waiting(f"compiling {job.name}"):
+            result = programs.compiled(job, machine, options, args.text)
+        print(*profile_compiled.lines(result), "", sep="\n")
+        found.append(profile_compiled.as_json(result))
+        if args.json:  # after each: the next one may take minutes
+            Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _options(given: list[str]) -> dict[str, str]:
+    for option in given:
+        if not option.partition("=")[2]:
+            raise InputError(f'--option has "{option}"; give one as name=value')
+    return dict(option.split("=", 1) for option in given)
+
+
+KIND = Kind(
+    "memory, traffic and time on TPUs and GPUs that are not here", add_arguments, run, prepare
+)

@@ -1,0 +1,165 @@
+"""The programs that answer, for arrays that do not exist: what they are compiled and counted for.
+
+    model, Sizes --abstract arrays on the current mesh--> function and arguments, by name
+        encode_frames, prefill, decode                              of inference/generate.py
+        encode_vision, prefuse_images, prefuse_text, prefill_block  of inference/session_programs.py
+
+A mesh of the devices has to be set, if only of one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.models import cache as kv
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.ops.einsum import Int8Weight
+from llava_mini_jax.weights.quantize import is_product
+
+Call = tuple[Callable, tuple, dict[str, Any]]  # a jitted function, arguments, static ones
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large a request is. Raises InputError for numbers below 1."""
+
+    rows: int  # answers decoded together; a session has one
+    length: int  # positions of the prompt, or of the block that is read of it
+    images: int  # pictures or frames that are encoded together
+    parts: int  # of a picture, 1 without high resolution
+    slots: int  # of the KV cache
+    room: int = 512  # for an answer
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise InputError(f"{field.name} is {getattr(self, field.name)}; give 1 or more")
+
+
+def weights(cfg: LlavaMiniConfig, dtype: str) -> LlavaMini:
+    """The parameters as a model is loaded in `dtype`, "int8" included; layers unrolled."""
+
+    def leaf(path: str, spec: param_tree.ParamSpec) -> Any:
+        if dtype != "int8" or not is_product(path, spec):
+            return param_tree.abstract(spec, cfg.dtype if dtype == "int8" else dtype)
+        outputs = 2 if spec.axes[0] == "heads" else 1  # q_proj [N, H, D], o_proj [D, N, H]
+        scale = param_tree.ParamSpec(spec.shape[:outputs], spec.axes[:outputs], spec.init)
+        return Int8Weight(param_tree.abstract(spec, jnp.int8), param_tree.abstract(scale))
+
+    return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(cfg)))
+
+
+def call(name: str, cfg: LlavaMiniConfig, dtype: str, sizes: Sizes) -> Call:
+    """The program `name` (one of NAMES) of a model whose weights are in `dtype`."""
+    generate.refuse_inside(cfg)
+    if name == "prefuse_text" and not cfg.prefusion_layers:
+        raise InputError("the model has no pre-fusion, so there is no program prefuse_text")
+    maker = _Programs(cfg, sizes)
+    function, arguments = getattr(maker, name)()
+    return function, tuple(_placed((weights(cfg, dtype), *arguments))), {"cfg": cfg, **maker.static}
+
+
+def _array(shape: tuple[int, ...], dtype: Any, axes: sharding.Axes | None = None) -> Any:
+    spec = param_tree.ParamSpec(shape, axes or (None,) * len(shape), param_tree.zeros)
+    return param_tree.abstract(spec, dtype)
+
+
+def _placed(tree: Any) -> Any:
+    """Abstract arrays, whatever mesh or none they name, on the current mesh's devices."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        known = isinstance(getattr(x, "sharding", None), jax.NamedSharding) and x.ndim
+        spec = x.sharding.spec if known else jax.P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+class _Programs:
+    """(function, arguments behind the parameters) of each program, a program a method."""
+
+    def __init__(self, cfg: LlavaMiniConfig, sizes: Sizes):
+        self.cfg, self.sizes = cfg, sizes
+        self.static: dict[str, Any] = {}
+
+    def encode_frames(self) -> tuple[Callable, tuple]:
+        B, T, chunk = self.sizes.rows, self.sizes.length, _array((self.sizes.images,), jnp.int32)
+        text = self._hidden(B, T), _array((B, T), jnp.bool_)
+        return generate.encode_frames, (self._encoded(), self._pixels(), chunk, chunk, *text)
+
+    def prefill(self) -> tuple[Callable, tuple]:
+        B, T = self.sizes.rows, self.sizes.length
+        by_row = ("batch", None)
+        inputs = Inputs(
+            ids_BT=_array((B, T), jnp.int32, by_row),
+            fuse_BT=_array((B, T), jnp.bool_, by_row),
+            pixels_BIJYXC=None,
+            frames_BI=None,
+            slots_BS=_array((B, T), jnp.int32, by_row),
+        )
+        text = _array((B, T, self.cfg.llm.width), self.cfg.dtype, (*by_row, None))
+        self.static["room"] = self.sizes.room
+        return generate.prefill, (self._encoded(), _array((B,), jnp.int32), text, inputs)
+
+    def decode(self) -> tuple[Callable, tuple]:
+        B = self.sizes.rows
+        logits = _array((B, self.cfg.llm.vocab_size), jnp.float32, ("batch", "vocab"))
+        position = _array((B,), jnp.int32, ("batch",))
+        begun = functools.partial(generate.begun, room=self.sizes.room)
+        state = jax.eval_shape(begun, self._cache(B), logits, position)
+        sampling = jax.eval_shape(lambda: make_sampling(B, 0.0, 1.0, 0, 0, ()))
+        return generate.decode, (state, sampling, _array((), jnp.int32))
+
+    def encode_vision(self) -> tuple[Callable, tuple]:
+        return session_programs.encode_vision, (self._pixels(),)
+
+    def prefuse_images(self) -> tuple[Callable, tuple]:
+        vision, sizes = self.cfg.vision, self.sizes
+        features = (sizes.images, sizes.parts, vision.grid**2, vision.width)
+        return session_programs.prefuse_images, (_array(features, self.cfg.dtype),)
+
+    def prefuse_text(self) -> tuple[Callable, tuple]:
+        T, D = self.sizes.length, self.cfg.llm.width
+        function, (features,) = self.prefuse_images()
+        params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(self.cfg)), self.cfg.dtype)
+        memory = jax.eval_shape(functools.partial(function, cfg=self.cfg), params, features)[1]
+        text = self._hidden(1, T), _array((1, T), jnp.bool_)
+        total = _array((T, D), jnp.float32)
+        return session_programs.prefuse_text, (total, memory, _array((), jnp.int32), *text)
+
+    def prefill_block(self) -> tuple[Callable, tuple]:
+        S, number = self.sizes.length, _array((), jnp.int32)
+        hidden = self._hidden(1, S), self._hidden(1, S)
+        slots = _array((1, S), jnp.int32)
+        return session_programs.prefill_block, (self._cache(1), *hidden, slots, number, number)
+
+    def _cache(self, rows: int) -> kv.Cache:
+        llm, slots = self.cfg.llm, self.sizes.slots
+        shape = llm.layers, rows, slots, llm.kv_heads, llm.head_width
+        return jax.eval_shape(lambda: kv.empty(*shape, self.cfg.dtype))
+
+    def _encoded(self) -> generate.Encoded:
+        B, T, D = self.sizes.rows, self.sizes.length, self.cfg.llm.width
+        visual = self.cfg.tokens_per_image(self.sizes.parts)
+        return generate.Encoded(self._hidden(B, visual), _array((B, T, D), jnp.float32))
+
+    def _hidden(self, rows: int, positions: int) -> Any:
+        return _array((rows, positions, self.cfg.llm.width), self.cfg.dtype)
+
+    def _pixels(self) -> Any:
+        side = self.cfg.vision.image_size
+        return _array((self.sizes.images, self.sizes.parts, side, side, 3), jnp.uint8)
+
+
+NAMES = tuple(name for name in vars(_Programs) if not name.startswith("_"))

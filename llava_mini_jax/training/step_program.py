@@ -1,0 +1,59 @@
+"""A training step for arrays that do not exist, on a mesh of devices that need not be here.
+
+stage, images a row --abstract state and batch--> train_step, traced
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.cost import network
+from llava_mini_jax.cost.network import Shape
+from llava_mini_jax.data.batches.examples import TrainBatch
+from llava_mini_jax.training.optimizer import make_optimizer
+from llava_mini_jax.training.stages import TrainConfig, spec_of
+from llava_mini_jax.training.step import abstract_state, train_step
+
+
+def shape_of(stage: TrainConfig, images: int) -> Shape:
+    """The sizes of a batch of the longest bucket."""
+    S = stage.lengths[-1]
+    return Shape(
+        rows=stage.batch_size,
+        images=images,
+        parts=stage.images.parts,
+        text=S,
+        sequence=S,
+        wide=S if stage.model.inside_layers else 0,
+        logits=S - 1,
+    )
+
+
+def abstract_batch(stage: TrainConfig, images: int) -> TrainBatch:
+    """A batch of the longest bucket, its rows split over the current mesh."""
+    inputs = network.inputs(stage.model, shape_of(stage, images))
+
+    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        rows = ("batch", *(None,) * (len(x.shape) - 1))
+        return param_tree.abstract(param_tree.ParamSpec(x.shape, rows, param_tree.zeros), x.dtype)
+
+    labels = jax.ShapeDtypeStruct((stage.batch_size, stage.lengths[-1]), jnp.int32)
+    return jax.tree.map(placed, TrainBatch(inputs=inputs, labels_BS=labels))
+
+
+def traced_step(stage: TrainConfig, images: int) -> Any:
+    """`train_step` of this stage, traced; a mesh of the devices has to be set, if only of one."""
+    params = param_tree.abstract(spec_of(stage), stage.param_dtype)
+    chosen, _ = param_tree.split(params, lambda path: param_tree.matches(path, stage.trainable))
+    optimizer = make_optimizer(stage.optimizer, stage.steps, chosen)
+    return train_step.trace(
+        abstract_state(params, stage.trainable, optimizer),
+        abstract_batch(stage, images),
+        cfg=stage.model,
+        optimizer=optimizer,
+        accumulate=stage.accumulate,
+        loss_chunk=stage.loss_chunk,
+        z_loss=stage.z_loss,
+    )
