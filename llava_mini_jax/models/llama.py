@@ -28,8 +28,6 @@ from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
 
-TABLE = ("vocab", "embed")  # the axes of the embedding table and of the head
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -93,7 +91,7 @@ def block_spec(cfg: LlamaConfig) -> Block:
 
 
 def spec(cfg: LlamaConfig) -> Llama:
-    table = ParamSpec((cfg.vocab_size, cfg.width), TABLE, normal(cfg.init_stddev))
+    table = ParamSpec((cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_stddev))
     return Llama(
         embed_tokens=table,
         layers=stack(cfg.layers, block_spec(cfg)),

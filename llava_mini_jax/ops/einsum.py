@@ -56,7 +56,8 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)
-    weight = weight.astype(x.dtype)
+    # Cast first: half the bytes to gather.
+    weight = sharding.gather(weight.astype(x.dtype), x)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     shape = tuple(sizes[letter] for letter in output)
     local = dict(zip(output, sharding.piece(shape, axes), strict=True))
