@@ -51,7 +51,8 @@ def flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 # The options of each kind of a command; it refuses those of its neighbours.
 SHAPE = "--vision-tower --json --resolution --abstract --tokens --layers"
-MODEL = "--out --no-plots --dtype --vision-tower"
+KEPT = "--compilation-cache"
+MODEL = f"--out --no-plots --dtype --vision-tower {KEPT}"
 KINDS = {
     "analyze attention": f"{MODEL} --data --images --limit --batch-size",
     "analyze compression": f"{MODEL} --image --video --queries --frames",
@@ -63,9 +64,9 @@ KINDS = {
     "plan video": "--frames --dtype --chunk",
     "plan training": "",
     "profile flops": f"{SHAPE} --text --xla",
-    "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats",
-    "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
-    "profile video": "--video --frames --chunk --text --repeats",
+    "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats {KEPT}",
+    "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
+    "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
 }
 
 
@@ -108,6 +109,7 @@ IDLE = [
     ("llava-mini profile memory --abstract vicuna-7b", "--text", "43", "without --peak"),
     ("llava-mini profile memory --abstract vicuna-7b", "--new-tokens", "9", "without --peak"),
     ("llava-mini profile memory M", "--dtype", "float32", "without --peak"),
+    ("llava-mini profile memory M", "--compilation-cache", "none", "without --peak"),
     ("llava-mini analyze attention M", "--images", "D", "with --data digits"),
     ("llava-mini analyze compression M --image a.png", "--frames", "8", "without --video"),
     ("llava-mini analyze drop M", "--data", "D", "with --benchmark digits"),
@@ -131,6 +133,7 @@ IDLE = [
             "--vision-tower": "V",
             "--conv-mode": "brief",
             "--max-length": "99",
+            "--compilation-cache": "none",
         }.items()
     ),
     *(

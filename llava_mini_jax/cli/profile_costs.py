@@ -133,7 +133,7 @@ def _request(args: argparse.Namespace, cfg: LlavaMiniConfig, side: int) -> Reque
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     if not args.peak:
-        refuse(args, ["text", "new_tokens", "dtype"], "without --peak")
+        refuse(args, ["text", "new_tokens", "dtype", "compilation_cache"], "without --peak")
     if args.dtype == "int8":
         raise InputError("--dtype int8 is for profile latency; int8's bytes are told in any case")
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llava_mini_jax import environment
+from llava_mini_jax import compilation, environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Question, find
@@ -56,6 +56,7 @@ class Command:
     vision_tower: Path | None = None
     template: str | None = None
     max_length: int | None = None
+    compilation_cache: str | None = None
     score_only: bool = False
     answers: Path | None = None  # an answers file from elsewhere, to be scored
     paper: str = "LLaVA-Mini 7B"  # the column to compare with
@@ -106,6 +107,9 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
         command.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {command.out} cannot be made ({error}): give another") from error
+    if asking:
+        environment.check()
+        compilation.keep_programs(command.compilation_cache, "eval.py")
     results = []
     for name in command.models or (str(command.answers),):
         folder = command.out / _slug(name)
@@ -153,7 +157,6 @@ def _slug(name: str) -> str:
 
 
 def _load(name: str, command: Command) -> Any:
-    environment.check()
     import llava_mini_jax
 
     return llava_mini_jax.load(
