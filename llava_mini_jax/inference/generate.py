@@ -10,6 +10,8 @@ settings and the stop tokens are data. A batch holds rows of any length and kind
 text alone.
 """
 
+import dataclasses
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -173,20 +175,64 @@ def decode(
     return jax.lax.while_loop(unfinished, one, state)
 
 
-def first_tokens(state: Decoding, sampling: Sampling) -> np.ndarray:
-    """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
-    return np.asarray(upcoming(state.logits_BV, sampling, state.step))[:, None]
+@jax.jit
+def told(tokens_BN: Array, logits_BV: Array, sampling: Sampling, step: Array) -> Array:
+    """`tokens_BN` with `upcoming`'s behind the `step` that are there; and `step`, in a last column.
+
+    An array of its own: the state that it comes from is donated to the next call.
+    """
+    token_B1 = next_token(logits_BV, sampling, step)[:, None]
+    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B1, (0, step))
+    return jnp.concatenate([tokens_BN, jnp.full_like(token_B1, step)], axis=1)
 
 
-def advance(
-    params: LlavaMini, state: Decoding, sampling: Sampling, limit: int, cfg: LlavaMiniConfig
-) -> tuple[Decoding, np.ndarray]:
-    """`decode` up to `limit` tokens, and the ids [B, n] that are new to who has `upcoming`'s."""
-    known = int(state.step) + 1
-    state = decode(params, state, sampling, jnp.int32(limit), cfg)
-    # The state's logits give one token more.
-    decoded_BN = np.asarray(state.tokens_BN)[:, known : int(state.step)]
-    return state, np.concatenate([decoded_BN, first_tokens(state, sampling)], axis=1)
+class Calls:
+    """Calls of `decode` for one batch, which are read in their order.
+
+    A call that is dispatched before the one in front of it is read finds the device busy. One that
+    nobody reads has changed nothing but `state`.
+    """
+
+    def __init__(
+        self,
+        params: LlavaMini,
+        state: Decoding,
+        sampling: Sampling,
+        cfg: LlavaMiniConfig,
+        *,
+        steps: int,  # tokens of a call, at most
+        most: int,  # tokens of an answer
+    ):
+        self.state = state  # behind all calls that were dispatched
+        self.unread: deque[Array] = deque()  # what those say that were not read
+        self._params, self._sampling, self._cfg = params, sampling, cfg
+        self._steps, self._most = steps, most
+        self._read = 0  # tokens
+        self.known = 1  # tokens, once all calls are read
+
+    def first(self) -> np.ndarray:
+        """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
+        self._read = 1
+        state = self.state
+        return np.asarray(upcoming(state.logits_BV, self._sampling, state.step))[:, None]
+
+    def dispatch(self) -> None:
+        """Another call; returns at once."""
+        self.known = min(self.known + self._steps, self._most)
+        # Less one: the last token comes from the logits before it, and is itself not decoded.
+        limit = np.int32(self.known - 1)
+        state = self.state = decode(self._params, self.state, self._sampling, limit, self._cfg)
+        self.unread.append(told(state.tokens_BN, state.logits_BV, self._sampling, state.step))
+
+    def read(self) -> np.ndarray:
+        """Ids [B, n] that the next call adds."""
+        told_BN = np.asarray(self.unread.popleft())
+        before, self._read = self._read, int(told_BN[0, -1]) + 1
+        return told_BN[:, before : self._read]
+
+    def stop(self, done_B: np.ndarray) -> None:
+        """The rows that are done: the device knows stop tokens alone. All calls have been read."""
+        self.state = dataclasses.replace(self.state, done_B=sharding.put_batch(done_B))
 
 
 def refuse_inside(cfg: LlavaMiniConfig) -> None:

@@ -43,7 +43,7 @@ from llava_mini_jax.weights import folders, hub, import_hf
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
-    *(generate.upcoming, generate.decode),
+    *(generate.upcoming, generate.decode, generate.told),
     *(
         session_programs.encode_vision,
         session_programs.prefuse_images,
