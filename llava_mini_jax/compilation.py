@@ -14,7 +14,7 @@ import re
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.signals import say
@@ -38,6 +38,7 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     """
     import jax
 
+    _listen()
     named = given if given is not None else jax.config.values["jax_compilation_cache_dir"]
     if named == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -62,6 +63,47 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     _mend(folder, program)
+
+
+class _Counts(NamedTuple):
+    asked: int = 0  # programs that were needed
+    read: int = 0  # of these, found in the folder
+    seconds: float = 0.0  # in all threads together
+
+
+class _State:
+    """Of this process, as JAX's cache is."""
+
+    counts = _Counts()
+    told = _Counts()  # by `news`
+    listens = False
+
+
+def _listen() -> None:
+    import jax
+
+    def one(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _State.counts = _State.counts._replace(read=_State.counts.read + 1)
+
+    def took(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            asked, read, so_far = _State.counts
+            _State.counts = _Counts(asked + 1, read, so_far + duration_secs)
+
+    if not _State.listens:
+        jax.monitoring.register_event_listener(one)
+        jax.monitoring.register_event_duration_secs_listener(took)
+        _State.listens = True
+
+
+def news() -> str:
+    """What has been compiled since this was called last; "" for nothing."""
+    now, before, _State.told = _State.counts, _State.told, _State.counts
+    asked, read, seconds = (a - b for a, b in zip(now, before, strict=True))
+    if not asked:
+        return ""
+    return f"{asked} programs in {seconds:.1f} s: {asked - read} compiled, {read} read"
 
 
 def _own_folder() -> str:

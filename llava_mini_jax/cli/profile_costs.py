@@ -18,7 +18,8 @@ from llava_mini_jax.cost import latency as timing
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.model import computing_dtype, load
+from llava_mini_jax.inference.model import load
+from llava_mini_jax.inference.opening import computing_dtype
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.terminal import waiting
 from llava_mini_jax.weights import folders, hub

@@ -30,7 +30,7 @@ from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models.llava_mini import LlavaMini
 
 SMALLEST_LENGTH = 64
-SMALLEST_ROOM = 16
+SMALLEST_ROOM = 64  # a program for each of 16 and 32 would save no time worth compiling it
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
 # may contain a stop string, many otherwise (a keyboard interrupt is noticed between calls).
 STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64
@@ -111,7 +111,6 @@ def decode(
         logits = recompute.whole_model(params, bundle, buckets)
         yield from recompute.decode(logits, [*examples, *padding], texts, sampling)
         return
-    room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
     state = generate.encode_and_prefill(
         params,
         bundle.model,
@@ -119,7 +118,7 @@ def decode(
         buckets,
         longest_prompt(bundle),
         bundle.prompt.padding_side,
-        room,
+        room(texts),
     )
     calls = generate.Calls(
         params,
@@ -158,6 +157,11 @@ def _pieces(
         if ahead and calls.known < min(left):
             calls.dispatch()
         new_BN = calls.read()
+
+
+def room(texts: Sequence[AnswerText]) -> int:
+    """Tokens that there is room for: one of few sizes."""
+    return power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
 
 
 def padding_rows(examples: Sequence[Example]) -> list[Example]:

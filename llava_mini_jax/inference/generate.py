@@ -12,8 +12,9 @@ text alone.
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,14 +177,13 @@ def decode(
 
 
 @jax.jit
-def told(tokens_BN: Array, logits_BV: Array, sampling: Sampling, step: Array) -> Array:
-    """`tokens_BN` with `upcoming`'s behind the `step` that are there; and `step`, in a last column.
+def told(tokens_BN: Array, token_B: Array, step: Array) -> Array:
+    """`tokens_BN` with the next one behind the `step` that are there; and `step`, in a last column.
 
     An array of its own: the state that it comes from is donated to the next call.
     """
-    token_B1 = next_token(logits_BV, sampling, step)[:, None]
-    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B1, (0, step))
-    return jnp.concatenate([tokens_BN, jnp.full_like(token_B1, step)], axis=1)
+    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B[:, None], (0, step))
+    return jnp.concatenate([tokens_BN, jnp.full_like(token_B[:, None], step)], axis=1)
 
 
 class Calls:
@@ -213,16 +213,18 @@ class Calls:
     def first(self) -> np.ndarray:
         """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
         self._read = 1
-        state = self.state
-        return np.asarray(upcoming(state.logits_BV, self._sampling, state.step))[:, None]
+        return np.asarray(self._upcoming())[:, None]
 
     def dispatch(self) -> None:
         """Another call; returns at once."""
         self.known = min(self.known + self._steps, self._most)
         # Less one: the last token comes from the logits before it, and is itself not decoded.
         limit = np.int32(self.known - 1)
-        state = self.state = decode(self._params, self.state, self._sampling, limit, self._cfg)
-        self.unread.append(told(state.tokens_BN, state.logits_BV, self._sampling, state.step))
+        self.state = decode(self._params, self.state, self._sampling, limit, self._cfg)
+        self.unread.append(told(self.state.tokens_BN, self._upcoming(), self.state.step))
+
+    def _upcoming(self) -> Array:
+        return upcoming(self.state.logits_BV, self._sampling, self.state.step)
 
     def read(self) -> np.ndarray:
         """Ids [B, n] that the next call adds."""
@@ -255,10 +257,12 @@ def encode_and_prefill(
     max_length: int,
     padding_side: str,
     room: int,
+    call: Callable[..., Any] = lambda program, *arguments: program(*arguments),
 ) -> Decoding:
     """A batch of prompts from pictures and text to the state before the first token.
 
-    Raises InputError for compression inside the language model: no cache holds what that needs.
+    `call` runs each program, or compiles it alone (warm_up.py). Raises InputError for compression
+    inside the language model: no cache holds what that needs.
     """
     refuse_inside(cfg)
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
@@ -269,7 +273,7 @@ def encode_and_prefill(
     # Frames follow a chunk at a time: those of a whole batch never lie on the device at once.
     batch = collate(examples, layout, truncate=False, with_pixels=False).inputs
     batch = sharding.put_batch(batch)
-    text_BTD = embed_text(params, batch.ids_BT, cfg)
+    text_BTD = call(embed_text, params, batch.ids_BT, cfg)
     most = max(len(e.pixels) for e in examples)
     places = buckets.image_count(most) * tokens
     encoded = Encoded(
@@ -277,11 +281,12 @@ def encode_and_prefill(
         fused_BTD=jnp.zeros(text_BTD.shape, jnp.float32),
     )
     for pixels, rows, numbers in frame_chunks(examples):
-        encoded = encode_frames(
-            params, encoded, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
+        places_I = numbers * tokens
+        encoded = call(
+            encode_frames, params, encoded, pixels, rows, places_I, text_BTD, batch.fuse_BT, cfg
         )
     images_B = np.array([len(e.pixels) for e in examples], np.int32)
-    return prefill(params, encoded, images_B, text_BTD, batch, cfg, room)
+    return call(prefill, params, encoded, images_B, text_BTD, batch, cfg, room)
 
 
 def frame_chunks(

@@ -275,8 +275,7 @@ class Session:
         # At least one position is computed: the logits behind the prompt come from it.
         same = 0 if self._cache is None else min(len(self._cached), len(prompt) - 1)
         common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
-        # LENGTH more, because the last block writes its padding behind the prompt.
-        needed = session_programs.slots(len(prompt) + session_programs.LENGTH + room)
+        needed, _ = session_programs.sizes(len(prompt), room)
         cache, self._cache = self._cache, None
         cache = session_programs.with_room(cache, needed, common, cfg)
         visual_VD = self._watched.visual()
@@ -284,7 +283,7 @@ class Session:
         length = session_programs.length(cache.valid_BS.shape[1])
         for start in range(common, len(prompt), length):
             marks = prompt[start : start + length]
-            size = max(16, power_of_two(len(marks)))
+            size = session_programs.block(len(marks))
             slots_S = np.full(size, -1, np.int32)
             # A block's own visual tokens only: those of a long video stay on the host.
             visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)

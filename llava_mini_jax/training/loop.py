@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from llava_mini_jax import distributed, sharding
+from llava_mini_jax import compilation, distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.data.sets import fingerprint
@@ -32,6 +32,7 @@ from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.terminal import note
 from llava_mini_jax.training import feed, heldout
 from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.metrics import Metrics
@@ -130,6 +131,8 @@ def run_stage(
                             z_loss=stage.z_loss,
                         )
                         results.append(values)
+                    if news := compilation.news():
+                        note(f"{stage.name}: {news}")
                     metrics.add(values, feed.counted(stage, arrival))
                     is_last = step == stage.steps
                     if step % stage.log_every == 0 or is_last:
