@@ -65,6 +65,15 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     _mend(folder, program)
 
 
+def threads_pay() -> bool:
+    """Whether programs should be compiled by threads, beside other work: they need cores of their
+    own. On two, with nothing but a CPU, they were no faster than the programs' first calls."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return jax.default_backend() != "cpu" or (cores or 1) >= 4
+
+
 class _Counts(NamedTuple):
     asked: int = 0  # programs that were needed
     read: int = 0  # of these, found in the folder

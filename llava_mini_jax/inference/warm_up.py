@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llava_mini_jax.compilation import threads_pay
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.inference import batch_decode, generate, session_programs
@@ -26,13 +27,6 @@ from llava_mini_jax.inference.opening import Opened
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models.llava_mini import LlavaMini
-
-
-def pays() -> bool:
-    """Whether threads have cores of their own: on two, with nothing but a CPU, they were no faster
-    than the programs' first calls."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return jax.default_backend() != "cpu" or (cores or 1) >= 4
 
 
 class WarmUp:
@@ -46,7 +40,7 @@ class WarmUp:
         count = 1 if jax.default_backend() == "gpu" else os.cpu_count()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="compile")
         self._compiled: list[Future] = []
-        self._planned = self._pool.submit(plan, self._call) if pays() else None
+        self._planned = self._pool.submit(plan, self._call) if threads_pay() else None
 
     def _call(self, program: Any, *arguments: Any) -> Any:
         traced = program.trace(*arguments)

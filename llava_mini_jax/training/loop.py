@@ -35,6 +35,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.terminal import note
 from llava_mini_jax.training import feed, heldout
 from llava_mini_jax.training.checkpoint import Checkpoints
+from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
@@ -105,6 +106,7 @@ def run_stage(
     folder = workdir / "checkpoints" / stage.name
     with Checkpoints(folder, keep=stage.keep, keep_every=stage.keep_every) as checkpoints:
         like = abstract_state(abstract, stage.trainable, optimizer)
+        first = FirstStep(stage, like, optimizer)
         first_step, state, about = checkpoints.resume(like)
         if state is None:
             params = starting_params(stage, _start(stage, previous), key)
@@ -121,15 +123,8 @@ def run_stage(
             with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
                 for step, arrival in arrivals:
                     with profiler.step(step) as results:
-                        state, values = train_step(
-                            state,
-                            arrival.batch,
-                            cfg=stage.model,
-                            optimizer=optimizer,
-                            accumulate=stage.accumulate,
-                            loss_chunk=stage.loss_chunk,
-                            z_loss=stage.z_loss,
-                        )
+                        first.wait(arrival.batch)
+                        state, values = train_step(state, arrival.batch, **fixed(stage, optimizer))
                         results.append(values)
                     if news := compilation.news():
                         note(f"{stage.name}: {news}")

@@ -23,7 +23,7 @@ SETTINGS = Settings(max_new_tokens=20)
 @pytest.fixture
 def compiled(monkeypatch) -> Iterator[Counter]:
     """How often each program of PROGRAMS has been compiled, from now on."""
-    monkeypatch.setattr(warm_up, "pays", lambda: True)
+    monkeypatch.setattr(warm_up, "threads_pay", lambda: True)
     counts: Counter = Counter()
 
     def heard(event: str, _: float, **about) -> None:
@@ -117,5 +117,5 @@ def test_what_fails_ahead_fails_when_it_is_called(compiled) -> None:
 
 
 def test_nothing_is_compiled_where_it_does_not_pay(compiled, monkeypatch) -> None:
-    monkeypatch.setattr(warm_up, "pays", lambda: False)
+    monkeypatch.setattr(warm_up, "threads_pay", lambda: False)
     warm_up.WarmUp(lambda call: pytest.fail("planned")).wait()
