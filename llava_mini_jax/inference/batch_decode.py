@@ -30,7 +30,7 @@ from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models.llava_mini import LlavaMini
 
 SMALLEST_LENGTH = 64
-SMALLEST_ROOM = 64  # a program for each of 16 and 32 would save no time worth compiling it
+SMALLEST_ROOM = 64  # 16 slots are not worth programs of their own: no answer was faster
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
 # may contain a stop string, many otherwise (a keyboard interrupt is noticed between calls).
 STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64
