@@ -95,7 +95,7 @@ def test_a_stop_token_ends_the_call_ahead_too(model, monkeypatch, rows) -> None:
 
 def test_rows_of_other_allowances(model, monkeypatch, unread) -> None:
     """A row that is cut by the model's positions ends before the others do."""
-    short = llava_mini_jax.load(tiny_model.folder("paper", 64))
+    short = llava_mini_jax.load(tiny_model.folder("paper", positions=64))
     long = dataclasses.replace(requests(short, 1)[0])
     fill = np.concatenate([long.ids, np.full(8, long.ids[-1])])
     long = dataclasses.replace(
