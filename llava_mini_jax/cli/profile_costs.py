@@ -20,7 +20,8 @@ from llava_mini_jax.cost import latency as timing
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.model import computing_dtype, load
+from llava_mini_jax.inference.model import load
+from llava_mini_jax.inference.opening import computing_dtype
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.terminal import waiting
 from llava_mini_jax.weights import folders, hub
@@ -166,7 +167,7 @@ def _request(args: argparse.Namespace, cfg: LlavaMiniConfig, side: int) -> Reque
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     if not args.peak:
-        refuse(args, ["text", "new_tokens", "dtype"], "without --peak")
+        refuse(args, ["text", "new_tokens", "dtype", "compilation_cache"], "without --peak")
     if args.dtype == "int8":
         raise InputError("--dtype int8 is for profile latency; int8's bytes are told in any case")
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
