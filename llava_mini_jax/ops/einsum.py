@@ -17,8 +17,8 @@ from flax import struct
 from llava_mini_jax import sharding
 from llava_mini_jax.params import Leaf
 
-# Numbers of a narrow weight that a CPU takes at a time. With fewer, starting threads takes longer
-# than the product; with four times as many, float32 copies no longer fit its caches.
+# Numbers of a narrow weight that a CPU takes at a time: twice as many where they stay int8. With
+# fewer, starting threads takes longer than the product; four times as many do not fit its caches.
 TOGETHER = 2**20
 # Rows of activations up to which int8 is widened in registers, and pieces of a row that are added
 # up there. With eight pieces XLA does not vectorise the sum, with 32 it is no faster.
@@ -104,10 +104,11 @@ def _widened(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
     """
     x_RI = x_RI.astype(jnp.float32)
     outputs, inputs = weight_OI.shape
-    # At least two parts: XLA takes a loop of one apart.
-    part = max(1, min(TOGETHER // inputs, -(-outputs // 2)))
     in_registers = weight_OI.dtype == jnp.int8 and len(x_RI) <= FEW and inputs % PIECES == 0
     multiply = _in_registers if in_registers else _product
+    together = 2 * TOGETHER if in_registers else TOGETHER
+    # At least two parts: XLA takes a loop of one apart.
+    part = max(1, min(together // inputs, -(-outputs // 2)))
 
     def add(number: jax.Array, product_RO: jax.Array) -> jax.Array:
         weight, number = jax.lax.optimization_barrier((weight_OI, number))

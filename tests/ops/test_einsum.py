@@ -58,7 +58,7 @@ def test_every_product(equation, dtype, together, monkeypatch) -> None:
 @pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
 @pytest.mark.parametrize("inputs", [32, 48, 40])
 def test_int8_in_registers_and_widened_first(rows, inputs, monkeypatch) -> None:
-    """101 outputs in parts of 10; 40 inputs do not split into pieces, five rows are too many."""
+    """101 outputs in parts of 20 or 10; 40 inputs do not split into pieces, five rows are too many."""
     monkeypatch.setattr(products, "TOGETHER", 10 * inputs)
     taken = []
     in_registers = products._in_registers
