@@ -56,13 +56,15 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)
+    # Of two input axes (heads and their width) a float weight would be re-laid at every call.
+    as_it_is = len(set(left) & set(right)) > 1 and weight.dtype != jnp.int8
     weight = weight.astype(x.dtype)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     shape = tuple(sizes[letter] for letter in output)
     local = dict(zip(output, sharding.piece(shape, axes), strict=True))
     rows = [letter for letter in left if letter in output]
     count = math.prod(local[letter] for letter in rows)
-    if count >= MXU_ROWS or sharding.platform() != "tpu":
+    if as_it_is or count >= MXU_ROWS or sharding.platform() != "tpu":
         return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
     # The last of the row axes, as it is never split: positions, not the batch.
     at = output.index(rows[-1])
