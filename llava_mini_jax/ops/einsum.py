@@ -56,25 +56,33 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)
-    # Of two input axes (heads and their width) a float weight would be re-laid at every call.
-    as_it_is = len(set(left) & set(right)) > 1 and weight.dtype != jnp.int8
-    weight = weight.astype(x.dtype)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     shape = tuple(sizes[letter] for letter in output)
+    # Of two input axes (heads and their width) a float weight would be re-laid at every call.
+    if len(right) - outputs == 1 or weight.dtype == jnp.int8:
+        return _with_rows(equation, x, weight.astype(x.dtype), shape, axes)
+    spec = sharding.partition(shape, axes)
+    return jnp.einsum(equation, x, weight.astype(x.dtype), out_sharding=spec)
+
+
+def _with_rows(
+    equation: str, x: jax.Array, weight: jax.Array, shape: tuple[int, ...], axes: sharding.Axes
+) -> jax.Array:
+    """The product, which has `shape`: on a TPU of at least MXU_ROWS rows, where there are any."""
+    left, output = equation.split(",")[0], equation.split("->")[1]
     local = dict(zip(output, sharding.piece(shape, axes), strict=True))
-    rows = [letter for letter in left if letter in output]
-    count = math.prod(local[letter] for letter in rows)
-    if as_it_is or count >= MXU_ROWS or sharding.platform() != "tpu":
-        return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
     # The last of the row axes, as it is never split: positions, not the batch.
-    at = output.index(rows[-1])
-    more = -(-MXU_ROWS * local[rows[-1]] // count) - shape[at]
-    x = jnp.pad(x, [(0, more * (letter == rows[-1])) for letter in left])
-    # Else the compiler sees through the zeros, and back to its vector unit.
-    x = jax.lax.optimization_barrier(x)
+    *others, last = [letter for letter in left if letter in output]
+    others, at = math.prod(local[letter] for letter in others), output.index(last)
+    more = 0
+    if sharding.platform() == "tpu" and 0 < others * shape[at] < MXU_ROWS:
+        more = -(-MXU_ROWS // others) - shape[at]
+        x = jnp.pad(x, [(0, more * (letter == last)) for letter in left])
+        # Else the compiler sees through the zeros, and back to its vector unit.
+        x = jax.lax.optimization_barrier(x)
     spec = sharding.partition((*shape[:at], shape[at] + more, *shape[at + 1 :]), axes)
     product = jnp.einsum(equation, x, weight, out_sharding=spec)
-    return jax.lax.slice_in_dim(product, 0, shape[at], axis=at)
+    return jax.lax.slice_in_dim(product, 0, shape[at], axis=at) if more else product
 
 
 def _rows_times_matrix(

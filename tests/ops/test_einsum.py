@@ -118,6 +118,23 @@ def test_few_rows_on_a_tpu(equation, dtype, monkeypatch) -> None:
     )
 
 
+def test_rows_of_a_mesh_on_a_tpu(monkeypatch) -> None:
+    """Eight rows on eight devices are one a device, and padded; none at all stay none."""
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    weight = jnp.arange(24.0).reshape(4, 6)
+    for rows, data in ((8, 8), (8, 1), (0, 1)):
+        x = jnp.arange(rows * 6.0).reshape(rows, 1, 6)
+
+        def product(x, w):
+            return einsum("BTD,MD->BTM", x, w, ("batch", None, "mlp"))
+
+        with jax.set_mesh(sharding.make_mesh(data)):
+            placed = sharding.place(x, ("batch", None, None)), sharding.place(weight, (None, None))
+            found, text = jax.jit(product)(*placed), str(jax.make_jaxpr(product)(*placed))
+        assert ("pad[" in text) == (data == 8)
+        np.testing.assert_allclose(found, x @ weight.T, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_of_narrow_weights(dtype) -> None:
     x, weight = arrays("BTD,MD->BTM", dtype, "float32")
