@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from llava_mini_jax.errors import InputError
 
@@ -31,6 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "norm": None,  # 0.2 % of a model
     "embed": "fsdp",
+    "tower": None,  # its width: frozen, 0.3 B of parameters, and read for every few frames
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
@@ -98,11 +99,16 @@ def make_mesh(
     )
 
 
-def planned_mesh(mesh: MeshConfig) -> AbstractContextManager:
-    """The context of a mesh whose devices need not be there: for plans, not for arrays."""
+def planned_mesh(mesh: MeshConfig, platform: str | None = None) -> AbstractContextManager:
+    """The context of a mesh whose devices need not be there: for plans, not for arrays.
+
+    With `platform` ("gpu", "tpu") programs are traced as they would be for such devices.
+    """
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     explicit = (AxisType.Explicit,) * len(MESH_AXES)
-    return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, axis_types=explicit))
+    device = platform and AbstractDevice(platform, None, platform)
+    planned = AbstractMesh(sizes, MESH_AXES, axis_types=explicit, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(planned)
 
 
 def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
@@ -131,8 +137,8 @@ def partition(shape: tuple[int, ...], axes: Axes) -> PartitionSpec | None:
 def platform() -> str:
     """ "cpu", "gpu" or "tpu": what the program that is being traced will run on.
 
-    The current mesh's devices say so, which need not be here (`profile compile`); without a mesh, or
-    with one of no devices (`planned_mesh`), JAX's default backend does.
+    The current mesh's devices say so, which need not be here (`profile compile`); without a mesh,
+    or with one of no devices (`planned_mesh`), JAX's default backend does.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -161,6 +167,11 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` laid out by its logical axes (moves data if it lies otherwise)."""
     spec = partition(x.shape, axes)
     return x if spec is None else jax.reshard(x, spec)
+
+
+def gather(x: jax.Array, axes: Axes) -> jax.Array:
+    """A parameter, whole along fsdp: in front of a loop that would gather it every time."""
+    return constrain(x, tuple(None if axis == "embed" else axis for axis in axes))
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:
@@ -226,18 +237,24 @@ def put_batch(tree: Any) -> Any:
 
 
 def local(
-    function: Callable, in_axes: Sequence[Axes], out_axes: Axes, *arrays: jax.Array
+    function: Callable,
+    in_axes: Sequence[Axes],
+    out_axes: Axes,
+    *arrays: jax.Array,
+    opaque: bool = False,
 ) -> jax.Array:
     """`function(*arrays)` run on every device's own piece: no communication inside.
 
     For functions in which neither batch rows nor heads mix (attention kernels): inside, arrays are
-    plain local arrays, so any kernel fits. The result has the first array's leading sizes.
+    plain local arrays, so any kernel fits. The result has the first array's shape.
+    `opaque` functions hold kernels of which JAX cannot tell which devices' results are equal.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function(*arrays)
     in_specs = tuple(partition(a.shape, ax) for a, ax in zip(arrays, in_axes, strict=True))
-    out = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays))
-    out_specs = partition(out.shape, out_axes)
+    out_specs = partition(arrays[0].shape, out_axes)
     # shard_map moves nothing: on an Explicit mesh it refuses what lies otherwise.
     arrays = tuple(jax.reshard(a, s) for a, s in zip(arrays, in_specs, strict=True))
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*arrays)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=not opaque)(
+        *arrays
+    )

@@ -35,6 +35,7 @@ from llava_mini_jax.inference.sampling import Sampling
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
+from llava_mini_jax.ops.attention import under
 from llava_mini_jax.ops.layers import fold_layers
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import angles
@@ -115,13 +116,13 @@ def _blinded(
     cfg: LlavaMiniConfig,
 ) -> Array:
     """The language model's layers; where `hidden_L` says so, text does not see vision tokens."""
-    mask_BUU = masks.causal(jnp.arange(x_BUD.shape[1]), valid_BU)
+    mask_BUU = masks.causal(valid_BU)
     blind_BUU = mask_BUU & ~(~is_vision_BU[:, :, None] & is_vision_BU[:, None, :])
     angles_BUH = angles(masks.running_positions(valid_BU), cfg.llm.head_width, cfg.llm.rope)
 
     def body(layer: llama.Block, x_BUD: Array, hidden: Array) -> tuple[Array, None]:
         mask = jnp.where(hidden, blind_BUU, mask_BUU)
-        return llama.block(layer, x_BUD, angles_BUH, mask, cfg.llm)[0], None
+        return llama.block(layer, x_BUD, angles_BUH, under(mask), cfg.llm)[0], None
 
     return fold_layers(body, llm.layers, x_BUD, hidden_L)[0]
 

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="S", help="default: 0")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     add(
         "--conv-mode",
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         model = load(
             args.model,
             dtype=args.dtype,
+            attention=args.attention,
             vision_tower=args.vision_tower,
             template=args.conv_mode,
             max_length=args.max_length,

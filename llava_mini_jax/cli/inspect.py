@@ -70,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
         model, shown, dtypes = _abstract(args) if args.model is None else _folder(args)
         rows = list(_rows(model, dtypes, mesh))
     from llava_mini_jax.config import dialect_of
+    from llava_mini_jax.ops.attention import describe
 
     print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
     print(f"dialect: {dialect_of(model)}")
+    print(f"attention here: {describe(model.attention, model.dtype, model.llm.head_width)}")
     if args.model is not None:
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder

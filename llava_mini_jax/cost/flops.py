@@ -27,12 +27,14 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 def shape_of(batch: TrainBatch) -> Shape:
     """The sizes of a training batch of arrays, of abstract ones too."""
     B, I, J = batch.inputs.pixels_BIJYXC.shape[:3]
+    T, F = batch.inputs.ids_BT.shape[1], batch.inputs.fuse_BF.shape[1]
     S, wide = batch.labels_BS.shape[1], batch.inputs.wide_slots_BU
     return Shape(
         rows=B,
         images=I,
         parts=J,
-        text=batch.inputs.ids_BT.shape[1],
+        text=T,
+        fused=None if F == T else F,
         sequence=S,
         wide=0 if wide is None else wide.shape[1],
         logits=S - 1,

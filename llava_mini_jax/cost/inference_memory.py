@@ -80,7 +80,7 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: Any) -> dic
     number = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32)
     images, limit = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), ()))
     room = request.new_tokens + 1
-    see = (params, seen, pixels, number, number, text, inputs.fuse_BT, cfg)
+    see = (params, seen, pixels, number, number, text, cfg)
     begin = (params, seen, images, text, inputs, cfg, room)
     state = jax.eval_shape(lambda *args: generate.prefill(*args, cfg, room), *begin[:5])
     sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))

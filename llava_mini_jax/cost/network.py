@@ -44,8 +44,13 @@ class Shape:
     parts: int  # J: 1 without high resolution
     text: int  # T
     sequence: int  # S: positions of the language model
+    fused: int | None = None  # F: text positions that pass through pre-fusion; None: all of T
     wide: int = 0  # U: positions in front of compression inside the language model
     logits: int  # positions of a row whose logits are computed: S - 1 in training, 1 in prefill
+
+    @property
+    def fused_text(self) -> int:
+        return self.text if self.fused is None else self.fused
 
 
 def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
@@ -57,7 +62,7 @@ def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
     side = cfg.vision.image_size
     return Inputs(
         ids_BT=array(shape.text),
-        fuse_BT=array(shape.text, dtype=jnp.bool_),
+        fuse_BF=array(shape.fused_text),
         pixels_BIJYXC=array(shape.images, shape.parts, side, side, 3, dtype=jnp.uint8),
         frames_BI=array(shape.images, dtype=jnp.bool_),
         slots_BS=array(shape.sequence),
@@ -235,7 +240,7 @@ class _Forward:
             yield Product("compressor", 2 * each, (either, either))
 
     def prefusion(self, behind: Behind) -> Iterator[Product]:
-        layers, pictures, text = self.cfg.prefusion_layers, self.pictures, self.shape.text
+        layers, pictures, text = self.cfg.prefusion_layers, self.pictures, self.shape.fused_text
         size, read = prefused(self.cfg, self.shape.parts)
         run = functools.partial(self.layers, "prefusion/layers", behind=behind)
         yield from run((layers - 1) * pictures * size, size)

@@ -76,7 +76,7 @@ def read_frames(video: str, bundle: Bundle, count: int) -> tuple[np.ndarray, dic
 
 
 def one_frame(
-    params: LlavaMini, pixels_JYXC: Array, text_TD: Array, fuse_T: Array, cfg: LlavaMiniConfig
+    params: LlavaMini, pixels_JYXC: Array, text_TD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(visual tokens [Q, D], fused text [T, D]) of a frame: the whole sequence in all layers."""
     assert params.prefusion is not None
@@ -85,11 +85,12 @@ def one_frame(
     if cfg.fuse_compressed and cfg.compressor.kind != "none":
         image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
     size = image_ISD.shape[1]
+    fuse_IT = jnp.ones((1, len(text_TD)), bool)
     out_ISD, _, _ = prefusion.apply_whole(
-        params.prefusion, image_ISD, text_TD[None], fuse_T[None], cfg.llm
+        params.prefusion, image_ISD, text_TD[None], fuse_IT, cfg.llm
     )
     tokens_QD = out_ISD[0, size - Q : size] if cfg.fuse_compressed else compressed_IQD[0]
-    return tokens_QD, jnp.where(fuse_T[:, None], out_ISD[0, size:], text_TD)
+    return tokens_QD, out_ISD[0, size:]
 
 
 _compiled = jax.jit(one_frame, static_argnames="cfg")
@@ -144,8 +145,7 @@ class _Run:
         self, params: LlavaMini, cfg: LlavaMiniConfig, pixels: np.ndarray, size: int, text_TD: Array
     ):
         self.params, self.cfg, self.pixels, self.size = params, cfg, pixels, size
-        self.text_TD, self.fuse_T = text_TD, jnp.ones(len(text_TD), bool)
-        self.seconds = np.zeros(len(CHUNKED))
+        self.text_TD, self.seconds = text_TD, np.zeros(len(CHUNKED))
         self.memories: list[Any] = []
 
     def chunks(self) -> Array:
@@ -167,7 +167,7 @@ class _Run:
     def loop(self, step: Callable = _compiled) -> Array:
         total_TD = self._nothing()
         for frame in self.pixels:
-            _, fused_TD = step(self.params, frame, self.text_TD, self.fuse_T, self.cfg)
+            _, fused_TD = step(self.params, frame, self.text_TD, self.cfg)
             total_TD = total_TD + fused_TD.astype(jnp.float32)
         return jax.block_until_ready(total_TD / len(self.pixels))
 
@@ -175,9 +175,8 @@ class _Run:
         return jnp.zeros(self.text_TD.shape, jnp.float32)
 
     def _fuse(self, total_TD: Array, memory: Any) -> Array:
-        text = self.text_TD[None], self.fuse_T[None]
         return session_programs.prefuse_text(
-            self.params, total_TD, memory, np.int32(self.size), *text, self.cfg
+            self.params, total_TD, memory, np.int32(self.size), self.text_TD[None], self.cfg
         )
 
 

@@ -18,7 +18,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost.network import COMPONENTS, Shape, compresses, projected
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
+from llava_mini_jax.models import clip, compressor, llama, llava_mini, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
@@ -65,9 +65,8 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
         patches = array(1, cfg.detail_per_image(size.parts), cfg.compressor.width)
         found["compressor"] = counted(compress, params.compressor, patches)
     if cfg.prefusion_layers:
-        text = array(1, size.text, D), array(1, size.text, dtype=jnp.bool_)
-        fuse = partial(_prefuse, cfg=cfg)
-        found["prefusion"] = counted(fuse, params, array(1, whole, D), array(1, Q, D), *text)
+        fuse, text = partial(_prefuse, cfg=cfg), array(1, size.fused_text, D)
+        found["prefusion"] = counted(fuse, params, array(1, whole, D), array(1, Q, D), text)
     llm, valid = partial(llama.run_whole, cfg=cfg.llm), array(1, S, dtype=jnp.bool_)
     found["llm"] = counted(llm, params.llm.layers, array(1, S, D), valid)
     found["lm_head"] = counted(llama.logits, params.llm, array(1, size.logits, D))
@@ -78,12 +77,8 @@ def _prefuse(
     params: LlavaMini,
     patches_ISD: Array,
     compressed_IQD: Array,
-    text_ITD: Array,
-    fuse_IT: Array,
+    text_IFD: Array,
     cfg: LlavaMiniConfig,
 ) -> tuple[Array, Array]:
-    assert params.prefusion is not None
     tokens, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
-    return tokens, prefusion.prefuse_text(
-        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
-    )
+    return tokens, llava_mini.prefuse_text(params, memory, text_IFD, cfg)

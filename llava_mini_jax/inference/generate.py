@@ -25,6 +25,7 @@ from llava_mini_jax.inference.sampling import Sampling, next_token
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.prefusion import take_fused
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.ops import masks
 from llava_mini_jax.params import Array
@@ -35,7 +36,7 @@ class Encoded:
     """What a batch's pictures have given so far."""
 
     visual_BVD: Array  # visual tokens in each row's order
-    fused_BTD: Array  # float32 sum of the fused text over the row's images
+    fused_BFD: Array  # float32 sum of the fused text over the row's images
 
 
 @struct.dataclass
@@ -49,8 +50,12 @@ class Decoding:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
-    return llava_mini.embed_text(params, ids_BT, cfg)
+def embed_text(
+    params: LlavaMini, ids_BT: Array, fuse_BF: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """(embeddings [B, T, D], those of them that take part in pre-fusion [B, F, D])."""
+    text_BTD = llava_mini.embed_text(params, ids_BT, cfg)
+    return text_BTD, take_fused(text_BTD, fuse_BF)
 
 
 # Donated: every chunk writes into the same tokens and the same sum.
@@ -61,8 +66,7 @@ def encode_frames(
     pixels_IJYXC: Array,
     row_I: Array,
     place_I: Array,
-    text_BTD: Array,
-    fuse_BT: Array,
+    text_BFD: Array,
     cfg: LlavaMiniConfig,
 ) -> Encoded:
     """`encoded` with a chunk of images or frames added.
@@ -70,20 +74,15 @@ def encode_frames(
     `row_I` says whose image it is (out of range: padding of the chunk), `place_I` where its first
     visual token goes in the row.
     """
-
-    def of_images(x_BT: Array) -> Array:
-        # Padding's row is out of range: it takes some row here, and is dropped when it is written.
-        return _by_batch(_everywhere(x_BT).at[row_I].get(mode="clip"))
-
-    tokens_IQD, fused_ITD = llava_mini.encode_images(
-        params, _by_batch(pixels_IJYXC), of_images(text_BTD), of_images(fuse_BT), cfg
-    )
+    # Padding's row is out of range: it takes some row here, and is dropped when it is written.
+    text_IFD = _by_batch(_everywhere(text_BFD).at[row_I].get(mode="clip"))
+    tokens_IQD, fused_IFD = llava_mini.encode_images(params, _by_batch(pixels_IJYXC), text_IFD, cfg)
     # Images and rows are not split alike over a mesh, so they meet where all are on every device.
-    tokens_IQD, fused_ITD = _everywhere(tokens_IQD), _everywhere(fused_ITD)
+    tokens_IQD, fused_IFD = _everywhere(tokens_IQD), _everywhere(fused_IFD)
     places_IQ = place_I[:, None] + jnp.arange(tokens_IQD.shape[1])
     visual_BVD = encoded.visual_BVD.at[row_I[:, None], places_IQ].set(tokens_IQD, mode="drop")
-    fused_BTD = encoded.fused_BTD.at[row_I].add(fused_ITD.astype(jnp.float32), mode="drop")
-    return Encoded(visual_BVD=visual_BVD, fused_BTD=fused_BTD)
+    fused_BFD = encoded.fused_BFD.at[row_I].add(fused_IFD.astype(jnp.float32), mode="drop")
+    return Encoded(visual_BVD=visual_BVD, fused_BFD=fused_BFD)
 
 
 def _everywhere(x: Array) -> Array:
@@ -106,15 +105,17 @@ def prefill(
 ) -> Decoding:
     """The state before the first token, with a cache for the prompt and `room` tokens more."""
     images_B, visual_BVD = _by_batch(images_B), _by_batch(encoded.visual_BVD)
-    fused_BTD = llava_mini.finish_mean(_by_batch(encoded.fused_BTD), images_B, text_BTD)
+    total_BFD = _by_batch(encoded.fused_BFD)
+    text_BTD = llava_mini.put_mean(total_BFD, images_B, text_BTD, inputs.fuse_BF)
     slots_BS = inputs.slots_BS
     B, S = slots_BS.shape
-    x_BSD = splice(fused_BTD, visual_BVD, slots_BS)
+    x_BSD = splice(text_BTD, visual_BVD, slots_BS)
     valid_BS = slots_BS >= 0
     llm = cfg.llm
     cache = kv.empty(llm.layers, B, S + room, llm.kv_heads, llm.head_width, cfg.dtype)
+    positions_BS = masks.running_positions(valid_BS)
     x_BSD, cache = llama.apply_cached(
-        params.llm, x_BSD, masks.running_positions(valid_BS), valid_BS, cache, llm
+        params.llm, x_BSD, positions_BS, valid_BS, cache, llm, attention=cfg.attention
     )
     # The last valid slot, whichever side is padded: the head runs on that position alone.
     last_B = jnp.where(valid_BS, jnp.arange(S), 0).max(axis=1)
@@ -159,7 +160,13 @@ def decode(
         # All rows fill slots together: a finished row fills its with what nobody attends to.
         valid_B1 = ~state.done_B[:, None]
         x_B1D, cache = llama.apply_cached(
-            params.llm, x_B1D, state.position_B[:, None], valid_B1, state.cache, cfg.llm
+            params.llm,
+            x_B1D,
+            state.position_B[:, None],
+            valid_B1,
+            state.cache,
+            cfg.llm,
+            attention=cfg.attention,
         )
         return Decoding(
             cache=cache,
@@ -223,17 +230,15 @@ def encode_and_prefill(
     # Frames follow a chunk at a time: those of a whole batch never lie on the device at once.
     batch = collate(examples, layout, truncate=False, with_pixels=False).inputs
     batch = sharding.put_batch(batch)
-    text_BTD = embed_text(params, batch.ids_BT, cfg)
+    text_BTD, text_BFD = embed_text(params, batch.ids_BT, batch.fuse_BF, cfg)
     most = max(len(e.pixels) for e in examples)
     places = buckets.image_count(most) * tokens
     encoded = Encoded(
         visual_BVD=jnp.zeros((len(examples), places, cfg.llm.width), cfg.dtype),
-        fused_BTD=jnp.zeros(text_BTD.shape, jnp.float32),
+        fused_BFD=jnp.zeros(text_BFD.shape, jnp.float32),
     )
     for pixels, rows, numbers in frame_chunks(examples):
-        encoded = encode_frames(
-            params, encoded, pixels, rows, numbers * tokens, text_BTD, batch.fuse_BT, cfg
-        )
+        encoded = encode_frames(params, encoded, pixels, rows, numbers * tokens, text_BFD, cfg)
     images_B = np.array([len(e.pixels) for e in examples], np.int32)
     return prefill(params, encoded, images_B, text_BTD, batch, cfg, room)
 

@@ -39,6 +39,7 @@ from llava_mini_jax.inference import (
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.weights import folders, hub, import_hf
 
 PROGRAMS = (
@@ -252,6 +253,7 @@ def load(
     folder: Path | str,
     *,
     dtype: str | None = None,
+    attention: str = "auto",
     vision_tower: Path | str | None = None,
     template: str | None = None,
     max_length: int | None = None,
@@ -260,7 +262,8 @@ def load(
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
     given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
-    that would be taken if none were given. `vision_tower` is the folder of the CLIP tower, where
+    that would be taken if none were given. `attention` is "auto", "xla", "cudnn" or "splash"
+    (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where
     the model's own does not name it. `template` is the prompts' (a name of
     data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
     folder's config.json does not say what was meant (docs/weights.md).
@@ -272,6 +275,10 @@ def load(
     path = hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
+    model = replace(bundle.model, attention=attention)
+    # Before the weights are read: a kernel that is not there is refused at once.
+    describe(attention, model.dtype, model.llm.head_width)
+    bundle = replace(bundle, model=model)
     bundle = prompt_template.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(path)
     bundle = prompt_template.with_tokenizer(bundle, tokenizer)

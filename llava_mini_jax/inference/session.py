@@ -25,7 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import Example, check_fits, make_example, power_of_two
+from llava_mini_jax.data.batches.examples import (
+    Example,
+    check_fits,
+    fused_places,
+    make_example,
+    power_of_two,
+)
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.errors import InputError
@@ -36,7 +42,7 @@ from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session_media import Watched
 from llava_mini_jax.inference.shelf import Budget
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import put_mean
 
 CHUNK = 8  # frames that are computed together
 
@@ -240,26 +246,24 @@ class Session:
 
     def _fused_text(self, example: Example) -> jax.Array:
         """A prompt's text [1, T, D], padded to a bucket and fused."""
-        T = self.model.buckets.length(len(example.ids))
-        ids_BT, fuse_BT = np.zeros((1, T), np.int32), np.zeros((1, T), bool)
-        ids_BT[0, : len(example.ids)], fuse_BT[0, : len(example.ids)] = example.ids, example.fuse
-        text_BTD = generate.embed_text(self.model.params, ids_BT, self.model.bundle.model)
-        return self._fuse(text_BTD, fuse_BT)
-
-    def _fuse(self, text_BTD: jax.Array, fuse_BT: np.ndarray) -> jax.Array:
-        """The text's mean over all frames [1, T, D]; new frames are encoded on the way."""
-        params, cfg = self.model.params, self.model.bundle.model
-        total_TD, frames = jnp.zeros(text_BTD.shape[1:], jnp.float32), 0
+        params, cfg, buckets = self.model.params, self.model.bundle.model, self.model.buckets
+        ids_BT = np.zeros((1, buckets.length(len(example.ids))), np.int32)
+        ids_BT[0, : len(example.ids)] = example.ids
+        # Room for all, as in `collate`.
+        fuse_BF = jnp.asarray(fused_places([example.fuse], ids_BT.shape[1]))
+        text_BTD, text_BFD = generate.embed_text(params, ids_BT, fuse_BF, cfg)
+        # The mean over all frames; new ones are encoded on the way.
+        total_FD, frames = jnp.zeros(text_BFD.shape[1:], jnp.float32), 0
         for memory, count in self._watched.memories():
             if memory is not None:
-                total_TD = session_programs.prefuse_text(
-                    params, total_TD, memory, np.int32(count), text_BTD, fuse_BT, cfg
+                total_FD = session_programs.prefuse_text(
+                    params, total_FD, memory, np.int32(count), text_BFD, cfg
                 )
             del memory  # so that two chunks are never on the device at once
             frames += count
         if params.prefusion is None or not frames:
             return text_BTD
-        return llava_mini.finish_mean(total_TD[None], jnp.full(1, frames), text_BTD)
+        return put_mean(total_FD[None], jnp.full(1, frames), text_BTD, fuse_BF)
 
     def _prefill(
         self, text_BTD: jax.Array, prompt: np.ndarray, places_T: np.ndarray, room: int

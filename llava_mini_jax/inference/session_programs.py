@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.models import cache as kv
-from llava_mini_jax.models import llama, llava_mini, prefusion
+from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.prefusion import ImageMemory
 from llava_mini_jax.models.splice import splice
@@ -57,26 +57,21 @@ def prefuse_images(
     return llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames="total_TD")
+@partial(jax.jit, static_argnames="cfg", donate_argnames="total_FD")
 def prefuse_text(
     params: LlavaMini,
-    total_TD: Array,
+    total_FD: Array,
     memory: ImageMemory,
     frames: Array,
-    text_BTD: Array,
-    fuse_BT: Array,
+    text_BFD: Array,
     cfg: LlavaMiniConfig,
 ) -> Array:
     """The float32 sum of fused text with the first `frames` frames of a chunk added."""
-    assert params.prefusion is not None
-    I = memory.keys_NISKH.shape[1]
-    text_ITD = jnp.broadcast_to(text_BTD, (I, *text_BTD.shape[1:]))
-    fuse_IT = jnp.broadcast_to(fuse_BT, (I, *fuse_BT.shape[1:]))
-    fused_ITD = prefusion.prefuse_text(
-        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat="none"
-    )
+    I = memory.keys_NIKSH.shape[1]
+    text_IFD = jnp.broadcast_to(text_BFD, (I, *text_BFD.shape[1:]))
+    fused_IFD = llava_mini.prefuse_text(params, memory, text_IFD, cfg)
     real_I = jnp.arange(I) < frames
-    return total_TD + jnp.where(real_I[:, None, None], fused_ITD.astype(jnp.float32), 0.0).sum(0)
+    return total_FD + jnp.where(real_I[:, None, None], fused_IFD.astype(jnp.float32), 0.0).sum(0)
 
 
 # Donated: the cache is filled in place, block by block.
@@ -100,7 +95,7 @@ def prefill_block(
     positions_BS = first + jnp.arange(slots_BS.shape[1])[None]
     before = cache.used
     x_BSD, cache = llama.apply_cached(
-        params.llm, x_BSD, positions_BS, slots_BS >= 0, cache, cfg.llm
+        params.llm, x_BSD, positions_BS, slots_BS >= 0, cache, cfg.llm, attention=cfg.attention
     )
     last_B1D = jax.lax.dynamic_slice_in_dim(x_BSD, count - 1, 1, axis=1)
     cache = dataclasses.replace(cache, used=before + count)

@@ -10,15 +10,17 @@ token, E width, N heads, H = E / N, M MLP width.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llava_mini_jax.ops.attention import attention
+from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
 from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, stack, zeros
 
@@ -97,7 +99,7 @@ def spec(cfg: ClipConfig) -> Clip:
     H = E // N
     init = normal(0.02)
     into_heads = Linear(
-        kernel=ParamSpec((N, H, E), ("heads", None, "embed"), init),
+        kernel=ParamSpec((N, H, E), ("heads", None, "tower"), init),
         bias=ParamSpec((N, H), ("heads", None), zeros),
     )
     layer = ClipLayer(
@@ -106,22 +108,22 @@ def spec(cfg: ClipConfig) -> Clip:
         k_proj=into_heads,
         v_proj=into_heads,
         o_proj=Linear(
-            kernel=ParamSpec((E, N, H), ("embed", "heads", None), init),
+            kernel=ParamSpec((E, N, H), ("tower", "heads", None), init),
             bias=ParamSpec((E,), ("norm",), zeros),
         ),
         mlp_norm=layer_norm_spec(E),
         fc1=Linear(
-            kernel=ParamSpec((M, E), ("mlp", "embed"), init),
+            kernel=ParamSpec((M, E), ("mlp", "tower"), init),
             bias=ParamSpec((M,), ("mlp",), zeros),
         ),
         fc2=Linear(
-            kernel=ParamSpec((E, M), ("embed", "mlp"), init),
+            kernel=ParamSpec((E, M), ("tower", "mlp"), init),
             bias=ParamSpec((E,), ("norm",), zeros),
         ),
     )
     side, unread = cfg.patch_size, cfg.layers - cfg.used_layers
     return Clip(
-        patch_embed=ParamSpec((E, 3, side, side), ("embed", None, None, None), init),
+        patch_embed=ParamSpec((E, 3, side, side), ("tower", None, None, None), init),
         class_token=ParamSpec((E,), ("norm",), normal(E**-0.5)),
         position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), normal(E**-0.5)),
         pre_norm=layer_norm_spec(E),
@@ -131,7 +133,14 @@ def spec(cfg: ClipConfig) -> Clip:
     )
 
 
-def apply(params: Clip, pixels_IYXC: Array, cfg: ClipConfig, dtype: jnp.dtype) -> Array:
+def apply(
+    params: Clip,
+    pixels_IYXC: Array,
+    cfg: ClipConfig,
+    dtype: jnp.dtype,
+    *,
+    attention: str = "auto",
+) -> Array:
     """Patch features [I, P, E], row-major, in `dtype`.
 
     uint8 pixels are rescaled and normalised here, on the device: a quarter of the bytes to
@@ -140,7 +149,9 @@ def apply(params: Clip, pixels_IYXC: Array, cfg: ClipConfig, dtype: jnp.dtype) -
     with jax.named_scope("vision"):
         pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
         x_ISE = _embed(params, pixels_IYXC, cfg)
-        x_ISE, _ = fold_layers(partial(_block, cfg=cfg), params.layers, x_ISE)
+        # No mask: every position sees every other.
+        block = partial(_block, attends=attend(Mask(), attention), cfg=cfg)
+        x_ISE, _ = fold_layers(block, params.layers, x_ISE)
         return x_ISE[:, 1:]
 
 
@@ -170,13 +181,15 @@ def _embed(params: Clip, pixels_IYXC: Array, cfg: ClipConfig) -> Array:
     return layer_norm(x_ISE, params.pre_norm, cfg.norm_eps)
 
 
-def _block(layer: ClipLayer, x_ISE: Array, _: None, *, cfg: ClipConfig) -> tuple[Array, None]:
+def _block(
+    layer: ClipLayer, x_ISE: Array, _: None, *, attends: Callable, cfg: ClipConfig
+) -> tuple[Array, None]:
     y_ISE = layer_norm(x_ISE, layer.attn_norm, cfg.norm_eps)
     q, k, v = (
         linear("ISE,NHE->ISNH", y_ISE, p, ("batch", None, "heads", None))
         for p in (layer.q_proj, layer.k_proj, layer.v_proj)
     )
-    mixed_ISNH = attention(q, k, v, None)
+    mixed_ISNH = attends(q, k.swapaxes(1, 2), v.swapaxes(1, 2))
     x_ISE = x_ISE + linear("ISNH,ENH->ISE", mixed_ISNH, layer.o_proj, ("batch", None, None))
     y_ISE = layer_norm(x_ISE, layer.mlp_norm, cfg.norm_eps)
     y_ISM = linear("ISE,ME->ISM", y_ISE, layer.fc1, ("batch", None, "mlp"))

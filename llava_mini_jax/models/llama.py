@@ -16,18 +16,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
 from llava_mini_jax.models import cache as kv
-from llava_mini_jax.ops import masks
-from llava_mini_jax.ops.attention import attention
+from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import einsum
 from llava_mini_jax.ops.layers import attention_name, fold_layers
+from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
-from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack
+from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
+
+TABLE = ("vocab", "embed")  # the axes of the embedding table and of the head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def block_spec(cfg: LlamaConfig) -> Block:
 
 
 def spec(cfg: LlamaConfig) -> Llama:
-    table = ParamSpec((cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_stddev))
+    table = ParamSpec((cfg.vocab_size, cfg.width), TABLE, normal(cfg.init_stddev))
     return Llama(
         embed_tokens=table,
         layers=stack(cfg.layers, block_spec(cfg)),
@@ -118,29 +119,44 @@ def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
 
 
 def apply(
-    params: Llama, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: str = "none"
+    params: Llama,
+    x_BTD: Array,
+    valid_BT: Array | None,
+    cfg: LlamaConfig,
+    *,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> Array:
     """Hidden states [B, T, D] after the final norm for whole sequences of embeddings."""
-    x_BTD = run_whole(params.layers, x_BTD, valid_BT, cfg, remat=remat)
+    x_BTD = run_whole(params.layers, x_BTD, valid_BT, cfg, remat=remat, attention=attention)
     return rms_norm(x_BTD, params.final_norm, cfg.norm_eps)
 
 
 def run_whole(
-    layers: Block | tuple, x_BTD: Array, valid_BT: Array, cfg: LlamaConfig, *, remat: str = "none"
+    layers: Block | tuple,
+    x_BTD: Array,
+    valid_BT: Array | None,
+    cfg: LlamaConfig,
+    *,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> Array:
-    """Layers over whole sequences whose positions are their places, without the final norm."""
+    """Layers over whole sequences whose positions are their places, without the final norm.
+
+    `valid_BT` None: nothing but padding on the right is invalid, which no valid position sees.
+    """
     # Left padding is counted, to no effect: rotary attention sees differences of positions only.
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-    mask_BTS = masks.causal(positions_BT[0], valid_BT)
+    attends = attend(Mask(first=0, valid_BS=valid_BT), attention)
     with jax.named_scope("llm"):
-        return run_layers(layers, x_BTD, positions_BT, mask_BTS, cfg, remat=remat)
+        return run_layers(layers, x_BTD, positions_BT, attends, cfg, remat=remat)
 
 
 def run_layers(
     layers: Block | tuple,
     x_BTD: Array,
     positions_BT: Array,
-    mask_BTS: Array,
+    attends: Callable,
     cfg: LlamaConfig,
     *,
     remat: str = "none",
@@ -149,7 +165,7 @@ def run_layers(
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
 
     def body(layer: Block, x_BTD: Array, _: None) -> tuple[Array, None]:
-        x_BTD, _ = block(layer, x_BTD, angles_BTH, mask_BTS, cfg)
+        x_BTD, _ = block(layer, x_BTD, angles_BTH, attends, cfg)
         return x_BTD, None
 
     return fold_layers(body, layers, x_BTD, remat=remat)[0]
@@ -162,13 +178,17 @@ def apply_cached(
     valid_BT: Array,
     cache: kv.Cache,
     cfg: LlamaConfig,
+    *,
+    attention: str = "auto",
 ) -> tuple[Array, kv.Cache]:
     """(hidden states after the final norm, cache) for T positions behind those in the cache.
 
     Prefill, one decoding step and a follow-up turn are this function with other T. The cache needs
     T free slots; the caller counts `positions_BT` per row.
     """
-    x_BTD, cache = run_cached(params.layers, x_BTD, positions_BT, valid_BT, cache, cfg)
+    x_BTD, cache = run_cached(
+        params.layers, x_BTD, positions_BT, valid_BT, cache, cfg, attention=attention
+    )
     return rms_norm(x_BTD, params.final_norm, cfg.norm_eps), cache
 
 
@@ -179,31 +199,32 @@ def run_cached(
     valid_BT: Array,
     cache: kv.Cache,
     cfg: LlamaConfig,
+    *,
+    attention: str = "auto",
 ) -> tuple[Array, kv.Cache]:
     """`apply_cached` for a stack of layers and its cache, without the final norm."""
-    slots_T = cache.used + jnp.arange(x_BTD.shape[1])
     # Before the mask is made: a new token attends to itself.
-    cache = dataclasses.replace(cache, valid_BS=kv.extend_valid(cache, valid_BT))
-    mask_BTS = masks.causal(slots_T, cache.valid_BS)
+    valid_BS = kv.extend_valid(cache, valid_BT)
+    # Free slots are keys too: the shape is the same for every token, and the mask hides them.
+    attends = attend(Mask(first=cache.used, valid_BS=valid_BS), attention)
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
-
-    def body(layer: Block, carry: tuple, index: Array) -> tuple[tuple, None]:
-        x_BTD, cache = carry
-
-        def remember(k_BTKH: Array, v_BTKH: Array):
-            written = kv.write(cache, index, k_BTKH, v_BTKH)
-            # Free slots too: the shape is the same for every token, and the mask hides them.
-            return *kv.read(written, index), written
-
-        x_BTD, cache = block(layer, x_BTD, angles_BTH, mask_BTS, cfg, remember)
-        return (x_BTD, cache), None
-
+    keys, values = [], []
     with jax.named_scope("llm"):
-        layer_indices = np.arange(cache.keys_LBSKH.shape[0])
-        # In the carry the cache is updated in place; as scanned outputs it would be built anew.
-        (x_BTD, cache), _ = fold_layers(body, layers, (x_BTD, cache), layer_indices)
-        # Only now: all layers write to the same slots.
-        return x_BTD, dataclasses.replace(cache, used=cache.used + x_BTD.shape[1])
+        # One by one: a scan would put the layers' caches together, and copy them.
+        each = layers if isinstance(layers, tuple) else unstack(layers)
+        for layer, keys_BKSH, values_BKSH in zip(each, cache.keys, cache.values, strict=True):
+
+            def remember(k_BKTH: Array, v_BKTH: Array, earlier=(keys_BKSH, values_BKSH)):
+                k_BKSH = kv.write(earlier[0], k_BKTH, cache.used)
+                v_BKSH = kv.write(earlier[1], v_BKTH, cache.used)
+                return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
+
+            x_BTD, (k_BKSH, v_BKSH) = block(layer, x_BTD, angles_BTH, attends, cfg, remember)
+            keys.append(k_BKSH)
+            values.append(v_BKSH)
+    # Only now: all layers write to the same slots.
+    used = cache.used + x_BTD.shape[1]
+    return x_BTD, kv.Cache(keys=tuple(keys), values=tuple(values), valid_BS=valid_BS, used=used)
 
 
 def logits(params: Llama, x_BTD: Array) -> Array:
@@ -214,32 +235,32 @@ def logits(params: Llama, x_BTD: Array) -> Array:
         return einsum("BTD,VD->BTV", x_BTD, head, ("batch", None, "vocab")).astype(jnp.float32)
 
 
-def _only_these(k_BTKH: Array, v_BTKH: Array) -> tuple[Array, Array, None]:
-    return k_BTKH, v_BTKH, None
+def _only_these(k_BKTH: Array, v_BKTH: Array) -> tuple[Array, Array, None]:
+    return k_BKTH, v_BKTH, None
 
 
 def block(
     layer: Block,
     x_BTD: Array,
     angles_BTH: Array,
-    mask_BTS: Array,
+    attends: Callable[[Array, Array, Array], Array],
     cfg: LlamaConfig,
     remember: Callable = _only_these,
     observe: Callable | None = None,
 ) -> tuple[Array, Any]:
     """One decoder layer over T positions; returns (x, memory).
 
-    `remember(k, v)` puts the new keys and values to the earlier ones and returns all keys and
-    values [B, S, K, H] to attend to, and whatever the caller wants to keep. With
-    `observe(queries [B, T, N, H], keys)` the memory is a pair of that and of what it returns: a
-    layer's output for analyses, which changes nothing.
+    `remember(k, v)` puts the new keys and values [B, K, T, H] to the earlier ones and returns all
+    [B, K, S, H] to attend to, and whatever the caller wants to keep; `attends` lets queries
+    [B, T, N, H] attend to them (ops/attention.py). With `observe(queries, keys)` the memory is a
+    pair of that and of what it returns: a layer's output for analyses, which changes nothing.
     """
     y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
     q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), angles_BTH))
-    k_BSKH, v_BSKH, memory = remember(*_keys_values(layer, y_BTD, angles_BTH))
+    k_BKSH, v_BKSH, memory = remember(*_keys_values(layer, y_BTD, angles_BTH))
     if observe is not None:
-        memory = memory, observe(q_BTNH, k_BSKH)
-    mixed_BTNH = attention_name(attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS))
+        memory = memory, observe(q_BTNH, k_BKSH)
+    mixed_BTNH = attention_name(attends(q_BTNH, k_BKSH, v_BKSH))
     x_BTD = x_BTD + einsum("BTNH,DNH->BTD", mixed_BTNH, layer.o_proj, ("batch", None, None))
     y_BTD = rms_norm(x_BTD, layer.mlp_norm, cfg.norm_eps)
     gate_BTM = einsum("BTD,MD->BTM", y_BTD, layer.gate_proj, ("batch", None, "mlp"))
@@ -258,7 +279,7 @@ def keys_values(
 def _keys_values(layer: Block, y_BTD: Array, angles_BTH: Array) -> tuple[Array, Array]:
     k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), angles_BTH)
     v_BTKH = _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
-    return attention_name(k_BTKH), attention_name(v_BTKH)
+    return attention_name(k_BTKH.swapaxes(1, 2)), attention_name(v_BTKH.swapaxes(1, 2))
 
 
 _project = partial(einsum, axes=("batch", None, "heads", None))

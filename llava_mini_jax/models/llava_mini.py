@@ -14,7 +14,8 @@
 
 Dimensions: B rows, I images or frames of a row, J parts of an image (k*k sub-images row-major, the
 whole picture last; 1 without high resolution), Y X C pixels, P patches of a part, S image positions
-in pre-fusion or LLM positions, Q compressed tokens of an image, T text, D language width.
+in pre-fusion or LLM positions, Q compressed tokens of an image, T text, F text that takes part in
+pre-fusion, D language width.
 
 LLaVA-1.5 and the paper's ablations are configurations of the same code: compressor "none" and no
 pre-fusion layers is LLaVA-1.5.
@@ -27,8 +28,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models import clip, compressor, inner_compression, llama, prefusion, projector
 from llava_mini_jax.models.splice import splice
+from llava_mini_jax.ops.attention import check_attention
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
 
@@ -50,9 +53,11 @@ class LlavaMiniConfig:
     llm: llama.LlamaConfig
     compute_dtype: str
     remat: str  # what of each layer is kept for the backward pass (ops/layers.py)
+    attention: str = "auto"  # which implementation computes it (ops/attention.py)
 
     def __post_init__(self):
         check_remat(self.remat)
+        check_attention(self.attention)
         if self.compress not in ("projected", "features"):
             raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
         if self.prefusion_layers < 0:
@@ -101,11 +106,18 @@ class Inputs:
     """A batch as the host plans it; every shape is one of a few declared buckets."""
 
     ids_BT: Leaf  # int32 token ids, negative at image marks, anything where padded
-    fuse_BT: Leaf  # bool: takes part in pre-fusion (not marks, padding, answers)
+    fuse_BF: Leaf  # int32: text that takes part in pre-fusion (no marks, answers); -1: padding
     pixels_BIJYXC: Leaf  # uint8, or floating-point already normalised; I may be 0
     frames_BI: Leaf  # bool: a real image or frame, not padding
     slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
     wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
+    # Where `slots_BS` is padded. On the right no valid position sees padding, causal as attention
+    # is, and kernels need not be told of it.
+    padding_side: str = struct.field(pytree_node=False, default="right")
+
+    def valid(self, slots_BS: Array) -> Array | None:
+        """Which positions hold something; None where attention need not know."""
+        return None if self.padding_side == "right" else slots_BS >= 0
 
 
 def spec(cfg: LlavaMiniConfig) -> LlavaMini:
@@ -123,15 +135,17 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     x_BSD, llm = embed_inputs(params, inputs, cfg), params.llm
     if cfg.inside_layers:
         first, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
+        valid_BU = inputs.valid(inputs.wide_slots_BU)
         x_BSD = llama.run_whole(
-            first.layers, x_BSD, inputs.wide_slots_BU >= 0, cfg.llm, remat=cfg.remat
+            first.layers, x_BSD, valid_BU, cfg.llm, remat=cfg.remat, attention=cfg.attention
         )
         I, J = inputs.pixels_BIJYXC.shape[1:3]
         sizes = (inputs.ids_BT.shape[1], I, cfg.patches_per_image(J), cfg.detail_per_image(J))
         x_BSD = inner_compression.squeeze(
             params.compressor, x_BSD, inputs.wide_slots_BU, inputs.slots_BS, sizes, cfg.compressor
         )
-    return llama.apply(llm, x_BSD, inputs.slots_BS >= 0, cfg.llm, remat=cfg.remat)
+    valid_BS = inputs.valid(inputs.slots_BS)
+    return llama.apply(llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat, attention=cfg.attention)
 
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
@@ -142,42 +156,24 @@ def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Arr
     if I == 0:
         # Text alone is not fused, unless `blank_image` has given it a picture.
         return splice(text_BTD, text_BTD[:, :0], slots_BS)
-    total_BTD, tokens_BIQD = _encode_rows(params, inputs, text_BTD, cfg)
-    fused_BTD = finish_mean(total_BTD, inputs.frames_BI.sum(axis=1), text_BTD)
-    return splice(fused_BTD, tokens_BIQD.reshape(B, -1, text_BTD.shape[-1]), slots_BS)
+    text_BFD = prefusion.take_fused(text_BTD, inputs.fuse_BF)
+    total_BFD, tokens_BIQD = _encode_rows(params, inputs, text_BFD, cfg)
+    text_BTD = put_mean(total_BFD, inputs.frames_BI.sum(axis=1), text_BTD, inputs.fuse_BF)
+    return splice(text_BTD, tokens_BIQD.reshape(B, -1, text_BTD.shape[-1]), slots_BS)
 
 
 def _encode_rows(
-    params: LlavaMini, inputs: Inputs, text_BTD: Array, cfg: LlavaMiniConfig
+    params: LlavaMini, inputs: Inputs, text_BFD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(float32 sum of the fused text over each row's frames, visual tokens [B, I, Q, D]).
 
     Where layers are recomputed, long videos are too, a few frames after the other: each frame is
     fused with the whole text, so all at once would take gigabytes a row.
     """
-
-    def encode_some(pixels_BIJYXC: Array, frames_BI: Array) -> tuple[Array, Array]:
-        B, I, *part_shape = pixels_BIJYXC.shape
-
-        def per_image(x: Array) -> Array:
-            """Each row's entry once for each of its images: [B, ...] -> [B*I, ...]."""
-            # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
-            repeated = jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:]))
-            return repeated.reshape(B * I, *x.shape[1:])
-
-        pixels_IJYXC = pixels_BIJYXC.reshape(B * I, *part_shape)
-        tokens_IQD, fused_ITD = encode_images(
-            params, pixels_IJYXC, per_image(text_BTD), per_image(inputs.fuse_BT), cfg
-        )
-        # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
-        fused_BITD = fused_ITD.astype(jnp.float32).reshape(B, I, *fused_ITD.shape[1:])
-        # Paper section 4.2 pools over the frames of a video; several images do the same.
-        total_BTD = jnp.where(frames_BI[:, :, None, None], fused_BITD, 0.0).sum(axis=1)
-        return total_BTD, tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:])
-
     B, I = inputs.frames_BI.shape
     if cfg.remat == "none" or I <= FRAMES_TOGETHER:
-        return encode_some(inputs.pixels_BIJYXC, inputs.frames_BI)
+        features_BIJPE = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
+        return _fuse_frames(params, features_BIJPE, inputs.frames_BI, text_BFD, cfg)
 
     def chunks(x: Array) -> Array:
         """[B, I, ...] -> [chunks, B, FRAMES_TOGETHER, ...]."""
@@ -185,17 +181,74 @@ def _encode_rows(
         x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(B, -1, FRAMES_TOGETHER, *x.shape[2:]), 1, 0)
 
-    def add(total_BTD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
-        more_BTD, tokens_BIQD = encode_some(*some)
-        return total_BTD + more_BTD, tokens_BIQD
+    # Outside of what is recomputed: no gradient goes into the tower, so its features (1.2 MB a
+    # frame) are all that a second pass would give.
+    features = jax.lax.map(
+        lambda pixels_BIJYXC: _encode_frames(params, pixels_BIJYXC, cfg),
+        chunks(inputs.pixels_BIJYXC),
+    )
+    # Gathered once, not for every few frames; where nothing is sharded this moves nothing.
+    whole = dataclasses.replace(params, prefusion=_gathered(params.prefusion, cfg))
+    once = chunk_config(cfg)
 
-    given = chunks(inputs.pixels_BIJYXC), chunks(inputs.frames_BI)
+    def add(total_BFD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
+        more_BFD, tokens_BIQD = _fuse_frames(whole, *some, text_BFD, once)
+        return total_BFD + more_BFD, tokens_BIQD
+
     # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
     add = jax.checkpoint(add, prevent_cse=False)
-    zeros_BTD = jnp.zeros_like(text_BTD, jnp.float32)
-    total_BTD, tokens = jax.lax.scan(add, zeros_BTD, given)
+    zeros_BFD = jnp.zeros_like(text_BFD, jnp.float32)
+    total_BFD, tokens = jax.lax.scan(add, zeros_BFD, (features, chunks(inputs.frames_BI)))
     tokens_BIQD = jnp.moveaxis(tokens, 0, 1).reshape(B, -1, *tokens.shape[3:])
-    return total_BTD, tokens_BIQD[:, :I]
+    return total_BFD, tokens_BIQD[:, :I]
+
+
+def chunk_config(cfg: LlavaMiniConfig) -> LlavaMiniConfig:
+    """How the layers of a few frames are kept, which are recomputed as a whole.
+
+    A third pass through their products would come of recomputing each layer again: these are kept.
+    """
+    return dataclasses.replace(cfg, remat="matmuls")
+
+
+def _encode_frames(params: LlavaMini, pixels_BIJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+    """The tower's features [B, I, J, P, E]."""
+    B, I, *part_shape = pixels_BIJYXC.shape
+    features_IJPE = encode_vision(params, pixels_BIJYXC.reshape(B * I, *part_shape), cfg)
+    return features_IJPE.reshape(B, I, *features_IJPE.shape[1:])
+
+
+def _fuse_frames(
+    params: LlavaMini,
+    features_BIJPE: Array,
+    frames_BI: Array,
+    text_BFD: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Array, Array]:
+    """`_encode_rows` of frames whose features are there."""
+    B, I, *part_shape = features_BIJPE.shape
+    # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
+    text_BIFD = jnp.broadcast_to(text_BFD[:, None], (B, I, *text_BFD.shape[1:]))
+    tokens_IQD, fused_IFD = fuse_images(
+        params,
+        features_BIJPE.reshape(B * I, *part_shape),
+        text_BIFD.reshape(B * I, *text_BFD.shape[1:]),
+        cfg,
+    )
+    # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
+    fused_BIFD = fused_IFD.astype(jnp.float32).reshape(B, I, *fused_IFD.shape[1:])
+    # Paper section 4.2 pools over the frames of a video; several images do the same.
+    total_BFD = jnp.where(frames_BI[:, :, None, None], fused_BIFD, 0.0).sum(axis=1)
+    return total_BFD, tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:])
+
+
+def _gathered(params: prefusion.Prefusion | None, cfg: LlavaMiniConfig) -> Any:
+    """Pre-fusion's weights, whole along fsdp on every device."""
+    if params is None:
+        return None
+    spec = prefusion.spec(cfg.prefusion_layers, cfg.llm)
+    spec = spec if not isinstance(params.layers, tuple) else _unroll(spec)
+    return jax.tree.map(lambda s, x: sharding.gather(x, s.axes), spec, params)
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
@@ -204,17 +257,21 @@ def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
 
 
 def encode_images(
-    params: LlavaMini, pixels_IJYXC: Array, text_ITD: Array, fuse_IT: Array, cfg: LlavaMiniConfig
+    params: LlavaMini, pixels_IJYXC: Array, text_IFD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
-    """(visual tokens [I, Q, D], fused text [I, T, D]) of images, each with its own text."""
-    patches_ISD, compressed_IQD = encode_and_compress(params, pixels_IJYXC, cfg)
+    """(visual tokens [I, Q, D], fused text [I, F, D]) of images, each with its own text."""
+    return fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
+
+
+def fuse_images(
+    params: LlavaMini, features_IJPE: Array, text_IFD: Array, cfg: LlavaMiniConfig
+) -> tuple[Array, Array]:
+    """`encode_images` from the tower's features on."""
+    patches_ISD, compressed_IQD = project_and_compress(params, features_IJPE, cfg)
     if params.prefusion is None:
-        return compressed_IQD, text_ITD
+        return compressed_IQD, text_IFD
     tokens_IQD, memory = prefuse_images(params, patches_ISD, compressed_IQD, cfg)
-    fused_ITD = prefusion.prefuse_text(
-        params.prefusion, memory, text_ITD, fuse_IT, cfg.llm, remat=cfg.remat
-    )
-    return tokens_IQD, fused_ITD
+    return tokens_IQD, prefuse_text(params, memory, text_IFD, cfg)
 
 
 def encode_and_compress(
@@ -227,8 +284,9 @@ def encode_and_compress(
 def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """The tower's features [I, J, P, E] of images of J parts."""
     I, J = pixels_IJYXC.shape[:2]
+    pixels_RYXC = pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:])
     features_RPE = clip.apply(
-        params.vision, pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:]), cfg.vision, cfg.dtype
+        params.vision, pixels_RYXC, cfg.vision, cfg.dtype, attention=cfg.attention
     )
     return features_RPE.reshape(I, J, *features_RPE.shape[1:])
 
@@ -268,22 +326,36 @@ def prefuse_images(
     assert params.prefusion is not None
     if not cfg.fuse_compressed:
         # 0 outputs: nobody reads the patches', and compressed tokens go around pre-fusion.
-        _, memory = prefusion.prefuse_image(
-            params.prefusion, patches_ISD, 0, cfg.llm, remat=cfg.remat
-        )
-        return compressed_IQD, memory
-    if cfg.compressor.kind != "none":  # with "none" the tokens are the patches themselves
-        patches_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
-    return prefusion.prefuse_image(
-        params.prefusion, patches_ISD, compressed_IQD.shape[1], cfg.llm, remat=cfg.remat
+        outputs, image_ISD = 0, patches_ISD
+    else:
+        outputs, image_ISD = compressed_IQD.shape[1], patches_ISD
+        if cfg.compressor.kind != "none":  # with "none" the tokens are the patches themselves
+            image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
+    fused_IQD, memory = prefusion.prefuse_image(
+        params.prefusion, image_ISD, outputs, cfg.llm, remat=cfg.remat, attention=cfg.attention
+    )
+    return fused_IQD if cfg.fuse_compressed else compressed_IQD, memory
+
+
+def prefuse_text(
+    params: LlavaMini, memory: prefusion.ImageMemory, text_IFD: Array, cfg: LlavaMiniConfig
+) -> Array:
+    """Text after pre-fusion [I, F, D], each row with its own image."""
+    assert params.prefusion is not None
+    return prefusion.prefuse_text(
+        params.prefusion, memory, text_IFD, cfg.llm, remat=cfg.remat, attention=cfg.attention
     )
 
 
-def finish_mean(total_BTD: Array, count_B: Array, text_BTD: Array) -> Array:
-    """Sums of fused text over `count_B` images as their mean; the text itself where that is 0."""
+def put_mean(total_BFD: Array, count_B: Array, text_BTD: Array, fuse_BF: Array) -> Array:
+    """The text with sums of its fused part over `count_B` images put in its place, as their mean.
+
+    Where there is no image the text stays as it is.
+    """
     # Not 0 / 0, whose gradient is NaN even where `where` takes the other branch.
-    mean_BTD = total_BTD / jnp.maximum(count_B, 1)[:, None, None]
-    return jnp.where((count_B > 0)[:, None, None], mean_BTD.astype(text_BTD.dtype), text_BTD)
+    mean_BFD = total_BFD / jnp.maximum(count_B, 1)[:, None, None]
+    fused_BTD = prefusion.put_fused(text_BTD, mean_BFD, fuse_BF)
+    return jnp.where((count_B > 0)[:, None, None], fused_BTD, text_BTD)
 
 
 def detail_and_whole(features_RPE: Array, I: int, J: int) -> tuple[Array, Array | None]:
@@ -304,12 +376,13 @@ def detail_and_whole(features_RPE: Array, I: int, J: int) -> tuple[Array, Array 
 def unrolled(tree: LlavaMini) -> LlavaMini:
     """Parameters or specs with every stack as a tuple of layers (see ops/layers.py)."""
 
-    def unroll(part: Any) -> Any:
-        return part and dataclasses.replace(part, layers=unstack(part.layers))
-
     return dataclasses.replace(
         tree,
-        vision=unroll(tree.vision),
-        prefusion=unroll(tree.prefusion),
-        llm=unroll(tree.llm),
+        vision=_unroll(tree.vision),
+        prefusion=_unroll(tree.prefusion),
+        llm=_unroll(tree.llm),
     )
+
+
+def _unroll(part: Any) -> Any:
+    return part and dataclasses.replace(part, layers=unstack(part.layers))

@@ -12,19 +12,21 @@ layer the patches give keys and values only, since nobody reads their outputs (1
 Paper section 4.1, equation 3; docs/release.md, "Pre-fusion". Two dialects by what is passed in: the
 release puts the compressed tokens into the sequence and reads them after it, the paper does not.
 
-Dimensions: I images, S image positions (patches, then compressed), Q compressed, T text,
-D language width, N pre-fusion layers, K key/value heads, H head width.
+Dimensions: I images, S image positions (patches, then compressed), Q compressed, T text, F those
+positions of it that take part, D language width, N pre-fusion layers, K key/value heads,
+H head width.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.llama import Block, LlamaConfig
 from llava_mini_jax.ops import masks
+from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.rope import angles
 from llava_mini_jax.params import Array, stack, unstack
 
@@ -38,8 +40,8 @@ class Prefusion:
 class ImageMemory:
     """What the text needs of an image: keys and values of its positions in every layer."""
 
-    keys_NISKH: Array
-    values_NISKH: Array
+    keys_NIKSH: Array
+    values_NIKSH: Array
 
 
 def spec(layers: int, cfg: LlamaConfig) -> Prefusion | None:
@@ -48,23 +50,28 @@ def spec(layers: int, cfg: LlamaConfig) -> Prefusion | None:
 
 
 def prefuse_image(
-    params: Prefusion, image_ISD: Array, outputs: int, cfg: LlamaConfig, *, remat: str
+    params: Prefusion,
+    image_ISD: Array,
+    outputs: int,
+    cfg: LlamaConfig,
+    *,
+    remat: str,
+    attention: str = "auto",
 ) -> tuple[Array, ImageMemory]:
     """(outputs of the last `outputs` positions [I, outputs, D], memory) of images without text."""
     images, size = image_ISD.shape[:2]
     positions_IS = jnp.broadcast_to(jnp.arange(size), (images, size))
-    turns_ISH = angles(positions_IS, cfg.head_width, cfg.rope)
-    valid_IS = jnp.ones_like(image_ISD[..., 0], dtype=bool)
-    mask_ISS = masks.causal(jnp.arange(size), valid_IS)
+    angles_ISH = angles(positions_IS, cfg.head_width, cfg.rope)
+    attends = attend(Mask(first=0), attention)
 
     def keep(k: Array, v: Array):
         return k, v, (k, v)
 
     def body(layer: Block, x_ISD: Array, _: None):
-        return llama.block(layer, x_ISD, turns_ISH, mask_ISS, cfg, keep)
+        return llama.block(layer, x_ISD, angles_ISH, attends, cfg, keep)
 
     def read_last(layer: Block, x_ISD: Array, _: None):
-        k_ISKH, v_ISKH = llama.keys_values(layer, x_ISD, turns_ISH, cfg)
+        k_IKSH, v_IKSH = llama.keys_values(layer, x_ISD, angles_ISH, cfg)
         tail = slice(size - outputs, size)
         x_IQD = x_ISD[:, tail]
         # The paper's dialect reads no output of the last layer, so no query is left there.
@@ -72,12 +79,12 @@ def prefuse_image(
             x_IQD, _ = llama.block(
                 layer,
                 x_IQD,
-                turns_ISH[:, tail],
-                mask_ISS[:, tail],
+                angles_ISH[:, tail],
+                attend(Mask(first=size - outputs), attention),
                 cfg,
-                lambda k, v: (k_ISKH, v_ISKH, None),
+                lambda k, v: (k_IKSH, v_IKSH, None),
             )
-        return x_IQD, (k_ISKH, v_ISKH)
+        return x_IQD, (k_IKSH, v_IKSH)
 
     with jax.named_scope("prefusion_image"):
         earlier, last = _split_last(params.layers)
@@ -89,7 +96,7 @@ def prefuse_image(
         x_IQD, memory = fold_layers(read_last, (last,), x_ISD, remat=remat)
         memories.append(memory)
         keys, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *memories)
-        return x_IQD, ImageMemory(keys_NISKH=keys, values_NISKH=values)
+        return x_IQD, ImageMemory(keys_NIKSH=keys, values_NIKSH=values)
 
 
 def _split_last(layers: Block | tuple) -> tuple[Block | tuple | None, Block]:
@@ -104,38 +111,51 @@ def _split_last(layers: Block | tuple) -> tuple[Block | tuple | None, Block]:
 def prefuse_text(
     params: Prefusion,
     memory: ImageMemory,
-    text_ITD: Array,
-    fuse_IT: Array,
+    text_IFD: Array,
     cfg: LlamaConfig,
     *,
     remat: str,
+    attention: str = "auto",
 ) -> Array:
-    """Text after pre-fusion [I, T, D]: each row with its own image.
+    """Text after pre-fusion [I, F, D]: each row with its own image.
 
-    Positions where `fuse_IT` is False (image marks, padding, answers) are invisible to the others
-    and come back unchanged; position ids run on behind the image's and skip them.
+    Of the text only what takes part (no image marks, no answers), one position after the other;
+    what pads a row stands behind it, is seen by nothing, and gives nothing that may be read.
     """
-    size = memory.keys_NISKH.shape[2]
-    text = text_ITD.shape[1]
-    positions_IT = masks.running_positions(fuse_IT, first=size)
-    turns_ITH = angles(positions_IT, cfg.head_width, cfg.rope)
-    # Ones made from `fuse_IT` lie on the mesh as it does; plain ones could not be joined to it.
-    image_IS = jnp.broadcast_to(fuse_IT[:, :1] | True, (fuse_IT.shape[0], size))
-    mask_ITS = masks.causal(size + jnp.arange(text), jnp.concatenate([image_IS, fuse_IT], axis=1))
+    size = memory.keys_NIKSH.shape[3]
+    # Position ids run on behind the image's.
+    positions_IF = jnp.broadcast_to(size + jnp.arange(text_IFD.shape[1]), text_IFD.shape[:2])
+    angles_IFH = angles(positions_IF, cfg.head_width, cfg.rope)
+    attends = attend(Mask(first=size), attention)
 
-    def body(layer: Block, x_ITD: Array, image: tuple[Array, Array]):
+    def body(layer: Block, x_IFD: Array, image: tuple[Array, Array]):
         def remember(k: Array, v: Array):
             # The image in front: the mask counts slots from its first patch.
             return *(
-                jnp.concatenate(pair, axis=1) for pair in zip(image, (k, v), strict=True)
+                jnp.concatenate(pair, axis=2) for pair in zip(image, (k, v), strict=True)
             ), None
 
-        return llama.block(layer, x_ITD, turns_ITH, mask_ITS, cfg, remember)
+        return llama.block(layer, x_IFD, angles_IFH, attends, cfg, remember)
 
     with jax.named_scope("prefusion_text"):
-        stacked = (memory.keys_NISKH, memory.values_NISKH)
-        x_ITD, _ = fold_layers(body, params.layers, text_ITD, stacked, remat=remat)
-        return jnp.where(fuse_IT[..., None], x_ITD, text_ITD)
+        stacked = (memory.keys_NIKSH, memory.values_NIKSH)
+        return fold_layers(body, params.layers, text_IFD, stacked, remat=remat)[0]
+
+
+def take_fused(text_BTD: Array, fuse_BF: Array) -> Array:
+    """The text [B, F, D] that takes part in pre-fusion: from places `fuse_BF`, -1 where padded."""
+    return jnp.take_along_axis(text_BTD, jnp.maximum(fuse_BF, 0)[..., None], axis=1)
+
+
+def put_fused(text_BTD: Array, fused_BFD: Array, fuse_BF: Array) -> Array:
+    """The text with what `take_fused` took in its place again, fused."""
+
+    def put(text_TD: Array, fused_FD: Array, fuse_F: Array) -> Array:
+        # Padding goes out of range, where the scatter drops it: -1 would be the last position.
+        places_F = jnp.where(fuse_F >= 0, fuse_F, len(text_TD))
+        return text_TD.at[places_F].set(fused_FD, mode="drop")
+
+    return jax.vmap(put)(text_BTD, fused_BFD.astype(text_BTD.dtype), fuse_BF)
 
 
 def apply_whole(
@@ -143,16 +163,15 @@ def apply_whole(
 ) -> tuple[Array, Array, Array]:
     """(outputs of every position, position ids, mask): the same module without the split.
 
-    For comparisons and analyses that want the positions that `prefuse_image` does not compute.
+    For comparisons and analyses that want the positions that `prefuse_image` does not compute, and
+    text that does not take part (`fuse_IT` False) in its place.
     """
-    size = image_ISD.shape[1]
     image_IS = jnp.ones_like(image_ISD[..., 0], dtype=bool)
     valid_IS = jnp.concatenate([image_IS, fuse_IT], axis=1)
     positions_IS = masks.running_positions(valid_IS)
-    mask_ISS = masks.causal(np.arange(size + text_ITD.shape[1]), valid_IS)
+    mask = Mask(first=0, valid_BS=valid_IS)
     x_ISD = jnp.concatenate([image_ISD, text_ITD], axis=1)
-    return (
-        llama.run_layers(unstack(params.layers), x_ISD, positions_IS, mask_ISS, cfg),
-        positions_IS,
-        mask_ISS,
+    outputs_ISD = llama.run_layers(
+        unstack(params.layers), x_ISD, positions_IS, attend(mask, "xla"), cfg
     )
+    return outputs_ISD, positions_IS, masks.causal(valid_IS)

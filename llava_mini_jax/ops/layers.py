@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 _POLICIES = jax.checkpoint_policies
+ATTENTION = "attention"  # the name under which attention's inputs and results may be kept
 # What the backward pass finds of a layer beside its input; everything else it computes again.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": _POLICIES.everything_saveable,
     "matmuls": _POLICIES.dots_with_no_batch_dims_saveable,  # products with weights
-    "attention": _POLICIES.save_only_these_names("attention"),  # what `attention_name` marks
+    "attention": _POLICIES.save_only_these_names(ATTENTION),  # what `attention_name` marks
     "full": _POLICIES.nothing_saveable,
 }
 
@@ -24,7 +25,7 @@ def check_remat(remat: str) -> None:
 
 def attention_name(x: jax.Array) -> jax.Array:
     """`x` itself: an input or output of attention, which remat "attention" keeps."""
-    return checkpoint_name(x, "attention")
+    return checkpoint_name(x, ATTENTION)
 
 
 def fold_layers(

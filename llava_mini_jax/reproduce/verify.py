@@ -22,7 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, TrainBatch, powers_of_two
+from llava_mini_jax.data.batches.examples import (
+    Buckets,
+    Example,
+    TrainBatch,
+    fused_places,
+    powers_of_two,
+)
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate
@@ -176,7 +182,14 @@ def _case_batch(case: Case) -> CaseBatch:
     for b, row in enumerate(rows):
         pixels[b, : len(row)] = row
         frames_BI[b, : len(row)] = True
-    inputs = llava_mini.Inputs(ids_BT, fuse_BT, pixels, frames_BI, slots_BS)
+    inputs = llava_mini.Inputs(
+        ids_BT=ids_BT,
+        fuse_BF=fused_places(fuse_BT, T),
+        pixels_BIJYXC=pixels,
+        frames_BI=frames_BI,
+        slots_BS=slots_BS,
+        padding_side=prompt.padding_side,
+    )
     return CaseBatch(TrainBatch(inputs, labels_BS), _calls(case, rows, ids_BT, fuse_BT))
 
 
@@ -205,8 +218,10 @@ def _calls(case: Case, rows: list[np.ndarray], ids_BT: np.ndarray, fuse_BT: np.n
 def _forward(case: Case, params: LlavaMini) -> Iterator[tuple[str, np.ndarray]]:
     plan = _case_batch(case)
     calls = [
-        _call_arrays(params, case.bundle, jnp.asarray(p), jnp.asarray(i), jnp.asarray(f))
-        for p, i, f in plan.calls
+        _call_arrays(
+            params, case.bundle, *map(jnp.asarray, (*call, fused_places(call[2], call[2].shape[1])))
+        )
+        for call in plan.calls
     ]
     for name in calls[0]:
         each = [np.asarray(call[name]) for call in calls]
@@ -231,9 +246,17 @@ def _forward(case: Case, params: LlavaMini) -> Iterator[tuple[str, np.ndarray]]:
 
 @partial(jax.jit, static_argnames="bundle")
 def _call_arrays(
-    params: LlavaMini, bundle: Bundle, pixels_RJYXC: jax.Array, ids: jax.Array, fuse: jax.Array
+    params: LlavaMini,
+    bundle: Bundle,
+    pixels_RJYXC: jax.Array,
+    ids: jax.Array,
+    fuse: jax.Array,
+    places: jax.Array,
 ) -> dict[str, jax.Array | None]:
-    """Every intermediate array of one call of the release's encoder."""
+    """Every intermediate array of one call of the release's encoder.
+
+    `fuse` says which text takes part in pre-fusion, `places` where that stands.
+    """
     cfg = bundle.model
     R, J = pixels_RJYXC.shape[:2]
     flat = pixels_RJYXC.reshape(R * J, *pixels_RJYXC.shape[2:])
@@ -257,15 +280,14 @@ def _call_arrays(
     out, positions, mask = prefusion.apply_whole(params.prefusion, image, text, fuse, cfg.llm)
     # The same once more, split where the text begins: both ways are compared.
     visual, memory = llava_mini.prefuse_images(params, patches, compressed, cfg)
+    fused = llava_mini.prefuse_text(params, memory, prefusion.take_fused(text, places), cfg)
     return arrays | {
         "prefusion_in": jnp.concatenate([image, text], axis=1),
         "prefusion_out": out,
         "prefusion_position_ids": positions,
         "prefusion_mask4d": mask[:, None],
         "compressed_tokens": visual,
-        "fused_text": prefusion.prefuse_text(
-            params.prefusion, memory, text, fuse, cfg.llm, remat="none"
-        ),
+        "fused_text": prefusion.put_fused(text, fused, places),
     }
 
 

@@ -32,6 +32,7 @@ from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.training import feed, heldout
 from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.metrics import Metrics
@@ -229,7 +230,8 @@ def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
     return (
         f"{stage.name}: process {jax.process_index()} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} devices, mesh {mesh}, continues from "
-        f"step {first_step}; {feed.epochs(stage, samples)}"
+        f"step {first_step}; {feed.epochs(stage, samples)}; attention "
+        f"{describe(stage.model.attention, stage.model.dtype, stage.model.llm.head_width)}"
     )
 
 

@@ -6,9 +6,12 @@ Everything is a sum over supervised tokens until it is divided once by how many 
 chunks, of micro-batches and of devices add up to those of the whole batch.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from llava_mini_jax import sharding
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.models import llama, llava_mini
@@ -66,6 +69,8 @@ def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums
         x_BCD, targets_BC = chunk_of
         return logit_sums(llama.logits(llm, x_BCD), targets_BC)
 
+    # Gathered once, not for every chunk, forwards and backwards.
+    llm = _with_whole_head(llm)
     # Chunks are cut along positions: rows stay on the devices that have them.
     missing = -x_BSD.shape[1] % chunk
     x_BSD = jnp.pad(x_BSD, ((0, 0), (0, missing), (0, 0)))
@@ -74,6 +79,11 @@ def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums
     # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
     sums = jax.lax.map(jax.checkpoint(chunk_sums, prevent_cse=False), chunks)
     return jax.tree.map(lambda each: each.sum(0), sums)
+
+
+def _with_whole_head(llm: Llama) -> Llama:
+    name = "embed_tokens" if llm.lm_head is None else "lm_head"
+    return dataclasses.replace(llm, **{name: sharding.gather(getattr(llm, name), llama.TABLE)})
 
 
 def _cut(array: Array, chunk: int) -> Array:

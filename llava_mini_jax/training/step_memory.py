@@ -14,6 +14,7 @@ What the compiler makes of it is its own matter: tests/training/test_memory.py s
 this is on CPU. Not counted: the runtime's own memory, fragmentation, and work of the compressor.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -29,7 +30,10 @@ from llava_mini_jax.cost import network
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory, tree_bytes
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.ops.attention import attend
+from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.params import Tree
+from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.stages import TrainConfig
 
 GROUPS = {
@@ -96,7 +100,7 @@ class _Piece:
         layer = self.work(self.length, self.length, self.rows)
         fusion = sums | {"gradients": trained * size} | front
         return {
-            "loss": kept | {"logits": self.logits(), "gradients": head},
+            "loss": kept | {"logits": self.logits(), "gradients": head} | self.whole_head(),
             "language model": kept | {"gradients": llm, "work of a layer": layer},
             "fusion": fusion | {"work of a layer": self.work_in_front()} | self.kept_of_some(),
             "vision": sums | {"work of a layer": self.work_of_vision()},
@@ -124,8 +128,17 @@ class _Piece:
         """Of a long video a few frames at a time are gone through again: what they keep then."""
         if self.images_together == self.rows * self.images:
             return {}
-        few = _Piece(self.stage, self.rows, llava_mini.FRAMES_TOGETHER)
-        return {"kept of some frames": few.kept_in_front()}
+        stage = dataclasses.replace(self.stage, model=llava_mini.chunk_config(self.stage.model))
+        few = _Piece(stage, self.rows, llava_mini.FRAMES_TOGETHER)
+        return {"kept of some frames": few.kept_in_front()} | self.gathered()
+
+    def gathered(self) -> dict[str, int]:
+        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients."""
+        if self.stage.mesh.fsdp == 1 or self.cfg.prefusion_layers == 0:
+            return {}
+        count = param_tree.count(self.spec.prefusion)
+        trained = 2 if self.count(True, "prefusion/*") else 1
+        return {"pre-fusion whole": trained * count * self.size}
 
     def kept_in_front(self) -> int:
         """Of vision, projector, compressor, pre-fusion and embedding."""
@@ -139,8 +152,9 @@ class _Piece:
         cfg, hidden = self.cfg, self._hidden(self.rows, self.length)
 
         def language(params: LlavaMini, x_BSD: jax.Array) -> jax.Array:
-            valid_BS = jnp.ones(x_BSD.shape[:2], bool)
-            return llama.apply(params.llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat)
+            return llama.apply(
+                params.llm, x_BSD, None, cfg.llm, remat=cfg.remat, attention=cfg.attention
+            )
 
         return self._kept(language, hidden, through=True)
 
@@ -149,27 +163,30 @@ class _Piece:
         cfg = self.cfg
         layer = param_tree.abstract(llama.block_spec(cfg.llm), self.stage.param_dtype)
         K, H = cfg.llm.kv_heads, cfg.llm.head_width
-        earlier = jax.ShapeDtypeStruct((rows, keys - queries, K, H), cfg.dtype)
+        earlier = jax.ShapeDtypeStruct((rows, K, keys - queries, H), cfg.dtype)
         args = layer, self._hidden(rows, queries), earlier, earlier
 
         def block(layer: Any, x: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             def remember(*new: jax.Array) -> Any:
-                return *(jnp.concatenate(p, axis=1) for p in zip((k, v), new, strict=True)), None
+                return *(jnp.concatenate(p, axis=2) for p in zip((k, v), new, strict=True)), None
 
             angles = jnp.zeros((rows, queries, H // 2), jnp.float32)
-            mask = jnp.ones((rows, queries, keys), bool)
-            return llama.block(layer, x, angles, mask, cfg.llm, remember)[0]
+            attends = attend(Mask(first=keys - queries), cfg.attention)
+            return llama.block(layer, x, angles, attends, cfg.llm, remember)[0]
+
+        trained = self.count(True, "llm/layers/*")
 
         def backward(args: Any) -> Any:
             layer, *activations = args
-            if self.count(True, "llm/layers/*"):
+            if trained:
                 return jax.vjp(block, *args)[1]
             return jax.vjp(functools.partial(block, layer), *activations)[1]
 
-        recomputed = 0 if cfg.remat == "none" else _kept(backward, args)
+        fused = _fuses(cfg)
+        recomputed = 0 if cfg.remat == "none" else _kept(backward, args, fused)
         # Gradients of the widest arrays stand beside them: of attention's scores, or in the MLP.
         sizes = network.layer(cfg.llm)
-        scores = rows * sizes.scores(queries, keys) * FLOAT32
+        scores = 0 if fused else rows * sizes.scores(queries, keys) * FLOAT32
         widest = max(scores, sizes.mlp(rows * queries) * cfg.dtype.itemsize)
         gathered = param_tree.count(layer) * cfg.dtype.itemsize if self.stage.mesh.fsdp > 1 else 0
         return recomputed + widest + gathered
@@ -195,7 +212,8 @@ class _Piece:
         heads, width = (_share(n, tensor) for n in (tower.heads, tower.mlp_width))
         layer = dataclasses.replace(network.layer(tower), heads=heads, mlp_width=width)
         pictures, S = self.images_together * self.stage.images.parts, tower.grid**2 + 1
-        scores, mlp = 2 * layer.scores(S, S) * FLOAT32, layer.mlp(S) * self.cfg.dtype.itemsize
+        scores = 0 if _fuses(self.cfg) else 2 * layer.scores(S, S) * FLOAT32
+        mlp = layer.mlp(S) * self.cfg.dtype.itemsize
         return pictures * max(scores, mlp)
 
     def logits(self) -> int:
@@ -203,6 +221,14 @@ class _Piece:
         positions = min(self.stage.loss_chunk or self.length, self.length)
         copies = 3 if self.count(True, *HEAD) else 2
         return copies * self.rows * positions * self.cfg.llm.vocab_size * FLOAT32
+
+    def whole_head(self) -> dict[str, int]:
+        """The head, gathered in front of the loop over chunks of logits, and its gradient."""
+        loops = 0 < self.stage.loss_chunk < self.length - 1
+        if self.stage.mesh.fsdp == 1 or not loops:
+            return {}
+        size = self.cfg.llm.vocab_size * self.cfg.llm.width * self.size
+        return {"head whole": (2 if self.count(True, *HEAD) else 1) * size}
 
     def _hidden(self, rows: int, positions: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, positions, self.cfg.llm.width), self.cfg.dtype)
@@ -227,7 +253,7 @@ class _Piece:
                 return jax.vjp(call, trained, inputs)[1]
             return jax.vjp(lambda trained: call(trained, inputs), trained)[1]
 
-        return _kept(backward, (trained, frozen, inputs))
+        return _kept(backward, (trained, frozen, inputs), _fuses(self.cfg))
 
 
 def _local(cfg: LlavaMiniConfig, tensor: int) -> LlavaMiniConfig:
@@ -250,9 +276,17 @@ def _share(size: int, devices: int) -> int:
     return size if size % devices else size // devices
 
 
-def _kept(backward: Callable, args: Any) -> int:
+def _fuses(cfg: LlavaMiniConfig) -> bool:
+    """Whether attention is fused on an accelerator: no scores are there, whatever is kept."""
+    return cfg.attention != "xla" and cfg.dtype.itemsize < FLOAT32
+
+
+def _kept(backward: Callable, args: Any, fused: bool) -> int:
     """Bytes of the arrays that `backward(args)`, a function of JAX's vjp, holds beside `args`."""
-    jaxpr = jax.make_jaxpr(backward)(args).jaxpr
+    # TPU's kernel can be traced anywhere; CUDA's keeps the same arrays.
+    planned = sharding.planned_mesh(MeshConfig(), "tpu") if fused else contextlib.nullcontext()
+    with planned:
+        jaxpr = jax.make_jaxpr(backward)(args).jaxpr
     given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
     held = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in held.values() if hasattr(a, "shape"))

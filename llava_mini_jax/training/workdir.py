@@ -121,11 +121,12 @@ def _as_json(stages: Sequence[TrainConfig]) -> str:
 
 
 def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"stage1.seed": 0, ...}, without what is FREE and the model's `remat`."""
+    """{"stage1.seed": 0, ...}, without what is FREE and how the model is computed."""
     found = {}
     for stage in stages:
-        # remat says what is computed twice, not what comes out.
-        stage = {**stage, "model": {**stage["model"], "remat": None}}
+        # What is computed twice, and by which kernel, is not what comes out.
+        model = {**stage["model"], "remat": None, "attention": None}
+        stage = {**stage, "model": model}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}

@@ -13,6 +13,7 @@ from llava_mini_jax.analysis.attention import KINDS, MAP_BINS
 from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.ops import masks
+from llava_mini_jax.ops.attention import under
 from llava_mini_jax.ops.rope import angles, rotate
 from llava_mini_jax.params import unstack
 from tests import tiny, tiny_model
@@ -27,7 +28,7 @@ def full_attention(params, batch, cfg):
     """[L, B, S, S] of every layer by hand, without ops/attention.py; and the mask."""
     x_BSD = llava_mini.embed_inputs(params, batch.inputs, cfg)
     valid_BS = batch.inputs.slots_BS >= 0
-    mask_BTS = masks.causal(np.arange(x_BSD.shape[1]), valid_BS)
+    mask_BTS = masks.causal(valid_BS)
     turns = angles(masks.running_positions(valid_BS), cfg.llm.head_width, cfg.llm.rope)
     found = []
     for layer in unstack(params.llm.layers):
@@ -39,7 +40,7 @@ def full_attention(params, batch, cfg):
         scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / cfg.llm.head_width**0.5
         weights = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -1e30), axis=-1)
         found.append(weights.mean(axis=1))
-        x_BSD, _ = llama.block(layer, x_BSD, turns, mask_BTS, cfg.llm)
+        x_BSD, _ = llama.block(layer, x_BSD, turns, under(mask_BTS), cfg.llm)
     return jnp.stack(found), mask_BTS
 
 
@@ -157,11 +158,11 @@ def test_observing_changes_nothing(world):
     cfg = bundle.model
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 32)), jnp.float32)
     turns = angles(jnp.arange(7)[None], cfg.llm.head_width, cfg.llm.rope)
-    mask = masks.causal(np.arange(7), jnp.ones((1, 7), bool))
+    mask = under(masks.causal(jnp.ones((1, 7), bool)))
     layer = params.llm.layers[0]
     plain, _ = llama.block(layer, x, turns, mask, cfg.llm)
     seen, (memory, shapes) = llama.block(
         layer, x, turns, mask, cfg.llm, observe=lambda q, k: (q.shape, k.shape)
     )
     assert (plain == seen).all() and memory is None
-    assert shapes == ((1, 7, 4, 8), (1, 7, 2, 8))
+    assert shapes == ((1, 7, 4, 8), (1, 2, 7, 8))

@@ -75,7 +75,7 @@ def test_spread_and_requests_that_cannot_be():
 def test_cache_bytes_are_those_of_a_cache():
     cfg = tiny.model("paper")
     cache = kv.empty(cfg.llm.layers, 1, 7, cfg.llm.kv_heads, cfg.llm.head_width, "float32")
-    held = cache.keys_LBSKH.nbytes + cache.values_LBSKH.nbytes
+    held = sum(array.nbytes for array in (*cache.keys, *cache.values))
     assert 7 * inference_memory.cache_bytes_per_token(cfg, "float32") == held
     assert inference_memory.cache_bytes_per_image(cfg, 1, "float32") == held * 4 // 7
 

@@ -88,14 +88,13 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
     )
     length = session_programs.length(slots)
     block = array(1, length, dtype=jnp.int32)
-    words, mask = array(1, text, D), array(1, text, dtype=jnp.bool_)
-    total = array(text, D, dtype=jnp.float32)
+    words, total = array(1, text, D), array(text, D, dtype=jnp.float32)
     lowered = {
         "encode vision": (pixels, session_programs.encode_vision.lower(params, pixels, cfg)),
         "prefuse images": (features, session_programs.prefuse_images.lower(params, features, cfg)),
         "prefuse text": (
             memory,
-            session_programs.prefuse_text.lower(params, total, memory, count, words, mask, cfg),
+            session_programs.prefuse_text.lower(params, total, memory, count, words, cfg),
         ),
         "prefill": (
             None,

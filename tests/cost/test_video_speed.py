@@ -37,16 +37,13 @@ def test_a_frame_of_the_loop_is_a_frame_of_a_chunk(dialect):
     params, cfg = model(dialect)
     pixels, rng = frames(cfg, 2), np.random.default_rng(1)
     text_TD = rng.standard_normal((5, cfg.llm.width)).astype(np.float32)
-    fuse_T = np.array([True, True, False, True, True])
     tokens, memory = session_programs.prefuse_images(
         params, session_programs.encode_vision(params, pixels, cfg), cfg
     )
     total = session_programs.prefuse_text(
-        params, 0 * text_TD, memory, np.int32(2), text_TD[None], fuse_T[None], cfg
+        params, 0 * text_TD, memory, np.int32(2), text_TD[None], cfg
     )
-    alone = [
-        jax.jit(one_frame, static_argnames="cfg")(params, x, text_TD, fuse_T, cfg) for x in pixels
-    ]
+    alone = [jax.jit(one_frame, static_argnames="cfg")(params, x, text_TD, cfg) for x in pixels]
     for chunked, (single, _) in zip(tokens, alone, strict=True):
         np.testing.assert_allclose(chunked, single, atol=ATOL)
     np.testing.assert_allclose(total, alone[0][1] + alone[1][1], atol=2 * ATOL)

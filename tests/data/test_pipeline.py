@@ -158,7 +158,7 @@ def test_pictures_videos_and_text_stand_in_one_batch():
         assert TOKENIZER.convert_ids_to_tokens(batch.labels_BS[row][learnt]) == ["7", "</s>"]
         assert (slots[learnt] < T).all()
         assert (inputs.ids_BT[row][slots[learnt]] == batch.labels_BS[row][learnt]).all()
-        assert not inputs.fuse_BT[row][slots[learnt]].any()  # no answer takes part in pre-fusion
+        assert not np.isin(inputs.fuse_BF[row], slots[learnt]).any()  # no answer is fused
 
 
 @pytest.mark.parametrize("blank_image", [False, True])
@@ -202,7 +202,7 @@ def test_a_sample_that_cannot_be_learnt_from_leaves_an_empty_row_and_its_name(wr
     assert re.search(f"{wrong['id']}.*{message}", reason)
     labels, inputs = batch.arrays.labels_BS, batch.arrays.inputs
     (row,) = np.flatnonzero((labels == IGNORE).all(axis=1))
-    assert not inputs.frames_BI[row].any() and not inputs.fuse_BT[row].any()
+    assert not inputs.frames_BI[row].any() and (inputs.fuse_BF[row] < 0).all()
     assert (inputs.slots_BS[row] >= 0).sum() == 1
 
 

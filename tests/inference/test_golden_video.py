@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llava_mini_jax.inference import generate
+from llava_mini_jax.data.batches.examples import Example
+from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.session_media import Medium
 from llava_mini_jax.reproduce import verify
@@ -23,7 +24,8 @@ def case():
 @pytest.mark.parametrize("chunk", [1, 2, 8, 32])
 def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
     params = load_params(case.bundle, case.published, dtype="float32", unrolled=True)
-    model = SimpleNamespace(bundle=case.bundle, params=params)
+    buckets = batch_decode.buckets_for(case.bundle)
+    model = SimpleNamespace(bundle=case.bundle, params=params, buckets=buckets)
     model.with_stop_text = lambda settings: settings
     session = Session(model, chunk=chunk)
     frames = case.inputs["images"][0].transpose(0, 1, 3, 4, 2)  # normalised, [F, J, Y, X, C]
@@ -31,8 +33,8 @@ def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
     ids_T = case.inputs["input_ids"][0].astype(np.int32)
     fuse_T = ids_T > 0
 
-    text_BTD = generate.embed_text(params, ids_T[None], case.bundle.model)
-    text_BTD = session._fuse(text_BTD, fuse_T[None])
+    nothing = np.zeros(0)
+    text_BTD = session._fused_text(Example(ids_T, fuse_T, nothing, nothing, (len(frames),)))
     prompt_S = session._marks(ids_T, fuse_T)
     logits_BV = session._prefill(text_BTD, prompt_S, np.flatnonzero(ids_T >= 0), room=8)
 
@@ -43,6 +45,7 @@ def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
     close(session._watched.visual(), golden["compressed_tokens"].reshape(len(frames), -1))
     fused_TD = golden["fused_text"][:, 0].mean(axis=0)
     assert np.abs(fused_TD[fuse_T] - golden["fused_text"][0, 0][fuse_T]).max() > 0.01
-    close(np.asarray(text_BTD)[0][fuse_T], fused_TD[fuse_T])
-    close(np.asarray(text_BTD)[0][ids_T >= 0], golden["inputs_embeds"][0][prompt_S >= 0])
+    text_TD = np.asarray(text_BTD)[0, : len(ids_T)]
+    close(text_TD[fuse_T], fused_TD[fuse_T])
+    close(text_TD[ids_T >= 0], golden["inputs_embeds"][0][prompt_S >= 0])
     close(np.asarray(logits_BV)[0], golden["logits"][0, -1])

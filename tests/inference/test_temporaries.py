@@ -81,9 +81,9 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
 
     side, one, number = cfg.vision.image_size, array(1), array()
     pixels = array(1, 1, side, side, 3, dtype=jnp.uint8)
-    text, fuse = array(1, TEXT, D, dtype=cfg.dtype), array(1, TEXT, dtype=bool)
+    text, fuse = array(1, TEXT, D, dtype=cfg.dtype), array(1, TEXT)
     seen = generate.Encoded(
-        visual_BVD=array(1, 1, D, dtype=cfg.dtype), fused_BTD=array(1, TEXT, D, dtype=jnp.float32)
+        visual_BVD=array(1, 1, D, dtype=cfg.dtype), fused_BFD=array(1, TEXT, D, dtype=jnp.float32)
     )
     none = array(1, 0, 1, side, side, 3, dtype=jnp.uint8)
     ids = array(1, TEXT)
@@ -91,8 +91,8 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
     begin = (params, seen, one, text, inputs)
     state = jax.eval_shape(lambda *given: generate.prefill(*given, cfg, ROOM), *begin)
     sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
-    yield "embed_text", generate.embed_text.lower(params, ids, cfg)
-    see = (params, seen, pixels, one, one, text, fuse, cfg)
+    yield "embed_text", generate.embed_text.lower(params, ids, fuse, cfg)
+    see = (params, seen, pixels, one, one, text, cfg)
     yield "encode_frames", generate.encode_frames.lower(*see)
     yield "prefill", generate.prefill.lower(*begin, cfg, ROOM)
     yield "upcoming", generate.upcoming.lower(state.logits_BV, sampling, number)
@@ -106,10 +106,8 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
         lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
     )
     total = array(TEXT, D, dtype=jnp.float32)
-    yield (
-        "fuse",
-        session_programs.prefuse_text.lower(params, total, memory, number, text, fuse, cfg),
-    )
+    fusing = (params, total, memory, number, text, cfg)
+    yield "fuse", session_programs.prefuse_text.lower(*fusing)
     cache = jax.eval_shape(
         lambda: kv.empty(llm.layers, 1, SLOTS, llm.kv_heads, llm.head_width, cfg.dtype)
     )

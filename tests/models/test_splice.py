@@ -83,7 +83,9 @@ def test_a_batch_is_the_naive_splice_of_its_rows(rows, tokens, side) -> None:
         assert found == expected
         size, images = len(example.ids), len(example.pixels)
         assert inputs.ids_BT[b, :size].tolist() == example.ids.tolist()
-        assert inputs.fuse_BT[b].tolist() == [*example.fuse.tolist(), *[False] * (text - size)]
+        fused = np.flatnonzero(example.fuse).tolist()
+        padding = [-1] * (inputs.fuse_BF.shape[1] - len(fused))
+        assert inputs.fuse_BF[b].tolist() == fused + padding
         np.testing.assert_array_equal(inputs.pixels_BIJYXC[b, :images], example.pixels)
         assert inputs.frames_BI[b].sum() == images and inputs.frames_BI[b, :images].all()
         labels = batch.labels_BS[b]

@@ -1,36 +1,97 @@
-"""Attention: grouped heads against a reference that repeats them, masks, types."""
+"""Attention through each implementation: against a slow definition, in its gradients, in refusals.
 
+Splash runs interpreted. cuDNN needs a GPU: what ops/cudnn.py makes of a call is checked with XLA in
+cuDNN's place behind the same function of JAX.
+"""
+
+import logging
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.ops.attention import attention
+from llava_mini_jax import sharding
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.ops import attention as ops
+from llava_mini_jax.ops import cudnn, splash
+from llava_mini_jax.ops.masks import Mask
+from tests import tiny
 
-# float32 sums over 8 channels and 9 keys of values of order 1, against float64.
-F32_ATOL = 2e-6
+fast_compilation = tiny.fast_compilation
+
+# float32 sums over 8 channels and at most 150 keys of values of order 1, against float64.
+F32_ATOL = 4e-6
 # bfloat16 keeps 8 bits: weights and values are rounded to 2**-9 before they are summed.
 BF16_ATOL = 3e-2
 
-B, T, S, H = 2, 5, 9, 8
+H = 8
+# queries, keys, heads, key heads
+SHAPES = {
+    "equal heads": (5, 9, 4, 4),
+    "groups": (5, 9, 6, 2),
+    "one key head": (4, 4, 4, 1),
+    "beyond a block": (131, 150, 2, 1),
+}
 
 
-def random(heads: int, kv_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(heads * 10 + kv_heads)
-    q = rng.standard_normal((B, T, heads, H))
-    k, v = rng.standard_normal((2, B, S, kv_heads, H))
-    mask = rng.random((B, T, S)) < 0.6
-    mask[:, :, 0] = True
-    return q, k, v, mask
+@pytest.fixture(params=["xla", "splash", "cudnn"])
+def run(request, monkeypatch):
+    if request.param == "cudnn":
+        plain = jax.nn.dot_product_attention
+        monkeypatch.setattr(
+            jax.nn,
+            "dot_product_attention",
+            lambda *args, implementation, **rest: plain(*args, implementation="xla", **rest),
+        )
+    functions = {
+        "xla": ops.reference,
+        "splash": partial(splash.attention, interpret=True),
+        "cudnn": cudnn.attention,
+    }
+    return functions[request.param]
+
+
+def random(shape: str, B: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    T, S, N, K = SHAPES[shape]
+    rng = np.random.default_rng(T + N)
+    q = rng.standard_normal((B, T, N, H))
+    k, v = rng.standard_normal((2, B, K, S, H))
+    return q, k, v
+
+
+def masks(shape: str, kind: str, B: int = 2) -> Mask:
+    T, S = SHAPES[shape][:2]
+    rng = np.random.default_rng(S)
+    valid = rng.random((B, S)) < 0.6
+    valid[:, 0] = True
+    segments = np.sort(rng.integers(0, 3, (B, S)), axis=1)
+    return {
+        "everything": Mask(),
+        "causal": Mask(first=S - T),
+        "valid": Mask(valid_BS=jnp.asarray(valid)),
+        "causal and valid": Mask(first=S - T, valid_BS=jnp.asarray(valid)),
+        "packed": Mask(
+            first=S - T,
+            query_segments_BT=jnp.asarray(segments[:, S - T :]),
+            key_segments_BS=jnp.asarray(segments),
+        ),
+    }[kind]
+
+
+KINDS = ("everything", "causal", "valid", "causal and valid", "packed")
 
 
 def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Every head, row and query by itself, in float64; query head n reads key head n // G."""
     out = np.zeros_like(q)
-    group = q.shape[2] // k.shape[2]
+    group = q.shape[2] // k.shape[1]
     for b, t, n in np.ndindex(*q.shape[:3]):
-        keys, values = k[b, :, n // group], v[b, :, n // group]
+        keys, values = k[b, n // group], v[b, n // group]
         if mask is not None:
-            keys, values = keys[mask[b, t]], values[mask[b, t]]
+            seen = np.asarray(mask)[b if len(mask) > 1 else 0, t]
+            keys, values = keys[seen], values[seen]
         weights = np.exp(keys @ q[b, t, n] / np.sqrt(q.shape[3]))
         out[b, t, n] = weights @ values / weights.sum()
     return out
@@ -40,32 +101,116 @@ def f32(*arrays: np.ndarray) -> list[jnp.ndarray]:
     return [jnp.asarray(a, jnp.float32) for a in arrays]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1)])
-@pytest.mark.parametrize("masked", [True, False])
-def test_grouped_heads(heads: int, kv_heads: int, masked: bool) -> None:
-    q, k, v, mask = random(heads, kv_heads)
-    found = attention(*f32(q, k, v), jnp.asarray(mask) if masked else None)
-    expected = reference(q, k, v, mask if masked else None)
-    np.testing.assert_allclose(found, expected, atol=F32_ATOL)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_implementation_is_attention(run, shape: str, kind: str) -> None:
+    q, k, v = random(shape)
+    mask = masks(shape, kind)
+    expected = reference(q, k, v, mask.dense(*SHAPES[shape][:2]))
+    np.testing.assert_allclose(run(*f32(q, k, v), mask), expected, atol=F32_ATOL)
 
 
-def test_a_query_without_keys_gets_the_finite_mean() -> None:
-    q, k, v, mask = random(4, 2)
-    mask[1, 3] = False
-    found = attention(*f32(q, k, v), jnp.asarray(mask))
-    mean = np.repeat(v[1].mean(axis=0), 2, axis=0)
-    np.testing.assert_allclose(found[1, 3], mean, atol=F32_ATOL)
-    mask[1, 3, 0] = True
-    rest = np.ones((B, T), bool)
-    rest[1, 3] = False
-    np.testing.assert_allclose(found[rest], reference(q, k, v, mask)[rest], atol=F32_ATOL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_implementation_has_the_references_gradients(run, kind: str) -> None:
+    shape = "groups"
+    q, k, v = f32(*random(shape))
+    mask, weigh = masks(shape, kind), jnp.asarray(random(shape)[0], jnp.float32)
+
+    def gradients(function):
+        return jax.grad(lambda *a: (function(*a, mask) * weigh).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    for found, expected in zip(gradients(run), gradients(ops.reference), strict=True):
+        assert float(jnp.abs(expected).max()) > 0.1
+        np.testing.assert_allclose(found, expected, atol=10 * F32_ATOL)
 
 
-def test_bfloat16_in_and_out_with_softmax_in_float32() -> None:
-    q, k, v, mask = random(4, 2)
+@pytest.mark.parametrize("first", [0, 3, 14])
+def test_a_block_behind_a_cache_whose_fill_is_data(run, first: int) -> None:
+    """`first` as an array, and slots behind the block that hold something else's keys."""
+    rng = np.random.default_rng(first)
+    q = rng.standard_normal((2, 6, 4, H))
+    k, v = rng.standard_normal((2, 2, 2, 20, H))
+    valid = rng.random((2, 20)) < 0.7
+    valid[:, 0] = True
+    mask = Mask(first=jnp.int32(first), valid_BS=jnp.asarray(valid))
+    found = jax.jit(lambda *a: run(*a[:3], Mask(first=a[3], valid_BS=mask.valid_BS)))(
+        *f32(q, k, v), mask.first
+    )
+    np.testing.assert_allclose(found, reference(q, k, v, mask.dense(6, 20)), atol=F32_ATOL)
+
+
+def test_a_query_without_keys_gets_something_finite(run) -> None:
+    q, k, v = random("groups")
+    valid = np.ones((2, 9), bool)
+    valid[1] = False
+    found = run(*f32(q, k, v), Mask(valid_BS=jnp.asarray(valid)))
+    assert bool(jnp.isfinite(found).all())
+    np.testing.assert_allclose(found[0], reference(q[:1], k[:1], v[:1], None)[0], atol=F32_ATOL)
+
+
+def test_bfloat16_in_and_out_with_softmax_in_float32(run) -> None:
+    q, k, v = random("groups")
     rounded = [jnp.asarray(a, jnp.bfloat16) for a in (q, k, v)]
-    found = attention(*rounded, jnp.asarray(mask))
+    mask = masks("groups", "causal and valid")
+    found = run(*rounded, mask)
     assert found.dtype == jnp.bfloat16
     exact = [np.asarray(a, np.float64) for a in rounded]
-    expected = reference(*exact, mask)
+    expected = reference(*exact, mask.dense(5, 9))
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=BF16_ATOL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "dtype", "width", "chosen"),
+    [
+        ("auto", "cpu", "bfloat16", 128, "xla"),
+        ("auto", "gpu", "bfloat16", 128, "cudnn"),
+        ("auto", "gpu", "float16", 64, "cudnn"),
+        ("auto", "gpu", "float32", 128, "xla"),
+        ("auto", "gpu", "bfloat16", 132, "xla"),
+        ("auto", "gpu", "bfloat16", 4, "xla"),
+        ("auto", "tpu", "bfloat16", 64, "splash"),
+        ("auto", "tpu", "float32", 80, "splash"),
+        ("auto", "tpu", "float16", 128, "xla"),
+        ("xla", "tpu", "bfloat16", 128, "xla"),
+        ("splash", "cpu", "float32", 8, "splash"),
+    ],
+)
+def test_what_is_chosen(asked, platform, dtype, width, chosen) -> None:
+    assert ops.choose(asked, platform, jnp.dtype(dtype), width)[0] == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "dtype", "width", "message"),
+    [
+        ("flash", "tpu", "bfloat16", 128, '"flash" is unknown; use one of auto, xla, cudnn, spla'),
+        ("cudnn", "cpu", "bfloat16", 128, '"cudnn" needs a GPU, and this program is for CPU'),
+        ("cudnn", "tpu", "bfloat16", 128, '"cudnn" needs a GPU, and this program is for TPU'),
+        ("splash", "gpu", "bfloat16", 128, '"splash" needs a TPU, and this program is for GPU'),
+        ("cudnn", "gpu", "float32", 128, "takes bfloat16 and float16, not float32"),
+        ("cudnn", "gpu", "bfloat16", 256, "multiples of 8 wide up to 128, not 256"),
+        ("splash", "tpu", "float16", 128, "takes bfloat16 and float32, not float16"),
+    ],
+)
+def test_what_is_refused(asked, platform, dtype, width, message) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.choose(asked, platform, jnp.dtype(dtype), width)
+
+
+def test_auto_says_once_why_it_falls_back(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    ops._say_once.cache_clear()
+    q, k, v = f32(*random("groups"))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            ops.attention(q, k, v, Mask())
+    (line,) = caplog.messages
+    assert "XLA in place of GPU's fused kernel" in line and "not float32" in line
+
+
+def test_few_queries_go_to_xla(monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(splash, "attention", lambda q, *_, interpret: called.append(q.shape) or q)
+    for queries in (127, 128):
+        q = jnp.zeros((1, queries, 2, H))
+        ops.attention(q, *(jnp.zeros((1, 2, 200, H)),) * 2, Mask(), "splash")
+    assert called == [(1, 128, 2, H)]

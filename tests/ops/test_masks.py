@@ -2,13 +2,15 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from llava_mini_jax.ops import masks
+from llava_mini_jax.ops.masks import Mask
 
 
-def test_the_docstring_example_of_causal() -> None:
-    mask = masks.causal(jnp.array([2, 3]), jnp.array([[1, 1, 0, 1, 1]], bool))
-    assert mask.dtype == bool
+def test_the_docstring_example_of_a_mask() -> None:
+    mask = Mask(first=2, valid_BS=jnp.array([[1, 1, 0, 1, 1]], bool)).dense(2, 5)
+    assert mask is not None and mask.dtype == bool
     assert mask.astype(int).tolist() == [[[1, 1, 0, 0, 0], [1, 1, 0, 1, 0]]]
 
 
@@ -18,10 +20,27 @@ def test_the_docstring_example_of_running_positions() -> None:
     assert masks.running_positions(jnp.array([[0, 1, 1, 0]], bool)).tolist() == [[1, 0, 1, 1]]
 
 
-def test_causal_is_own_slot_and_before_where_valid() -> None:
-    valid = np.random.default_rng(0).random((3, 7)) < 0.7
-    slots = np.array([4, 5, 6])
-    mask = np.asarray(masks.causal(jnp.asarray(slots), jnp.asarray(valid)))
-    assert mask.shape == (3, 3, 7)
-    for b, t, s in np.ndindex(*mask.shape):
-        assert mask[b, t, s] == (s <= slots[t] and valid[b, s])
+@pytest.mark.parametrize("first", [None, 0, 3, jnp.int32(3)])
+@pytest.mark.parametrize("parts", ["nothing", "valid", "segments", "both"])
+def test_a_mask_is_all_of_its_parts(first, parts: str) -> None:
+    rng = np.random.default_rng(0)
+    valid = rng.random((2, 7)) < 0.7 if parts in ("valid", "both") else None
+    told = parts in ("segments", "both")
+    queries, keys = (rng.integers(0, 3, (2, n)) if told else None for n in (4, 7))
+    given = [None if a is None else jnp.asarray(a) for a in (valid, queries, keys)]
+    found = Mask(first, *given).dense(4, 7)
+    if first is None and parts == "nothing":
+        assert found is None
+        return
+    assert found is not None
+    for b, t, s in np.ndindex(2, 4, 7):
+        seen = first is None or s <= int(first) + t
+        seen &= valid is None or bool(valid[b, s])
+        seen &= queries is None or keys is None or queries[b, t] == keys[b, s]
+        assert bool(found[b if len(found) > 1 else 0, t, s]) == seen
+
+
+def test_the_parts_that_are_data() -> None:
+    assert Mask().arrays() == {} and Mask(first=3).arrays() == {}
+    moving = jnp.int32(3)
+    assert Mask(first=moving).arrays() == {"first": moving}

@@ -36,13 +36,13 @@ ALL = [
 
 # Parts to compile, with their static arguments: operation after operation takes twice the time.
 PARTS = {
-    (clip, "apply"): ("cfg", "dtype"),
+    (clip, "apply"): ("cfg", "dtype", "attention"),
     (compressor, "apply"): ("cfg",),
     (projector, "apply"): (),
-    (prefusion, "prefuse_image"): ("outputs", "cfg", "remat"),
-    (prefusion, "prefuse_text"): ("cfg", "remat"),
+    (prefusion, "prefuse_image"): ("outputs", "cfg", "remat", "attention"),
+    (prefusion, "prefuse_text"): ("cfg", "remat", "attention"),
     (prefusion, "apply_whole"): ("cfg",),
-    (llama, "apply"): ("cfg", "remat"),
+    (llama, "apply"): ("cfg", "remat", "attention"),
 }
 
 

@@ -114,7 +114,7 @@ def batch(stage: TrainConfig, images: int) -> TrainBatch:
 
     inputs = Inputs(
         ids_BT=array((B, S), jnp.int32),
-        fuse_BT=array((B, S), jnp.bool_),
+        fuse_BF=array((B, S), jnp.int32),
         pixels_BIJYXC=array((B, images, 1, side, side, 3), jnp.uint8),
         frames_BI=array((B, images), jnp.bool_),
         slots_BS=array((B, S), jnp.int32),

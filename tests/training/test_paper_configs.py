@@ -228,7 +228,7 @@ def abstract_batch(stage: TrainConfig, rows: int) -> TrainBatch:
     wide = array((text + stage.model.patches_per_image(parts),))
     inputs = llava_mini.Inputs(
         ids_BT=array((text,)),
-        fuse_BT=array((text,), bool),
+        fuse_BF=array((text,)),
         pixels_BIJYXC=array((1, parts, side, side, 3), jnp.uint8),
         frames_BI=array((1,), bool),
         slots_BS=array((length,)),

@@ -8,7 +8,7 @@ Sizes come from `Buckets`, so that a run meets few different shapes and compiles
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
     """What the rows of a batch are padded to."""
 
     text: int
+    fused: int  # text that takes part in pre-fusion
     positions: int  # of the language model
     wide_positions: int  # the same with all patches, for compression inside of it; else 0
     images: int
@@ -73,6 +74,18 @@ def powers_of_two(smallest: int, largest: int) -> tuple[int, ...]:
     while sizes[-1] < largest:
         sizes.append(min(2 * sizes[-1], largest))
     return tuple(sizes)
+
+
+def fused_places(fuse: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """Which text positions take part in pre-fusion [B, size], in order; -1 behind them."""
+    places = [np.flatnonzero(row).astype(np.int32) for row in fuse]
+    return np.stack([np.pad(p, (0, size - len(p)), constant_values=PADDING) for p in places])
+
+
+def _fused_size(fuse: Sequence[np.ndarray], text: int) -> int:
+    """A quarter of the text, a half or all of it: few sizes, each a program of its own."""
+    needed = max(int(row.sum()) for row in fuse)
+    return next(s for s in (max(1, text // 4), max(1, text // 2), text) if s >= needed)
 
 
 def _at_least(sizes: tuple[int, ...], needed: int, what: str) -> int:
@@ -139,7 +152,8 @@ def collate(
 ) -> TrainBatch:
     """One batch of examples, padded to buckets.
 
-    Without pixels (generation feeds frames in chunks) the batch has no images (I = 0).
+    Without pixels (generation feeds frames in chunks) the batch has no images (I = 0), and all of
+    its text has room among what is fused: prompts mostly are, and more sizes are more programs.
 
     Sequences beyond `layout.max_length` positions are refused with the arithmetic, or cut there if
     `truncate` (the release cuts silently: docs/release.md, "Splice"). With compression inside the
@@ -178,13 +192,15 @@ def collate(
     labels_BT = padded([e.labels for e in examples], text)
     is_text_BS = (slots_BS >= 0) & (slots_BS < text)
     labels_BS = np.take_along_axis(labels_BT, np.where(is_text_BS, slots_BS, 0), axis=1)
+    fuse = [e.fuse for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
-        fuse_BT=padded([e.fuse for e in examples], text),
+        fuse_BF=fused_places(fuse, _fused_size(fuse, text) if with_pixels else text),
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
         wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
+        padding_side=layout.padding_side,
     )
     return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
 
@@ -193,7 +209,7 @@ def sizes_of(batch: TrainBatch) -> Sizes:
     inputs = batch.inputs
     wide = 0 if inputs.wide_slots_BU is None else inputs.wide_slots_BU.shape[1]
     text, images = inputs.ids_BT.shape[1], inputs.frames_BI.shape[1]
-    return Sizes(text, inputs.slots_BS.shape[1], wide, images)
+    return Sizes(text, inputs.fuse_BF.shape[1], inputs.slots_BS.shape[1], wide, images)
 
 
 def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
@@ -217,11 +233,12 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
     return TrainBatch(
         inputs=Inputs(
             ids_BT=pad(inputs.ids_BT, sizes.text),
-            fuse_BT=pad(inputs.fuse_BT, sizes.text),
+            fuse_BF=pad(inputs.fuse_BF, sizes.fused, PADDING),
             pixels_BIJYXC=pad(inputs.pixels_BIJYXC, sizes.images),
             frames_BI=pad(inputs.frames_BI, sizes.images),
             slots_BS=slots(inputs.slots_BS, sizes.positions),
             wide_slots_BU=None if wide is None else slots(wide, sizes.wide_positions),
+            padding_side=padding_side,
         ),
         labels_BS=pad(batch.labels_BS, sizes.positions, IGNORE, padding_side),
     )

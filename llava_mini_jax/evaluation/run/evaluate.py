@@ -52,7 +52,8 @@ class Command:
     shard: tuple[int, int] = (0, 1)  # which, of how many
     batch_size: int = 8
     max_new_tokens: int | None = None  # None: the benchmark's own
-    dtype: str | None = None  # these four are llava_mini_jax.load's
+    dtype: str | None = None  # these five are llava_mini_jax.load's
+    attention: str = "auto"
     vision_tower: Path | None = None
     template: str | None = None
     max_length: int | None = None
@@ -159,6 +160,7 @@ def _load(name: str, command: Command) -> Any:
     return llava_mini_jax.load(
         name,
         dtype=command.dtype,
+        attention=command.attention,
         vision_tower=command.vision_tower,
         template=command.template,
         max_length=command.max_length,

@@ -11,7 +11,7 @@ from llava_mini_jax.errors import short
 from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
 from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand
 
-_LOADING = ("dtype", "vision_tower", "conv_mode", "max_length")
+_LOADING = ("dtype", "attention", "vision_tower", "conv_mode", "max_length")
 _ASKING = ("shard", "batch_size", "max_new_tokens", *_LOADING)
 _SERVER = ("judge_key_variable", "judge_concurrency", "judge_timeout")
 _JUDGE = ("judge_url", "judge_model", "judge_wording", "judge_options", "judge_fields", *_SERVER)
@@ -31,6 +31,7 @@ def parser(description: str | None) -> Parser:
     add("--batch-size", type=int, metavar="N", help="questions answered together (default: 8)")
     add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the benchmark's)")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
     add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
     add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
