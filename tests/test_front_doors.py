@@ -67,7 +67,7 @@ KINDS = {
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
     "profile video": "--video --frames --chunk --text --repeats",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
-    " --json --text --stage --accumulate --remat --program --slots --room",
+    " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
 }
 
 

@@ -94,16 +94,16 @@ class _Programs:
         self.static: dict[str, Any] = {}
 
     def encode_frames(self) -> tuple[Callable, tuple]:
-        B, T, chunk = self.sizes.rows, self.sizes.length, _array((self.sizes.images,), jnp.int32)
-        text = self._hidden(B, T), _array((B, T), jnp.bool_)
-        return generate.encode_frames, (self._encoded(), self._pixels(), chunk, chunk, *text)
+        chunk = _array((self.sizes.images,), jnp.int32)
+        text = self._hidden(self.sizes.rows, self.sizes.length)
+        return generate.encode_frames, (self._encoded(), self._pixels(), chunk, chunk, text)
 
     def prefill(self) -> tuple[Callable, tuple]:
         B, T = self.sizes.rows, self.sizes.length
         by_row = ("batch", None)
         inputs = Inputs(
             ids_BT=_array((B, T), jnp.int32, by_row),
-            fuse_BT=_array((B, T), jnp.bool_, by_row),
+            fuse_BF=_array((B, T), jnp.int32, by_row),
             pixels_BIJYXC=None,
             frames_BI=None,
             slots_BS=_array((B, T), jnp.int32, by_row),
@@ -134,9 +134,8 @@ class _Programs:
         function, (features,) = self.prefuse_images()
         params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(self.cfg)), self.cfg.dtype)
         memory = jax.eval_shape(functools.partial(function, cfg=self.cfg), params, features)[1]
-        text = self._hidden(1, T), _array((1, T), jnp.bool_)
-        total = _array((T, D), jnp.float32)
-        return session_programs.prefuse_text, (total, memory, _array((), jnp.int32), *text)
+        total, frames = _array((T, D), jnp.float32), _array((), jnp.int32)
+        return session_programs.prefuse_text, (total, memory, frames, self._hidden(1, T))
 
     def prefill_block(self) -> tuple[Callable, tuple]:
         S, number = self.sizes.length, _array((), jnp.int32)

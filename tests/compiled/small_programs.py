@@ -104,7 +104,8 @@ def of_attention(name: str, chip: str, devices: list[Any]) -> Complaints:
 
 def of_training(chip: str, devices: list[Any]) -> Complaints:
     given = stage()
-    found = compiled(given.mesh, devices, lambda: step_program.traced_step(given, 1))
+    shape = step_program.shape_of(given, 1)
+    found = compiled(given.mesh, devices, lambda: step_program.traced_step(given, shape))
     cfg, llm = given.model, given.model.llm
     pairs = [(LENGTH, LENGTH), (LENGTH, IMAGE + LENGTH), (IMAGE, IMAGE), (TOWER, TOWER)]
     yield from checks.unfused(found, KERNEL[chip])
@@ -112,7 +113,7 @@ def of_training(chip: str, devices: list[Any]) -> Complaints:
     yield from checks.gathered_heads(found, llm.vocab_size * llm.width, MICRO_BATCHES)
     yield from checks.windowed_products(found)
     yield from checks.reduced_whole(found, llm.width * llm.width)
-    model = step_flops(cfg, given.trainable, step_program.shape_of(given, 1))
+    model = step_flops(cfg, given.trainable, shape)
     yield from checks.too_many_products(found, model / DEVICES)
     yield from checks.wrong_estimate(found, estimate(given).total)
 
