@@ -18,7 +18,7 @@ from llava_mini_jax.training.step import abstract_state, train_step
 
 
 def shape_of(stage: TrainConfig, images: int, fused: int | None = None) -> Shape:
-    """The sizes of a batch of the longest bucket; `fused` positions of its text, or all, are fused."""
+    """The sizes of a batch of the longest bucket; `fused` positions of text, or all, are fused."""
     S = stage.lengths[-1]
     return Shape(
         rows=stage.batch_size,
