@@ -21,7 +21,7 @@ def written_scores(reading: Reading, pairs: Iterable[tuple[int, int]]) -> Iterat
     found = set()
     for work in reading.works:
         for array in work.instruction.arrays:
-            wide = array.dtype == "f32" and len(array.sizes) > 2 and array.bytes > SCORES
+            wide = array.dtype == "f32" and len(array.sizes) > 2 and array.bytes >= SCORES
             if wide and any(array.sizes[-1] == S and array.sizes[-2] % T == 0 for T, S in pairs):
                 found.add(f"{array} ({array.bytes / 1e9:.2f} GB) of scores is written to memory")
     yield from sorted(found)
