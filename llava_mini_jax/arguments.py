@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 from llava_mini_jax.errors import InputError, short
 
 # What config.BACKBONES has: --help must not wait for JAX, which comes with that.
-BACKBONES_HELP = "vicuna-7b, vicuna-13b or llama-3.1-8b"
+BACKBONES_HELP = "vicuna-7b, vicuna-13b, llama-3.1-8b or llama-1.1b"
 
 
 class Kind(NamedTuple):

@@ -83,8 +83,18 @@ LLAMA_3_1_8B = LlamaConfig(
     init_stddev=0.02,
 )
 
+# TinyLlama: small enough to be timed on a CPU.
+LLAMA_1_1B = dataclasses.replace(
+    VICUNA_7B, width=2048, mlp_width=5632, layers=22, kv_heads=4, head_width=64
+)
+
 # Published language models, by the name that commands take.
-BACKBONES = {"vicuna-7b": VICUNA_7B, "vicuna-13b": VICUNA_13B, "llama-3.1-8b": LLAMA_3_1_8B}
+BACKBONES = {
+    "vicuna-7b": VICUNA_7B,
+    "vicuna-13b": VICUNA_13B,
+    "llama-3.1-8b": LLAMA_3_1_8B,
+    "llama-1.1b": LLAMA_1_1B,
+}
 
 
 def backbone(name: str) -> LlamaConfig:

@@ -1,7 +1,6 @@
 """The environment variables that start-up reads: a wrong one is told in one sentence.
 
     JAX_*, XLA_FLAGS --check--> JAX is imported and has its devices, or InputError
-    set_tpu_flags      --> libtpu's, for this project's products
     compile_for_absent --> the ones that compilers for other machines' accelerators need
 
 JAX reads its variables while it is imported and XLA its flags when the first device is asked for;
@@ -31,28 +30,14 @@ _ABSENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-# Without it libtpu multiplies by weights that lie along fsdp part by part, each part reading and
-# writing the whole result ("windowed einsum"): 1.5 times the time of a step on 16 v6e.
-_TPU_FLAGS = "LIBTPU_INIT_ARGS"
-_NO_WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
-
-
-def set_tpu_flags() -> None:
-    """Sets what libtpu must find before it starts, unless it is set already."""
-    given = os.environ.get(_TPU_FLAGS, "")
-    if _NO_WINDOWS not in given:
-        os.environ[_TPU_FLAGS] = f"{given} --{_NO_WINDOWS}=1000000".strip()
-
 
 def compile_for_absent() -> None:
     """Sets what JAX must find before it starts, to compile for devices that are not here."""
     os.environ |= _ABSENT
-    set_tpu_flags()
 
 
 def check(*, devices: bool = True) -> None:
     """Imports JAX and, with `devices`, asks for its devices. InputError where it cannot."""
-    set_tpu_flags()
     try:
         importlib.import_module("jax")
     except ValueError as error:

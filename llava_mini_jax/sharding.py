@@ -169,9 +169,32 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return x if spec is None else jax.reshard(x, spec)
 
 
-def gather(x: jax.Array, axes: Axes) -> jax.Array:
-    """A parameter, whole along fsdp: in front of a loop that would gather it every time."""
-    return constrain(x, tuple(None if axis == "embed" else axis for axis in axes))
+def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A weight, whole along fsdp on each device, for products with rows `x` that are split over it.
+
+    Said to the compiler, not left to it: XLA for TPUs would cut such a product into a partial one
+    for each device ("windowed einsum", half as fast: docs/performance.md). As the result is marked
+    `reduced`, its gradient stays a sum over each device's own rows until one reduce-scatter: from
+    eight devices on, TPUs would reduce it whole on every device. In front of a loop both happen
+    once, where the loop would do so every time.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weight
+    rows = _axes_of(x) & set(RULES["batch"] or ())
+    if "fsdp" not in rows or "fsdp" not in _axes_of(weight):
+        return weight
+    spec = jax.typeof(weight).sharding.spec.partitions
+    kept = (tuple(axis for axis in _names(entry) if axis != "fsdp") for entry in spec)
+    return jax.reshard(weight, PartitionSpec(*(axes or None for axes in kept), reduced=rows))
+
+
+def _axes_of(x: jax.Array) -> set[str]:
+    """The mesh axes that an array is split over."""
+    return {axis for entry in jax.typeof(x).sharding.spec.partitions for axis in _names(entry)}
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:

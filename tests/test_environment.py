@@ -45,24 +45,6 @@ def test_variables_of_processes(name, value, expected, monkeypatch):
     assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("given", "set_to"),
-    [
-        ("", "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"),
-        ("--a=1", "--a=1 --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"),
-        (
-            "--xla_jf_spmd_threshold_for_windowed_einsum_mib=5",
-            "--xla_jf_spmd_threshold_for_windowed_einsum_mib=5",
-        ),
-    ],
-)
-def test_libtpu_is_told_not_to_take_products_apart(given, set_to, monkeypatch):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
-    environment.set_tpu_flags()
-    environment.set_tpu_flags()
-    assert os.environ["LIBTPU_INIT_ARGS"] == set_to
-
-
 def test_right_ones_pass(monkeypatch):
     good = GOOD | {"JAX_COORDINATOR_ADDRESS": "[::1]:8476", "JAX_LOCAL_DEVICE_IDS": "0, 1"}
     for name, setting in good.items():

@@ -63,7 +63,8 @@ KINDS = {
     "plan video": "--frames --dtype --chunk",
     "plan training": "",
     "profile flops": f"{SHAPE} --text --xla",
-    "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats",
+    "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats"
+    " --llm-layers --vision-layers --follow-up",
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
     "profile video": "--video --frames --chunk --text --repeats",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"

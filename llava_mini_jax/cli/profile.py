@@ -29,9 +29,16 @@ EXAMPLE = f"""examples:
   llava-mini profile flops --tokens 1 4 16 64 --resolution 336 672 --xla
   llava-mini profile latency MODEL
   llava-mini profile latency --abstract vicuna-7b --tokens 1 4 16 64 --dtype bfloat16
+  llava-mini profile latency --abstract llama-3.1-8b --llm-layers 4 --dtype float32 int8
   llava-mini profile memory --abstract llama-3.1-8b --frames 10000
   {profile_video.EXAMPLE}
   {profile_compile.EXAMPLE}"""
+
+
+# The least that an option may be.
+LEAST = {"tokens": 1, "layers": 0, "resolution": 1, "frames": 1, "llm_layers": 1}
+LEAST |= {"vision_layers": 1}
+SHAPE_OPTIONS = ("tokens", "layers", "llm_layers", "vision_layers")
 
 
 def _of_shape(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +62,12 @@ def _of_flops(parser: argparse.ArgumentParser) -> None:
 
 def _of_latency(parser: argparse.ArgumentParser) -> None:
     _of_shape(parser)
-    _of_request(parser.add_argument_group("the request").add_argument)
+    _of_request(parser.add_argument_group("the request").add_argument, several=True)
+    add = parser.add_argument_group("shapes without a folder").add_argument
+    add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
+    add("--vision-layers", type=int, metavar="N", help="of the tower, those run (default: 23)")
     add = parser.add_argument
+    add("--follow-up", action="store_true", help="a next question's first token too")
     add("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
 
 
@@ -68,26 +79,29 @@ def _of_memory(parser: argparse.ArgumentParser) -> None:
     _of_request(group.add_argument)
 
 
-def _of_request(add: Callable[..., Any]) -> None:
+def _of_request(add: Callable[..., Any], *, several: bool = False) -> None:
     add("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
     add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
     add("--new-tokens", type=int, metavar="N", help="of an answer (default: 32)")
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; latency MODEL: int8")
+    if several:
+        add("--dtype", nargs="+", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8")
+    else:
+        add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16")
 
 
 def _run(kind: str, args: argparse.Namespace) -> int:
     if not args.model:
         refuse(args, ["vision_tower"], "without MODEL")
-    elif args.abstract or args.tokens or args.layers:
+    elif args.abstract or any(getattr(args, option, None) for option in SHAPE_OPTIONS):
         raise InputError(
             f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
             " --layers"
         )
-    for option, least in (("tokens", 1), ("layers", 0), ("resolution", 1), ("frames", 1)):
+    for option, least in LEAST.items():
         given = getattr(args, option, None)
         for number in [given] if isinstance(given, int) else given or []:
             if number < least:
-                raise InputError(f"--{option} is {number}; give {least} or more")
+                raise InputError(f"--{option.replace('_', '-')} is {number}; give {least} or more")
     with waiting("starting"):
         from llava_mini_jax.cli.profile_costs import MEASURES
 

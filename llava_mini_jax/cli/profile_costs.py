@@ -5,6 +5,7 @@ Imported only when a profile is taken: unlike the command's options, it needs JA
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 from llava_mini_jax.arguments import refuse
 from llava_mini_jax.cli import profile_tables
 from llava_mini_jax.config import VICUNA_7B, backbone
-from llava_mini_jax.cost import flops_table, inference_memory, paper_figures
+from llava_mini_jax.cost import flops as flops_of
+from llava_mini_jax.cost import flops_table, follow_up, inference_memory, machine, paper_figures
 from llava_mini_jax.cost import latency as timing
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
@@ -24,6 +26,7 @@ from llava_mini_jax.terminal import waiting
 from llava_mini_jax.weights import folders, hub
 
 BASELINE = "LLaVA-1.5"
+FOLLOW_UP = ", in a session"
 NEW_TOKENS = 32  # of an answer
 
 
@@ -68,56 +71,86 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
-    if args.dtype == "int8" and not args.model:
-        raise InputError("--dtype int8 is for a MODEL; random weights have none")
     models, side = _candidates(args)
     request = _request(args, next(iter(models.values())).cfg, side)
+    runs = {name: timing.runner(model, request) for name, model in models.items()}
+    for name, model in models.items():
+        if args.follow_up and model.cfg.prefusion_layers:
+            runs[name + FOLLOW_UP] = follow_up.runner(follow_up.askable(model), request)
+    (read, nbytes), (multiply, products) = machine.reader(), machine.multiplier("float32")
+    runs |= {"read": timing.timed(read), "products": timing.timed(multiply)}
     with waiting("measuring"):
-        times = timing.measure(models, request, args.repeats)
-    device = jax.local_devices()[0].device_kind
-    dtype = args.dtype or next(iter(models.values())).cfg.compute_dtype
-    spreads = {
-        name: {"first": timing.spread(t.first), "token": timing.spread(t.token)}
-        for name, t in times.items()
+        found = timing.in_turns(runs, args.repeats)
+    spreads = {name: [timing.spread(each) for each in found[name]] for name in found}
+    result = {
+        "device": jax.local_devices()[0].device_kind,
+        "dtype": " ".join(args.dtype or [next(iter(models.values())).cfg.compute_dtype]),
+        "request": dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats},
+        "milliseconds": {n: dict(zip(("first", "token"), spreads[n], strict=True)) for n in models},
+        "follow-up": {n: spreads[n + FOLLOW_UP] for n in models if n + FOLLOW_UP in spreads},
+        "machine": {
+            "GB/s": nbytes / 1e6 / spreads["read"][0].median,
+            "GFLOP/s": products / 1e6 / spreads["products"][0].median,
+        },
+        "token bytes": {name: machine.token_bytes(m.params) for name, m in models.items()},
+        "first FLOPs": {name: _flops(m.cfg, request, side) for name, m in models.items()},
     }
     if not args.json:
-        print(
-            f"{device}, {dtype}, jax {jax.__version__}; {request.images} pictures of {side} px,"
-            f" {request.text} tokens of text, {request.new_tokens} new; {args.repeats} times\n"
-        )
-        profile_tables.latency(spreads, BASELINE, paper=args.abstract == "vicuna-7b")
-    shown = {
-        name: {kind: dataclasses.asdict(s) for kind, s in each.items()}
-        for name, each in spreads.items()
-    }
-    request_fields = dataclasses.asdict(request) | {"resolution": side, "repeats": args.repeats}
-    return {"device": device, "dtype": dtype, "request": request_fields, "milliseconds": shown}
+        profile_tables.latency(result, BASELINE, paper=args.abstract == "vicuna-7b")
+    return json.loads(json.dumps(result, default=dataclasses.asdict))
+
+
+def _flops(cfg: LlavaMiniConfig, request: Request, side: int) -> float:
+    """Of a first token."""
+    shape = paper_figures.shape(cfg, request.text, side)
+    length = request.text + request.images * cfg.tokens_per_image(request.parts)
+    shape = dataclasses.replace(shape, images=request.images, sequence=length)
+    return sum(flops_of.forward_flops(cfg, shape).values())
 
 
 def _candidates(args: argparse.Namespace) -> tuple[dict[str, Candidate], int]:
     """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
+    dtypes: list[str | None] = args.dtype or [None]
     if args.model:
-        model = load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+        model = load(args.model, dtype=_one(args, "dtype", None), vision_tower=args.vision_tower)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
         side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
         return found | {args.model: Candidate(model.params, cfg)}, side
-    llm, dtype = backbone(args.abstract or _no_shape()), computing_dtype(args.dtype)
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
     rows = paper_figures.rows(tokens, layers, sides[:1])
+    llm = backbone(args.abstract or _no_shape())
+    llm = dataclasses.replace(llm, layers=args.llm_layers or llm.layers)
     built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
-    typed = {n: dataclasses.replace(cfg, compute_dtype=dtype) for n, cfg in built.items()}
-    return timing.random_candidates(typed, dtype), _one(args, "resolution", 336)
+    found, made = {}, {}
+    for given in dtypes:
+        # int8 is rounded from what it computes in, of which there may be one already.
+        dtype = computing_dtype(None if given == "int8" else given)
+        if dtype not in made:
+            typed = {n: _cut(cfg, dtype, args.vision_layers) for n, cfg in built.items()}
+            made[dtype] = timing.random_candidates(typed, dtype)
+        each = timing.rounded(made[dtype]) if given == "int8" else made[dtype]
+        found |= {n if len(dtypes) == 1 else f"{n}, {given}": m for n, m in each.items()}
+    return found, _one(args, "resolution", 336)
+
+
+def _cut(cfg: LlavaMiniConfig, dtype: str, vision_layers: int | None) -> LlavaMiniConfig:
+    """In a dtype, and with so many blocks of the tower before its features are taken."""
+    used = cfg.vision.used_layers
+    layers = cfg.vision.layers - used + (vision_layers or used)
+    vision = dataclasses.replace(cfg.vision, layers=layers)
+    return dataclasses.replace(cfg, vision=vision, compute_dtype=dtype)
 
 
 def _no_shape() -> str:
     raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
 
 
-def _one(args: argparse.Namespace, option: str, default: int) -> int:
+def _one(args: argparse.Namespace, option: str, default: Any) -> Any:
     given = getattr(args, option) or [default]
     if len(given) > 1:
-        raise InputError(f"--{option} has {len(given)} numbers; give one")
+        kind = "numbers" if isinstance(given[0], int) else "names"
+        raise InputError(f"--{option} has {len(given)} {kind}; give one")
     return given[0]
 
 

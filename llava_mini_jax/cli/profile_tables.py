@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from llava_mini_jax.cost.paper_figures import LATENCY_MS, PARTS
 from llava_mini_jax.terminal import columns, human_bytes
 
@@ -31,22 +33,53 @@ def flops(found: list[Any], text: int, notes: list[str]) -> None:
         print(f"- {note}")
 
 
-def latency(spreads: dict[str, Any], baseline: str, *, paper: bool) -> None:
+def latency(result: dict[str, Any], baseline: str, *, paper: bool) -> None:
     """Medians and spreads, and how many times as fast as `baseline`; `paper`: table 13 below."""
-    rows, base = [], spreads[baseline]
+    request, spreads = result["request"], result["milliseconds"]
+    print(
+        f"{result['device']}, {result['dtype']}, jax {jax.__version__};"
+        f" {request['images']} pictures of {request['resolution']} px,"
+        f" {request['text']} tokens of text, {request['new_tokens']} new;"
+        f" {request['repeats']} times\n"
+    )
+    rows, base = [], next(each for name, each in spreads.items() if name.startswith(baseline))
     for name, each in spreads.items():
         cells = []
         for kind in ("first", "token"):
             s = each[kind]
             cells += [f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}"]
             cells.append(f"{base[kind].median / s.median:.2f}x")
-        rows.append([name, *cells])
+        whole = each["first"].median + request["new_tokens"] * each["token"].median
+        rows.append([name, *cells, f"{whole:.0f}"])
     header = ["ms, median and 10-90 %", "first token", "", "faster", "a token after", "", "faster"]
-    _table(header, rows)
+    _table([*header, "whole answer"], rows)
+    _machine(result)
     if paper:
         print("\npaper, table 13: milliseconds of a response, by vision tokens")
         rows = [[str(q), *(f"{t:.2f}" for t in ms)] for q, ms in LATENCY_MS.items()]
         _table(["tokens", "RTX 3090", "A100 40 GB", "A800 80 GB"], rows)
+
+
+def _machine(result: dict[str, Any]) -> None:
+    """Times beside what the machine can do, and follow-up questions."""
+    bandwidth, speed = result["machine"]["GB/s"], result["machine"]["GFLOP/s"]
+    rows = []
+    for name, each in result["milliseconds"].items():
+        read, token = result["token bytes"][name], each["token"].median
+        reached = result["first FLOPs"][name] / 1e6 / each["first"].median
+        shown = [f"{read / 1e9:.3f} GB", f"{read / 1e6 / token:.1f} GB/s"]
+        shown += [f"{token * bandwidth * 1e6 / read:.2f}", f"{reached:.0f} GFLOP/s"]
+        rows.append([name, *shown, f"{reached / speed:.2f}"])
+    print(
+        f"\nmeasured in the same rounds: memory read at {bandwidth:.1f} GB/s, float32 matrices"
+        f" multiplied at {speed:.0f} GFLOP/s\n"
+    )
+    _table(["", "weights a token", "read at", "plain reads", "first token", "of that"], rows)
+    for name, (first, after) in result["follow-up"].items():
+        print(
+            f"\n{name}: in a session the first question's first token after {first.median:.0f} ms,"
+            f" the next one's after {after.median:.0f} ms, {after.median / first.median:.2f} of it"
+        )
 
 
 def memory(result: dict[str, Any], images: int) -> None:

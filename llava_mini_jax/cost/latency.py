@@ -27,6 +27,7 @@ from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import compressor, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.weights.quantize import is_product, quantize
 
 WARM_UPS = 2
 MARK = -200
@@ -63,6 +64,9 @@ class Times:
     token: tuple[float, ...]  # a token after it, averaged over the answer
 
 
+Runner = Callable[[], tuple[float, ...]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Spread:
     median: float
@@ -96,26 +100,67 @@ def random_candidates(
     return found
 
 
+def rounded(models: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """The same models with int8 weights of their products, which are shared as those are."""
+    made: dict[int, Any] = {}
+
+    def leaf(path: str, spec: param_tree.ParamSpec, weight: jax.Array) -> Any:
+        if not is_product(path, spec):
+            return weight
+        if id(weight) not in made:
+            # A head's width is an output feature too where heads stand first.
+            channels = 2 if spec.axes[0] == "heads" and len(spec.shape) > 2 else 1
+            # A copy, because rounding gives its argument away.
+            made[id(weight)] = quantize(jnp.copy(weight), channels)
+        return made[id(weight)]
+
+    def one(model: Candidate) -> Candidate:
+        spec = llava_mini.unrolled(llava_mini.spec(model.cfg))
+        return Candidate(param_tree.map_paths(leaf, spec, model.params), model.cfg)
+
+    return {name: one(model) for name, model in models.items()}
+
+
 def measure(models: Mapping[str, Candidate], request: Request, repeats: int) -> dict[str, Times]:
-    """Times of every model, measured in turns after `WARM_UPS` rounds that do not count.
+    """Times of every model, measured `in_turns`.
 
     Raises InputError where a model has too few positions for the request.
     """
+    found = in_turns({name: runner(model, request) for name, model in models.items()}, repeats)
+    return {name: Times(*each) for name, each in found.items()}
+
+
+def in_turns(runs: Mapping[str, Runner], repeats: int) -> dict[str, tuple[tuple[float, ...], ...]]:
+    """What each run gives, transposed: a tuple of repetitions for each of its figures.
+
+    After `WARM_UPS` rounds that do not count, and in which everything is compiled.
+    """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; give 1 or more")
-    runs = {name: _runner(model, request) for name, model in models.items()}
     for _ in range(WARM_UPS):
         for run in runs.values():
             run()
-    programs, times = compiled_programs(), {name: [] for name in runs}
+    programs, found = compiled_programs(), {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(run())
+            found[name].append(run())
     assert compiled_programs() == programs, "something was compiled while times were measured"
-    return {name: Times(*zip(*found, strict=True)) for name, found in times.items()}
+    return {name: tuple(zip(*each, strict=True)) for name, each in found.items()}
 
 
-def _runner(model: Candidate, request: Request) -> Callable[[], tuple[float, float]]:
+def timed(run: Callable[[], Any]) -> Runner:
+    """A run whose one figure is its milliseconds."""
+
+    def once() -> tuple[float]:
+        began = time.perf_counter()
+        run()
+        return (1e3 * (time.perf_counter() - began),)
+
+    return once
+
+
+def runner(model: Candidate, request: Request) -> Runner:
+    """Milliseconds to the first token, and of each after it."""
     cfg, example = model.cfg, make_example(model.cfg, request)
     places = request.text + request.images * cfg.tokens_per_image(request.parts)
     if places + request.new_tokens + 1 > cfg.llm.max_positions:

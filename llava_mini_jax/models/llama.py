@@ -28,8 +28,6 @@ from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
 
-TABLE = ("vocab", "embed")  # the axes of the embedding table and of the head
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -93,7 +91,7 @@ def block_spec(cfg: LlamaConfig) -> Block:
 
 
 def spec(cfg: LlamaConfig) -> Llama:
-    table = ParamSpec((cfg.vocab_size, cfg.width), TABLE, normal(cfg.init_stddev))
+    table = ParamSpec((cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_stddev))
     return Llama(
         embed_tokens=table,
         layers=stack(cfg.layers, block_spec(cfg)),
@@ -114,7 +112,12 @@ def embed(params: Llama, ids_BT: Array, dtype: jnp.dtype) -> Array:
         if sharding.on_one_cpu() and table_VD.dtype.itemsize < 4:
             # Tied to the ids: else XLA puts a float32 table in front of the loop over tokens.
             ids_BT, table_VD = jax.lax.optimization_barrier((ids_BT, table_VD))
-        found_BTD = table_VD.at[ids_BT].get(out_sharding=spec).astype(dtype)
+        if ids_BT.size == 1 and sharding.platform() == "gpu":
+            # XLA for GPUs slices at a single id, and gathers a table that is cut for that: two.
+            again_BT = jax.lax.optimization_barrier(jnp.repeat(ids_BT, 2, axis=1))
+            found_BTD = table_VD.at[again_BT].get(out_sharding=spec)[:, :1].astype(dtype)
+        else:
+            found_BTD = table_VD.at[ids_BT].get(out_sharding=spec).astype(dtype)
         return sharding.constrain(found_BTD, ("batch", None, None))
 
 

@@ -188,7 +188,8 @@ def _encode_rows(
         chunks(inputs.pixels_BIJYXC),
     )
     # Gathered once, not for every few frames; where nothing is sharded this moves nothing.
-    whole = dataclasses.replace(params, prefusion=_gathered(params.prefusion, cfg))
+    prefusion_whole = jax.tree.map(lambda w: sharding.gather(w, text_BFD), params.prefusion)
+    whole = dataclasses.replace(params, prefusion=prefusion_whole)
     once = chunk_config(cfg)
 
     def add(total_BFD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -240,15 +241,6 @@ def _fuse_frames(
     # Paper section 4.2 pools over the frames of a video; several images do the same.
     total_BFD = jnp.where(frames_BI[:, :, None, None], fused_BIFD, 0.0).sum(axis=1)
     return total_BFD, tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:])
-
-
-def _gathered(params: prefusion.Prefusion | None, cfg: LlavaMiniConfig) -> Any:
-    """Pre-fusion's weights, whole along fsdp on every device."""
-    if params is None:
-        return None
-    spec = prefusion.spec(cfg.prefusion_layers, cfg.llm)
-    spec = spec if not isinstance(params.layers, tuple) else _unroll(spec)
-    return jax.tree.map(lambda s, x: sharding.gather(x, s.axes), spec, params)
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:

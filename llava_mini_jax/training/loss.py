@@ -70,7 +70,7 @@ def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums
         return logit_sums(llama.logits(llm, x_BCD), targets_BC)
 
     # Gathered once, not for every chunk, forwards and backwards.
-    llm = _with_whole_head(llm)
+    llm = _with_whole_head(llm, x_BSD)
     # Chunks are cut along positions: rows stay on the devices that have them.
     missing = -x_BSD.shape[1] % chunk
     x_BSD = jnp.pad(x_BSD, ((0, 0), (0, missing), (0, 0)))
@@ -81,9 +81,9 @@ def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums
     return jax.tree.map(lambda each: each.sum(0), sums)
 
 
-def _with_whole_head(llm: Llama) -> Llama:
+def _with_whole_head(llm: Llama, x_BSD: Array) -> Llama:
     name = "embed_tokens" if llm.lm_head is None else "lm_head"
-    return dataclasses.replace(llm, **{name: sharding.gather(getattr(llm, name), llama.TABLE)})
+    return dataclasses.replace(llm, **{name: sharding.gather(getattr(llm, name), x_BSD)})
 
 
 def _cut(array: Array, chunk: int) -> Array:

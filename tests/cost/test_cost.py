@@ -1,5 +1,6 @@
 """Latency and memory of tiny models, and the command in front of them."""
 
+import dataclasses
 import json
 import re
 
@@ -11,10 +12,11 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.arguments import BACKBONES_HELP
 from llava_mini_jax.cli import main
 from llava_mini_jax.config import BACKBONES, VICUNA_7B
-from llava_mini_jax.cost import inference_memory, latency, paper_figures
+from llava_mini_jax.cost import follow_up, inference_memory, latency, machine, paper_figures
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import session_media
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
 from tests import tiny, tiny_model
@@ -59,6 +61,58 @@ def test_candidates_share_what_they_have_in_common():
     shapes = jax.tree.map(lambda x: x.shape, shared_params(a))
     spec = llava_mini.unrolled(llava_mini.spec(llava_1_5(one)))
     assert shapes == jax.tree.map(lambda x: x.shape, param_tree.abstract(spec))
+
+
+def test_int8_candidates_answer_like_floats_and_share_what_those_share():
+    cfg = tiny.model("release")
+    models = latency.random_candidates({"base": llava_1_5(cfg), "mini": cfg}, "float32")
+    small = latency.rounded(models)
+    assert small["base"].params.llm.layers[0].q_proj is small["mini"].params.llm.layers[0].q_proj
+    layers = models["mini"].params.llm.layers[0], small["mini"].params.llm.layers[0]
+    for name in ("q_proj", "o_proj", "down_proj"):
+        float_, int8 = (getattr(layer, name) for layer in layers)
+        assert int8.scale.shape == float_.shape[: 2 if name == "q_proj" else 1]
+        scale = np.asarray(int8.scale)
+        scale = scale.reshape(scale.shape + (1,) * (float_.ndim - scale.ndim))
+        np.testing.assert_allclose(int8.values * scale, float_, atol=0.51 * scale.max())
+    assert small["mini"].params.llm.embed_tokens is models["mini"].params.llm.embed_tokens
+    ratio = machine.token_bytes(models["mini"].params) / machine.token_bytes(small["mini"].params)
+    assert 3 < ratio < 4
+
+
+def test_a_token_reads_layers_and_head_once():
+    cfg = tiny.model("paper")
+    held = {path: leaf.nbytes for path, leaf in param_tree.paths(tiny.weights(cfg).llm).items()}
+    table = held.pop("embed_tokens")
+    assert machine.token_bytes(tiny.weights(cfg)) == sum(held.values())
+    tied = dataclasses.replace(tiny.weights(cfg).llm, lm_head=None)
+    params = dataclasses.replace(tiny.weights(cfg), llm=tied)
+    assert machine.token_bytes(params) == sum(held.values()) - held["lm_head"] + table
+
+
+def test_a_follow_up_question_sees_nothing_again(monkeypatch):
+    """The picture is looked at once a round, and the second question continues the first."""
+    cfg = tiny.model("release")
+    candidate = Candidate(tiny.on_device(tiny.weights(cfg)), cfg)
+    model = follow_up.askable(candidate)
+    seen, asked = [], []
+    look, ask = session_media.session_programs.encode_vision, follow_up.Session.ask
+    monkeypatch.setattr(
+        session_media.session_programs,
+        "encode_vision",
+        lambda *given: seen.append(1) or look(*given),
+    )
+    monkeypatch.setattr(
+        follow_up.Session,
+        "ask",
+        lambda self, *given, **more: (
+            asked.append((len(self.turns), self.settings.max_new_tokens))
+            or ask(self, *given, **more)
+        ),
+    )
+    first, after = follow_up.runner(model, dataclasses.replace(REQUEST, images=1))()
+    assert first > 0 and after > 0
+    assert (len(seen), asked) == (1, [(0, 1), (0, 3), (2, 1)])
 
 
 def test_spread_and_requests_that_cannot_be():
@@ -128,6 +182,7 @@ def test_the_command_on_a_folder(dialect, capsys):
     assert found["request"]["text"] == 43
     for spread in (spread for times in found["milliseconds"].values() for spread in times.values()):
         assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+    assert found["machine"]["GB/s"] > 0 and found["token bytes"][folder] > 0
     assert main(["profile", "memory", folder]) == 0
     assert "this model" in capsys.readouterr().out
     assert main(["profile", "flops", folder, "--json"]) == 0
@@ -152,6 +207,9 @@ def test_the_command_without_a_model(capsys):
         (["memory", "--abstract", "vicuna-7b", "--tokens", "1", "16"], "--tokens has 2 numbers"),
         (["flops", "--tokens", "1", "--layers", "-1"], "--layers is -1; give 0 or more"),
         (["flops", "--tokens", "0"], "--tokens is 0; give 1 or more"),
+        (["latency", "DIR", "--llm-layers", "4"], "DIR has a shape of its own"),
+        (["latency", "--vision-layers", "0"], "--vision-layers is 0; give 1 or more"),
+        (["latency", "--abstract", "llama-1.1b", "--dtype", "int3"], "int3"),
     ):
         assert main(["profile", *words]) == 2
         error = capsys.readouterr().err

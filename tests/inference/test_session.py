@@ -371,8 +371,9 @@ def test_a_full_disk_loses_no_frame(paper, clip, monkeypatch):
             said(session, WORDS[0])
     assert session.memory()["disk"] == 0
     found = []
-    fuse = Session._fuse
-    monkeypatch.setattr(Session, "_fuse", lambda *given: found.append(fuse(*given)) or found[-1])
+    fuse = Session._fused_text
+    watched = lambda *given: found.append(fuse(*given)) or found[-1]  # noqa: E731
+    monkeypatch.setattr(Session, "_fused_text", watched)
     assert said(session, WORDS[0]) == said(whole, WORDS[0])
     np.testing.assert_array_equal(*found)
     assert session.memory()["disk"] == whole.memory()["disk"]

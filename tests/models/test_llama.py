@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.ops import masks
@@ -169,3 +170,20 @@ def test_remat_reaches_every_stack_of_layers() -> None:
     # Scans of the LLM and of pre-fusion over text; over images the last layer is by itself.
     assert recomputed(CFG) == 0
     assert recomputed(dataclasses.replace(CFG, remat="full")) == 1 + 1 + 2
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 4), (1, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("ids", [[[3]], [[-200]], [[3, 5]]])
+def test_one_id_on_a_mesh_of_gpus(params, mesh, ids, monkeypatch) -> None:
+    """Looked up twice there, so that the table stays in its pieces; one row comes out."""
+    right = np.asarray(params.embed_tokens)[np.maximum(ids, 0)]
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        table = sharding.place(params.embed_tokens, ("vocab", "embed"))
+        placed = dataclasses.replace(params, embed_tokens=table)
+        found = jax.jit(lambda p, i: llama.embed(p, i, jnp.float32))(placed, np.array(ids))
+        text = str(
+            jax.make_jaxpr(lambda p, i: llama.embed(p, i, jnp.float32))(placed, np.array(ids))
+        )
+    np.testing.assert_array_equal(found, right)
+    assert ("optimization_barrier" in text) == (np.size(ids) == 1)

@@ -55,6 +55,24 @@ def test_every_product(equation, dtype, together, monkeypatch) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
+@pytest.mark.parametrize("inputs", [32, 48, 40])
+def test_int8_in_registers_and_widened_first(rows, inputs, monkeypatch) -> None:
+    """101 outputs in parts of 10; 40 inputs do not split into pieces, five rows are too many."""
+    monkeypatch.setattr(products, "TOGETHER", 10 * inputs)
+    taken = []
+    in_registers = products._in_registers
+    monkeypatch.setattr(products, "_in_registers", lambda *a: taken.append(1) or in_registers(*a))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, rows, inputs)), jnp.float32)
+    weight = jnp.asarray(rng.integers(-127, 128, (101, inputs)), jnp.int8)
+    found = jax.jit(lambda x, w: einsum("BTD,VD->BTV", x, w, (None,) * 3))(x, weight)
+    assert bool(taken) == (rows <= products.FEW and inputs % products.PIECES == 0)
+    np.testing.assert_allclose(
+        found, expected("BTD,VD->BTV", x, weight), atol=127 * ATOL["float32"]
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_cpu_and_a_mesh_agree(dtype) -> None:
     computing = "float32" if dtype == "int8" else dtype
@@ -68,6 +86,33 @@ def test_one_cpu_and_a_mesh_agree(dtype) -> None:
         np.asarray(alone, np.float64),
         np.asarray(meshed, np.float64),
         atol=scale * ATOL[computing],
+    )
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_few_rows_on_a_tpu(equation, dtype, monkeypatch) -> None:
+    """Padded to 8 rows, nothing of which comes out; more rows are left alone."""
+    computing = "float32" if dtype == "int8" else dtype
+    x, weight = arrays(equation, dtype, computing)
+    axes = (None,) * len(equation.split("->")[1])
+
+    def found() -> tuple:
+        def product(x, w):  # a new function each time: JAX traces one only once
+            return einsum(equation, x, w, axes)
+
+        with jax.set_mesh(sharding.make_mesh()):
+            return jax.jit(product)(x, weight), str(jax.make_jaxpr(product)(x, weight))
+
+    plain, text = found()
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    padded, padded_text = found()
+    assert "pad[" not in text
+    outputs = len(set(equation.split(",")[1].split("->")[0]) - set(equation.split(",")[0]))
+    assert ("pad[" in padded_text) == (plain.size < 8 * np.prod(weight.shape[:outputs]))
+    assert padded.shape == plain.shape
+    np.testing.assert_allclose(
+        np.asarray(padded, np.float32), np.asarray(plain, np.float32), rtol=ATOL[computing]
     )
 
 

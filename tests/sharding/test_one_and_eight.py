@@ -189,7 +189,7 @@ def test_where_parameters_lie() -> None:
     assert specs["llm/layers/k_proj"] == PartitionSpec(None, "tensor", None, "fsdp")
     assert specs["prefusion/layers/o_proj"] == PartitionSpec(None, "fsdp", "tensor", None)
     assert specs["llm/layers/down_proj"] == PartitionSpec(None, "fsdp", "tensor")
-    assert specs["vision/layers/fc1/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["vision/layers/fc1/kernel"] == PartitionSpec(None, "tensor", None)
     assert specs["llm/final_norm"] == PartitionSpec(None)
     with jax.set_mesh(sharding.make_mesh(8, 1, 1)):
         abstract = param_tree.paths(param_tree.abstract(spec))

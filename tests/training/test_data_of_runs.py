@@ -51,7 +51,7 @@ def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys
     loop.run([stage], str(folder))
     said = capsys.readouterr().err
     assert "captions: process 0 of 1, 8 of 8 devices, mesh data=1 fsdp=1 tensor=1, cont" in said
-    assert "from step 0; 50 samples, 4 steps x 8 = 0.64 epochs\n" in said
+    assert "from step 0; 50 samples, 4 steps x 8 = 0.64 epochs; attention xla (" in said
     shutil.rmtree(folder / "checkpoints" / "captions" / "4")
     shutil.rmtree(folder / "captions")
     path.write_text(json.dumps(rows[:37]))
