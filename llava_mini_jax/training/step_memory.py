@@ -137,8 +137,12 @@ class _Piece:
         if self.stage.mesh.fsdp == 1 or self.cfg.prefusion_layers == 0:
             return {}
         count = param_tree.count(self.spec.prefusion)
-        trained = 2 if self.count(True, "prefusion/*") else 1
-        return {"pre-fusion whole": trained * count * self.size}
+        return {"pre-fusion whole": count * self.whole("prefusion/*")}
+
+    def whole(self, *patterns: str) -> int:
+        """Bytes of a gathered parameter: itself, cast for its products, and its gradient."""
+        trained = 2 if self.count(True, *patterns) else 1
+        return trained * self.size + self.cfg.dtype.itemsize
 
     def kept_in_front(self) -> int:
         """Of vision, projector, compressor, pre-fusion and embedding."""
@@ -227,8 +231,8 @@ class _Piece:
         loops = 0 < self.stage.loss_chunk < self.length - 1
         if self.stage.mesh.fsdp == 1 or not loops:
             return {}
-        size = self.cfg.llm.vocab_size * self.cfg.llm.width * self.size
-        return {"head whole": (2 if self.count(True, *HEAD) else 1) * size}
+        count = self.cfg.llm.vocab_size * self.cfg.llm.width
+        return {"head whole": count * self.whole(*HEAD)}
 
     def _hidden(self, rows: int, positions: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, positions, self.cfg.llm.width), self.cfg.dtype)

@@ -169,7 +169,8 @@ def test_the_state_of_vicuna_7b_is_twelve_bytes_a_trained_parameter() -> None:
     found = groups(estimate(given))
     trained, frozen = 7_568_932_864, 303_507_456
     # Norms and biases, which are whole on every device, are the hundredth more.
-    assert found["parameters"] == pytest.approx((trained + frozen) * 4 / 8, rel=0.01)
+    # The frozen tower is whole, too.
+    assert found["parameters"] == pytest.approx(4 * (trained / 8 + frozen), rel=0.01)
     assert found["optimiser state"] == pytest.approx(trained * 8 / 8, rel=0.01)
 
 
@@ -198,8 +199,8 @@ def test_a_plan_takes_as_few_micro_batches_as_fit() -> None:
     given = dataclasses.replace(paper.stage_2(VICUNA_7B, "vicuna_v1", ""), lengths=(256,))
     few, memory = plan(given, MeshConfig(fsdp=8), 80)
     assert (few.accumulate, few.mesh.fsdp) == (1, 8) and memory.total < 80 * 2**30
-    more, memory = plan(given, MeshConfig(fsdp=8), 32)
-    assert more.accumulate == 2 and memory.total < 32 * 2**30
+    more, memory = plan(given, MeshConfig(fsdp=8), 28)
+    assert more.accumulate == 2 and memory.total < 28 * 2**30
     none, memory = plan(given, MeshConfig(fsdp=8), 16)
     assert none.accumulate == 32 and memory.total > 16 * 2**30
 
