@@ -69,7 +69,7 @@ KINDS = {
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
     "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
-    " --json --text --stage --accumulate --remat --program --slots --room",
+    " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
 }
 
 

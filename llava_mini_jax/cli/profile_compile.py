@@ -20,7 +20,7 @@ llava-mini profile compile MODEL --chip CHIP [--program NAME...] [options]"""
 EXAMPLE = """llava-mini profile compile configs/stage2_vicuna_7b.py --chip h100 --slice 8
   llava-mini profile compile configs/stage2_vicuna_7b.py --chip v5e --slice 8x8 --accumulate 2
   llava-mini profile compile llama-3.1-8b --chip h100 --program decode --slots 12288"""
-_OF_TRAINING = ("accumulate", "remat", "stage")
+_OF_TRAINING = ("accumulate", "fused", "remat", "stage")
 _OF_ANSWERS = ("program", "slots", "room")
 
 
@@ -41,12 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
     add("--layers", type=int, metavar="N", help="of the language model, to compile sooner")
     add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 too")
+    add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--option", action="append", metavar="K=V", help="a compiler option of XLA")
     add("--json", metavar="FILE", help="write what is printed as JSON too")
     add("--text", metavar="FOLDER", help="keep the compiled programs' text there")
     add = parser.add_argument_group("of a training step").add_argument
     add("--stage", metavar="NAME", help="of a config with several")
     add("--accumulate", type=int, metavar="N", help="micro-batches (default: the config's)")
+    add("--fused", type=int, metavar="F", help="text that is fused (default: all of it)")
     add("--remat", metavar="KIND", help="what is kept of layers: none, matmuls, attention, full")
     add = parser.add_argument_group("of a model").add_argument
     add("--program", nargs="+", metavar="NAME", help="such as decode (default: all of them)")
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.chip:
         raise InputError("no chip is given; give --chip v5e, v5p, v6e or h100")
-    for option in ("length", "rows", "images", "layers", "accumulate", "slots", "room"):
+    for option in ("length", "rows", "images", "layers", "accumulate", "fused", "slots", "room"):
         given = getattr(args, option)
         if given is not None and given < 1:
             raise InputError(f"--{option} is {given}; give 1 or more")

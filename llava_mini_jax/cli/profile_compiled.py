@@ -5,7 +5,10 @@ from typing import Any
 import jax
 
 from llava_mini_jax.cli.profile_programs import Job, Result
+from llava_mini_jax.cost.compiled import MemoryUse, Reading
 from llava_mini_jax.terminal import GIB, columns
+
+SHOWN = 6  # collectives and arrays, the largest ones
 
 
 def lines(result: Result) -> list[str]:
@@ -75,10 +78,8 @@ def _floors(result: Result) -> dict[str, float]:
 
 def as_json(result: Result) -> dict[str, Any]:
     """Everything that is told, as plain numbers."""
-    job, found, times = result.job, result.reading, result.times
-    devices = len(result.machine.devices)
-    memory = found.memory
-    model = job.model_flops / devices
+    job, found = result.job, result.reading
+    model = job.model_flops / len(result.machine.devices)
     peak = result.machine.chip.tflops * 1e12
     return {
         "program": job.name,
@@ -88,13 +89,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "mesh": str(job.mesh),
         "jax": jax.__version__,
         "compile_seconds": round(result.seconds, 1),
-        "memory_gib": {
-            "arguments": memory.arguments / GIB,
-            "temporaries": memory.temporaries / GIB,
-            "outputs": memory.outputs / GIB,
-            "code": memory.code / GIB,
-            "total": memory.total / GIB,
-        },
+        "memory_gib": _memory(found.memory),
         "capacity_gib": result.machine.chip.memory,
         "estimate_gib": job.estimate / GIB,
         "tflop": (found.total("flops") + found.kernel_flops()) / 1e12,
@@ -104,26 +99,37 @@ def as_json(result: Result) -> dict[str, Any]:
         "attention_gb": found.total("bytes", found.xla_attention()) / 1e9,
         "wire_gb": found.wire_bytes() / 1e9,
         "milliseconds": {
-            name: 1e3 * getattr(times, name) for name in ("products", "traffic", "links")
+            name: 1e3 * getattr(result.times, name) for name in ("products", "traffic", "links")
         },
         "floors": {
             how: {"ms": 1e3 * floor, "mfu": model / peak / floor if model else None}
             for how, floor in _floors(result).items()
         },
         "attention": found.attention(),
+        **_largest(found),
+        "cache_copies": [f"{i.opcode} {i.array}" for i in found.entry_copies(job.cache)]
+        if job.cache
+        else [],
+    }
+
+
+def _memory(memory: MemoryUse) -> dict[str, float]:
+    names = ("arguments", "temporaries", "outputs", "code", "total")
+    return {name: getattr(memory, name) / GIB for name in names}
+
+
+def _largest(found: Reading) -> dict[str, Any]:
+    return {
         "collectives": {
             kind: {"count": count, "gb": size / 1e9}
             for kind, (count, size) in found.collectives().items()
         },
         "largest_collectives": [
             {"kind": kind, "count": count, "array": array, "gb": size / 1e9}
-            for kind, count, array, size in found.largest_collectives(6)
+            for kind, count, array, size in found.largest_collectives(SHOWN)
         ],
         "largest": [
             {"array": array, "gb": size / 1e9, "scope": scope}
-            for array, size, scope in found.largest_arrays(6)
+            for array, size, scope in found.largest_arrays(SHOWN)
         ],
-        "cache_copies": [f"{i.opcode} {i.array}" for i in found.entry_copies(job.cache)]
-        if job.cache
-        else [],
     }

@@ -87,14 +87,15 @@ def training_step(args: argparse.Namespace, machine: Machine) -> Job:
     default = stage.mesh if stage.mesh.devices == count else MeshConfig(fsdp=count)
     stage = dataclasses.replace(stage, mesh=machine.mesh(args.mesh, default))
     check(stage)
-    shape = step_program.shape_of(stage, args.images)
+    shape = step_program.shape_of(stage, args.images, args.fused)
     frames = f" with {args.images} frames each" if args.images > 1 else ""
+    fused = f", {args.fused} of them fused" if args.fused else ""
     return Job(
         name=f"{Path(args.what).stem}, a training step",
-        about=f"{shape.rows} rows of {shape.sequence} positions{frames}, accumulate"
+        about=f"{shape.rows} rows of {shape.sequence} positions{frames}{fused}, accumulate"
         f" {stage.accumulate}, remat {stage.model.remat}, {stage.model.llm.layers} layers",
         mesh=stage.mesh,
-        trace=lambda: step_program.traced_step(stage, args.images),
+        trace=lambda: step_program.traced_step(stage, shape),
         model_flops=step_flops(stage.model, stage.trainable, shape),
         estimate=estimate(stage, args.images).total,
     )
@@ -115,8 +116,9 @@ def changed(stage: TrainConfig, args: argparse.Namespace) -> TrainConfig:
     model, length = stage.model, args.length or stage.lengths[-1]
     if args.layers:
         model = dataclasses.replace(model, llm=dataclasses.replace(model.llm, layers=args.layers))
-    if args.remat:
-        model = dataclasses.replace(model, remat=args.remat)
+    for field in ("remat", "attention"):
+        if getattr(args, field):
+            model = dataclasses.replace(model, **{field: getattr(args, field)})
     return dataclasses.replace(
         stage,
         model=model,
@@ -139,6 +141,8 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
     if dtype not in configs.ASKING_DTYPES:
         raise InputError(f'--dtype is "{dtype}"; give one of {", ".join(configs.ASKING_DTYPES)}')
     cfg = dataclasses.replace(bundle.model, compute_dtype="bfloat16" if dtype == "int8" else dtype)
+    if args.attention:
+        cfg = dataclasses.replace(cfg, attention=args.attention)
     if args.layers:
         cfg = dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, layers=args.layers))
     sizes = programs.Sizes(

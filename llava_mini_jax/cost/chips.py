@@ -30,8 +30,9 @@ class Chip:
         return self.kinds[0].startswith("TPU")
 
 
-# Those that have a name here can be compiled for (`llava-mini profile compile --chip`). Links of a
-# v5e and v6e slice below 16x16 form no rings: half of this in the worst case.
+# Those that have a name here can be compiled for (`llava-mini profile compile --chip`). Not v4:
+# where there is none, libtpu takes one of its chips for two devices. Links of a v5e and v6e slice
+# below 16x16 form no rings: half of this in the worst case.
 COMPILED = {
     "v5e": Chip(
         kinds=("TPU v5 lite", "TPU v5e"),

@@ -66,6 +66,11 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
+    @property
+    def target(self) -> str:
+        """The kernel that a custom call names, else ""."""
+        return self.attribute("custom_call_target") if self.opcode == "custom-call" else ""
+
     def attribute(self, name: str) -> str:
         """The value of `name=value` among the attributes, "" if it has none."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)

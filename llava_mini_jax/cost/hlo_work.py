@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 
 from llava_mini_jax.cost.hlo import Array, Computation, Instruction, Program, root, runs
+from llava_mini_jax.cost.hlo_wires import COLLECTIVES, Wire, is_collective, wires_of
 
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id",
     "while", "conditional", "call", "after-all", "opt-barrier", "optimization-barrier",
@@ -24,16 +24,6 @@ _FREE = {
 _SLICES = ("slice", "dynamic-slice", "gather")
 _THROUGH = ("bitcast", "reshape", "convert", "copy", "transpose")  # the same numbers
 _NO_KERNELS = ("AllocateBuffer", "ConcatBitcast", "Sharding", "GatherScatterIndicesBitpacked")
-
-
-@dataclasses.dataclass(frozen=True)
-class Wire:
-    """A collective: its bytes that a device sends or receives over its links."""
-
-    kind: str  # of COLLECTIVES
-    array: Array  # the larger one of what goes in and what comes out
-    bytes: float  # gathered ones once, summed and scattered ones once, all-reduced ones twice
-    scope: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +59,12 @@ def works(program: Program) -> list[Work]:
                     bytes=bytes_of(instruction, computation, program),
                     cycles=int(cycles[1]) if cycles else 0,
                     wires=tuple(wires_of(instruction, computation, program)),
-                    target=target_of(instruction),
+                    target=instruction.target,
                     inputs=inputs,
                     made=tuple(made_by(instruction, program)),
                 )
             )
     return found
-
-
-def target_of(instruction: Instruction) -> str:
-    return (
-        instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else ""
-    )
 
 
 # --------------------------------------------------------------------------------------- products
@@ -97,11 +81,11 @@ def flops_of(instruction: Instruction, computation: Computation, program: Progra
     left, right = (i.array.sizes for i in inputs if i is not None)
     if (
         instruction.opcode == "dot"
-        or "$gemm" in target_of(instruction)
-        or "$matmul" in target_of(instruction)
+        or "$gemm" in instruction.target
+        or "$matmul" in instruction.target
     ):
         return _dot_flops(instruction, left)
-    if instruction.opcode == "convolution" or "$conv" in target_of(instruction):
+    if instruction.opcode == "convolution" or "$conv" in instruction.target:
         return _convolution_flops(instruction, left, right)
     return 0.0
 
@@ -180,7 +164,7 @@ def bytes_of(instruction: Instruction, computation: Computation, program: Progra
         return 2 * written
     if opcode == "dynamic-update-slice":
         return 2 * memory_bytes(inputs[1].array)
-    if target_of(instruction) in _NO_KERNELS:
+    if instruction.target in _NO_KERNELS:
         return 0.0
     return written + sum(memory_bytes(i.array) for i in inputs)
 
@@ -222,7 +206,7 @@ def made_by(instruction: Instruction, program: Program) -> Iterator[Array]:
                 yield array
     elif opcode.endswith("-start") or opcode == "dynamic-update-slice":
         return  # its -done, if it makes something
-    elif opcode not in _FREE and target_of(instruction) not in _NO_KERNELS:
+    elif opcode not in _FREE and instruction.target not in _NO_KERNELS:
         yield from (array for array in instruction.arrays if memory_bytes(array))
 
 
@@ -242,7 +226,7 @@ def _share_read(name: str, body: Computation, program: Program) -> float:
                 for i in inner.values()
                 if i.opcode == "parameter" and user.operands[int(i.literal)] == via
             )
-        elif user.opcode != "tuple" and not _is_collective(user):
+        elif user.opcode != "tuple" and not is_collective(user):
             return 1.0
     return min(1.0, share)
 
@@ -262,7 +246,7 @@ def _written(output: Instruction | None, array: Array, body: Computation) -> flo
         output = body.get(output.operands[0])
     if output is None:
         return memory_bytes(array)
-    if output.opcode in ("parameter", "get-tuple-element") or _is_collective(output):
+    if output.opcode in ("parameter", "get-tuple-element") or is_collective(output):
         return 0.0
     if output.opcode == "dynamic-update-slice" and array.in_memory and _in_place(output, body):
         return body[output.operands[1]].array.bytes
@@ -278,56 +262,3 @@ def _in_place(update: Instruction, body: Computation) -> bool:
         source = body.get(source.operands[0])
     is_parameter = source is not None and source.opcode == "parameter"
     return update.name not in outputs or is_parameter
-
-
-def _is_collective(instruction: Instruction) -> bool:
-    kind = instruction.opcode.removesuffix("-start")
-    return kind in COLLECTIVES or "AsyncCollective" in target_of(instruction)
-
-
-# -------------------------------------------------------------------------------- between devices
-
-
-def wires_of(
-    instruction: Instruction, computation: Computation, program: Program
-) -> Iterator[Wire]:
-    """The collectives that an instruction starts: itself, or what a fusion or a call holds."""
-    if instruction.opcode.removesuffix("-start") in COLLECTIVES:
-        yield _wire(instruction, computation, scattered=False)
-    if instruction.opcode not in ("fusion", "async-start"):
-        return
-    for name in instruction.called():
-        body = program.computations.get(name, {})
-        for inner in body.values():
-            if inner.opcode in COLLECTIVES and _begins(inner, body):
-                yield _wire(inner, body, scattered="all-reduce-scatter" in name)
-            elif inner.opcode == "fusion":
-                yield from wires_of(inner, body, program)
-
-
-def _begins(collective: Instruction, body: Computation) -> bool:
-    """Whether a fusion starts it. TPUs have asynchronous ones in all fusions that they go on in:
-    the first one starts it by a custom call, the others are given its flag."""
-    handlers = [
-        target_of(i)
-        for i in body.values()
-        if collective.name in i.operands and "AsyncCollective" in target_of(i)
-    ]
-    if handlers:
-        return any("Start" in handler for handler in handlers)
-    flags = (i for i in body.values() if i.opcode == "parameter" and i.array.dtype == "u32")
-    return not any(not flag.array.sizes and not flag.array.in_memory for flag in flags)
-
-
-def _wire(collective: Instruction, computation: Computation, *, scattered: bool) -> Wire:
-    kind = collective.opcode.removesuffix("-start")
-    inputs = [a for n in collective.operands if n in computation for a in computation[n].arrays]
-    given, results = sum(array.bytes for array in inputs), collective.arrays
-    made = sum(array.bytes for array in results)
-    if collective.opcode.endswith("-start") and kind != "all-reduce":
-        made -= given  # its result has the inputs too
-    if scattered and kind == "all-reduce":
-        kind = "reduce-scatter"
-    on_wire = {"all-gather": made, "all-reduce": 2 * given}.get(kind, given)
-    array = max((*inputs, *results), key=lambda a: a.bytes)
-    return Wire(kind, array, on_wire, collective.scope)

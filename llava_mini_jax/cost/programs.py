@@ -94,8 +94,8 @@ class _Programs:
         self.static: dict[str, Any] = {}
 
     def encode_frames(self) -> tuple[Callable, tuple]:
-        B, T, chunk = self.sizes.rows, self.sizes.length, _array((self.sizes.images,), jnp.int32)
-        text = self._hidden(B, T)
+        chunk = _array((self.sizes.images,), jnp.int32)
+        text = self._hidden(self.sizes.rows, self.sizes.length)
         return generate.encode_frames, (self._encoded(), self._pixels(), chunk, chunk, text)
 
     def prefill(self) -> tuple[Callable, tuple]:
@@ -134,8 +134,8 @@ class _Programs:
         function, (features,) = self.prefuse_images()
         params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(self.cfg)), self.cfg.dtype)
         memory = jax.eval_shape(functools.partial(function, cfg=self.cfg), params, features)[1]
-        total, text = _array((T, D), jnp.float32), self._hidden(1, T)
-        return session_programs.prefuse_text, (total, memory, _array((), jnp.int32), text)
+        total, frames = _array((T, D), jnp.float32), _array((), jnp.int32)
+        return session_programs.prefuse_text, (total, memory, frames, self._hidden(1, T))
 
     def prefill_block(self) -> tuple[Callable, tuple]:
         S, number = self.sizes.length, _array((), jnp.int32)

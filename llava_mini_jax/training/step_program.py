@@ -17,40 +17,44 @@ from llava_mini_jax.training.stages import TrainConfig, spec_of
 from llava_mini_jax.training.step import abstract_state, train_step
 
 
-def shape_of(stage: TrainConfig, images: int) -> Shape:
-    """The sizes of a batch of the longest bucket."""
+def shape_of(stage: TrainConfig, images: int, fused: int | None = None) -> Shape:
+    """The sizes of a batch of the longest bucket; `fused` positions of text, or all, are fused."""
     S = stage.lengths[-1]
     return Shape(
         rows=stage.batch_size,
         images=images,
         parts=stage.images.parts,
         text=S,
+        fused=fused,
         sequence=S,
         wide=S if stage.model.inside_layers else 0,
         logits=S - 1,
     )
 
 
-def abstract_batch(stage: TrainConfig, images: int) -> TrainBatch:
-    """A batch of the longest bucket, its rows split over the current mesh."""
-    inputs = network.inputs(stage.model, shape_of(stage, images))
+def abstract_batch(stage: TrainConfig, shape: Shape) -> TrainBatch:
+    """A batch of these sizes, its rows split over the current mesh."""
+    inputs = network.inputs(stage.model, shape)
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         rows = ("batch", *(None,) * (len(x.shape) - 1))
         return param_tree.abstract(param_tree.ParamSpec(x.shape, rows, param_tree.zeros), x.dtype)
 
-    labels = jax.ShapeDtypeStruct((stage.batch_size, stage.lengths[-1]), jnp.int32)
+    labels = jax.ShapeDtypeStruct((shape.rows, shape.sequence), jnp.int32)
     return jax.tree.map(placed, TrainBatch(inputs=inputs, labels_BS=labels))
 
 
-def traced_step(stage: TrainConfig, images: int) -> Any:
-    """`train_step` of this stage, traced; a mesh of the devices has to be set, if only of one."""
+def traced_step(stage: TrainConfig, shape: Shape) -> Any:
+    """`train_step` of this stage on a batch of these sizes, traced.
+
+    A mesh of the devices has to be set, if only of one.
+    """
     params = param_tree.abstract(spec_of(stage), stage.param_dtype)
     chosen, _ = param_tree.split(params, lambda path: param_tree.matches(path, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, chosen)
     return train_step.trace(
         abstract_state(params, stage.trainable, optimizer),
-        abstract_batch(stage, images),
+        abstract_batch(stage, shape),
         cfg=stage.model,
         optimizer=optimizer,
         accumulate=stage.accumulate,

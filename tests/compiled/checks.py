@@ -13,6 +13,7 @@ from llava_mini_jax.terminal import GIB
 SCORES = 2**26  # bytes of float32 scores that decoding and short prompts may have
 CACHE_SHARE = 0.05  # of the cache's bytes that a call may take beside it
 PRODUCTS = 1.3  # times the model's own: recomputation, and what pads
+REDUCED = 0.25  # of what goes over links may be gradients that every device gets all of
 ESTIMATE = (0.9, 1.35)  # what the compiler plans, in shares of what --dry-run says
 
 
@@ -21,7 +22,7 @@ def written_scores(reading: Reading, pairs: Iterable[tuple[int, int]]) -> Iterat
     found = set()
     for work in reading.works:
         for array in work.instruction.arrays:
-            wide = array.dtype == "f32" and len(array.sizes) > 2 and array.bytes > SCORES
+            wide = array.dtype == "f32" and len(array.sizes) > 2 and array.bytes >= SCORES
             if wide and any(array.sizes[-1] == S and array.sizes[-2] % T == 0 for T, S in pairs):
                 found.add(f"{array} ({array.bytes / 1e9:.2f} GB) of scores is written to memory")
     yield from sorted(found)
@@ -68,10 +69,15 @@ def windowed_products(reading: Reading) -> Iterator[str]:
 
 
 def reduced_whole(reading: Reading, smallest: int) -> Iterator[str]:
-    """Gradients of `smallest` numbers or more that every device gets all of."""
-    for kind, count, array, size in reading.largest_collectives(100):
-        if kind == "all-reduce" and size / count >= 2 * 2 * smallest:
-            yield f"{count} gradients {array} are reduced on every device, not scattered"
+    """Gradients of `smallest` numbers or more of which a device needs its piece only."""
+    found = {
+        f"{count} x {array}": size
+        for kind, count, array, size in reading.largest_collectives(100)
+        if kind == "all-reduce" and size / count >= 2 * 2 * smallest
+    }
+    share = sum(found.values()) / max(reading.wire_bytes(), 1)
+    if share > REDUCED:
+        yield f"{share:.0%} of the links' bytes are gradients not scattered: {', '.join(found)}"
 
 
 def too_many_products(reading: Reading, model_flops: float) -> Iterator[str]:

@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[Reading], Iterator[str]], Reading, Reading, str
         lambda r: checks.reduced_whole(r, 2**24),
         reduced("all-reduce", "4096,4096"),
         reduced("all-reduce", "4096,8"),
-        "1 gradients bf16[4096,4096] are reduced on every device",
+        "100% of the links' bytes are gradients not scattered: 1 x bf16[4096,4096]",
     ),
     "gradients that are scattered": (
         lambda r: checks.reduced_whole(r, 2**24),
