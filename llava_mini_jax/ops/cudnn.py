@@ -23,13 +23,14 @@ def attention(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, mask: Mask) -> Array:
     causal = isinstance(mask.first, int) and mask.first == 0 and T == S
     rest = dataclasses.replace(mask, first=None) if causal else mask
     dense_BTS = rest.dense(T, S)
-    if dense_BTS is None:
-        return _run(q_BTNH, k_BKSH, v_BKSH, None, causal)
-    # Gradients of a masked call want even lengths. What is added is seen by nobody, and cut off.
-    odd = [(0, T % 2), (0, S % 2)]
-    dense_BTS = jnp.pad(dense_BTS, [(0, 0), *odd])
-    q_BTNH = jnp.pad(q_BTNH, [(0, 0), odd[0], (0, 0), (0, 0)])
-    k_BKSH, v_BKSH = (jnp.pad(x, [(0, 0), (0, 0), odd[1], (0, 0)]) for x in (k_BKSH, v_BKSH))
+    # Gradients want even lengths. What is added stands last: causality hides it, or a mask does.
+    odd_T, odd_S = (0, T % 2), (0, S % 2)
+    if dense_BTS is None and S % 2 and not causal:
+        dense_BTS = jnp.ones((1, T, S), bool)
+    if dense_BTS is not None:
+        dense_BTS = jnp.pad(dense_BTS, [(0, 0), odd_T, odd_S])
+    q_BTNH = jnp.pad(q_BTNH, [(0, 0), odd_T, (0, 0), (0, 0)])
+    k_BKSH, v_BKSH = (jnp.pad(x, [(0, 0), (0, 0), odd_S, (0, 0)]) for x in (k_BKSH, v_BKSH))
     return _run(q_BTNH, k_BKSH, v_BKSH, dense_BTS, causal)[:, :T]
 
 
