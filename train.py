@@ -6,7 +6,9 @@ holds checkpoints is continued. --dry-run tells what would be trained and what m
 --profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
 on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
 0 unless given: clusters that start a failed command again need to be told another one.
---accept-changed-data continues a run on other data than it began with.
+--accept-changed-data continues a run on other data than it began with. Compiled programs are kept
+in the user's cache folder, or in --compilation-cache DIR ("none": nowhere); those of several
+processes only in a DIR that all of them see.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import functools
 import sys
 from typing import Any, NamedTuple
 
-from llava_mini_jax import environment, signals
+from llava_mini_jax import compilation, environment, signals
 from llava_mini_jax.arguments import unboxed
 from llava_mini_jax.errors import InputError, memory_sentence
 
@@ -35,6 +37,7 @@ class Command(NamedTuple):
     stopped_status: int
     profile: Any
     accept_changed_data: bool = False
+    compilation_cache: str | None = None
 
 
 def parse(default: Any, argv: list[str]) -> Command:
@@ -50,6 +53,7 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("stopped_status", int, 0),
         ("profile", ProfileConfig, ProfileConfig()),
         ("accept_changed_data", bool, False),
+        ("compilation_cache", str | None, None),
     ]
     fields = [
         (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
@@ -76,6 +80,8 @@ def main(argv: list[str]) -> int:
         if not argv or argv[0].startswith("-"):
             raise InputError("no config file is given; see: train.py --help")
         environment.check(devices=False)
+        import jax
+
         from llava_mini_jax import distributed
         from llava_mini_jax.training import dry_run, loop, stages
 
@@ -90,6 +96,9 @@ def main(argv: list[str]) -> int:
                 distributed.start()
             else:
                 environment.check_devices()
+            compilation.keep_programs(
+                command.compilation_cache, "train.py", processes=jax.process_count()
+            )
             try:
                 loop.run(chosen, command.workdir, command.profile, command.accept_changed_data)
             except loop.Stopped as stopped:

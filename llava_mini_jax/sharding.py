@@ -185,7 +185,9 @@ def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
         return weight
     spec = jax.typeof(weight).sharding.spec.partitions
     kept = (tuple(axis for axis in _names(entry) if axis != "fsdp") for entry in spec)
-    return jax.reshard(weight, PartitionSpec(*(axes or None for axes in kept), reduced=rows))
+    return jax.reshard(
+        weight, PartitionSpec(*(axes or None for axes in kept), reduced=frozenset(rows))
+    )
 
 
 def _axes_of(x: jax.Array) -> set[str]:

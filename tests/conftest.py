@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is most of a test's time; a second run finds its programs here, and so do the programs
+# that tests start. Programs that compile quickly are not worth a file.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
@@ -18,10 +24,6 @@ from tests import golden_data
 ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Compiling is most of a test's time; a second run finds its programs here. Programs that compile
-# quickly are not worth a file.
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("errors",),
     ("arguments", "environment", "journal", "json_fields", "plots", "signals", "terminal"),
-    ("sharding", "distributed", "tensorfiles"),
+    ("compilation", "sharding", "distributed", "tensorfiles"),
     ("params",),
     ("ops",),
     ("models",),

@@ -51,7 +51,8 @@ def flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 # The options of each kind of a command; it refuses those of its neighbours.
 SHAPE = "--vision-tower --json --resolution --abstract --tokens --layers"
-MODEL = "--out --no-plots --dtype --vision-tower"
+KEPT = "--compilation-cache"
+MODEL = f"--out --no-plots --dtype --vision-tower {KEPT}"
 KINDS = {
     "analyze attention": f"{MODEL} --data --images --limit --batch-size",
     "analyze compression": f"{MODEL} --image --video --queries --frames",
@@ -64,9 +65,9 @@ KINDS = {
     "plan training": "",
     "profile flops": f"{SHAPE} --text --xla",
     "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats"
-    " --llm-layers --vision-layers --follow-up",
-    "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak",
-    "profile video": "--video --frames --chunk --text --repeats",
+    f" --llm-layers --vision-layers --follow-up {KEPT}",
+    "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
+    "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
     " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
 }
@@ -111,6 +112,7 @@ IDLE = [
     ("llava-mini profile memory --abstract vicuna-7b", "--text", "43", "without --peak"),
     ("llava-mini profile memory --abstract vicuna-7b", "--new-tokens", "9", "without --peak"),
     ("llava-mini profile memory M", "--dtype", "float32", "without --peak"),
+    ("llava-mini profile memory M", "--compilation-cache", "none", "without --peak"),
     ("llava-mini analyze attention M", "--images", "D", "with --data digits"),
     ("llava-mini analyze compression M --image a.png", "--frames", "8", "without --video"),
     ("llava-mini analyze drop M", "--data", "D", "with --benchmark digits"),
@@ -134,6 +136,7 @@ IDLE = [
             "--vision-tower": "V",
             "--conv-mode": "brief",
             "--max-length": "99",
+            "--compilation-cache": "none",
         }.items()
     ),
     *(

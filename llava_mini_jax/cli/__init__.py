@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava_mini_jax import environment, signals
+from llava_mini_jax import compilation, environment, signals
 from llava_mini_jax.arguments import Kind, Parser
 from llava_mini_jax.cli import (
     analyze,
@@ -50,6 +50,10 @@ COMMANDS: dict[str, Any] = {
 }
 
 COMPUTING = ("analyze", "ask", "convert", "profile", "verify")  # in this process, with JAX
+COMPILING = {  # of these, where that takes long
+    *("ask", "verify", "analyze attention", "analyze compression", "analyze drop"),
+    *("profile latency", "profile memory", "profile video"),
+}
 
 
 def top_parser() -> Parser:
@@ -86,6 +90,8 @@ def command_parser(command: str, kind: str = "") -> Parser:
     add_arguments = chosen.add_arguments if chosen else getattr(module, "add_arguments", None)
     if add_arguments:
         add_arguments(parser)
+    if f"{command} {kind}".rstrip() in COMPILING:
+        parser.add_argument("--compilation-cache", metavar="DIR", help=compilation.HELP)
     return parser
 
 
@@ -142,6 +148,8 @@ def _run(argv: Sequence[str]) -> int:
         kinds[kind].prepare(args)
     if command in COMPUTING:
         environment.check()
+    if hasattr(args, "compilation_cache"):
+        compilation.keep_programs(args.compilation_cache, "llava-mini")
     return (kinds[kind] if kind else COMMANDS[command]).run(args)
 
 

@@ -10,11 +10,10 @@ import io
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax import signals
+from llava_mini_jax import compilation, signals
 from llava_mini_jax.arguments import refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import note, waiting
@@ -22,7 +21,9 @@ from llava_mini_jax.terminal import note, waiting
 if TYPE_CHECKING:
     from llava_mini_jax.data.media.video import FrameSampling
     from llava_mini_jax.inference.model import Model, Settings
+    from llava_mini_jax.inference.opening import Opened
     from llava_mini_jax.inference.session import Session
+    from llava_mini_jax.inference.warm_up import WarmUp
 
 SUMMARY = "answer a question about images, videos, or text alone"
 USAGE = "llava-mini ask MODEL [--image FILE]... [--video FILE]... [options] [QUESTION]"
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     # Behind the checks: JAX takes a while to import, and wrong options are told at once.
     with waiting("starting"):
         from llava_mini_jax.data.media.video import FrameSampling
-        from llava_mini_jax.inference.model import Settings, load
+        from llava_mini_jax.inference.answer import Settings
+        from llava_mini_jax.inference.model import read
 
     sampling = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
     settings = Settings(
@@ -96,18 +98,15 @@ def run(args: argparse.Namespace) -> int:
     # Pillow warns of pictures that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))
+    opened = _opened(args)
     if args.dry_run:
-        print(*_plan(args, settings), sep="\n")
+        print(*_plan(opened, args, settings), sep="\n")
         return 0
     with waiting(f"loading {args.model}"):
-        model = load(
-            args.model,
-            dtype=args.dtype,
-            attention=args.attention,
-            vision_tower=args.vision_tower,
-            template=args.conv_mode,
-            max_length=args.max_length,
-        )
+        programs = _warm_up(opened, args, settings)
+        model = read(opened)
+    with waiting("compiling"):
+        programs.wait()
     with waiting("reading pictures"):
         chat = _conversation(model, args, settings)
     status = 0
@@ -127,38 +126,65 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _plan(args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
+def _opened(args: argparse.Namespace) -> "Opened":
+    from llava_mini_jax.inference.opening import open_folder
+
+    return open_folder(
+        args.model,
+        dtype=args.dtype,
+        attention=args.attention,
+        vision_tower=args.vision_tower,
+        template=args.conv_mode,
+        max_length=args.max_length,
+    )
+
+
+def _asked(opened: "Opened", args: argparse.Namespace) -> tuple[int, list[int]]:
+    """(ids of the question's prompt, image marks included; frames of each picture and video)."""
+    from llava_mini_jax.data.media.video import read_video
+    from llava_mini_jax.inference import request
+
+    bundle = opened.bundle
+    sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
+    counts = [1] * len(args.image) + [len(read_video(video, sampling)) for video in args.video]
+    turns = request.open_turns(args.question or "", len(counts), "the question")
+    prompt = request.encode_turns(turns, len(counts), bundle, opened.tokenizer, "the question")
+    return len(prompt.ids), counts
+
+
+def _plan(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
     """What the question would take; no weights are read and no frame is decoded."""
     from llava_mini_jax import sharding
     from llava_mini_jax.cost.video_plan import plan
-    from llava_mini_jax.data.media.video import read_video
-    from llava_mini_jax.data.text.tokenizer import load_tokenizer
-    from llava_mini_jax.inference import prompt_template, request
-    from llava_mini_jax.inference.model import computing_dtype
+    from llava_mini_jax.inference.opening import computing_dtype
     from llava_mini_jax.inference.session import CHUNK
     from llava_mini_jax.inference.shelf import Budget
-    from llava_mini_jax.weights import folders, hub
 
-    folder, computing = hub.resolve_folder(args.model), computing_dtype(args.dtype)
-    tower = None if args.vision_tower is None else Path(args.vision_tower)
-    bundle, _ = folders.open_model(folder, vision_tower=tower, compute_dtype=computing)
-    bundle = prompt_template.with_prompt(bundle, args.conv_mode, args.max_length)
-    tokenizer = load_tokenizer(folder)
-    bundle = prompt_template.with_tokenizer(bundle, tokenizer)
-    sampling = request.sampling_for(bundle, fps=args.fps, max_frames=args.max_frames)
-    media = len(args.image) + len(args.video)
-    turns = request.open_turns(args.question or "", media, "the question")
-    prompt = request.encode_turns(turns, media, bundle, tokenizer, "the question")
+    ids, counts = _asked(opened, args)
     return plan(
-        bundle,
-        len(args.image) + sum(len(read_video(video, sampling)) for video in args.video),
-        int((prompt.ids >= 0).sum()),
-        dtype=args.dtype or computing,
+        opened.bundle,
+        sum(counts),
+        ids - len(counts),
+        dtype=args.dtype or computing_dtype(None),
         chunk=CHUNK,
         answer=settings.max_new_tokens,
         budget=Budget() if args.interactive else Budget(host=0),
         in_parts=sharding.on_one_cpu(),
     ).lines()
+
+
+def _warm_up(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "WarmUp":
+    """The programs of the first question, which begin to be compiled."""
+    from llava_mini_jax.inference import warm_up
+    from llava_mini_jax.inference.session import CHUNK
+
+    def programs(call: Callable[..., Any]) -> None:
+        ids, counts = _asked(opened, args)
+        warm_up.of_question(
+            opened, call, text=ids, media=counts, answer=settings.max_new_tokens, chunk=CHUNK
+        )
+
+    return warm_up.WarmUp(programs)
 
 
 def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings") -> "Session":
@@ -222,3 +248,5 @@ def _answer(chat: "Session", question: str) -> None:
         print(f"llava-mini: {chat.model.full_context('this question')}", file=sys.stderr)
     reason = ", cut there (--max-new-tokens)" if answer.finish == "length" else ""
     note(f"[{answer.tokens} tokens in {seconds:.1f} s, the first after {first:.1f} s{reason}]")
+    if news := compilation.news():
+        note(f"[{news}]")

@@ -20,7 +20,8 @@ from llava_mini_jax.cost import latency as timing
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.model import computing_dtype, load
+from llava_mini_jax.inference.model import load
+from llava_mini_jax.inference.opening import computing_dtype
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.terminal import waiting
 from llava_mini_jax.weights import folders, hub
@@ -71,7 +72,9 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
-    models, side = _candidates(args)
+    models, side = _candidates(
+        args, args.dtype or [None], llm_layers=args.llm_layers, vision_layers=args.vision_layers
+    )
     request = _request(args, next(iter(models.values())).cfg, side)
     runs = {name: timing.runner(model, request) for name, model in models.items()}
     for name, model in models.items():
@@ -108,11 +111,18 @@ def _flops(cfg: LlavaMiniConfig, request: Request, side: int) -> float:
     return sum(flops_of.forward_flops(cfg, shape).values())
 
 
-def _candidates(args: argparse.Namespace) -> tuple[dict[str, Candidate], int]:
-    """Models by name, LLaVA-1.5 first, and the resolution in pixels."""
-    dtypes: list[str | None] = args.dtype or [None]
+def _candidates(
+    args: argparse.Namespace,
+    dtypes: list[str | None],
+    *,
+    llm_layers: int | None = None,
+    vision_layers: int | None = None,
+) -> tuple[dict[str, Candidate], int]:
+    """Models by name in each dtype, LLaVA-1.5 first, and the resolution in pixels."""
     if args.model:
-        model = load(args.model, dtype=_one(args, "dtype", None), vision_tower=args.vision_tower)
+        if len(dtypes) > 1:
+            raise InputError(f"--dtype has {len(dtypes)} names; give one for a MODEL")
+        model = load(args.model, dtype=dtypes[0], vision_tower=args.vision_tower)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
         side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)
@@ -120,14 +130,14 @@ def _candidates(args: argparse.Namespace) -> tuple[dict[str, Candidate], int]:
     tokens, layers, sides = _settings(args) or ([1], [4], [336])
     rows = paper_figures.rows(tokens, layers, sides[:1])
     llm = backbone(args.abstract or _no_shape())
-    llm = dataclasses.replace(llm, layers=args.llm_layers or llm.layers)
+    llm = dataclasses.replace(llm, layers=llm_layers or llm.layers)
     built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
     found, made = {}, {}
     for given in dtypes:
         # int8 is rounded from what it computes in, of which there may be one already.
         dtype = computing_dtype(None if given == "int8" else given)
         if dtype not in made:
-            typed = {n: _cut(cfg, dtype, args.vision_layers) for n, cfg in built.items()}
+            typed = {n: _cut(cfg, dtype, vision_layers) for n, cfg in built.items()}
             made[dtype] = timing.random_candidates(typed, dtype)
         each = timing.rounded(made[dtype]) if given == "int8" else made[dtype]
         found |= {n if len(dtypes) == 1 else f"{n}, {given}": m for n, m in each.items()}
@@ -146,11 +156,10 @@ def _no_shape() -> str:
     raise InputError("no model is given; give a folder, or a shape with --abstract vicuna-7b")
 
 
-def _one(args: argparse.Namespace, option: str, default: Any) -> Any:
+def _one(args: argparse.Namespace, option: str, default: int) -> int:
     given = getattr(args, option) or [default]
     if len(given) > 1:
-        kind = "numbers" if isinstance(given[0], int) else "names"
-        raise InputError(f"--{option} has {len(given)} {kind}; give one")
+        raise InputError(f"--{option} has {len(given)} numbers; give one")
     return given[0]
 
 
@@ -166,7 +175,7 @@ def _request(args: argparse.Namespace, cfg: LlavaMiniConfig, side: int) -> Reque
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     if not args.peak:
-        refuse(args, ["text", "new_tokens", "dtype"], "without --peak")
+        refuse(args, ["text", "new_tokens", "dtype", "compilation_cache"], "without --peak")
     if args.dtype == "int8":
         raise InputError("--dtype int8 is for profile latency; int8's bytes are told in any case")
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
@@ -203,7 +212,7 @@ def _programs(args: argparse.Namespace, cfg: LlavaMiniConfig, request: Request) 
 
 def _measured_peak(args: argparse.Namespace, request: Request) -> int | None:
     """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
-    models, _ = _candidates(args)
+    models, _ = _candidates(args, [args.dtype])
     models.pop(BASELINE)
     timing.measure(models, request, 1)
     return inference_memory.allocator_peak()

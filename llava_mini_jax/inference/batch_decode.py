@@ -10,13 +10,11 @@ The number of rows is rounded up to a power of two with rows that are done befor
 the room for answers likewise: both are shapes that a program is compiled for.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import (
     Buckets,
@@ -28,11 +26,11 @@ from llava_mini_jax.data.batches.examples import (
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.inference import generate, recompute
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.sampling import Sampling, make_sampling
+from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models.llava_mini import LlavaMini
 
 SMALLEST_LENGTH = 64
-SMALLEST_ROOM = 16
+SMALLEST_ROOM = 64  # 16 slots are not worth programs of their own: no answer was faster
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
 # may contain a stop string, many otherwise (a keyboard interrupt is noticed between calls).
 STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64
@@ -113,7 +111,6 @@ def decode(
         logits = recompute.whole_model(params, bundle, buckets)
         yield from recompute.decode(logits, [*examples, *padding], texts, sampling)
         return
-    room = power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
     state = generate.encode_and_prefill(
         params,
         bundle.model,
@@ -121,32 +118,50 @@ def decode(
         buckets,
         longest_prompt(bundle),
         bundle.prompt.padding_side,
-        room,
+        room(texts),
     )
-    yield from _pieces(params, bundle, state, sampling, texts, steps)
+    calls = generate.Calls(
+        params,
+        state,
+        sampling,
+        bundle.model,
+        steps=steps,
+        most=max(text.allowance for text in texts),
+    )
+    yield from _pieces(calls, texts, ahead=runs_ahead(settings, steps))
+
+
+def runs_ahead(settings: Settings, steps: int) -> bool:
+    """Whether a call may be dispatched before the one in front of it is read.
+
+    The device ends a call at stop tokens; behind a stop string all of its tokens are for nothing.
+    """
+    return not settings.stop or steps <= STEPS_STREAMING
 
 
 def _pieces(
-    params: LlavaMini,
-    bundle: Bundle,
-    state: generate.Decoding,
-    sampling: Sampling,
-    texts: Sequence[AnswerText],
-    steps: int,
+    calls: generate.Calls, texts: Sequence[AnswerText], *, ahead: bool
 ) -> Iterator[list[str]]:
     """`decode` behind the prompts; there may be more rows than texts."""
-    total, longest = len(state.done_B), max(text.allowance for text in texts)
-    new_BN = generate.first_tokens(state, sampling)
+    new_BN = calls.first()
     while True:
         yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
-        if all(text.finish for text in texts):
+        left = [text.allowance for text in texts if not text.finish]
+        if not left:
             return
-        # The device knows stop tokens alone; stop strings and allowances are found on the host.
-        done_B = np.array([bool(text.finish) for text in texts] + [True] * (total - len(texts)))
-        state = dataclasses.replace(state, done_B=sharding.put_batch(done_B))
-        # Less one: the last token comes from the logits before it, and is itself not decoded.
-        limit = min(int(state.step) + steps, longest - 1)
-        state, new_BN = generate.advance(params, state, sampling, limit, bundle.model)
+        if not calls.unread:
+            padding = [True] * (len(new_BN) - len(texts))
+            calls.stop(np.array([bool(text.finish) for text in texts] + padding))
+            calls.dispatch()
+        # Not where a row may end by its allowance, which may be the last one that is not done.
+        if ahead and calls.known < min(left):
+            calls.dispatch()
+        new_BN = calls.read()
+
+
+def room(texts: Sequence[AnswerText]) -> int:
+    """Tokens that there is room for: one of few sizes."""
+    return power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
 
 
 def padding_rows(examples: Sequence[Example]) -> list[Example]:

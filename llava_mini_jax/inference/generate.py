@@ -10,8 +10,11 @@ settings and the stop tokens are data. A batch holds rows of any length and kind
 text alone.
 """
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -180,20 +183,65 @@ def decode(
     return jax.lax.while_loop(unfinished, one, state)
 
 
-def first_tokens(state: Decoding, sampling: Sampling) -> np.ndarray:
-    """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
-    return np.asarray(upcoming(state.logits_BV, sampling, state.step))[:, None]
+@jax.jit
+def told(tokens_BN: Array, token_B: Array, step: Array) -> Array:
+    """`tokens_BN` with the next one behind the `step` that are there; and `step`, in a last column.
+
+    An array of its own: the state that it comes from is donated to the next call.
+    """
+    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B[:, None], (0, step))
+    return jnp.concatenate([tokens_BN, jnp.full_like(token_B[:, None], step)], axis=1)
 
 
-def advance(
-    params: LlavaMini, state: Decoding, sampling: Sampling, limit: int, cfg: LlavaMiniConfig
-) -> tuple[Decoding, np.ndarray]:
-    """`decode` up to `limit` tokens, and the ids [B, n] that are new to who has `upcoming`'s."""
-    known = int(state.step) + 1
-    state = decode(params, state, sampling, jnp.int32(limit), cfg)
-    # The state's logits give one token more.
-    decoded_BN = np.asarray(state.tokens_BN)[:, known : int(state.step)]
-    return state, np.concatenate([decoded_BN, first_tokens(state, sampling)], axis=1)
+class Calls:
+    """Calls of `decode` for one batch, which are read in their order.
+
+    A call that is dispatched before the one in front of it is read finds the device busy. One that
+    nobody reads has changed nothing but `state`.
+    """
+
+    def __init__(
+        self,
+        params: LlavaMini,
+        state: Decoding,
+        sampling: Sampling,
+        cfg: LlavaMiniConfig,
+        *,
+        steps: int,  # tokens of a call, at most
+        most: int,  # tokens of an answer
+    ):
+        self.state = state  # behind all calls that were dispatched
+        self.unread: deque[Array] = deque()  # what those say that were not read
+        self._params, self._sampling, self._cfg = params, sampling, cfg
+        self._steps, self._most = steps, most
+        self._read = 0  # tokens
+        self.known = 1  # tokens, once all calls are read
+
+    def first(self) -> np.ndarray:
+        """Ids [B, 1] of the answers' first tokens, which the prompts' logits give."""
+        self._read = 1
+        return np.asarray(self._upcoming())[:, None]
+
+    def dispatch(self) -> None:
+        """Another call; returns at once."""
+        self.known = min(self.known + self._steps, self._most)
+        # Less one: the last token comes from the logits before it, and is itself not decoded.
+        limit = np.int32(self.known - 1)
+        self.state = decode(self._params, self.state, self._sampling, limit, self._cfg)
+        self.unread.append(told(self.state.tokens_BN, self._upcoming(), self.state.step))
+
+    def _upcoming(self) -> Array:
+        return upcoming(self.state.logits_BV, self._sampling, self.state.step)
+
+    def read(self) -> np.ndarray:
+        """Ids [B, n] that the next call adds."""
+        told_BN = np.asarray(self.unread.popleft())
+        before, self._read = self._read, int(told_BN[0, -1]) + 1
+        return told_BN[:, before : self._read]
+
+    def stop(self, done_B: np.ndarray) -> None:
+        """The rows that are done: the device knows stop tokens alone. All calls have been read."""
+        self.state = dataclasses.replace(self.state, done_B=sharding.put_batch(done_B))
 
 
 def refuse_inside(cfg: LlavaMiniConfig) -> None:
@@ -216,10 +264,12 @@ def encode_and_prefill(
     max_length: int,
     padding_side: str,
     room: int,
+    call: Callable[..., Any] = lambda program, *arguments: program(*arguments),
 ) -> Decoding:
     """A batch of prompts from pictures and text to the state before the first token.
 
-    Raises InputError for compression inside the language model: no cache holds what that needs.
+    `call` runs each program, or compiles it alone (warm_up.py). Raises InputError for compression
+    inside the language model: no cache holds what that needs.
     """
     refuse_inside(cfg)
     parts = max((e.pixels.shape[1] for e in examples if len(e.pixels)), default=1)
@@ -230,7 +280,7 @@ def encode_and_prefill(
     # Frames follow a chunk at a time: those of a whole batch never lie on the device at once.
     batch = collate(examples, layout, truncate=False, with_pixels=False).inputs
     batch = sharding.put_batch(batch)
-    text_BTD, text_BFD = embed_text(params, batch.ids_BT, batch.fuse_BF, cfg)
+    text_BTD, text_BFD = call(embed_text, params, batch.ids_BT, batch.fuse_BF, cfg)
     most = max(len(e.pixels) for e in examples)
     places = buckets.image_count(most) * tokens
     encoded = Encoded(
@@ -238,9 +288,10 @@ def encode_and_prefill(
         fused_BFD=jnp.zeros(text_BFD.shape, jnp.float32),
     )
     for pixels, rows, numbers in frame_chunks(examples):
-        encoded = encode_frames(params, encoded, pixels, rows, numbers * tokens, text_BFD, cfg)
+        places_I = numbers * tokens
+        encoded = call(encode_frames, params, encoded, pixels, rows, places_I, text_BFD, cfg)
     images_B = np.array([len(e.pixels) for e in examples], np.int32)
-    return prefill(params, encoded, images_B, text_BTD, batch, cfg, room)
+    return call(prefill, params, encoded, images_B, text_BTD, batch, cfg, room)
 
 
 def frame_chunks(

@@ -22,11 +22,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.config import ASKING_DTYPES, Bundle
+from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Buckets, Example, check_fits
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
-from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import (
     batch_decode,
@@ -37,14 +36,13 @@ from llava_mini_jax.inference import (
     session_programs,
 )
 from llava_mini_jax.inference.answer import Answer, Settings
+from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.ops.attention import describe
-from llava_mini_jax.weights import folders, hub, import_hf
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
-    *(generate.upcoming, generate.decode),
+    *(generate.upcoming, generate.decode, generate.told),
     *(
         session_programs.encode_vision,
         session_programs.prefuse_images,
@@ -271,31 +269,21 @@ def load(
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
     """
-    computing, int8 = computing_dtype(dtype), dtype == "int8"
-    path = hub.resolve_folder(folder)
-    tower = None if vision_tower is None else Path(vision_tower)
-    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
-    model = replace(bundle.model, attention=attention)
-    # Before the weights are read: a kernel that is not there is refused at once.
-    describe(attention, model.dtype, model.llm.head_width)
-    bundle = replace(bundle, model=model)
-    bundle = prompt_template.with_prompt(bundle, template, max_length)
-    tokenizer = load_tokenizer(path)
-    bundle = prompt_template.with_tokenizer(bundle, tokenizer)
-    params = import_hf.load_params(bundle, published, dtype=computing, int8=int8, unrolled=True)
-    return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
+    return read(
+        open_folder(
+            folder,
+            dtype=dtype,
+            attention=attention,
+            vision_tower=vision_tower,
+            template=template,
+            max_length=max_length,
+        )
+    )
 
 
-def computing_dtype(dtype: str | None) -> str:
-    """The dtype of products with weights of `dtype`; None leaves the choice to the backend.
-
-    Raises InputError where `dtype` is none of ASKING_DTYPES.
-    """
-    if dtype is not None and dtype not in ASKING_DTYPES:
-        raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
-    if dtype is not None and dtype != "int8":
-        return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def read(opened: Opened) -> Model:
+    """The model of an opened folder, with its weights."""
+    return Model(opened.weights(), opened.bundle, opened.tokenizer, opened.buckets)
 
 
 def compiled_programs() -> int:

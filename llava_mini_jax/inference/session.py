@@ -226,19 +226,22 @@ class Session:
         """Up to `most` token ids: the first one, then what each call of up to `steps` adds."""
         model, s = self.model, self.settings
         sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seeds(1), model.stop_ids)
-        (new_N,) = generate.first_tokens(state, sampling)
+        cfg, ahead = model.bundle.model, batch_decode.runs_ahead(s, steps)
+        calls = generate.Calls(model.params, state, sampling, cfg, steps=steps, most=most)
+        (new_N,) = calls.first()
         while True:
             yield new_N
             last = new_N[-1:]  # known, but not in the cache before it is decoded
-            # Less one: the last token comes from the logits before it, and is itself not decoded.
-            limit = min(int(state.step) + steps, most - 1)
             # Donated: where the call is interrupted there is no cache, rather than a deleted one.
             self._cache = None
-            state, new_BN = generate.advance(
-                model.params, state, sampling, limit, model.bundle.model
-            )
-            self._cache, new_N = state.cache, new_BN[0]
+            if not calls.unread:
+                calls.dispatch()
+            if ahead and calls.known < most:
+                calls.dispatch()
+            (new_N,) = calls.read()
+            self._cache = calls.state.cache
             # In the cache an answer is plain text; where history is fused, it differs from here on.
+            # What a call ahead has written behind that is written over.
             decoded_N = np.concatenate([last, new_N[:-1]])
             self._cached = np.concatenate([self._cached, _text_marks(decoded_N, fuse=False)])
 
@@ -276,8 +279,7 @@ class Session:
         # At least one position is computed: the logits behind the prompt come from it.
         same = 0 if self._cache is None else min(len(self._cached), len(prompt) - 1)
         common = int(np.argmin(np.append(self._cached[:same] == prompt[:same], False)))
-        # LENGTH more, because the last block writes its padding behind the prompt.
-        needed = session_programs.slots(len(prompt) + session_programs.LENGTH + room)
+        needed, _ = session_programs.sizes(len(prompt), room)
         cache, self._cache = self._cache, None
         cache = session_programs.with_room(cache, needed, common, cfg)
         visual_VD = self._watched.visual()
@@ -285,7 +287,7 @@ class Session:
         length = session_programs.length(cache.valid_BS.shape[1])
         for start in range(common, len(prompt), length):
             marks = prompt[start : start + length]
-            size = max(16, power_of_two(len(marks)))
+            size = session_programs.block(len(marks))
             slots_S = np.full(size, -1, np.int32)
             # A block's own visual tokens only: those of a long video stay on the host.
             visual_SD = np.zeros((size, cfg.llm.width), text_BTD.dtype)

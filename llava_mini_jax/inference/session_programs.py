@@ -40,6 +40,19 @@ def slots(needed: int) -> int:
     return -(-needed // step) * step
 
 
+def sizes(prompt: int, room: int) -> tuple[int, list[int]]:
+    """(slots of the KV cache, sizes of the blocks) for a prompt that is read from its beginning."""
+    # LENGTH more, because the last block writes its padding behind the prompt.
+    needed = slots(prompt + LENGTH + room)
+    most = length(needed)
+    return needed, [block(min(most, prompt - start)) for start in range(0, prompt, most)]
+
+
+def block(positions: int) -> int:
+    """The size of the block that holds so many positions of a prompt."""
+    return max(16, power_of_two(positions))
+
+
 @partial(jax.jit, static_argnames="cfg")
 def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """The tower's features [I, J, P, E] of a chunk."""

@@ -17,8 +17,8 @@ from flax import struct
 from llava_mini_jax import sharding
 from llava_mini_jax.params import Leaf
 
-# Numbers of a narrow weight that a CPU takes at a time. With fewer, starting threads takes longer
-# than the product; with four times as many, float32 copies no longer fit its caches.
+# Numbers of a narrow weight that a CPU takes at a time: twice as many where they stay int8. With
+# fewer, starting threads takes longer than the product; four times as many do not fit its caches.
 TOGETHER = 2**20
 # Rows of activations up to which int8 is widened in registers, and pieces of a row that are added
 # up there. With eight pieces XLA does not vectorise the sum, with 32 it is no faster.
@@ -56,24 +56,35 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)
-    # Cast first: half the bytes to gather.
-    weight = sharding.gather(weight.astype(x.dtype), x)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     shape = tuple(sizes[letter] for letter in output)
+    # Of two input axes (heads and their width) a float weight would be re-laid at every call.
+    paddable = len(right) - outputs == 1 or weight.dtype == jnp.int8
+    # Cast first: half the bytes to gather.
+    weight = sharding.gather(weight.astype(x.dtype), x)
+    if paddable:
+        return _with_rows(equation, x, weight, shape, axes)
+    return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
+
+
+def _with_rows(
+    equation: str, x: jax.Array, weight: jax.Array, shape: tuple[int, ...], axes: sharding.Axes
+) -> jax.Array:
+    """The product, which has `shape`: on a TPU of at least MXU_ROWS rows, where there are any."""
+    left, output = equation.split(",")[0], equation.split("->")[1]
     local = dict(zip(output, sharding.piece(shape, axes), strict=True))
-    rows = [letter for letter in left if letter in output]
-    count = math.prod(local[letter] for letter in rows)
-    if count >= MXU_ROWS or sharding.platform() != "tpu":
-        return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
     # The last of the row axes, as it is never split: positions, not the batch.
-    at = output.index(rows[-1])
-    more = -(-MXU_ROWS * local[rows[-1]] // count) - shape[at]
-    x = jnp.pad(x, [(0, more * (letter == rows[-1])) for letter in left])
-    # Else the compiler sees through the zeros, and back to its vector unit.
-    x = jax.lax.optimization_barrier(x)
+    *others, last = [letter for letter in left if letter in output]
+    others, at = math.prod(local[letter] for letter in others), output.index(last)
+    more = 0
+    if sharding.platform() == "tpu" and 0 < others * shape[at] < MXU_ROWS:
+        more = -(-MXU_ROWS // others) - shape[at]
+        x = jnp.pad(x, [(0, more * (letter == last)) for letter in left])
+        # Else the compiler sees through the zeros, and back to its vector unit.
+        x = jax.lax.optimization_barrier(x)
     spec = sharding.partition((*shape[:at], shape[at] + more, *shape[at + 1 :]), axes)
     product = jnp.einsum(equation, x, weight, out_sharding=spec)
-    return jax.lax.slice_in_dim(product, 0, shape[at], axis=at)
+    return jax.lax.slice_in_dim(product, 0, shape[at], axis=at) if more else product
 
 
 def _rows_times_matrix(
@@ -105,10 +116,11 @@ def _widened(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
     """
     x_RI = x_RI.astype(jnp.float32)
     outputs, inputs = weight_OI.shape
-    # At least two parts: XLA takes a loop of one apart.
-    part = max(1, min(TOGETHER // inputs, -(-outputs // 2)))
     in_registers = weight_OI.dtype == jnp.int8 and len(x_RI) <= FEW and inputs % PIECES == 0
     multiply = _in_registers if in_registers else _product
+    together = 2 * TOGETHER if in_registers else TOGETHER
+    # At least two parts: XLA takes a loop of one apart.
+    part = max(1, min(together // inputs, -(-outputs // 2)))
 
     def add(number: jax.Array, product_RO: jax.Array) -> jax.Array:
         weight, number = jax.lax.optimization_barrier((weight_OI, number))

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from llava_mini_jax import distributed, sharding
+from llava_mini_jax import compilation, distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.data.sets import fingerprint
@@ -33,8 +33,10 @@ from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
+from llava_mini_jax.terminal import note
 from llava_mini_jax.training import feed, heldout
 from llava_mini_jax.training.checkpoint import Checkpoints
+from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
@@ -105,6 +107,7 @@ def run_stage(
     folder = workdir / "checkpoints" / stage.name
     with Checkpoints(folder, keep=stage.keep, keep_every=stage.keep_every) as checkpoints:
         like = abstract_state(abstract, stage.trainable, optimizer)
+        first = FirstStep(stage, like, optimizer)
         first_step, state, about = checkpoints.resume(like)
         if state is None:
             params = starting_params(stage, _start(stage, previous), key)
@@ -121,16 +124,11 @@ def run_stage(
             with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
                 for step, arrival in arrivals:
                     with profiler.step(step) as results:
-                        state, values = train_step(
-                            state,
-                            arrival.batch,
-                            cfg=stage.model,
-                            optimizer=optimizer,
-                            accumulate=stage.accumulate,
-                            loss_chunk=stage.loss_chunk,
-                            z_loss=stage.z_loss,
-                        )
+                        first.wait(arrival.batch)
+                        state, values = train_step(state, arrival.batch, **fixed(stage, optimizer))
                         results.append(values)
+                    if news := compilation.news():
+                        note(f"{stage.name}: {news}")
                     metrics.add(values, feed.counted(stage, arrival))
                     is_last = step == stage.steps
                     if step % stage.log_every == 0 or is_last:

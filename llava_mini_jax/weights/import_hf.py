@@ -96,6 +96,23 @@ def load_params(
     )
 
 
+def shapes(
+    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False
+) -> LlavaMini:
+    """What `load_params` gives, unrolled, as shapes: no weight is read."""
+    spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
+    plan = make_plan(spec, bundle.model, folders)
+
+    def shape(path: str, leaf: ParamSpec) -> Any:
+        whole = param_tree.abstract(leaf, dtype)
+        if not int8 or not is_product(path, leaf):
+            return whole
+        channels = channel_axes(leaf, plan[path][0].shape[0])
+        return jax.eval_shape(lambda weight: quantize(weight, channels), whole)
+
+    return param_tree.map_paths(shape, spec)
+
+
 def make_plan(
     spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], fresh: Sequence[str] = ()
 ) -> Pieces:

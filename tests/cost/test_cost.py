@@ -183,6 +183,8 @@ def test_the_command_on_a_folder(dialect, capsys):
     for spread in (spread for times in found["milliseconds"].values() for spread in times.values()):
         assert 0 < spread["low"] <= spread["median"] <= spread["high"]
     assert found["machine"]["GB/s"] > 0 and found["token bytes"][folder] > 0
+    assert main(["profile", "latency", folder, "--dtype", "int8", "bfloat16"]) == 2
+    assert "--dtype has 2 names" in capsys.readouterr().err
     assert main(["profile", "memory", folder]) == 0
     assert "this model" in capsys.readouterr().out
     assert main(["profile", "flops", folder, "--json"]) == 0

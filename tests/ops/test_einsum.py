@@ -58,7 +58,7 @@ def test_every_product(equation, dtype, together, monkeypatch) -> None:
 @pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
 @pytest.mark.parametrize("inputs", [32, 48, 40])
 def test_int8_in_registers_and_widened_first(rows, inputs, monkeypatch) -> None:
-    """101 outputs in parts of 10; 40 inputs do not split into pieces, five rows are too many."""
+    """101 outputs in parts of 20 or 10; 40 inputs make no pieces, five rows are too many."""
     monkeypatch.setattr(products, "TOGETHER", 10 * inputs)
     taken = []
     in_registers = products._in_registers
@@ -92,7 +92,7 @@ def test_one_cpu_and_a_mesh_agree(dtype) -> None:
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_few_rows_on_a_tpu(equation, dtype, monkeypatch) -> None:
-    """Padded to 8 rows, nothing of which comes out; more rows are left alone."""
+    """Padded to 8 rows, which do not come out; more rows are left alone, and what is re-laid."""
     computing = "float32" if dtype == "int8" else dtype
     x, weight = arrays(equation, dtype, computing)
     axes = (None,) * len(equation.split("->")[1])
@@ -109,11 +109,30 @@ def test_few_rows_on_a_tpu(equation, dtype, monkeypatch) -> None:
     padded, padded_text = found()
     assert "pad[" not in text
     outputs = len(set(equation.split(",")[1].split("->")[0]) - set(equation.split(",")[0]))
-    assert ("pad[" in padded_text) == (plain.size < 8 * np.prod(weight.shape[:outputs]))
+    few = plain.size < products.MXU_ROWS * np.prod(weight.shape[:outputs])
+    relaid = dtype != "int8" and weight.ndim - outputs > 1
+    assert ("pad[" in padded_text) == (few and not relaid)
     assert padded.shape == plain.shape
     np.testing.assert_allclose(
         np.asarray(padded, np.float32), np.asarray(plain, np.float32), rtol=ATOL[computing]
     )
+
+
+def test_rows_of_a_mesh_on_a_tpu(monkeypatch) -> None:
+    """Eight rows on eight devices are one a device, and padded; none at all stay none."""
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    weight = jnp.arange(24.0).reshape(4, 6)
+    for rows, data in ((8, 8), (8, 1), (0, 1)):
+        x = jnp.arange(rows * 6.0).reshape(rows, 1, 6)
+
+        def product(x, w):
+            return einsum("BTD,MD->BTM", x, w, ("batch", None, "mlp"))
+
+        with jax.set_mesh(sharding.make_mesh(data)):
+            placed = sharding.place(x, ("batch", None, None)), sharding.place(weight, (None, None))
+            found, text = jax.jit(product)(*placed), str(jax.make_jaxpr(product)(*placed))
+        assert ("pad[" in text) == (data == 8)
+        np.testing.assert_allclose(found, x @ weight.T, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llava_mini_jax import environment
+from llava_mini_jax import compilation, environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Question, find
 from llava_mini_jax.evaluation.run import report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
-from llava_mini_jax.terminal import counting
+from llava_mini_jax.terminal import counting, note
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge.judging import Replies
@@ -57,6 +57,7 @@ class Command:
     vision_tower: Path | None = None
     template: str | None = None
     max_length: int | None = None
+    compilation_cache: str | None = None
     score_only: bool = False
     answers: Path | None = None  # an answers file from elsewhere, to be scored
     paper: str = "LLaVA-Mini 7B"  # the column to compare with
@@ -107,6 +108,9 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
         command.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {command.out} cannot be made ({error}): give another") from error
+    if asking:
+        environment.check()
+        compilation.keep_programs(command.compilation_cache, "eval.py")
     results = []
     for name in command.models or (str(command.answers),):
         folder = command.out / _slug(name)
@@ -118,6 +122,8 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
                 loaded = loaded or _load(name, command)
                 more = _ask(loaded, name, benchmark, asked[benchmark.name], own, command)
             results.append(_score(name, benchmark, asked[benchmark.name], own, command, more))
+        if news := compilation.news():
+            note(f"{_slug(name)}: {news}")
     header, rows = report.table(results, command.paper)
     write_whole(command.out / "results.md", report.markdown(header, rows))
     write_whole(command.out / "results.json", report.as_json(results, indent=2) + "\n")
@@ -154,7 +160,6 @@ def _slug(name: str) -> str:
 
 
 def _load(name: str, command: Command) -> Any:
-    environment.check()
     import llava_mini_jax
 
     return llava_mini_jax.load(

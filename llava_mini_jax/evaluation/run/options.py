@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax import compilation
 from llava_mini_jax.arguments import Parser, refuse
 from llava_mini_jax.errors import short
 from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
 from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand
 
 _LOADING = ("dtype", "attention", "vision_tower", "conv_mode", "max_length")
-_ASKING = ("shard", "batch_size", "max_new_tokens", *_LOADING)
+_ASKING = ("shard", "batch_size", "max_new_tokens", "compilation_cache", *_LOADING)
 _SERVER = ("judge_key_variable", "judge_concurrency", "judge_timeout")
 _JUDGE = ("judge_url", "judge_model", "judge_wording", "judge_options", "judge_fields", *_SERVER)
 
@@ -35,6 +36,7 @@ def parser(description: str | None) -> Parser:
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
     add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
     add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
+    add("--compilation-cache", metavar="DIR", help=compilation.HELP)
     add("--score-only", action="store_true", help="score the answers that are there")
     add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")
     add("--paper", metavar="NAME", help="the paper's column beside ours (default: LLaVA-Mini 7B)")

@@ -35,6 +35,7 @@ from llava_mini_jax.inference.prompt_template import written_as
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
+from llava_mini_jax.inference.warm_up import WarmUp, of_requests
 from llava_mini_jax.journal import Journal
 
 _WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
@@ -199,6 +200,9 @@ def _in_batches(
     batch_size: int,
 ) -> Answers:
     examples = [example for example in prepared if isinstance(example, Example)]
+    if not compiled_programs():
+        programs = WarmUp(lambda call: of_requests(model, call, examples, settings, batch_size))
+        programs.wait()
     answers = iter(model.answer_requests(examples, settings, batch_size=batch_size))
     for question, example in zip(questions, prepared, strict=True):
         yield question, example if isinstance(example, str) else next(answers)

@@ -1,0 +1,121 @@
+"""What was compiled ahead is what is called: no program is compiled again."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from llava_mini_jax.inference import opening, warm_up
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.model import PROGRAMS, Model, read
+from llava_mini_jax.inference.opening import Opened
+from llava_mini_jax.inference.session import CHUNK, Session
+from tests import tiny, tiny_model
+
+fast_compilation = tiny.fast_compilation
+
+NAMES = {f"jit({program.__name__})" for program in PROGRAMS}
+SETTINGS = Settings(max_new_tokens=20)
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> Iterator[Counter]:
+    """How often each program of PROGRAMS has been compiled, from now on."""
+    monkeypatch.setattr(warm_up, "threads_pay", lambda: True)
+    counts: Counter = Counter()
+
+    def heard(event: str, _: float, **about) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and about["fun_name"] in NAMES:
+            counts[about["fun_name"]] += 1
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def opened(dialect: str, dtype: str | None = None) -> Opened:
+    return opening.open_folder(
+        tiny_model.folder(dialect), dtype=dtype, vision_tower=None, template=None, max_length=None
+    )
+
+
+def question(folder: Opened, media: list[int]) -> Callable[[Model], str]:
+    """A question about media of so many frames, as a session is asked it."""
+
+    def ask(model: Model) -> str:
+        session = Session(model, SETTINGS)
+        for number, frames in enumerate(media):
+            pictures = [tiny_model.picture(number + n) for n in range(frames)]
+            if frames == 1:
+                session.show_image(pictures[0])
+            else:
+                session.show_video(np.stack(pictures))
+        return "".join(session.ask("how many 7s are there?"))
+
+    return ask
+
+
+@pytest.mark.parametrize("dialect", ["paper", "release", "llava-1.5"])
+@pytest.mark.parametrize("media", [[], [1], [1, 11]], ids=["text", "picture", "video"])
+def test_a_question(compiled, dialect, media) -> None:
+    if dialect == "llava-1.5" and len(media) > 1:
+        media = [1, 2]  # longer ones do not fit
+    check(compiled, opened(dialect), media)
+
+
+def test_a_question_to_int8_weights(compiled) -> None:
+    check(compiled, opened("paper", "int8"), [1])
+
+
+def check(compiled: Counter, folder: Opened, media: list[int]) -> None:
+    ask = question(folder, media)
+    from llava_mini_jax.inference import request
+
+    turns = request.open_turns("how many 7s are there?", len(media), "the question")
+    prompt = request.encode_turns(
+        turns, len(media), folder.bundle, folder.tokenizer, "the question"
+    )
+    programs = warm_up.WarmUp(
+        lambda call: warm_up.of_question(
+            folder, call, text=len(prompt.ids), media=media, answer=20, chunk=CHUNK
+        )
+    )
+    model = read(folder)
+    programs.wait()
+    before = dict(compiled)
+    assert before["jit(decode)"] == 1
+    assert ask(model)
+    assert dict(compiled) == before
+
+
+def test_a_batch_of_requests(compiled) -> None:
+    model = read(opened("paper"))
+    texts = ["how many 7s are there?", "what is the largest digit?", "which digit is it?", "hello"]
+    shown = [*([tiny_model.picture(n)] for n in range(3)), None]
+    requests = [
+        model.request(text, model.read_pictures(pictures, None))
+        for text, pictures in zip(texts, shown, strict=True)
+    ]
+    warm_up.WarmUp(
+        lambda call: warm_up.of_requests(model, call, requests, SETTINGS, batch_size=3)
+    ).wait()
+    before = dict(compiled)
+    assert before["jit(prefill)"] == 2
+    assert len(model.answer_requests(requests, SETTINGS, batch_size=3)) == 4
+    assert dict(compiled) == before
+
+
+def test_what_fails_ahead_fails_when_it_is_called(compiled) -> None:
+    def broken(call: Callable) -> None:
+        call(jax.jit(lambda x: x), np.zeros(3))
+        raise ValueError("not told here")
+
+    warm_up.WarmUp(broken).wait()
+
+
+def test_nothing_is_compiled_where_it_does_not_pay(compiled, monkeypatch) -> None:
+    monkeypatch.setattr(warm_up, "threads_pay", lambda: False)
+    warm_up.WarmUp(lambda call: pytest.fail("planned")).wait()
