@@ -9,5 +9,5 @@ from llava_mini_jax.training.stages import TrainConfig, rebuilt
 
 def config() -> TrainConfig:
     images = image_config("paper", CLIP_L_336, grid=2)
-    parent = dataclasses.replace(stage2_vicuna_7b.config(), images=images, accumulate=16)
+    parent = dataclasses.replace(stage2_vicuna_7b.config(), images=images)
     return rebuilt(parent, grid=8)

@@ -16,9 +16,10 @@ for LLaVA-1.5; ours are 8.77 there.
 """
 
 import functools
+from collections.abc import Callable
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.cost.network import COMPONENTS, Behind, Shape, products
+from llava_mini_jax.cost.network import COMPONENTS, Behind, Product, Shape, products
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
@@ -55,10 +56,45 @@ def step_flops(cfg: LlavaMiniConfig, trainable: tuple[str, ...], shape: Shape) -
 
     `trainable` are path patterns as in a TrainConfig. The optimiser's work is not counted.
     """
+    trained = _trained(cfg, trainable)
+    return sum(p.flops * (1 + sum(map(trained, p.operands))) for p in products(cfg, shape))
+
+
+def recomputed_flops(
+    cfg: LlavaMiniConfig, trainable: tuple[str, ...], shape: Shape, *, loss_chunk: int
+) -> float:
+    """FLOPs beside `step_flops`: of what the backward pass computes again, as nothing kept it.
+
+    By `remat`, of the decoder's layers and pre-fusion's; and chunks of logits.
+    """
+    trained, chunked = _trained(cfg, trainable), 0 < loss_chunk < shape.logits
+
+    def again(product: Product) -> bool:
+        path = product.operands[1][0] if product.linear else "attention"
+        if product.component == "lm_head":
+            return chunked
+        in_layers = product.component in ("llm", "prefusion")
+        return in_layers and not path.endswith(_KEPT[cfg.remat])
+
+    found = (p for p in products(cfg, shape) if any(map(trained, p.operands)))
+    return sum(p.flops for p in found if again(p))
+
+
+# Products of a layer that a remat policy (ops/layers.py) need not compute again. Nobody reads the
+# last one's result a second time.
+_INTO_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_KEPT = {
+    "none": ("",),
+    "matmuls": ("proj",),
+    "attention": ("attention", "down_proj", *_INTO_ATTENTION),
+    "full": ("down_proj",),
+}
+
+
+def _trained(cfg: LlavaMiniConfig, trainable: tuple[str, ...]) -> Callable[[Behind], bool]:
+    """Whether anything that an operand depends on is trained."""
     paths = param_tree.paths(llava_mini.spec(cfg))
     names = [path for path in paths if param_tree.matches(path, trainable)]
-
-    def trained(behind: Behind) -> bool:
-        return any(name == part or name.startswith(f"{part}/") for part in behind for name in names)
-
-    return sum(p.flops * (1 + sum(map(trained, p.operands))) for p in products(cfg, shape))
+    return lambda behind: any(
+        name == part or name.startswith(f"{part}/") for part in behind for name in names
+    )

@@ -35,7 +35,7 @@ from llava_mini_jax.ops.attention import check_attention
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
 
-FRAMES_TOGETHER = 8  # of a row, where a backward pass computes them again
+FRAMES_TOGETHER = 8  # of a device's rows, where a backward pass computes them again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,15 +171,16 @@ def _encode_rows(
     fused with the whole text, so all at once would take gigabytes a row.
     """
     B, I = inputs.frames_BI.shape
-    if cfg.remat == "none" or I <= FRAMES_TOGETHER:
+    together = frames_together(I, sharding.piece((B,), ("batch",))[0], cfg)
+    if together == I:
         features_BIJPE = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
         return _fuse_frames(params, features_BIJPE, inputs.frames_BI, text_BFD, cfg)
 
     def chunks(x: Array) -> Array:
-        """[B, I, ...] -> [chunks, B, FRAMES_TOGETHER, ...]."""
-        missing = -I % FRAMES_TOGETHER
+        """[B, I, ...] -> [chunks, B, together, ...]."""
+        missing = -I % together
         x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, FRAMES_TOGETHER, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(B, -1, together, *x.shape[2:]), 1, 0)
 
     # Outside of what is recomputed: no gradient goes into the tower, so its features (1.2 MB a
     # frame) are all that a second pass would give.
@@ -202,6 +203,13 @@ def _encode_rows(
     total_BFD, tokens = jax.lax.scan(add, zeros_BFD, (features, chunks(inputs.frames_BI)))
     tokens_BIQD = jnp.moveaxis(tokens, 0, 1).reshape(B, -1, *tokens.shape[3:])
     return total_BFD, tokens_BIQD[:, :I]
+
+
+def frames_together(frames: int, rows: int, cfg: LlavaMiniConfig) -> int:
+    """Frames of each row that are fused at a time, of a device that has `rows` rows."""
+    if cfg.remat == "none" or frames <= FRAMES_TOGETHER:
+        return frames
+    return max(1, FRAMES_TOGETHER // rows)
 
 
 def chunk_config(cfg: LlavaMiniConfig) -> LlavaMiniConfig:

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.config import dialect_of
+from llava_mini_jax.cost.chips import COMPILED
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory
+from llava_mini_jax.cost.flops import recomputed_flops, step_flops
 from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.terminal import GIB, columns, human_bytes
-from llava_mini_jax.training import feed
+from llava_mini_jax.training import feed, step_program
 from llava_mini_jax.training.stages import TrainConfig, check
 from llava_mini_jax.training.step_memory import estimate, groups
 
@@ -60,6 +62,7 @@ def describe(stages: Sequence[TrainConfig]) -> None:
         for line in _lines(stage):
             console.print(f"  {line}", highlight=False)
         console.print(_memory_table(stage))
+        console.print(f"  {_bound(stage, images_of(stage))}", highlight=False, soft_wrap=True)
         if max(dataclasses.astuple(stage.mesh)) > 1:
             console.print("  where parameters lie, and bytes on one device:", highlight=False)
             for line in layout(stage):
@@ -93,8 +96,7 @@ def _table(stage: TrainConfig) -> Any:
 def _memory_table(stage: TrainConfig) -> Any:
     from rich.table import Table
 
-    # The digits world says how many pages a video has; files say nothing before they are read.
-    images = max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
+    images = images_of(stage)
     found = estimate(stage, images)
     rows = stage.batch_size // stage.accumulate
     sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
@@ -112,6 +114,25 @@ def _memory_table(stage: TrainConfig) -> Any:
     for name, capacity in DEVICES.items():
         table.add_row(name, "fits" if _fits(found, capacity) else "does not fit")
     return table
+
+
+def images_of(stage: TrainConfig) -> int:
+    """Pictures or frames of a row: files say nothing before they are read."""
+    return max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
+
+
+def _bound(stage: TrainConfig, images: int) -> str:
+    """What products alone let a step reach, whatever else there is to wait for."""
+    shape = step_program.shape_of(stage, images)
+    model = step_flops(stage.model, stage.trainable, shape)
+    again = recomputed_flops(stage.model, stage.trainable, shape, loss_chunk=stage.loss_chunk)
+    total = (model + again) / stage.mesh.devices
+    seconds = ", ".join(f"{name} {total / c.tflops / 1e12:.3g} s" for name, c in COMPILED.items())
+    return (
+        f"products of a device: {total / 1e12:.4g} TFLOP a step, {again / (model + again):.0%} of"
+        f" them computed again (remat {stage.model.remat}), so MFU at most"
+        f" {model / (model + again):.2f}; at the bfloat16 peak {seconds}"
+    )
 
 
 def _fits(found: Memory, capacity: int) -> bool:

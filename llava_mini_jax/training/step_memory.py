@@ -129,7 +129,7 @@ class _Piece:
         if self.images_together == self.rows * self.images:
             return {}
         stage = dataclasses.replace(self.stage, model=llava_mini.chunk_config(self.stage.model))
-        few = _Piece(stage, self.rows, llava_mini.FRAMES_TOGETHER)
+        few = _Piece(stage, self.rows, self.images_together // self.rows)
         return {"kept of some frames": few.kept_in_front()} | self.gathered()
 
     def gathered(self) -> dict[str, int]:
@@ -198,10 +198,7 @@ class _Piece:
     @property
     def images_together(self) -> int:
         """Images and frames that are computed at a time: of a long video a few (llava_mini.py)."""
-        recomputed = self.cfg.remat != "none"
-        return self.rows * min(
-            self.images, llava_mini.FRAMES_TOGETHER if recomputed else self.images
-        )
+        return self.rows * llava_mini.frames_together(self.images, self.rows, self.cfg)
 
     def work_in_front(self) -> int:
         if not self.cfg.prefusion_layers:
