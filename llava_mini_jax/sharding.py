@@ -173,7 +173,7 @@ def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
     """A weight, whole along fsdp on each device, for products with rows `x` that are split over it.
 
     Said to the compiler, not left to it: XLA for TPUs would cut such a product into a partial one
-    for each device ("windowed einsum", half as fast: docs/performance.md). As the result is marked
+    for each device ("windowed einsum": docs/performance.md). As the result is marked
     `reduced`, its gradient stays a sum over each device's own rows until one reduce-scatter: from
     eight devices on, TPUs would reduce it whole on every device. In front of a loop both happen
     once, where the loop would do so every time.
