@@ -105,9 +105,11 @@ def _first_number(text: str | None, default: float) -> float:
     return float(found[0]) if found else default
 
 
-def verify(folder: Path) -> Iterator[Check]:
+def verify(folder: Path, *, attention: str = "auto") -> Iterator[Check]:
     """One Check for every array of outputs.npz; an array that nothing here computes fails."""
     case = open_case(folder)
+    model = dataclasses.replace(case.bundle.model, attention=attention)
+    case = dataclasses.replace(case, bundle=dataclasses.replace(case.bundle, model=model))
     # Recordings are float32; accelerators would multiply in TF32 or bfloat16.
     with jax.default_matmul_precision("highest"):
         params = load_params(case.bundle, case.published, dtype="float32", unrolled=False)
@@ -260,7 +262,8 @@ def _call_arrays(
     cfg = bundle.model
     R, J = pixels_RJYXC.shape[:2]
     flat = pixels_RJYXC.reshape(R * J, *pixels_RJYXC.shape[2:])
-    features = clip.apply(params.vision, flat, cfg.vision, jnp.dtype("float32"))
+    dtype = jnp.dtype("float32")
+    features = clip.apply(params.vision, flat, cfg.vision, dtype, attention=cfg.attention)
     arrays: dict[str, jax.Array | None] = {"clip_features": features}
     if params.prefusion is None:
         return arrays | {"projected_features": projector.apply(params.projector, features)}

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import clip, compressor, llama, prefusion, projector
+from llava_mini_jax.ops import attention
 from llava_mini_jax.reproduce.verify import verify
 from tests import tiny
 
@@ -72,6 +73,15 @@ def test_every_array_of_the_committed_cases(case: str) -> None:
     assert [check.line() for check in checks if not check.passed] == []
     # The recorded float32 noise is 1.4e-5: the tolerance of the cases leaves room for a bug.
     assert max(check.error for check in checks) < 5e-5
+
+
+@pytest.mark.parametrize(
+    "case", ["generate_greedy", pytest.param("stage2_loss_grads", marks=pytest.mark.slow)]
+)
+def test_every_array_through_the_kernel_of_tpus(case: str, monkeypatch) -> None:
+    """Forward, backward, prefill and decoding; interpreted, whatever the number of queries."""
+    monkeypatch.setitem(attention.FEWEST_QUERIES, "splash", 1)
+    assert [c.line() for c in verify(HERE[case], attention="splash") if not c.passed] == []
 
 
 @pytest.mark.slow
