@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.llama import Block, LlamaConfig
 from llava_mini_jax.ops import masks
@@ -144,6 +145,7 @@ def prefuse_text(
 
 def take_fused(text_BTD: Array, fuse_BF: Array) -> Array:
     """The text [B, F, D] that takes part in pre-fusion: from places `fuse_BF`, -1 where padded."""
+    fuse_BF = sharding.constrain(fuse_BF, ("batch", None))
     return jnp.take_along_axis(text_BTD, jnp.maximum(fuse_BF, 0)[..., None], axis=1)
 
 
@@ -155,6 +157,11 @@ def put_fused(text_BTD: Array, fused_BFD: Array, fuse_BF: Array) -> Array:
         places_F = jnp.where(fuse_F >= 0, fuse_F, len(text_TD))
         return text_TD.at[places_F].set(fused_FD, mode="drop")
 
+    # Row by row: all three have to lie alike.
+    text_BTD, fused_BFD = (
+        sharding.constrain(x, ("batch", None, None)) for x in (text_BTD, fused_BFD)
+    )
+    fuse_BF = sharding.constrain(fuse_BF, ("batch", None))
     return jax.vmap(put)(text_BTD, fused_BFD.astype(text_BTD.dtype), fuse_BF)
 
 

@@ -20,7 +20,6 @@ from llava_mini_jax.config import dialect_of
 from llava_mini_jax.cost.chips import COMPILED
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory
 from llava_mini_jax.cost.flops import recomputed_flops, step_flops
-from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
@@ -62,7 +61,7 @@ def describe(stages: Sequence[TrainConfig]) -> None:
         for line in _lines(stage):
             console.print(f"  {line}", highlight=False)
         console.print(_memory_table(stage))
-        console.print(f"  {_bound(stage, images_of(stage))}", highlight=False, soft_wrap=True)
+        console.print(f"  {_bound(stage)}", highlight=False, soft_wrap=True)
         if max(dataclasses.astuple(stage.mesh)) > 1:
             console.print("  where parameters lie, and bytes on one device:", highlight=False)
             for line in layout(stage):
@@ -96,7 +95,7 @@ def _table(stage: TrainConfig) -> Any:
 def _memory_table(stage: TrainConfig) -> Any:
     from rich.table import Table
 
-    images = images_of(stage)
+    images = step_program.images_of(stage)
     found = estimate(stage, images)
     rows = stage.batch_size // stage.accumulate
     sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
@@ -116,14 +115,9 @@ def _memory_table(stage: TrainConfig) -> Any:
     return table
 
 
-def images_of(stage: TrainConfig) -> int:
-    """Pictures or frames of a row: files say nothing before they are read."""
-    return max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
-
-
-def _bound(stage: TrainConfig, images: int) -> str:
+def _bound(stage: TrainConfig) -> str:
     """What products alone let a step reach, whatever else there is to wait for."""
-    shape = step_program.shape_of(stage, images)
+    shape = step_program.shape_of(stage, step_program.images_of(stage))
     model = step_flops(stage.model, stage.trainable, shape)
     again = recomputed_flops(stage.model, stage.trainable, shape, loss_chunk=stage.loss_chunk)
     total = (model + again) / stage.mesh.devices

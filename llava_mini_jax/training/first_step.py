@@ -1,6 +1,6 @@
 """The program of a stage's steps, compiled by a thread while what the stage starts from is read.
 
-    shapes of the state, of the longest batch --lower--> thread: compile --wait--> the first step
+    shapes of the state, of a likely batch --lower--> thread: compile --wait--> the first step
 
 JAX keeps what it has compiled for these shapes, and the step finds it.
 """
@@ -9,12 +9,10 @@ import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from llava_mini_jax import compilation, sharding
-from llava_mini_jax.cost.network import Shape, inputs
+from llava_mini_jax import compilation
 from llava_mini_jax.data.batches.examples import TrainBatch
-from llava_mini_jax.data.digits.pages import DigitsConfig
+from llava_mini_jax.training import step_program
 from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.training.step import TrainState, train_step
 
@@ -30,32 +28,18 @@ def fixed(stage: TrainConfig, optimizer: Any) -> dict[str, Any]:
     }
 
 
-def longest_batch(stage: TrainConfig) -> TrainBatch:
-    """The shapes of the batch that most are: a large one has a row of the longest bucket."""
-    images = max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
-    length = stage.lengths[-1]
-    shape = Shape(
-        rows=stage.batch_size,
-        images=images,
-        parts=stage.images.parts,
-        text=length,
-        sequence=length,
-        logits=length - 1,
-    )
-    labels_BS = jax.ShapeDtypeStruct((stage.batch_size, length), jnp.int32)
+def likely_batch(stage: TrainConfig) -> TrainBatch:
+    """The shapes of the batch that most are: a large one has a row of the longest bucket.
 
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = sharding.partition(x.shape, ("batch", *(None,) * (len(x.shape) - 1)))
-        if spec is None:
-            return x
-        placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-
-    return jax.tree.map(place, TrainBatch(inputs(stage.model, shape), labels_BS))
+    A quarter of the text, at most, takes part in pre-fusion: the rest is answers and padding. Where
+    that is wrong, the step compiles its own program, as if none had been compiled here.
+    """
+    shape = step_program.shape_of(stage, step_program.images_of(stage), stage.lengths[-1] // 4)
+    return step_program.abstract_batch(stage, shape)
 
 
 class FirstStep:
-    """Compiles the step for `longest_batch`, where threads pay."""
+    """Compiles the step for `likely_batch`, where threads pay."""
 
     def __init__(self, stage: TrainConfig, state: TrainState, optimizer: Any):
         """`state` is abstract."""
@@ -64,7 +48,7 @@ class FirstStep:
         together = jax.process_count() > 1 and jax.default_backend() == "gpu"
         if together or stage.model.inside_layers or not compilation.threads_pay():
             return
-        batch = longest_batch(stage)
+        batch = likely_batch(stage)
         self._shapes = _shapes(batch)
         lowered = train_step.lower(state, batch, **fixed(stage, optimizer))
         self._thread = threading.Thread(target=_compile, args=[lowered], daemon=True)

@@ -9,12 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.cost import network
 from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.data.batches.examples import TrainBatch
+from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, spec_of
 from llava_mini_jax.training.step import abstract_state, train_step
+
+
+def images_of(stage: TrainConfig) -> int:
+    """Pictures or frames of a row: files say nothing before they are read."""
+    return max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1
 
 
 def shape_of(stage: TrainConfig, images: int, fused: int | None = None) -> Shape:
@@ -37,8 +44,12 @@ def abstract_batch(stage: TrainConfig, shape: Shape) -> TrainBatch:
     inputs = network.inputs(stage.model, shape)
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        rows = ("batch", *(None,) * (len(x.shape) - 1))
-        return param_tree.abstract(param_tree.ParamSpec(x.shape, rows, param_tree.zeros), x.dtype)
+        spec = sharding.partition(x.shape, ("batch", *(None,) * (len(x.shape) - 1)))
+        if spec is None:
+            return x
+        # On the devices themselves, as real batches are: else the step would be another program.
+        where = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     labels = jax.ShapeDtypeStruct((shape.rows, shape.sequence), jnp.int32)
     return jax.tree.map(placed, TrainBatch(inputs=inputs, labels_BS=labels))

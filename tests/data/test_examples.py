@@ -83,7 +83,7 @@ def test_padding_is_no_text_and_no_picture():
     assert inputs.frames_BI.tolist() == [[False] * 4, [True] + [False] * 3, [True] * 3 + [False]]
     assert (inputs.pixels_BIJYXC[inputs.frames_BI] == 9).all()
     assert (inputs.pixels_BIJYXC[~inputs.frames_BI] == 0).all()
-    assert (inputs.fuse_BF >= 0).sum(axis=1).tolist() == [2, 2, 1]
+    assert (inputs.fuse_BF >= 0).sum(axis=1).tolist() == [0, 2, 1]
     assert not batch([PICTURE], with_pixels=False).inputs.pixels_BIJYXC.size
 
 

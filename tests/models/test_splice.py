@@ -83,7 +83,7 @@ def test_a_batch_is_the_naive_splice_of_its_rows(rows, tokens, side) -> None:
         assert found == expected
         size, images = len(example.ids), len(example.pixels)
         assert inputs.ids_BT[b, :size].tolist() == example.ids.tolist()
-        fused = np.flatnonzero(example.fuse).tolist()
+        fused = np.flatnonzero(example.fuse).tolist() if images else []
         padding = [-1] * (inputs.fuse_BF.shape[1] - len(fused))
         assert inputs.fuse_BF[b].tolist() == fused + padding
         np.testing.assert_array_equal(inputs.pixels_BIJYXC[b, :images], example.pixels)

@@ -192,7 +192,8 @@ def collate(
     labels_BT = padded([e.labels for e in examples], text)
     is_text_BS = (slots_BS >= 0) & (slots_BS < text)
     labels_BS = np.take_along_axis(labels_BT, np.where(is_text_BS, slots_BS, 0), axis=1)
-    fuse = [e.fuse for e in examples]
+    # Without a picture nothing is fused: a long text alone must not make room for itself.
+    fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
         fuse_BF=fused_places(fuse, _fused_size(fuse, text) if with_pixels else text),
