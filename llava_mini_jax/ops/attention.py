@@ -129,6 +129,8 @@ def describe(implementation: str, dtype: jnp.dtype, head_width: int) -> str:
 def _refusal(kernel: str, dtype: jnp.dtype, head_width: int) -> str:
     """What a kernel has against a dtype or head width, "" if nothing."""
     takes = {"cudnn": cudnn, "splash": splash}[kernel]
+    if kernel == "cudnn" and (why := cudnn.missing()):
+        return why
     if jnp.dtype(dtype).name not in takes.DTYPES:
         return f"it takes {' and '.join(takes.DTYPES)}, not {jnp.dtype(dtype).name}"
     if head_width % takes.WIDTH_STEP or head_width > takes.WIDEST:

@@ -15,6 +15,20 @@ from llava_mini_jax.params import Array
 
 DTYPES = ("bfloat16", "float16")
 WIDTH_STEP, WIDEST = 8, 128  # head widths: multiples, and the most before Hopper
+OLDEST = 8  # compute capability: Ampere
+
+
+def missing() -> str:
+    """Why the GPU that is here cannot run it, "" if it can, or if none is here to be asked."""
+    if jax.default_backend() != "gpu":
+        return ""
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version.lower():
+        return f"it is CUDA's, and this is a {device.device_kind}"
+    major = int(device.compute_capability.split(".")[0])
+    if major < OLDEST:
+        return f"it needs compute capability {OLDEST}.0, and this GPU has {major}"
+    return ""
 
 
 def attention(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, mask: Mask) -> Array:

@@ -6,6 +6,7 @@ cuDNN's place behind the same function of JAX.
 
 import logging
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -208,6 +209,26 @@ def test_auto_says_once_why_it_falls_back(monkeypatch, caplog) -> None:
             ops.attention(q, k, v, Mask())
     (line,) = caplog.messages
     assert "XLA in place of GPU's fused kernel" in line and "not float32" in line
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "message"),
+    [
+        ("PJRT C API cuda 12090", "9.0", ""),
+        ("PJRT C API cuda 12090", "7.5", "needs compute capability 8.0, and this GPU has 7"),
+        ("PJRT C API rocm 60200", "gfx90a", "it is CUDA's, and this is a Test GPU"),
+    ],
+)
+def test_gpus_that_lack_cudnns_kernel(monkeypatch, version, capability, message) -> None:
+    client = SimpleNamespace(platform_version=version)
+    gpu = SimpleNamespace(client=client, compute_capability=capability, device_kind="Test GPU")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    name, why = ops.choose("auto", "gpu", jnp.dtype("bfloat16"), 128)
+    assert (name, message in why) == ("xla" if message else "cudnn", True)
+    if message:
+        with pytest.raises(InputError, match=message):
+            ops.choose("cudnn", "gpu", jnp.dtype("bfloat16"), 128)
 
 
 def test_few_queries_go_to_xla(monkeypatch) -> None:
