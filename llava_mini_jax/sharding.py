@@ -174,9 +174,8 @@ def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
 
     Said to the compiler, not left to it: XLA for TPUs would cut such a product into a partial one
     for each device ("windowed einsum": docs/performance.md). As the result is marked
-    `reduced`, its gradient stays a sum over each device's own rows until one reduce-scatter: from
-    eight devices on, TPUs would reduce it whole on every device. In front of a loop both happen
-    once, where the loop would do so every time.
+    `reduced`, its gradient stays a sum over each device's own rows until one reduce-scatter. In
+    front of a loop both happen once, where the loop would do so every time.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return weight
