@@ -76,7 +76,7 @@ def test_every_array_of_the_committed_cases(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["generate_greedy", pytest.param("stage2_loss_grads", marks=pytest.mark.slow)]
+    "case", [pytest.param(c, marks=[] if c == QUICK[0] else pytest.mark.slow) for c in HERE]
 )
 def test_every_array_through_the_kernel_of_tpus(case: str, monkeypatch) -> None:
     """Forward, backward, prefill and decoding; interpreted, whatever the number of queries."""
