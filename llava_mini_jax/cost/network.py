@@ -67,6 +67,7 @@ def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
         frames_BI=array(shape.images, dtype=jnp.bool_),
         slots_BS=array(shape.sequence),
         wide_slots_BU=array(shape.wide) if shape.wide else None,
+        padding_side="right",
     )
 
 

@@ -111,9 +111,9 @@ class Inputs:
     frames_BI: Leaf  # bool: a real image or frame, not padding
     slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
     wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
-    # Where `slots_BS` is padded. On the right no valid position sees padding, causal as attention
-    # is, and kernels need not be told of it.
-    padding_side: str = struct.field(pytree_node=False, default="right")
+    # Where `slots_BS` is padded: "right" or "left"; None: not known. On the right no valid position
+    # sees padding, causal as attention is, and kernels need not be told of it.
+    padding_side: str | None = struct.field(pytree_node=False, default=None)
 
     def valid(self, slots_BS: Array) -> Array | None:
         """Which positions hold something; None where attention need not know."""

@@ -3,6 +3,7 @@
 stage, images a row --abstract state and batch--> train_step, traced
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def shape_of(stage: TrainConfig, images: int, fused: int | None = None) -> Shape
 def abstract_batch(stage: TrainConfig, shape: Shape) -> TrainBatch:
     """A batch of these sizes, its rows split over the current mesh."""
     inputs = network.inputs(stage.model, shape)
+    inputs = dataclasses.replace(inputs, padding_side=stage.prompt.padding_side)
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = sharding.partition(x.shape, ("batch", *(None,) * (len(x.shape) - 1)))

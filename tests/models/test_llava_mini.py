@@ -307,3 +307,18 @@ def test_long_videos_are_recomputed_a_few_frames_at_a_time(name: str) -> None:
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert kept(chunked) < 0.6 * kept(together)
+
+
+def test_padding_on_a_side_that_is_not_told_changes_nothing() -> None:
+    cfg = tiny.model("paper")
+    params = tiny.on_device(tiny.weights(cfg))
+    rows = [tiny.example(seed, 6 + 3 * seed, {1: 1}, cfg) for seed in range(2)]
+    told = tiny.batch(rows, cfg, padding_side="left").inputs
+    assert told.padding_side == "left" and (told.slots_BS[:, 0] < 0).any()
+    expected, unsaid, wrong = (
+        np.asarray(tiny.logits(params, dataclasses.replace(told, padding_side=side), cfg))
+        for side in ("left", None, "right")
+    )
+    real = np.asarray(told.slots_BS) >= 0
+    np.testing.assert_array_equal(unsaid[real], expected[real])
+    assert np.abs(wrong[real] - expected[real]).max() > 0.01  # why it is not the default

@@ -118,6 +118,7 @@ def batch(stage: TrainConfig, images: int) -> TrainBatch:
         pixels_BIJYXC=array((B, images, 1, side, side, 3), jnp.uint8),
         frames_BI=array((B, images), jnp.bool_),
         slots_BS=array((B, S), jnp.int32),
+        padding_side="right",
     )
     return TrainBatch(inputs, array((B, S), jnp.int32))
 
