@@ -36,6 +36,11 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     processes need a folder that all of them see, so without one that is named they have none.
     Raises InputError for what is no folder.
     """
+    # Before the cache is asked for: a wrong value is refused where it is off, too.
+    if given is not None and (not given or os.path.isfile(given)):
+        raise InputError(
+            f'--compilation-cache is {short(given)}, which is no folder; give one, or "{OFF}"'
+        )
     import jax
 
     _listen()
@@ -45,10 +50,6 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     enabled = jax.config.values["jax_enable_compilation_cache"]
     if not enabled or (named is None and processes > 1):
         return
-    if given is not None and (not given or os.path.isfile(given)):
-        raise InputError(
-            f'--compilation-cache is {short(given)}, which is no folder; give one, or "{OFF}"'
-        )
     folder = _own_folder() if named is None else named
     # Of several processes the first one writes.
     reason = _why_not(folder) if processes == 1 or jax.process_index() == 0 else None

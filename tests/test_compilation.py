@@ -141,9 +141,19 @@ def test_the_longest_unused_programs_go(tmp_path) -> None:
 FOLDER_OF_CONFIG = "configs/digits.py"
 
 
+@pytest.fixture
+def enabled(request):
+    """Whether JAX's cache is on: for the whole process, so that it is put back."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", request.param)
+    yield request.param
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+@pytest.mark.parametrize("enabled", [True, False], indirect=True)
 @pytest.mark.parametrize("given", ["", __file__])
 def test_what_is_no_folder_is_refused_by_all_three_programs(
-    given, tmp_path, capsys, monkeypatch
+    given, enabled, tmp_path, capsys, monkeypatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     model = str(tiny_model.folder("paper"))
