@@ -31,6 +31,10 @@ class Settings:
     top_k: int = 0  # the k likeliest tokens; 0: all
     stop: Sequence[str] = ()  # an answer ends before the first of these
     seed: int | Sequence[int] = 0  # one that every prompt of a list draws its own from, or a list
+    stop_ids: Sequence[int] = ()  # tokens that end an answer beside the model's own
+    min_tokens: int = 0  # before these no token or text ends an answer
+    ignore_end: bool = False  # the model's own ends are tokens as all others (load tests)
+    logprobs: int | None = None  # tell log probabilities, and so many of the likeliest tokens'
 
     def __post_init__(self) -> None:
         for name, good, expected in (
