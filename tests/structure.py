@@ -44,7 +44,7 @@ FLOORS = (
     ("evaluation.run",),
     ("analysis",),
     ("reproduce",),
-    ("integrations",),
+    ("integrations", "serving"),
     ("cli",),
     ("__main__",),
 )
