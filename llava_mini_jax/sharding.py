@@ -144,6 +144,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def on_mesh() -> bool:
+    """Whether a mesh is set, so that arrays may lie in pieces."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
 def on_one_cpu() -> bool:
     """Whether arrays are computed whole on a CPU: no mesh, and no accelerator."""
     return jax.sharding.get_abstract_mesh().empty and jax.default_backend() == "cpu"

@@ -55,6 +55,18 @@ def longest_prompt(bundle: Bundle) -> int:
     return min(bundle.prompt.max_length, bundle.model.llm.max_positions - 1)
 
 
+def prompt_positions(example: Example, bundle: Bundle) -> int:
+    """Positions of the language model that a prompt takes."""
+    return positions(example, tokens_per_image(bundle))
+
+
+def allowance(example: Example, bundle: Bundle, settings: Settings) -> tuple[int, str]:
+    """(tokens that an answer may have, `finish` of one that has them all)."""
+    left = bundle.model.llm.max_positions - prompt_positions(example, bundle)
+    limit = "length" if settings.max_new_tokens <= left else "context"
+    return min(settings.max_new_tokens, left), limit
+
+
 def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
     """Numbers of the examples that go together: one kind of pixels, and of similar length."""
     kinds = [str(example.pixels.dtype) for example in examples]
@@ -77,10 +89,8 @@ def empty_texts(
     """Answers to come, each with the number of tokens that it may have."""
     texts = []
     for example in examples:
-        asked = settings.max_new_tokens
-        left = bundle.model.llm.max_positions - positions(example, tokens_per_image(bundle))
-        limit = "length" if asked <= left else "context"
-        texts.append(AnswerText(tokenizer, stop_ids, settings.stop, min(asked, left), limit))
+        most, limit = allowance(example, bundle, settings)
+        texts.append(AnswerText(tokenizer, stop_ids, settings.stop, most, limit))
     return texts
 
 

@@ -12,33 +12,29 @@ is compiled any more (`compiled_programs` counts).
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, overload
 
-import jax
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, check_fits
+from llava_mini_jax.data.batches.examples import Example, check_fits
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import (
     batch_decode,
     generate,
-    prompt_template,
     recompute,
     request,
     session_programs,
 )
 from llava_mini_jax.inference.answer import Answer, Settings
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
-from llava_mini_jax.models.llava_mini import LlavaMini
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
@@ -53,14 +49,8 @@ PROGRAMS = (
 )
 
 
-@dataclass(frozen=True)
-class Model:
-    """A loaded model to ask: parameters, and what its folder says of them. `load` makes one."""
-
-    params: LlavaMini = field(repr=False)  # layers unrolled
-    bundle: Bundle
-    tokenizer: Any = field(repr=False)
-    buckets: Buckets
+class Model(Loaded):
+    """A loaded model to ask; `load` makes one."""
 
     @overload
     def generate(self, prompts: str, *args: Any, **settings: Any) -> str: ...
@@ -178,34 +168,6 @@ class Model:
         tokens = batch_decode.tokens_per_image(self.bundle)
         check_fits(example, tokens, batch_decode.longest_prompt(self.bundle), where)
         return example
-
-    @cached_property
-    def weights_dtype(self) -> str:
-        """That of the weights of products; `bundle.model.compute_dtype` is that of the products."""
-        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}
-        return "int8" if "int8" in dtypes else str(self.params.llm.embed_tokens.dtype)
-
-    @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the template's, the tokenizer's and the model's."""
-        template = prompt_template.template_of(self.bundle)
-        eos = self.tokenizer.eos_token_id
-        if self.tokenizer.convert_ids_to_tokens(eos or 0) != self.tokenizer.eos_token:
-            eos = None  # what a name that is no token stands for is the unknown one
-        own = (prompt_template.end_of_turn(template, self.tokenizer), eos)
-        ids = [*(token for token in own if token is not None), *self.bundle.eos_ids]
-        return tuple(dict.fromkeys(ids))
-
-    @cached_property
-    def stop_text(self) -> str | None:
-        """The text that ends an answer, where the template's end is no single token."""
-        return prompt_template.stop_text(prompt_template.template_of(self.bundle), self.tokenizer)
-
-    def with_stop_text(self, settings: Settings) -> Settings:
-        """`settings` whose answers also end before the template's `stop_text`."""
-        if self.stop_text is None or self.stop_text in settings.stop:
-            return settings
-        return replace(settings, stop=(*settings.stop, self.stop_text))
 
     def full_context(self, where: str) -> str:
         """The sentence for an answer that ends because no positions are left."""
