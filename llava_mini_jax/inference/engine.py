@@ -30,12 +30,18 @@ from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
 from llava_mini_jax.inference.work import Work
 
-STEPS = 16  # tokens of a call, at most, where nobody waits for a slot or for text
+STEPS = 64  # tokens of a call, at most, where nobody waits for a slot or for text
+NEVER = 2**30  # rows: a call ends with its tokens
 IDLE_SECONDS = 0.001  # while a thread reads the frames that are needed next
 
 
 class Engine:
-    """Requests in, Pieces out; `lanes` are its slots, `steps` the tokens of a call at most."""
+    """Requests in, Pieces out; `lanes` are its slots, `steps` the tokens of a call at most.
+
+    While requests wait for slots, a call returns once `ends` rows have ended. `timed`: somebody
+    watches. Then pictures are looked at no longer between two tokens than a token takes, and the
+    usage of tickets has their seconds, for which the host waits for the device.
+    """
 
     def __init__(
         self,
@@ -44,18 +50,21 @@ class Engine:
         *,
         budget: Budget | None = None,
         steps: int = STEPS,
+        ends: int = 1,
+        timed: bool = True,
     ):
         generate.refuse_inside(model.bundle.model)
         if not lanes or any(size.slots < 1 or size.length < 2 for size in lanes):
             raise InputError(f"the lanes are {list(lanes)}; give 1 or more slots of 2 or more")
-        self.model, self._steps = model, steps
+        self.model, self._steps, self._ends, self._timed = model, steps, ends, timed
         self.gallery = Gallery(budget or Budget())
         self._lanes = Lanes(model, lanes, steps)
-        self._seeing = Seeing(model, self.gallery, self._fail)
+        self._seeing = Seeing(model, self.gallery, self._fail, timed=timed)
         self._waiting: deque[Work] = deque()  # nothing of them is computed yet
         self._seen: deque[Work] = deque()  # they want a slot
         self._ahead = sum(size.slots for size in lanes)  # requests that are seen before they do
         self._token_seconds = 0.0  # what a step of decode took of late
+        self._began, self._plain = 0.0, False  # the last step, and whether it decoded alone
         self.steps = 0  # so far
 
     # ------------------------------------------------------------------------------- requests
@@ -66,9 +75,7 @@ class Engine:
         lengths = [lane.size.length for lane in self._lanes.lanes]
         return min(batch_decode.longest_prompt(self.model.bundle), max(lengths) - 1)
 
-    def submit(
-        self, request: Request, listener: Callable[[Piece | Exception], None]
-    ) -> Ticket:
+    def submit(self, request: Request, listener: Callable[[Piece | Exception], None]) -> Ticket:
         """Takes a request; InputError where its prompt is longer than every slot."""
         ticket = Ticket(request, listener)
         self.take(ticket)
@@ -88,9 +95,20 @@ class Engine:
         self._waiting.append(work)
 
     @property
+    def text_bucket(self) -> int:
+        """What the longest text is padded to."""
+        return self.model.buckets.length(self.longest)
+
+    def slots(self) -> tuple[int, int, int]:
+        """(slots, positions that hold something, positions in all)."""
+        lanes = self._lanes.lanes
+        used = sum(work.read + len(work.drawn) for work in self._lanes.works())
+        return self._ahead, used, sum(lane.size.slots * lane.size.length for lane in lanes)
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
-        return len(self._waiting) + len(self._seeing) + len(self._seen)
+        return len(self._waiting) + len(self._seeing.works) + len(self._seen)
 
     @property
     def running(self) -> int:
@@ -102,34 +120,45 @@ class Engine:
     def step(self) -> bool:
         """A bounded piece of work; False once there is nothing left to do."""
         self._drop_cancelled()
-        began, pending = time.perf_counter(), bool(len(self._seeing) or self._waiting)
-        # One token a call while others want to go on: they look, or enter, between calls.
-        hurry = pending or bool(self._lanes.reading or self._seen)
-        decoding = self._lanes.decode(self._call_steps(hurry), until_end=self.waiting > 0)
-        other = self._see(decoding) if pending else False
-        other |= self._enter()
-        # Of what has been dispatched just now nothing is read: the device is at work on it.
-        tokens = self._lanes.collect(but=0 if hurry else decoding + self._lanes.read_calls)
-        self._settle()
-        if decoding and not other and tokens:
-            self._measure(time.perf_counter() - began)
+        rows = len(self._lanes.works())
+        tokens = self._lanes.fetch()
+        self._measure(tokens / rows if rows else 0.0)
+        read = self._enter()
+        decoding = self._lanes.decode(self._call_steps(), self._ends if self.waiting else NEVER)
+        # The device is busy; meanwhile the host writes what it said before.
+        self._tell()
+        looked = self._see(decoding)
+        self._plain = decoding and not (read or looked)
         self.steps += 1
-        if not decoding and not other and not tokens and self.waiting:
+        if not (tokens or read or decoding or looked) and self.waiting:
             time.sleep(IDLE_SECONDS)
         return bool(self.waiting or self.running or self._lanes.under_way)
 
-    def _call_steps(self, hurry: bool) -> int:
-        # With every slot taken nobody can enter before some row ends, which ends the call.
-        full = self.running == self._ahead and not self._lanes.reading
-        return 1 if hurry and not full else self._steps
+    def _tell(self) -> None:
+        # First tokens too: they do not wait for the second ones.
+        self._lanes.fetch(reads_only=True)
+        for work in self._lanes.tell():
+            self._leave(work)
 
-    def _see(self, decoding: int) -> bool:
-        while self._waiting and len(self._seeing) + len(self._seen) < self._ahead:
-            self._try(self._waiting[0], self._seeing.add)
-            self._waiting.popleft()
-        if decoding:
-            self._lanes.collect()  # tokens do not wait for pictures
-        done, computed = self._seeing.step(self._token_seconds if decoding else None)
+    def _call_steps(self) -> int:
+        """Tokens of a call: one, while others want to look at pictures, or to enter."""
+        full = self.running == self._ahead and not self._lanes.reading
+        pending = self._seeing.works or self._may_begin() or self._lanes.reading or self._seen
+        return 1 if pending and not full else self._steps
+
+    def _may_begin(self) -> bool:
+        """Whether waiting requests may be looked at: at once where slots are free, else as many
+        as there are slots, half of them together."""
+        looked_at = len(self._seeing.works) + len(self._seen)
+        free = self._ahead - self.running
+        most = self._ahead if self._seeing.works else max(free, self._ahead // 2 + 1)
+        return bool(self._waiting) and looked_at < most
+
+    def _see(self, decoding: bool) -> bool:
+        while self._may_begin():
+            self._try(self._waiting.popleft(), self._seeing.add)
+        paced = decoding and self._timed
+        done, computed = self._seeing.step(self._token_seconds if paced else None)
         self._seen.extend(done)
         return computed or bool(done)
 
@@ -141,13 +170,13 @@ class Engine:
                 self._seen.remove(work)
         return self._lanes.read() or moved
 
-    def _settle(self) -> None:
-        for work in self._lanes.finished:
-            self._leave(work)
-        self._lanes.finished.clear()
-
-    def _measure(self, seconds: float) -> None:
-        self._token_seconds = 0.8 * (self._token_seconds or seconds) + 0.2 * seconds
+    def _measure(self, tokens: float) -> None:
+        """How long a row's token takes, from the steps that had nothing else to do."""
+        now = time.perf_counter()
+        if self._plain and tokens:
+            seconds = (now - self._began) / tokens
+            self._token_seconds = 0.8 * (self._token_seconds or seconds) + 0.2 * seconds
+        self._began = now
 
     # ------------------------------------------------------------------------------- endings
 
@@ -213,7 +242,9 @@ def answering(
 
     `hear` is told the pieces with the example's number. What goes wrong with one ends them all.
     """
-    engine = Engine(model, lanes_of(model, examples, settings, slots), steps=steps)
+    lanes = lanes_of(model, examples, settings, slots)
+    # Several enter together: a program for four prompts takes little more than one for one.
+    engine = Engine(model, lanes, steps=steps, ends=max(1, lanes[0].slots // 4), timed=False)
 
     def listener(number: int) -> Callable[[Piece | Exception], None]:
         def told(news: Piece | Exception) -> None:
@@ -223,7 +254,10 @@ def answering(
 
         return told
 
-    for number, (example, own) in enumerate(zip(examples, settings, strict=True)):
+    # Prompts of one size stand together, and are read together.
+    sizes = [batch_decode.prompt_positions(example, model.bundle) for example in examples]
+    for number in sorted(range(len(examples)), key=sizes.__getitem__):
+        example, own = examples[number], settings[number]
         engine.submit(Request(example, media_of(example), own), listener(number))
     while engine.step():
         yield

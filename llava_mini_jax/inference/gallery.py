@@ -25,11 +25,21 @@ class Seen:
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
     expected: int  # frames
     first: int  # the number of its first visual token, among all that this gallery has seen
-    tokens: list[np.ndarray] = field(default_factory=list)  # [frames, Q, D] of each chunk
+    # [frames, Q, D] of each chunk, or (what a program gives, first frame, frames).
+    tokens: list[Any] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     frames: int = 0  # seen so far
     users: int = 0  # requests that work with it
     owner: Any = None  # the one of them that adds to it
+
+    def settled(self) -> list[np.ndarray]:
+        """The visual tokens on the host, which waits for the programs that make them."""
+        for number, chunk in enumerate(self.tokens):
+            if isinstance(chunk, tuple):
+                given, first, count = chunk
+                # A copy: what was computed together with it is not kept.
+                self.tokens[number] = np.asarray(given)[first : first + count].copy()
+        return self.tokens
 
     @property
     def complete(self) -> bool:
@@ -60,17 +70,22 @@ class Gallery:
             self._known[name] = seen
         return seen
 
-    def put(self, seen: Seen, tokens_IQD: np.ndarray, stages: Mapping[str, Any]) -> None:
-        """Another chunk of frames; `stages` are Shelf's, without what a reader can give again."""
-        count = len(tokens_IQD)
+    def put(
+        self, seen: Seen, tokens_IQD: Any, first: int, count: int, stages: Mapping[str, Any]
+    ) -> None:
+        """Another `count` frames, whose visual tokens are those of a chunk from `first` on.
+
+        `stages` are Shelf's, without what a reader can give again.
+        """
         kept = Kept("source", "", count, None)
         found = {tier: tree for tier, tree in stages.items() if tree is not None}
-        self._make_room(tokens_IQD.nbytes + max(map(_size, found.values()), default=0))
-        self._token_bytes += tokens_IQD.nbytes
+        bytes_ = tokens_IQD.nbytes // len(tokens_IQD) * count
+        self._make_room(bytes_ + max(map(_size, found.values()), default=0))
+        self._token_bytes += bytes_
         if seen.name is not None and found:
             following = -(-(seen.expected - seen.frames - count) // count)
             kept = self._shelf.put(count, found, following)
-        seen.tokens.append(tokens_IQD)
+        seen.tokens.append((tokens_IQD, first, count))
         seen.kept.append(kept)
         seen.frames += count
 
@@ -99,7 +114,7 @@ class Gallery:
             del self._known[seen.name]
         for kept in seen.kept:
             self._shelf.drop(kept)
-        self._token_bytes -= sum(chunk.nbytes for chunk in seen.tokens)
+        self._token_bytes -= sum(chunk.nbytes for chunk in seen.settled())
         seen.kept, seen.tokens = [], []
 
 

@@ -4,8 +4,8 @@
                   --read, a few short prompts or one block of a long one--> slots.py's programs
                   --decode, all rows of a lane--> calls under way --collect--> texts, free slots
 
-A request begins in the shortest lane that holds its prompt and a usual answer, and moves to a longer
-one when it has grown out of it. Which lane that is depends on the request alone.
+A request begins in the shortest lane that holds its prompt and a usual answer, and moves to a
+longer one when it has grown out of it. Which lane that is depends on the request alone.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from llava_mini_jax.inference.ticket import Token
 from llava_mini_jax.inference.work import Work, mark_visual, text_marks
 
 FRESH = 512  # positions of a prompt that are read together, at most
-FRESH_ROWS = (1, 4)  # prompts that are read together
+FRESH_ROWS = (1, 2, 4)  # prompts that are read together
 BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
 USUAL_ANSWER = 256  # tokens that a request's first lane has room for
 
@@ -48,6 +48,7 @@ class _Call(NamedTuple):
     told: slots.Told
     rows: list[tuple[int, Work]]  # (row of `told`, whose)
     lane: "_Lane"
+    decodes: bool
 
 
 class _Lane:
@@ -82,10 +83,9 @@ class Lanes:
         self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
         self.reading: list[Work] = []  # in their slots, not read to their end
         self._calls: deque[_Call] = deque()
-        self.read_calls = 0  # of these, those that the last `read` has made
+        self._news: list[tuple[Work, list[int], slots.Told, int]] = []  # fetched, not told
         self._outgrown: list[Work] = []
         self._clock = 0
-        self.finished: list[Work] = []  # since the caller looked last
 
     # ----------------------------------------------------------------------------------- slots
 
@@ -181,7 +181,6 @@ class Lanes:
 
     def read(self) -> bool:
         """Reads some short prompts, or one block of a long one; False where there is none."""
-        before, self.read_calls = len(self._calls), 0
         if not self.reading:
             return False
         first = self.reading[0]
@@ -201,20 +200,19 @@ class Lanes:
         # A long prompt goes behind the short ones once it had its turn.
         if self.reading and self.reading[0] is first:
             self.reading.append(self.reading.pop(0))
-        self.read_calls = len(self._calls) - before
         return True
 
     def _is_short(self, work: Work) -> bool:
-        return work.read == 0 and len(work.marks) <= _fresh_sizes(work.lane)[-1]
+        return work.read == 0 and len(work.marks) <= fresh_sizes(work.lane.size.length)[-1]
 
     def _fresh_size(self, work: Work) -> int:
-        return next(s for s in _fresh_sizes(work.lane) if s >= len(work.marks))
+        return next(s for s in fresh_sizes(work.lane.size.length) if s >= len(work.marks))
 
     def _read_fresh(self, group: list[Work]) -> None:
         lane = group[0].lane
-        most = _fresh_sizes(lane)[-1]
+        most = fresh_sizes(lane.size.length)[-1]
         counts = [min(most, len(work.marks)) for work in group]
-        size = next(s for s in _fresh_sizes(lane) if s >= max(counts))
+        size = next(s for s in fresh_sizes(lane.size.length) if s >= max(counts))
         rows = next(r for r in FRESH_ROWS if r >= len(group))
         filled = [*zip(group, counts, strict=True)]
         filled += filled[:1] * (rows - len(group))
@@ -235,7 +233,7 @@ class Lanes:
             work.read = count
         rows_told = [(n, w) for n, w in enumerate(group) if w.read == len(w.marks)]
         if rows_told:
-            self._calls.append(_Call(told, rows_told, lane))
+            self._calls.append(_Call(told, rows_told, lane, False))
 
     def _read_block(self, work: Work) -> None:
         lane, left = work.lane, len(work.marks) - work.read
@@ -257,7 +255,7 @@ class Lanes:
         )
         work.read += count
         if final:
-            self._calls.append(_Call(told, [(0, work)], lane))
+            self._calls.append(_Call(told, [(0, work)], lane, False))
 
     def _x(self, work: Work, first: int, count: int, size: int) -> Any:
         """What stands at `count` positions of a prompt, as embeddings [size, D]."""
@@ -278,9 +276,11 @@ class Lanes:
 
     # -------------------------------------------------------------------------------- decoding
 
-    def decode(self, steps: int, until_end: bool) -> int:
-        """A call for every lane that has rows, under way when it returns; how many there are."""
-        before = len(self._calls)
+    def decode(self, steps: int, ends: int) -> bool:
+        """A call for every lane that has rows, under way when it returns; False for no rows.
+
+        A call has up to `steps` tokens a row, and returns once `ends` rows have ended.
+        """
         for lane in self.lanes:
             if not lane.decoding:
                 continue
@@ -294,55 +294,64 @@ class Lanes:
                 lane.alive_B.copy(),
                 told_B,
                 np.int32(min(few, self._most)),
-                np.bool_(until_end),
+                np.int32(ends),
                 self._cfg,
                 self._most,
             )
-            self._calls.append(_Call(told, list(lane.decoding.items()), lane))
-        return len(self._calls) - before
+            self._calls.append(_Call(told, list(lane.decoding.items()), lane, True))
+        return any(lane.decoding for lane in self.lanes)
 
     @property
-    def under_way(self) -> int:
-        return len(self._calls)
+    def under_way(self) -> bool:
+        return bool(self._calls or self._news)
 
-    def collect(self, but: int = 0) -> int:
-        """Reads all calls under way but the last `but`; returns the tokens that came."""
+    def fetch(self, *, reads_only: bool = False) -> int:
+        """Waits for the calls under way, or for those in front of the first one of `decode`.
+
+        Rows that have ended leave their slots; their texts wait for `tell`, which may be called
+        while the device is busy again. Returns the tokens that have come.
+        """
         tokens = 0
-        while len(self._calls) > but:
+        while self._calls and not (reads_only and self._calls[0].decodes):
             call = self._calls.popleft()
-            tokens_BN = np.asarray(call.told.tokens_BN)
+            tokens_BN, going_B = np.asarray(call.told.tokens_BN), np.asarray(call.told.going_B)
             for row, work in call.rows:
-                if work.lane is call.lane and not work.text.finish:
-                    tokens += self._hand(work, call, row, tokens_BN[row])
+                if work.lane is not call.lane:  # it has left meanwhile
+                    continue
+                new = tokens_BN[row][tokens_BN[row] >= 0].tolist()
+                tokens += len(new)
+                work.drawn += new
+                self._news.append((work, new, call.told, row))
+                if not going_B[row]:
+                    self._ended(work)
         return tokens
 
-    def _hand(self, work: Work, call: _Call, row: int, tokens_N: np.ndarray) -> int:
-        new = tokens_N[tokens_N >= 0].tolist()
-        work.drawn += new
-        logprobs = None
-        if work.settings.logprobs is not None:
-            told, top = call.told, work.settings.logprobs
-            own_N, ids_NJ, top_NJ = (
-                np.asarray(a)[row]
-                for a in (told.logprobs_BN, told.top_ids_BNJ, told.top_logprobs_BNJ)
-            )
-
-            def logprobs(n: int) -> Token:
-                likeliest = zip(ids_NJ[n, :top].tolist(), top_NJ[n, :top].tolist(), strict=True)
-                return Token(new[n], float(own_N[n]), list(likeliest))
-
-        work.take(new, logprobs)
-        if work.text.finish:
+    def _ended(self, work: Work) -> None:
+        """The device goes on with it no more: it is done, or its lane is too short for it."""
+        done = work.drawn[-1] in work.stop_ids or len(work.drawn) >= work.text.allowance
+        if done:
             self.release(work)
-            self.finished.append(work)
-        elif len(work.drawn) >= call.lane.sampling.limit_B[work.slot] and work not in self._outgrown:
-            call.lane.decoding.pop(work.slot, None)
+        else:
+            work.lane.decoding.pop(work.slot, None)
             self._outgrown.append(work)
-        return len(new)
+
+    def tell(self) -> list[Work]:
+        """Turns the tokens that were fetched into text; returns the requests that are answered."""
+        finished = []
+        for work, new, told, row in self._news:
+            if work.text.finish or work.ticket.cancelled:
+                continue
+            work.take(new, _logprobs(work, new, told, row))
+            if work.text.finish:
+                self.release(work)  # by a text that the device knows nothing of
+                finished.append(work)
+        self._news.clear()
+        return finished
 
     def reset(self) -> None:
         """Lanes that hold nothing, after a program has failed and taken their arrays with it."""
         self._calls.clear()
+        self._news.clear()
         for lane in self.lanes:
             lane.state = slots.empty(lane.size.slots, lane.places, self._cfg)
             for slot in lane.slots:
@@ -358,14 +367,20 @@ class Lanes:
         return [slot.work for lane in self.lanes for slot in lane.slots if slot.work is not None]
 
 
-def _fresh_sizes(lane: _Lane) -> tuple[int, ...]:
-    most = min(FRESH, lane.size.length)
+def fresh_sizes(length: int) -> tuple[int, ...]:
+    """Positions of prompts that are read from their beginning, in a lane of that length."""
+    most = min(FRESH, length)
     return powers_of_two(min(batch_decode.SMALLEST_LENGTH, most), most)
+
+
+def block_sizes(places: int) -> list[int]:
+    """Positions of later blocks, in slots of so many places."""
+    return [s for s in BLOCKS if s <= min(places, session_programs.length(places))]
 
 
 def block_size(left: int, first: int, places: int) -> int:
     """Positions of a prompt's next block: they and their padding end within the slot."""
-    sizes = [s for s in BLOCKS if s <= session_programs.length(places)]
+    sizes = block_sizes(places)
     for size in sizes:
         if size >= left and first + size <= places:
             return size
@@ -380,6 +395,22 @@ def _common(slot: _Slot, name: Any, marks: np.ndarray) -> int:
     return int(np.argmin(np.append(slot.marks[:size] == marks[:size], False)))
 
 
+def _logprobs(
+    work: Work, new: list[int], told: slots.Told, row: int
+) -> Callable[[int], Token] | None:
+    top = work.settings.logprobs
+    if top is None:
+        return None
+    given = (told.logprobs_BN, told.top_ids_BNJ, told.top_logprobs_BNJ)
+    own_N, ids_NJ, top_NJ = (np.asarray(array)[row] for array in given)
+
+    def token(n: int) -> Token:
+        likeliest = zip(ids_NJ[n, :top].tolist(), top_NJ[n, :top].tolist(), strict=True)
+        return Token(new[n], float(own_N[n]), list(likeliest))
+
+    return token
+
+
 def _visual(seen: Sequence[Seen]) -> np.ndarray:
-    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.tokens]
+    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
     return np.concatenate(chunks) if chunks else np.zeros((0, 0))

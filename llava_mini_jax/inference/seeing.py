@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.gallery import Gallery, Seen
@@ -49,16 +48,19 @@ class Seeing:
     """The requests whose media are not seen to their end, in the order in which they came."""
 
     def __init__(
-        self, model: Loaded, gallery: Gallery, failed: Callable[[Work, Exception], None]
+        self,
+        model: Loaded,
+        gallery: Gallery,
+        failed: Callable[[Work, Exception], None],
+        *,
+        timed: bool,
     ):
+        self._timed = timed
         self._params, self._cfg = model.params, model.bundle.model
         self._gallery, self._failed = gallery, failed
         self._works: list[Work] = []
         self._readers: dict[Work, Iterator[np.ndarray]] = {}  # of the film that each looks at
         self._frame_seconds = 0.0  # what a frame took of late
-
-    def __len__(self) -> int:
-        return len(self._works)
 
     @property
     def works(self) -> list[Work]:
@@ -72,7 +74,7 @@ class Seeing:
         self._works.append(work)
 
     def drop(self, work: Work) -> None:
-        """A request that is no longer wanted, or has failed; its media are the caller's to leave."""
+        """A request that is no longer wanted, or has failed; the caller leaves its media."""
         if work in self._works:
             self._works.remove(work)
         self._close(work)
@@ -87,7 +89,7 @@ class Seeing:
             return done, False
         # A film goes behind the others once it had its turn: pictures pass it between its chunks.
         for work in list(self._works):
-            began, before = time.perf_counter(), work.ticket.usage.fusion
+            began = time.perf_counter()
             try:
                 count = self._look(work, self._most(most_seconds))
             except Exception as error:  # of a file, or of a program: that request's alone
@@ -99,7 +101,6 @@ class Seeing:
                     self._works.remove(work)
                     self._works.append(work)
                 return self._finished(), True
-            del before
         return [], False
 
     # ----------------------------------------------------------------------------------- pace
@@ -115,6 +116,11 @@ class Seeing:
         # A first call may have compiled: what is far off counts little.
         old = self._frame_seconds or each
         self._frame_seconds = min(0.8 * old + 0.2 * each, 2 * old)
+
+    def _wait(self, computed: Any) -> None:
+        """Where times matter: the clock is read when the device has done it."""
+        if self._timed:
+            jax.block_until_ready(computed)
 
     # -------------------------------------------------------------------------------- progress
 
@@ -188,7 +194,7 @@ class Seeing:
                 part.work.total_FD = (
                     fused_FD if total_FD is None else session_programs.add(total_FD, fused_FD)
                 )
-            jax.block_until_ready(fused)
+            self._wait(fused)
         for part in parts:
             part.work.ticket.usage.vision += seen_at - began
             part.work.ticket.usage.fusion += time.perf_counter() - seen_at
@@ -234,12 +240,13 @@ class Seeing:
     def _encode_pictures(self, parts: Sequence[_Part], size: int) -> Any:
         pixels_IJYXC = np.stack(_filled([part.frame for part in parts], size))
         tokens_IQD, memory, features = self._encode(pixels_IJYXC)
-        tokens_IQD = np.asarray(tokens_IQD)
         for number, part in enumerate(parts):
             if not part.seen.complete:
-                stages = _stages(memory, features, number, size)
-                self._gallery.put(part.seen, tokens_IQD[number : number + 1].copy(), stages)
+                known = part.seen.name is not None
+                stages = _stages(memory, features, number, size) if known else {}
+                self._gallery.put(part.seen, tokens_IQD, number, 1, stages)
             part.seen.owner = None
+        self._wait(tokens_IQD)
         return memory
 
     def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
@@ -268,7 +275,8 @@ class Seeing:
             tokens_IQD, memory, features = self._encode(pixels_IJYXC)
             if new:
                 stages = {"memory": memory, "features": features}
-                self._gallery.put(seen, np.asarray(tokens_IQD)[:count].copy(), stages)
+                self._gallery.put(seen, tokens_IQD, 0, count, stages)
+            self._wait(tokens_IQD)
         seen_at = time.perf_counter()
         if self._params.prefusion is not None:
             if work.total_FD is None:
@@ -276,7 +284,7 @@ class Seeing:
             work.total_FD = session_programs.prefuse_text(
                 self._params, work.total_FD, memory, np.int32(count), work.text_BFD, self._cfg
             )
-            jax.block_until_ready(work.total_FD)
+            self._wait(work.total_FD)
         usage = work.ticket.usage
         usage.vision += seen_at - began
         usage.fusion += time.perf_counter() - seen_at

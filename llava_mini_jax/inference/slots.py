@@ -48,6 +48,7 @@ class Told:
     logprobs_BN: Array  # float32, natural; 0 where nobody asks
     top_ids_BNJ: Array  # int32, the likeliest tokens; J is MOST_TOP
     top_logprobs_BNJ: Array
+    going_B: Array  # bool: more are to come
 
 
 def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
@@ -80,22 +81,22 @@ def decode(
     alive_B: Array,
     told_B: Array,
     steps: Array,
-    until_end: Array,
+    ends: Array,
     cfg: LlavaMiniConfig,
     most: int,
 ) -> tuple[Lane, Told]:
     """Up to `steps` tokens (`most` at most) for every row that is going.
 
-    `alive_B` says which rows the host still wants, `told_B` whose log probabilities. With
-    `until_end` the call returns as soon as a row ends, so that another may take its slot.
+    `alive_B` says which rows the host still wants, `told_B` whose log probabilities. The call
+    returns as soon as `ends` rows have ended, so that others may take their slots.
     """
     lane = dataclasses.replace(lane, going_B=lane.going_B & alive_B)
     before_B = lane.going_B
 
     def unfinished(carry: tuple[Lane, Told, Array]) -> Array:
         lane, _, step = carry
-        ended = (before_B & ~lane.going_B).any()
-        return (step < steps) & lane.going_B.any() & ~(until_end & ended)
+        ended = (before_B & ~lane.going_B).sum()
+        return (step < steps) & lane.going_B.any() & (ended < ends)
 
     def one(carry: tuple[Lane, Told, Array]) -> tuple[Lane, Told, Array]:
         lane, told, step = carry
@@ -107,7 +108,7 @@ def decode(
 
     told = _untold(len(alive_B), most)
     lane, told, _ = jax.lax.while_loop(unfinished, one, (lane, told, jnp.int32(0)))
-    return lane, told
+    return lane, dataclasses.replace(told, going_B=lane.going_B)
 
 
 def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Array]:
@@ -170,6 +171,7 @@ def _untold(rows: int, most: int) -> Told:
         logprobs_BN=jnp.zeros((rows, most)),
         top_ids_BNJ=jnp.zeros((rows, most, MOST_TOP), jnp.int32),
         top_logprobs_BNJ=jnp.zeros((rows, most, MOST_TOP)),
+        going_B=jnp.zeros(rows, bool),
     )
 
 
@@ -292,15 +294,15 @@ def _begun(
     token_R = next_token(logits_RV, own, jnp.zeros_like(used_R))
     asked_R = final_R & jnp.asarray(told_B)[slot_R]
     told = _tell(_untold(len(slot_R), 1), jnp.int32(0), token_R, logits_RV, final_R, asked_R)
-    ended_R = is_end(token_R, own) | (own.limit_B <= 1)
+    going_R = final_R & ~is_end(token_R, own) & (own.limit_B > 1)
     lane = dataclasses.replace(
         lane,
         token_B=lane.token_B.at[slot_R].set(token_R),
         used_B=lane.used_B.at[slot_R].set(used_R),
         count_B=lane.count_B.at[slot_R].set(final_R.astype(jnp.int32)),
-        going_B=lane.going_B.at[slot_R].set(final_R & ~ended_R),
+        going_B=lane.going_B.at[slot_R].set(going_R),
     )
-    return lane, told
+    return lane, dataclasses.replace(told, going_B=going_R)
 
 
 @partial(jax.jit, donate_argnames="to")

@@ -55,9 +55,10 @@ class Work:
         self.drawn: list[int] = []  # tokens, ends included
 
     def _answer(self, model: Loaded) -> AnswerText:
-        s = self.settings
-        most, limit = batch_decode.allowance(self.ticket.request.example, model.bundle, s)
-        return AnswerText(model.tokenizer, self.stop_ids, s.stop, most, limit, quiet=s.min_tokens)
+        example, bundle = self.ticket.request.example, model.bundle
+        return batch_decode.empty_text(
+            example, bundle, model.tokenizer, self.stop_ids, self.settings
+        )
 
     def begin(self) -> None:
         usage = self.ticket.usage
