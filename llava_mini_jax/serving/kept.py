@@ -1,38 +1,58 @@
 """Media that clients have named, so that they need not send them twice.
 
-(tenant, kind, uuid) --> Source, as long as all of them fit the budget; the longest unused goes
+(tenant, uuid) --> a picture's pixels, or a film's Source, as long as all of them fit the budget;
+                   the longest unused goes
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
 
 from llava_mini_jax.serving.sources import Source
 
 _ENTRY = 1000  # bytes that an entry takes beside its content
-_Name = tuple[str, str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture as the model reads it, whichever detail it is asked for with."""
+
+    digest: bytes  # of its content
+    frames: Mapping[bool, np.ndarray]  # with low detail, and without
+
+    @property
+    def size(self) -> int:
+        return sum(frame.nbytes for frame in self.frames.values())
 
 
 class Kept:
-    """Sources by tenant, kind ("image", "video") and the client's name; any thread may ask."""
+    """Media by tenant and the client's name for them; any thread may ask."""
 
     def __init__(self, budget: int):
         self._budget, self._used = budget, 0
-        self._sources: OrderedDict[_Name, Source] = OrderedDict()
+        self._media: OrderedDict[tuple[str, str], Source | Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, name: _Name, source: Source) -> None:
+    def put(self, tenant: str, uuid: str, medium: Source | Pixels) -> None:
         with self._lock:
-            self._drop(name)
-            self._sources[name] = source
-            self._used += source.size + _ENTRY
+            self._drop((tenant, uuid))
+            self._media[tenant, uuid] = medium
+            self._used += medium.size + _ENTRY
             while self._used > self._budget:
-                self._drop(next(iter(self._sources)))
+                self._drop(next(iter(self._media)))
 
-    def get(self, name: _Name) -> Source | None:
+    def get(self, tenant: str, uuid: str, kind: type[T]) -> T | None:
+        """None where there is none of this name, or one of another kind."""
         with self._lock:
-            if name in self._sources:
-                self._sources.move_to_end(name)
-            return self._sources.get(name)
+            found = self._media.get((tenant, uuid))
+            if found is not None:
+                self._media.move_to_end((tenant, uuid))
+            return found if isinstance(found, kind) else None
 
     @property
     def used(self) -> int:
@@ -40,7 +60,7 @@ class Kept:
         with self._lock:
             return self._used
 
-    def _drop(self, name: _Name) -> None:
-        source = self._sources.pop(name, None)
-        if source is not None:
-            self._used -= source.size + _ENTRY
+    def _drop(self, name: tuple[str, str]) -> None:
+        medium = self._media.pop(name, None)
+        if medium is not None:
+            self._used -= medium.size + _ENTRY

@@ -9,13 +9,13 @@ Whatever is wrong with one of them is an ApiError: its sentence says nothing of 
 what a decoder said.
 """
 
-import functools
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ from llava_mini_jax.inference import batch_decode, request
 from llava_mini_jax.inference.ticket import Medium
 from llava_mini_jax.serving import film
 from llava_mini_jax.serving.errors import ApiError
-from llava_mini_jax.serving.kept import Kept
+from llava_mini_jax.serving.kept import Kept, Pixels
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.parts import DETAILS, ImagePart, VideoOptions, VideoPart
 from llava_mini_jax.serving.sources import Left, Source, Sources
@@ -40,6 +40,7 @@ _ALL = -1
 _FASTEST = 1000.0  # frames a second; no film has more
 _LONGEST_UUID = 256
 _COUNTS = 1000  # films whose number of frames is remembered
+T = TypeVar("T", Pixels, Source)
 _DECODERS = 4  # pictures that are decoded at once: each may take half a gigabyte
 
 
@@ -110,14 +111,14 @@ class MediaReader:
                     param=f"{kind}_url",
                 )
 
-    def _named(self, part: ImagePart | VideoPart, kind: str, name: str, tenant: str) -> Source:
+    def _named(self, part: ImagePart | VideoPart, kind: type[T], name: str, tenant: str) -> T:
         """What a client has sent before under this `uuid`."""
-        source = self._kept.get((tenant, kind, part.uuid)) if part.uuid is not None else None
-        if source is None:
+        found = self._kept.get(tenant, part.uuid, kind) if part.uuid is not None else None
+        if found is None:
             raise ApiError(
                 404, f"the uuid of {name} is not known; send it again with its url", param="uuid"
             )
-        return source
+        return found
 
     # ------------------------------------------------------------------------------- pictures
 
@@ -131,30 +132,39 @@ class MediaReader:
                 f"the detail of {name} is {part.detail!r:.40}; give one of {', '.join(DETAILS)}",
                 param="image_url",
             )
-        cfg = self._bundle.images
-        low = part.detail == "low" and cfg.grid > 1
+        tiles, used = self._bundle.images.grid > 1, 0
+        low = part.detail == "low" and tiles
         if part.url is None:
-            source = self._named(part, "image", name, tenant)
+            found = self._named(part, Pixels, name, tenant)
+        else:
+            source = self._sources.picture(part.url, left, name)
             assert isinstance(source.content, bytes)
-            decode = functools.partial(self._decode, source.content, name, low, pixels)
-            # It has been decoded before, and will be again only where the engine has forgotten it.
-            return Medium(_key(source, cfg, low), 1, lambda: iter([decode()[0]])), 0
-        source = self._sources.picture(part.url, left, name)
-        assert isinstance(source.content, bytes)
-        frame, used = self._decode(source.content, name, low, pixels)
-        if part.uuid is not None:
-            self._kept.put((tenant, "image", part.uuid), source)
-        return Medium(_key(source, cfg, low), 1, lambda: iter([frame])), used
+            # What is kept may be asked about with another detail.
+            details = {low, False, tiles} if part.uuid is not None else {low}
+            frames, used = self._decode(source.content, name, details, pixels)
+            found = Pixels(source.digest, frames)
+            if part.uuid is not None:
+                self._kept.put(tenant, part.uuid, found)
+        key = _key(found.digest, self._bundle.images, low)
+        return Medium(key, 1, lambda: iter([found.frames[low]])), used
 
     def _decode(
-        self, content: bytes, name: str, low: bool, pixels: int, param: str = "image_url"
-    ) -> tuple[np.ndarray, int]:
-        """uint8 [J, size, size, 3], and how many pixels the picture has, at most `pixels`."""
+        self,
+        content: bytes,
+        name: str,
+        details: Iterable[bool],
+        pixels: int,
+        param: str = "image_url",
+    ) -> tuple[dict[bool, np.ndarray], int]:
+        """uint8 [J, size, size, 3] of each detail (low, or not), and how many pixels the picture
+        has, at most `pixels`."""
         most = min(self._limits.image_pixels, pixels)
+        cfg = self._bundle.images
         try:
             with self._decoders:
                 image = load_image(content, formats=FORMATS, max_pixels=most, background=_WHITE)
-                return _prepared(image, self._bundle.images, low), image.width * image.height
+                frames = {low: _prepared(image, cfg, low) for low in details}
+                return frames, image.width * image.height
         except TooLargeError:
             reason = (
                 f"it has more than {most:,} pixels, or takes more memory or time than pictures may;"
@@ -170,7 +180,7 @@ class MediaReader:
         self, part: VideoPart, name: str, tenant: str, left: Left, sampling: FrameSampling
     ) -> Medium:
         if part.url is None:
-            source = self._named(part, "video", name, tenant)
+            source = self._named(part, Source, name, tenant)
         else:
             source = self._sources.film(part.url, left, self._most_frames, name)
         if isinstance(source.content, tuple):
@@ -178,14 +188,17 @@ class MediaReader:
         else:
             medium = self._from_file(source, name, tenant, sampling)
         if part.url is not None and part.uuid is not None:
-            self._kept.put((tenant, "video", part.uuid), source)
+            self._kept.put(tenant, part.uuid, source)
+        if medium.frames == 1:  # engines read one like a picture, without a thread that waits
+            frames = list(medium.read())
+            medium = replace(medium, read=lambda: iter(frames))
         return medium
 
     def _from_file(self, source: Source, name: str, tenant: str, sampling: FrameSampling) -> Medium:
         assert isinstance(source.content, Path)
         path, cfg = source.content, self._bundle.images
         how = film.How(cfg, sampling, request.resize_of(path, sampling), self._limits)
-        key = _key(source, cfg, sampling)
+        key = _key(source.digest, cfg, sampling)
         count = self._counts.get((tenant, key))
         if count is None:
             count = self._counts[tenant, key] = film.count_frames(path, how, name)
@@ -209,9 +222,9 @@ class MediaReader:
         def read() -> Iterator[np.ndarray]:
             for i, frame in chosen:
                 told = f"frame {i + 1} of {name}"
-                yield self._decode(frame, told, False, pixels, "video_url")[0]
+                yield self._decode(frame, told, [False], pixels, "video_url")[0][False]
 
-        return Medium(_key(source, self._bundle.images, sampling), count, read)
+        return Medium(_key(source.digest, self._bundle.images, sampling), count, read)
 
     def _sampling(self, video: VideoOptions) -> FrameSampling:
         """What a request asks for, with all of the server's limits already in it."""
@@ -251,6 +264,6 @@ def _prepared(image: Image.Image, cfg: ImageConfig, low: bool) -> np.ndarray:
     return preprocess(image, cfg)
 
 
-def _key(source: Source, cfg: ImageConfig, how: object) -> bytes:
+def _key(digest: bytes, cfg: ImageConfig, how: object) -> bytes:
     """Of the content, and of everything that makes pixels of it (dataclasses of plain values)."""
-    return hashlib.sha256(source.digest + repr((cfg, how)).encode()).digest()
+    return hashlib.sha256(digest + repr((cfg, how)).encode()).digest()
