@@ -133,6 +133,7 @@ def forbidden(monkeypatch) -> Iterator[Listener]:
 def public(forbidden, monkeypatch) -> Iterator[http.server.ThreadingHTTPServer]:
     handler = type("Handler", (Public,), {"seen": [], "forbidden": forbidden.port})
     server = http.server.ThreadingHTTPServer((PUBLIC, forbidden.port), handler)
+    server.block_on_close = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(fetch, "is_public", lambda a: a == PUBLIC or is_public(a))
     yield server
