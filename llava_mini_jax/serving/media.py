@@ -229,7 +229,9 @@ class MediaReader:
     def _sampling(self, video: VideoOptions) -> FrameSampling:
         """What a request asks for, with all of the server's limits already in it."""
         count, fps = video.num_frames, video.fps
-        if count is not None and (isinstance(count, bool) or not (count > 0 or count == _ALL)):
+        if count is not None and (
+            isinstance(count, bool) or not (0 < count < math.inf or count == _ALL)
+        ):
             raise _no_option("num_frames", count, "a number of frames, or -1 for all")
         if fps is not None and (isinstance(fps, bool) or not (0 < fps < math.inf or fps == _ALL)):
             raise _no_option("fps", fps, "a finite number above 0, or -1 for all")
