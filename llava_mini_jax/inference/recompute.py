@@ -23,12 +23,15 @@ from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
     collate,
+    power_of_two,
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.inference.generate import upcoming
-from llava_mini_jax.inference.sampling import Sampling
+from llava_mini_jax.inference import bounds
+from llava_mini_jax.inference.answer import AnswerText, Settings
+from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.sampling import Sampling, make_sampling, next_token
+from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
@@ -44,7 +47,7 @@ def decode(
     There may be more examples than texts, and the rows behind them are padding.
     """
     for step in itertools.count():
-        token_B = np.asarray(upcoming(logits(examples), sampling, np.int32(step)))
+        token_B = np.asarray(_next(logits(examples), sampling, np.int32(step)))
         yield [text.push([token]) for text, token in zip(texts, token_B, strict=False)]
         if all(text.finish for text in texts):
             return
@@ -53,6 +56,67 @@ def decode(
             _longer(example, token) if goes else example
             for example, token, goes in zip(examples, token_B, going, strict=True)
         ]
+
+
+_next = jax.jit(next_token)
+
+
+def answering(
+    model: Loaded,
+    examples: Sequence[Example],
+    settings: Sequence[Settings],
+    batch_size: int,
+    hear: Callable[[int, Piece], None],
+    *,
+    logits: Logits | None = None,
+    **_: int,
+) -> Iterator[None]:
+    """engine.py's `answering`, without a cache: each `next` is a token of a batch.
+
+    Batches have the settings of their first example, but for seeds. Without `logits`, the model's.
+    """
+    logits = logits or whole_model(model.params, model.bundle, model.buckets)
+    for numbers in batches(examples, model.bundle, batch_size):
+        rows = [examples[number] for number in numbers]
+        own = [model.with_stop_text(settings[number]) for number in numbers]
+        texts = [
+            bounds.empty_text(row, model.bundle, model.tokenizer, model.stop_ids, s)
+            for row, s in zip(rows, own, strict=True)
+        ]
+        rows += padding_rows(rows)
+        s = own[0]
+        seeds = [one.seeds(1)[0] for one in own] + [0] * (len(rows) - len(texts))
+        sampling = make_sampling(len(rows), s.temperature, s.top_p, s.top_k, seeds, model.stop_ids)
+        before, done = [0] * len(texts), set[int]()
+        for pieces in decode(logits, rows, texts, sampling):
+            for place, (number, text) in enumerate(zip(numbers, texts, strict=True)):
+                if number in done:
+                    continue
+                answer = text.answer if text.finish else None
+                hear(number, Piece(pieces[place], text.ids[before[place] :], answer=answer))
+                before[place] = len(text.ids)
+                if answer is not None:
+                    done.add(number)
+            yield
+
+
+def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the examples that go together: one kind of pixels, and of similar length."""
+    kinds = [str(example.pixels.dtype) for example in examples]
+    lengths = [bounds.prompt_positions(example, bundle) for example in examples]
+    for kind in sorted(set(kinds)):
+        rows = [row for row in range(len(examples)) if kinds[row] == kind]
+        # A batch is as long as its longest row.
+        rows.sort(key=lambda row: lengths[row])
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
+def padding_rows(examples: Sequence[Example]) -> list[Example]:
+    """Rows that make `examples` a power of two; without a position, they are done at once."""
+    none = np.zeros(0, np.int32)
+    empty = Example(none, none.astype(bool), none + IGNORE, examples[0].pixels[:0], ())
+    return [empty] * (power_of_two(len(examples)) - len(examples))
 
 
 def _longer(example: Example, token: int) -> Example:
