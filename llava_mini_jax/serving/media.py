@@ -25,7 +25,7 @@ from llava_mini_jax.data.media.image_file import TooLargeError, load_image
 from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import FrameSampling, release_frame_indices
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, request
+from llava_mini_jax.inference import bounds, request
 from llava_mini_jax.inference.ticket import Medium
 from llava_mini_jax.serving import film
 from llava_mini_jax.serving.errors import ApiError
@@ -65,8 +65,8 @@ class MediaReader:
         self._counts: dict[tuple[str, bytes], int] = {}  # frames of films, by tenant and key
         self._decoders = threading.BoundedSemaphore(_DECODERS)
         # A quarter of the context is for text.
-        room = 3 * batch_decode.longest_prompt(bundle) // 4
-        fitting = max(1, room // batch_decode.tokens_per_image(bundle))
+        room = 3 * bounds.longest_prompt(bundle) // 4
+        fitting = max(1, room // bounds.tokens_per_image(bundle))
         self._most_frames = limits.frames or fitting
 
     def read(

@@ -206,6 +206,8 @@ WRITTEN = (
     *("ftp://127.0.0.1/", "gopher://127.0.0.1/", "dict://127.0.0.1/", "unix:///x", "HTTPS+x://a/"),
     *("http://", "http://?", "http://#@127.0.0.1", "http://[::1", "http://[127.0.0.1]/", ""),
     *("http://127.0.0.1:x/", "http://127.0.0.1:99999/", "http://127.0.0.1:-1/", "http://a..b/"),
+    *("http://user@allowed.example/", "http://a:b@allowed.example/", "http://@allowed.example/"),
+    *("http://allowed%2eexample/", "http://allowed.example\\/", "http://allowed.example/a b"),
     *("http://127.0.0.1/\0", "http://\u202e127.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1/ "),
 )
 
