@@ -42,7 +42,8 @@ FIELDS = ("temperature", "top_p", "top_k", "seed", "n", "max_tokens", "max_compl
           "stop", "stop_token_ids", "min_tokens", "ignore_eos", "logprobs", "top_logprobs", "model",
           "tools", "presence_penalty", "frequency_penalty", "repetition_penalty", "stream",
           "stream_options", "response_format", "tool_choice", "logit_bias", "cache_salt", "user",
-          "vision_tokens", "media_io_kwargs", "mm_processor_kwargs", "messages", "priority", "uuid")  # fmt: skip
+          "vision_tokens", "media_io_kwargs", "mm_processor_kwargs", "messages", "priority",
+          "uuid")  # fmt: skip
 ROLES = ("user", "assistant", "system", "developer", "tool", "function", "", "User", "human")
 GOOD = base64.b64encode(saved(picture())).decode()
 
