@@ -106,17 +106,16 @@ def _part(part: Any, where: str) -> str | ImagePart | VideoPart:
 
 
 def _address(given: Any, uuid: str | None, where: str) -> tuple[str | None, Any]:
-    """(url, detail) of {"url": ...}, or of the short form, the url alone."""
-    if isinstance(given, str):
-        return given, None
-    if given is None and uuid is not None:
-        return None, None
-    url = given.get("url") if isinstance(given, dict) else None
-    if url is None and uuid is not None and isinstance(given, dict):
-        return None, given.get("detail")
-    if not isinstance(url, str):
+    """(url, detail) of {"url": ...}, or of the short form, the url alone.
+
+    No url is good where a `uuid` says what was sent before.
+    """
+    fields = given if isinstance(given, dict) else {}
+    url = given if isinstance(given, str) else fields.get("url")
+    known = url is None and uuid is not None and isinstance(given, dict | None)
+    if not known and not isinstance(url, str):
         _refuse(where, 'there is no address; give {"url": "data:...;base64,..."}')
-    return url, given.get("detail")
+    return url, fields.get("detail")
 
 
 def _refuse(where: str, reason: str) -> NoReturn:

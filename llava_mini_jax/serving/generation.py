@@ -1,0 +1,102 @@
+"""The answers to one request while the engine makes them, on the event loop.
+
+Requests --submit--> Tickets, whose listener runs on the engine's thread
+                        '--call_soon_threadsafe--> queue --told--> (index, Piece), ...
+client gone, deadline, end of the server --close, fail--> every ticket cancelled
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.ticket import Piece, Request, Ticket
+
+Told = tuple[int, Piece]
+
+
+class Counts(Protocol):
+    """What an engine says of itself."""
+
+    running: int
+    waiting: int
+    slots: int
+    slots_in_use: int
+    kv_usage: float  # 0 to 1
+    compilations: int
+
+
+class Worker(Protocol):
+    """An engine on a thread of its own (inference/worker.py)."""
+
+    model: Model
+    state: str  # "starting", "ready" or "dead"
+
+    def start(self) -> None: ...
+    def submit(self, request: Request, listener: Callable[[Any], None]) -> Ticket: ...
+    def between(self, work: Callable[[], Any]) -> "Future[Any]": ...
+    def counts(self) -> Any: ...
+    def stop(self) -> None: ...
+
+
+class Generation:
+    """The tickets of one request. Made and used on the event loop; `close` ends it."""
+
+    def __init__(self, worker: Worker, requests: Sequence[Request]):
+        self._queue: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self.tickets: list[Ticket] = []
+        try:
+            for index, request in enumerate(requests):
+                self.tickets.append(worker.submit(request, self._listener(index)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _listener(self, index: int) -> Callable[[Piece | Exception], None]:
+        def listen(told: Piece | Exception) -> None:
+            # Of a loop that has ended nobody listens any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, told))
+
+        return listen
+
+    @property
+    def begun(self) -> bool:
+        return any(ticket.usage.begun is not None for ticket in self.tickets)
+
+    def fail(self, error: Exception) -> None:
+        """Ends it: `told` raises this behind what has been told already."""
+        self._queue.put_nowait((0, error))
+
+    def close(self) -> None:
+        """Cancels whatever has not ended."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def told(
+        self, *, pause: float, deadline: float, late: Callable[[], Exception]
+    ) -> AsyncIterator[Told | None]:
+        """Pieces as they come, until every answer has ended; None where nothing came for `pause`.
+
+        Raises what ended a request, and `late` if by `deadline` (time.monotonic) none of its work
+        has begun.
+        """
+        open_ones = len(self.tickets)
+        while open_ones:
+            waiting = not self.begun
+            seconds = min(pause, deadline - time.monotonic()) if waiting else pause
+            try:
+                index, told = await asyncio.wait_for(self._queue.get(), max(seconds, 0.001))
+            except TimeoutError:
+                if not self.begun and time.monotonic() >= deadline:
+                    raise late() from None
+                yield None
+                continue
+            if isinstance(told, Exception):
+                raise told
+            open_ones -= told.answer is not None
+            yield index, told
