@@ -26,7 +26,9 @@ def application(
     """An ASGI application; `page` are the routes of the web page, `open_paths` need no key."""
     inner = Starlette(
         routes=[*routes(service), *page],
-        exception_handlers=dict.fromkeys((ApiError, InputError, HTTPException), on_error),
+        exception_handlers=dict.fromkeys(
+            (ApiError, InputError, HTTPException, Exception), on_error
+        ),
     )
     inner.router.redirect_slashes = False  # a path with a slash behind it is another one
     metrics = ("/metrics",) if service.options.open_metrics else ()

@@ -67,7 +67,6 @@ def config(app: ASGIApp, service: Service) -> uvicorn.Config:
         loop="asyncio",  # others would take the signals' descriptor (signals.py)
         lifespan="off",
         log_config=None,
-        access_log=False,  # it has queries; guard.py writes lines
         server_header=False,
         timeout_keep_alive=KEPT_OPEN,
         timeout_graceful_shutdown=_CLOSING,

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -81,6 +87,7 @@ class Metrics:
 
     def __init__(self, model: str, load: Callable[[], Load], *, aliases: bool = False):
         self._model, self._aliases = model, aliases
+        disable_created_metrics()  # a series more for each, which no dashboard reads
         self.registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(
