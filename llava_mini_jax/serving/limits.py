@@ -36,9 +36,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise InputError(
                     f"the limit {field.name} is {value}; give a number above 0 (it has no value"
                     " that stands for no limit)"
