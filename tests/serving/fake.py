@@ -21,6 +21,8 @@ from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket, Token
 from llava_mini_jax.serving.app import application
+from llava_mini_jax.serving.limits import Limits
+from llava_mini_jax.serving.media import MediaReader
 from llava_mini_jax.serving.service import Options, Service
 from tests import tiny_model
 from tests.data import toy_tokenizers
@@ -234,7 +236,9 @@ def main() -> None:
 
     def program() -> int:
         bound = lifecycle.listen_on("127.0.0.1", int(sys.argv[1]))
-        made = service(FakeWorker(pace=float(sys.argv[2])), drain_delay=0.5, drain_timeout=5.0)
+        worker = FakeWorker(pace=float(sys.argv[2]))
+        reader = MediaReader(worker.model.bundle, Limits())
+        made = service(worker, reader, drain_delay=0.5, drain_timeout=5.0)
         lifecycle.run(application(made), made, bound)
         return 0
 
