@@ -65,6 +65,8 @@ class Guard:
             if not status:
                 await response(error)(scope, receive, sent)
         finally:
+            if "place" in scope:
+                scope["place"].leave()
             self._note(scope, status, time.perf_counter() - began, request_id)
 
     def _tenant(self, scope: Scope, headers: Headers) -> str:

@@ -92,6 +92,21 @@ async def _ask_chat(
         raise ApiError(400, str(error), param="messages") from error
 
 
+async def engine_request(service: Service, request: Request) -> ticket.Request:
+    """What the engine would be asked by a chat's body, for other work on it.
+
+    A place is held until the HTTP request is over: that work counts as an answer's.
+    """
+    service.check_open()
+    fields = await fields_of(request, ChatFields, service)
+    service.model_name(fields.model)
+    asking.check_vision_tokens(fields, service.worker.model.bundle)
+    asked = await service.quickly(conversation, fields.messages)
+    request.scope["place"] = service.enter(1)
+    tenant = _tenant(request, fields.cache_salt)
+    return (await _ask_chat(service, fields, asked, tenant))[0]
+
+
 async def _completion(service: Service, request: Request) -> Reply:
     arrived = time.perf_counter()
     service.check_open()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llava_mini_jax.inference.ticket import Medium
 from llava_mini_jax.serving.admission import Admission, Place
@@ -20,9 +20,6 @@ from llava_mini_jax.serving.generation import Worker
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.metrics import Load, Metrics
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
-
-if TYPE_CHECKING:
-    from llava_mini_jax.serving.reply import Reply
 
 T = TypeVar("T")
 _TICK = 0.02  # seconds between two looks at who is left
@@ -34,6 +31,12 @@ class Reader(Protocol):
     def read(
         self, parts: Sequence[ImagePart | VideoPart], video: VideoOptions, tenant: str
     ) -> list[Medium]: ...
+
+
+class Ending(Protocol):
+    """What is being answered: reply.py's Reply."""
+
+    def fail(self, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Service:
         self.created = int(time.time())
         self.admission = Admission(options.max_queued, worker.counts().slots)
         self.metrics = Metrics(options.names[0], self.load, aliases=options.vllm_metrics)
-        self.replies: set[Reply] = set()
+        self.replies: set[Ending] = set()
         self.draining = self.closed = False
         # Apart, so that no body waits to be read behind a film that is being fetched.
         self._quick = ThreadPoolExecutor(2, "serving-quick")
