@@ -100,6 +100,19 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, "default: %(default)g"
+    add(
+        "--slots",
+        type=int,
+        default=8,
+        metavar="N",
+        help=f"answers that are decoded together; {default}",
+    )
+    add(
+        "--lengths",
+        metavar="N,N,...",
+        help="positions of slots, prompt and answer; the longer, the fewer; default: 1024,4096 and"
+        " the model's own",
+    )
     add("--max-queued", type=int, default=128, metavar="N", help=f"answers at a time; {default}")
     add(
         "--queue-timeout",
@@ -175,6 +188,9 @@ def _check(args: argparse.Namespace) -> None:
                 " https://example.org, or * for all"
             )
     _devices(args.mesh)
+    _lengths(args.lengths)
+    if args.slots < 1:
+        raise InputError(f"--slots is {args.slots}; give 1 or more")
 
 
 def _limits(given: list[str]) -> "Limits":
@@ -201,6 +217,15 @@ def _limits(given: list[str]) -> "Limits":
     return Limits(**chosen)
 
 
+def _lengths(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise InputError(f"--lengths is {short(text)}; give positions such as 1024,4096")
+    return [int(word) for word in words]
+
+
 def _devices(mesh: str | None) -> int:
     """N of tensor=N; 0: no mesh."""
     if mesh is None:
@@ -222,7 +247,7 @@ def _meshed(devices: int) -> contextlib.AbstractContextManager[Any]:
 
 def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) -> int:
     from llava_mini_jax.inference.model import read
-    from llava_mini_jax.inference.worker import Worker
+    from llava_mini_jax.inference.worker import Worker, default_lanes
     from llava_mini_jax.serving import lifecycle
     from llava_mini_jax.serving.app import application
     from llava_mini_jax.serving.media import MediaReader
@@ -236,7 +261,8 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         with waiting(f"loading {args.model}"):
             model = read(opened)
             options = _options(model, limits, args)
-        worker = Worker(model)
+            lanes = default_lanes(model, args.slots, _lengths(args.lengths))
+        worker = Worker(model, lanes)
         worker.start()
         service = Service(worker, reader, options)
         _log()
@@ -244,7 +270,8 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         logging.getLogger(__name__).info("listening on http://%s:%d", host, port)
         lifecycle.run(application(service), service, bound)
         service.close()
-        worker.stop()
+        if worker.state == "ready":  # else it compiles, which nobody waits for any more
+            worker.stop()
     return 0
 
 

@@ -51,11 +51,12 @@ def check_vision_tokens(fields: ChatFields, bundle: Bundle) -> None:
         )
 
 
-def chat_prompt(asked: Conversation, model: Model) -> EncodedPrompt:
-    """InputError for a conversation that the template or the tokenizer cannot write."""
+def chat_prompt(asked: Conversation, model: Model, context: int) -> EncodedPrompt:
+    """InputError for a conversation that the template or the tokenizer cannot write, ApiError for
+    one whose text alone is too long."""
     turns = [*asked.turns, Turn("assistant", None)]
     prompt = encode_turns(turns, len(asked.media), model.bundle, model.tokenizer, "messages")
-    _check_length(int((prompt.ids >= 0).sum()) + len(asked.media), None, model.bundle)
+    _check_length(int((prompt.ids >= 0).sum()) + len(asked.media), None, model.bundle, context)
     return prompt
 
 
@@ -84,15 +85,16 @@ def requests(
     media: Sequence[Medium],
     fields: Fields,
     model: Model,
+    context: int,
     defaults: Defaults,
     tenant: str,
 ) -> list[Request]:
-    """One for each choice. ApiError where prompt and answer do not fit the context."""
+    """One for each choice. ApiError where prompt and answer do not fit `context` positions."""
     none = np.zeros((0, 1, 1, 1, 3), np.uint8)
     frames = tuple(medium.frames for medium in media)
     example = make_example(prompt, none, frames, model.bundle.prompt, training=False)
     taken = positions(example, batch_decode.tokens_per_image(model.bundle))
-    left = _check_length(taken, fields.limit, model.bundle)
+    left = _check_length(taken, fields.limit, model.bundle, context)
     settings = _settings(fields, defaults, left, model.bundle)
     assert isinstance(settings.seed, int)
     return [
@@ -103,9 +105,9 @@ def requests(
     ]
 
 
-def _check_length(taken: int, limit: int | None, bundle: Bundle) -> int:
+def _check_length(taken: int, limit: int | None, bundle: Bundle, context: int) -> int:
     """Positions that are left for an answer; ApiError where there are too few."""
-    context, longest = bundle.model.llm.max_positions, batch_decode.longest_prompt(bundle)
+    longest = min(batch_decode.longest_prompt(bundle), context - 1)
     if taken > longest:
         told = f"your prompt has {taken}"
         room = f" (of a prompt {longest})" * (longest < context - 1)

@@ -9,37 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from typing import Any, Protocol
 
-from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.ticket import Piece, Request, Ticket
+from llava_mini_jax.inference.worker import Worker
 
 Told = tuple[int, Piece]
-
-
-class Counts(Protocol):
-    """What an engine says of itself."""
-
-    running: int
-    waiting: int
-    slots: int
-    slots_in_use: int
-    kv_usage: float  # 0 to 1
-    compilations: int
-
-
-class Worker(Protocol):
-    """An engine on a thread of its own (inference/worker.py)."""
-
-    model: Model
-    state: str  # "starting", "ready" or "dead"
-
-    def start(self) -> None: ...
-    def submit(self, request: Request, listener: Callable[[Any], None]) -> Ticket: ...
-    def between(self, work: Callable[[], Any]) -> "Future[Any]": ...
-    def counts(self) -> Any: ...
-    def stop(self) -> None: ...
 
 
 class Generation:

@@ -80,6 +80,8 @@ class Load:
     slots_in_use: int
     kv_usage: float
     compilations: int
+    media: int
+    media_bytes: int
 
 
 class Metrics:
@@ -188,6 +190,8 @@ class _Engine:
             ("kv_cache_usage_perc", load.kv_usage, "share of the KV cache in use, 0 to 1"),
             ("slots", load.slots, "answers that the batch has room for"),
             ("slots_in_use", load.slots_in_use, "of these, taken"),
+            ("media_known", load.media, "pictures and films in memory"),
+            ("media_known_bytes", load.media_bytes, "bytes that they take"),
         ):
             family = GaugeMetricFamily(PREFIX + name, told, labels=["model_name"])
             family.add_metric([self._model], value)

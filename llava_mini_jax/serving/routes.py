@@ -80,13 +80,14 @@ async def _ask_chat(
 ) -> Sequence[ticket.Request]:
     model = service.worker.model
     try:
-        prompt = await service.quickly(asking.chat_prompt, asked, model)
+        prompt = await service.quickly(asking.chat_prompt, asked, model, service.context)
         media: list[ticket.Medium] = []
         if asked.media:
             video = asking.video_options(fields)
             media = await service.read_media(asked.media, video, tenant)
         return await service.quickly(
-            asking.requests, prompt, media, fields, model, service.options.defaults, tenant
+            partial(asking.requests, prompt, media, fields, model),
+            *(service.context, service.options.defaults, tenant),
         )
     except InputError as error:
         raise ApiError(400, str(error), param="messages") from error
@@ -123,14 +124,15 @@ async def _completion(service: Service, request: Request) -> Reply:
 async def _ask_text(
     service: Service, fields: CompletionFields, tenant: str
 ) -> Sequence[ticket.Request]:
-    model, defaults = service.worker.model, service.options.defaults
+    model, context = service.worker.model, service.context
+    defaults = service.options.defaults
 
     def written() -> list[ticket.Request]:
         return [
             one
             for text in fields.prompt
             for one in asking.requests(
-                asking.text_prompt(text, model), (), fields, model, defaults, tenant
+                asking.text_prompt(text, model), (), fields, model, context, defaults, tenant
             )
         ]
 
@@ -164,7 +166,7 @@ def _entry(service: Service, name: str) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "llava-mini",
-        "max_model_len": service.worker.model.bundle.model.llm.max_positions,
+        "max_model_len": service.context,
         "root": service.options.names[0],
         "parent": None,
     }

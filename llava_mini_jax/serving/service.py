@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from llava_mini_jax.inference.ticket import Medium
+from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.serving.admission import Admission, Place
 from llava_mini_jax.serving.asking import Defaults
 from llava_mini_jax.serving.errors import ApiError
-from llava_mini_jax.serving.generation import Worker
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.metrics import Load, Metrics
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
@@ -66,6 +66,8 @@ class Service:
     def __init__(self, worker: Worker, reader: Reader, options: Options):
         self.worker, self.reader, self.options = worker, reader, options
         self.created = int(time.time())
+        # Positions of a prompt and its answer together.
+        self.context = max(lane.length for lane in worker.lanes)
         self.admission = Admission(options.max_queued, worker.counts().slots)
         self.metrics = Metrics(options.names[0], self.load, aliases=options.vllm_metrics)
         self.replies: set[Ending] = set()
@@ -139,6 +141,8 @@ class Service:
             slots_in_use=counts.slots_in_use,
             kv_usage=counts.kv_usage,
             compilations=counts.compilations,
+            media=counts.media,
+            media_bytes=counts.media_bytes,
         )
 
     async def drain(self, *, delay: float) -> None:

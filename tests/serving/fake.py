@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import AnswerText
+from llava_mini_jax.inference.lanes import LaneSize
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket, Token
+from llava_mini_jax.inference.worker import Counts
 from llava_mini_jax.serving.app import application
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.media import MediaReader
@@ -30,18 +31,6 @@ from tests.data import toy_tokenizers
 NAME = "fake-llava"
 FILLER = ("cat", "dog", "hé", "日本", "😀", "sun", "blue", "two")
 DEFECT = "lost <_io.BytesIO object at 0x7f12ab34> in /secret/place/engine.py"
-
-
-@dataclass
-class Counts:
-    running: int
-    waiting: int
-    slots: int
-    slots_in_use: int
-    kv_usage: float
-    compilations: int
-    steps: int
-    tokens: int
 
 
 @functools.cache
@@ -124,6 +113,7 @@ class FakeWorker:
 
     def __init__(self, *, slots: int = 4, pace: float = 0.0, positions: int = 256):
         self.model, self.state = model(positions), "starting"
+        self.lanes = [LaneSize(slots, positions)]
         self.slots, self.pace, self.steps = slots, pace, 0
         self._waiting: list[Ticket] = []
         self._rows: list[Row] = []
@@ -155,7 +145,8 @@ class FakeWorker:
             kv_usage=running / self.slots,
             compilations=0,
             steps=self.steps,
-            tokens=running,
+            media=0,
+            media_bytes=0,
         )
 
     def stop(self) -> None:

@@ -132,5 +132,6 @@ def test_probes_answer_at_once_while_32_pictures_are_decoded() -> None:
         over.set()
         prober.join()
         assert {reply.status for reply in replies} == {200}, replies[0].body
-        # 50 ms are promised where the machine is ours alone; on the loop it would be seconds.
-        assert sorted(seconds)[int(0.99 * len(seconds))] < 0.2, sorted(seconds)[-5:]
+        # A P99 of 50 ms is promised where the machine is the server's alone; here the tests of
+        # others run beside it. Decoding on the loop takes ten times as long.
+        assert sorted(seconds)[int(0.9 * len(seconds))] < 0.1, sorted(seconds)
