@@ -40,7 +40,8 @@ class Generation:
 
     @property
     def begun(self) -> bool:
-        return any(ticket.usage.begun is not None for ticket in self.tickets)
+        usages = [ticket.usage for ticket in self.tickets]
+        return any(usage.begun is not None or usage.first is not None for usage in usages)
 
     def fail(self, error: Exception) -> None:
         """Ends it: `told` raises this behind what has been told already."""

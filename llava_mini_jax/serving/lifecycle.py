@@ -8,6 +8,7 @@ SIGTERM, Ctrl-C --> drain: /ready 503, then new work 503, answers end --> status
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.serving.connection import protocol
 from llava_mini_jax.serving.service import Service
 
+LOG = logging.getLogger(__name__)
 KEPT_OPEN = 75  # seconds that an idle connection is kept; load balancers keep theirs for 60
 _CLOSING = 5  # seconds for connections to end, once nobody is answered any more
 _SAME = 0.05  # seconds: a terminal and a wrapper both hand one signal on
@@ -78,7 +80,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
-        self._service = service
+        self._service, self._state, self._began = service, "", time.monotonic()
         self._signalled_at: float | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -94,6 +96,12 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        if (state := self._service.worker.state) != self._state:
+            self._state = state
+            LOG.info("the engine is %s, after %.0f s", state, time.monotonic() - self._began)
+        return await super().on_tick(counter)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

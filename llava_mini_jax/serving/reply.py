@@ -95,7 +95,10 @@ class Reply:
     async def _events(self) -> AsyncIterator[Told | None]:
         """Pieces as they come; None for every while in which nothing came."""
         pause = self._service.options.keep_alive
-        self._preparing = asyncio.ensure_future(self._prepare())
+        # Let go of: it holds what the client has sent, which may be large.
+        prepare, self._prepare = self._prepare, _nothing
+        self._preparing = asyncio.ensure_future(prepare())
+        del prepare
         try:
             while not (await asyncio.wait({self._preparing}, timeout=pause))[0]:
                 if time.monotonic() >= self._deadline:
@@ -187,6 +190,10 @@ class Reply:
         if options is not None and options.include_usage:
             more["usage"] = self._usage()
         return [{**self._shape.behind(), **more}] if more else []
+
+
+async def _nothing() -> Sequence[Request]:
+    return ()
 
 
 async def _gone(receive: Receive) -> None:

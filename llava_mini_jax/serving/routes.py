@@ -68,6 +68,7 @@ async def _chat(service: Service, request: Request) -> Reply:
     name = service.model_name(fields.model)
     asking.check_vision_tokens(fields, model.bundle)
     asked = await service.quickly(conversation, fields.messages)
+    fields.messages.clear()  # what is large of them is in `asked`, until it has been read
     service.check_open()  # it may have closed while the body came
     place = service.enter(fields.n)
     shape = ChatShape(name, service.options.fingerprint, model.tokenizer, fields.logprobs)

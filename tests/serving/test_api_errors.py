@@ -206,18 +206,18 @@ def test_a_server_that_is_not_ready_says_when_to_come_back() -> None:
 SECRETS = ("0x7f", "/secret", "BytesIO", "Error:", "Traceback", "engine.py")
 
 
-def test_a_defect_says_nothing_and_ends_only_its_request(client: Client, caplog: Any) -> None:
-    reply = client.chat("fail at once")
+def test_a_defect_says_nothing_and_ends_only_its_request(ruled: Client, caplog: Any) -> None:
+    reply = ruled.chat("fail at once")
     assert (reply.status, reply.error["type"]) == (500, "InternalServerError")
-    streamed = client.chat("fail at once", stream=True)
+    streamed = ruled.chat("fail at once", stream=True)
     assert streamed.status == 500 and streamed.error["message"] == reply.error["message"]
     assert not any(secret in (reply.body + streamed.body).decode() for secret in SECRETS)
     assert fake.DEFECT in caplog.text  # for the operator
-    assert client.chat("hello").status == 200
+    assert ruled.chat("hello").status == 200
 
 
-def test_a_defect_in_a_stream_is_an_event(client: Client) -> None:
-    *chunks, last = client.streamed("please fail")
+def test_a_defect_in_a_stream_is_an_event(ruled: Client) -> None:
+    *chunks, last = ruled.streamed("please fail")
     assert joined(chunks) and set(last) == {"error"}
     assert (last["error"]["code"], last["error"]["type"]) == (500, "InternalServerError")
     assert not any(secret in json.dumps(last) for secret in SECRETS)

@@ -15,8 +15,12 @@ from tests.serving.test_api_load import long_one, opened
 
 openai = pytest.importorskip("openai")
 
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/p"
+    "LvAAAAAElFTkSuQmCC"
+)
 ASKED: Any = [{"role": "user", "content": "hello there"}]
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+PICTURE = {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}
 
 
 @contextlib.contextmanager
@@ -70,11 +74,12 @@ def test_streams(ask: Any, client: Client) -> None:
     assert text == client.said("hello there") and chunks[-1].usage.total_tokens > 0
 
 
-def test_an_error_in_a_stream_is_an_exception(ask: Any) -> None:
+def test_an_error_in_a_stream_is_an_exception(ruled: Client) -> None:
     messages: Any = [{"role": "user", "content": "please fail"}]
-    stream = ask.chat.completions.create(model=fake.NAME, messages=messages, stream=True)
-    with pytest.raises(openai.APIError, match="failed to answer"):
-        list(stream)
+    with sdk(ruled) as ask:
+        stream = ask.chat.completions.create(model=fake.NAME, messages=messages, stream=True)
+        with pytest.raises(openai.APIError, match="failed to answer"):
+            list(stream)
 
 
 def test_errors_have_the_exception_of_their_status(ask: Any, client: Client) -> None:
