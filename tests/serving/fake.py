@@ -64,7 +64,7 @@ class Row:
         left = model.bundle.model.llm.max_positions - words - image
         self.text = AnswerText(
             model.tokenizer,
-            () if settings.ignore_end else (*model.stop_ids, *settings.stop_ids),
+            (*settings.stop_ids, *(() if settings.ignore_end else model.stop_ids)),
             settings.stop,
             min(settings.max_new_tokens, left),
             "length",

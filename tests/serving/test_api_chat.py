@@ -31,14 +31,14 @@ def prompts(count: int) -> list[str]:
 
 
 def test_an_answer_has_the_whole_shape(client: Client) -> None:
-    reply = client.chat("hello")
+    reply = client.chat("hello", max_tokens=3)
     told = reply.json
     assert reply.status == 200 and reply.headers["content-type"] == "application/json"
     assert told["id"].startswith("chatcmpl-") and len(told["id"]) == len("chatcmpl-") + 32
     assert (told["object"], told["model"]) == ("chat.completion", fake.NAME)
     (choice,) = told["choices"]
     assert choice["message"]["role"] == "assistant" and choice["message"]["content"]
-    assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "stop")
+    assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
     usage = told["usage"]
     assert usage["prompt_tokens"] + usage["completion_tokens"] == usage["total_tokens"]
     details = usage["prompt_tokens_details"]
@@ -53,7 +53,9 @@ def test_streamed_pieces_are_the_whole_text(client: Client) -> None:
 
 
 def test_a_stream_is_what_clients_read(client: Client) -> None:
-    reply = client.chat("hello", stream=True, stream_options={"include_usage": True})
+    whole = client.chat("hello", max_tokens=8).json
+    options = {"include_usage": True}
+    reply = client.chat("hello", max_tokens=8, stream=True, stream_options=options)
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-cache"
     assert reply.headers["x-accel-buffering"] == "no"
@@ -61,12 +63,13 @@ def test_a_stream_is_what_clients_read(client: Client) -> None:
     for name in ("id", "created", "model", "object"):
         assert len({chunk[name] for chunk in [*chunks, last]}) == 1
     assert last["object"] == "chat.completion.chunk" and last["choices"] == []
-    assert last["usage"] == client.chat("hello").json["usage"]
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert all(last["usage"][name] == whole["usage"][name] for name in counts)
     assert all(chunk["usage"] is None for chunk in chunks)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     ends = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
-    assert ends == [None] * (len(chunks) - 1) + ["stop"]
-    assert len(chunks) > 5  # it did not come in one piece
+    assert ends == [None] * (len(chunks) - 1) + [whole["choices"][0]["finish_reason"]]
+    assert len(chunks) > 4  # it did not come in one piece
 
 
 def test_usage_comes_only_when_asked_and_continuously_on_demand(client: Client) -> None:
@@ -103,17 +106,18 @@ def test_zero_temperature_and_a_seed_repeat_themselves(client: Client) -> None:
 
 
 def test_a_stop_string_is_never_shown(client: Client) -> None:
-    whole = client.said("one two three four")
+    short = dict(max_tokens=16)
+    whole = client.said("one two three four", **short)
     assert len(whole) > 12
     for start, size in itertools.product(range(0, len(whole) - 6, 3), (1, 2, 6)):
         stop = whole[start : start + size]
         expected = whole[: whole.index(stop)].strip()
-        told = client.chat("one two three four", stop=stop).json["choices"][0]
+        told = client.chat("one two three four", stop=stop, **short).json["choices"][0]
         assert (told["message"]["content"], told["finish_reason"]) == (expected, "stop"), stop
-        assert joined(client.streamed("one two three four", stop=[stop, "never"])) == expected
+        assert joined(client.streamed("one two three four", stop=[stop, "-"], **short)) == expected
 
 
-def test_both_names_of_the_limit_and_ends_that_are_ignored(client: Client) -> None:
+def test_both_names_of_the_limit(client: Client) -> None:
     def ended(**fields: Any) -> tuple[int, str]:
         told = client.chat("hello there", **fields).json
         return told["usage"]["completion_tokens"], told["choices"][0]["finish_reason"]
@@ -121,12 +125,22 @@ def test_both_names_of_the_limit_and_ends_that_are_ignored(client: Client) -> No
     assert ended(max_tokens=3) == (3, "length")
     assert ended(max_completion_tokens=4, max_tokens=3) == (4, "length")
     assert ended(max_tokens=60, ignore_eos=True, stop=None) == (60, "length")
-    count, _ = ended()
-    assert ended(min_tokens=count + 5, max_tokens=90)[0] >= count + 5
     chunks = client.streamed(
         "hello", max_tokens=40, ignore_eos=True, stream_options={"include_usage": True}
     )
     assert chunks[-1]["usage"]["completion_tokens"] == 40
+
+
+def test_ends_of_other_kinds(ruled: Client) -> None:
+    def told(**fields: Any) -> tuple[str, int]:
+        answer = ruled.chat("a, b, c", **fields).json
+        return answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+
+    whole, count = told()
+    assert told(min_tokens=count + 5)[1] >= count + 5
+    comma = fake.model().tokenizer.convert_tokens_to_ids(",")
+    assert told(stop_token_ids=[comma])[0] == whole.partition(",")[0]
+    assert told(stop_token_ids=[comma], ignore_eos=True, max_tokens=50)[1] < 50
 
 
 def test_log_probabilities(client: Client) -> None:
