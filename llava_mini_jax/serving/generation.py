@@ -65,7 +65,9 @@ class Generation:
             waiting = not self.begun
             seconds = min(pause, deadline - time.monotonic()) if waiting else pause
             try:
-                index, told = await asyncio.wait_for(self._queue.get(), max(seconds, 0.001))
+                # Not wait_for: Python 3.11's forgets that it was cancelled if a piece comes too.
+                async with asyncio.timeout(max(seconds, 0.001)):
+                    index, told = await self._queue.get()
             except TimeoutError:
                 if not self.begun and time.monotonic() >= deadline:
                     raise late() from None

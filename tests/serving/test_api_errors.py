@@ -1,6 +1,7 @@
 """What is wrong with a request: one shape, the right status, and nothing of the machine."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -120,6 +121,7 @@ MALFORMED: list[tuple[bytes, str | None]] = [
         (said(media_io_kwargs={"video": {"fps": wrong}}), "media_io_kwargs")
         for wrong in (0, -0.5, "x")
     ),
+    (said(media_io_kwargs={"video": {"fps": 5}}).replace(b"5", b"1e999"), "media_io_kwargs"),
     (said(mm_processor_kwargs={"fps": 500_000}), "mm_processor_kwargs"),
     *((said(cache_salt=wrong), "cache_salt") for wrong in ("", "s" * 129, 3)),
     *((said(vision_tokens=wrong), "vision_tokens") for wrong in (576, 0, "1")),
@@ -187,6 +189,12 @@ def test_the_other_statuses(client: Client) -> None:
         large = small.chat("x" * 3000)
         assert (large.status, large.error["type"]) == (413, "RequestTooLarge")
         assert small.chat("x").status == 200
+        with socket.create_connection(("127.0.0.1", small.port), timeout=5) as raw:
+            raw.sendall(
+                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {10**12}\r\n\r\n".encode()
+            )
+            assert b" 413 " in raw.recv(1000)  # before any of it was sent
 
 
 def test_a_server_that_is_not_ready_says_when_to_come_back() -> None:
@@ -212,6 +220,7 @@ def test_a_defect_says_nothing_and_ends_only_its_request(ruled: Client, caplog: 
     streamed = ruled.chat("fail at once", stream=True)
     assert streamed.status == 500 and streamed.error["message"] == reply.error["message"]
     assert not any(secret in (reply.body + streamed.body).decode() for secret in SECRETS)
+    assert "lost" not in reply.error["message"]
     assert fake.DEFECT in caplog.text  # for the operator
     assert ruled.chat("hello").status == 200
 

@@ -1,5 +1,6 @@
 """Many clients: a full queue, clients that leave, silence, probes under load, figures."""
 
+import asyncio
 import concurrent.futures
 import json
 import random
@@ -7,10 +8,12 @@ import re
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from llava_mini_jax.inference.ticket import Piece, Ticket
+from llava_mini_jax.serving.generation import Generation
 from tests.serving import fake
 from tests.serving.running import Client, joined, running, wait_until
 
@@ -220,3 +223,23 @@ def test_a_stream_beside_others_is_whole(client: Client) -> None:
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         together = list(pool.map(lambda text: joined(client.streamed(text)), alone))
     assert together == list(alone.values())
+
+
+def test_a_piece_that_comes_with_the_end_does_not_keep_it_going() -> None:
+    class Silent(fake.FakeWorker):
+        def submit(self, request: Any, listener: Any) -> Ticket:
+            return Ticket(request, listener)
+
+    async def ended() -> bool:
+        request: Any = None
+        generation = Generation(cast(Any, Silent()), [request])
+        told = generation.told(pause=9, deadline=time.monotonic() + 9, late=RuntimeError)
+        task = asyncio.ensure_future(anext(told))
+        await asyncio.sleep(0.01)
+        generation.tickets[0].listener(Piece("a", (), 1))
+        await asyncio.sleep(0)  # it is in the queue, and not yet taken
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+        return task.cancelled()
+
+    assert asyncio.run(ended())
