@@ -55,9 +55,9 @@ class Fetcher:
     A host without a port is one with its scheme's own. Raises InputError for a wrong list.
     """
 
-    def __init__(self, hosts: Sequence[str], *, resolve: Resolve = socket.getaddrinfo):
+    def __init__(self, hosts: Sequence[str], *, resolve: Resolve | None = None):
         self._hosts = {_listed(host) for host in hosts}
-        self._resolve = resolve
+        self._resolve = resolve or socket.getaddrinfo
 
     def fetch(self, url: str, *, seconds: float, most: int, name: str, param: str) -> bytes:
         """The content, of at most `most` bytes, within `seconds` in all.

@@ -25,7 +25,7 @@ from llava_mini_jax.data.media.image_file import TooLargeError, load_image
 from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import FrameSampling, release_frame_indices
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, request
+from llava_mini_jax.inference import bounds, request
 from llava_mini_jax.inference.ticket import Medium
 from llava_mini_jax.serving import film
 from llava_mini_jax.serving.errors import ApiError
@@ -65,8 +65,8 @@ class MediaReader:
         self._counts: dict[tuple[str, bytes], int] = {}  # frames of films, by tenant and key
         self._decoders = threading.BoundedSemaphore(_DECODERS)
         # A quarter of the context is for text.
-        room = 3 * batch_decode.longest_prompt(bundle) // 4
-        fitting = max(1, room // batch_decode.tokens_per_image(bundle))
+        room = 3 * bounds.longest_prompt(bundle) // 4
+        fitting = max(1, room // bounds.tokens_per_image(bundle))
         self._most_frames = limits.frames or fitting
 
     def read(
@@ -229,7 +229,9 @@ class MediaReader:
     def _sampling(self, video: VideoOptions) -> FrameSampling:
         """What a request asks for, with all of the server's limits already in it."""
         count, fps = video.num_frames, video.fps
-        if count is not None and (isinstance(count, bool) or not (count > 0 or count == _ALL)):
+        if count is not None and (
+            isinstance(count, bool) or not (0 < count < math.inf or count == _ALL)
+        ):
             raise _no_option("num_frames", count, "a number of frames, or -1 for all")
         if fps is not None and (isinstance(fps, bool) or not (0 < fps < math.inf or fps == _ALL)):
             raise _no_option("fps", fps, "a finite number above 0, or -1 for all")

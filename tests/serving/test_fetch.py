@@ -133,7 +133,8 @@ def forbidden(monkeypatch) -> Iterator[Listener]:
 def public(forbidden, monkeypatch) -> Iterator[http.server.ThreadingHTTPServer]:
     handler = type("Handler", (Public,), {"seen": [], "forbidden": forbidden.port})
     server = http.server.ThreadingHTTPServer((PUBLIC, forbidden.port), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.block_on_close = False
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(fetch, "is_public", lambda a: a == PUBLIC or is_public(a))
     yield server
     server.shutdown()
@@ -205,6 +206,8 @@ WRITTEN = (
     *("ftp://127.0.0.1/", "gopher://127.0.0.1/", "dict://127.0.0.1/", "unix:///x", "HTTPS+x://a/"),
     *("http://", "http://?", "http://#@127.0.0.1", "http://[::1", "http://[127.0.0.1]/", ""),
     *("http://127.0.0.1:x/", "http://127.0.0.1:99999/", "http://127.0.0.1:-1/", "http://a..b/"),
+    *("http://user@allowed.example/", "http://a:b@allowed.example/", "http://@allowed.example/"),
+    *("http://allowed%2eexample/", "http://allowed.example\\/", "http://allowed.example/a b"),
     *("http://127.0.0.1/\0", "http://\u202e127.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1/ "),
 )
 
@@ -217,7 +220,7 @@ def test_no_form_of_an_inner_address_is_reached(forbidden, public, scheme, host)
             error = refused(url, *hosts, seconds=2.0)
             assert error.status in (400, 422)
             assert "127" not in error.message and "0x" not in error.message
-    refused(f"{scheme}://{host}:{forbidden.port + 1}/")
+    refused(f"{scheme}://{host.partition('/')[0]}:{forbidden.port + 1}/")
 
 
 @pytest.mark.parametrize("url", WRITTEN)
@@ -331,4 +334,13 @@ def test_a_wrong_list_is_refused(host):
 
 def test_public_addresses():
     assert all(map(is_public, ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1"]))
+    for address in (
+        *("0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1"),
+        *("192.0.0.1", "192.0.2.1", "192.168.0.1", "198.18.0.1", "224.0.0.251", "239.1.2.3"),
+        *("240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1"),
+        *("::ffff:8.8.8.8", "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "100::1"),
+        *("2001::7f00:1", "2001:db8::1", "2002:7f00:1::1", "fc00::1", "fd00:ec2::254", "fe80::1"),
+        *("fec0::1", "ff02::1", "ff0e::1"),
+    ):
+        assert not is_public(address), address
     assert parse("http://a.example").target == "/"
