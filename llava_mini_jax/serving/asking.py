@@ -16,7 +16,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import make_example, positions
 from llava_mini_jax.data.text.conversation import EncodedPrompt, Template, Turn, encode
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import encode_turns
@@ -42,7 +42,7 @@ class Defaults:
 
 def check_vision_tokens(fields: ChatFields, bundle: Bundle) -> None:
     """ApiError for another number of tokens a picture than the checkpoint gives."""
-    has = batch_decode.tokens_per_image(bundle)
+    has = bounds.tokens_per_image(bundle)
     if fields.vision_tokens not in (None, has):
         raise ApiError(
             400,
@@ -93,7 +93,7 @@ def requests(
     none = np.zeros((0, 1, 1, 1, 3), np.uint8)
     frames = tuple(medium.frames for medium in media)
     example = make_example(prompt, none, frames, model.bundle.prompt, training=False)
-    taken = positions(example, batch_decode.tokens_per_image(model.bundle))
+    taken = positions(example, bounds.tokens_per_image(model.bundle))
     left = _check_length(taken, fields.limit, model.bundle, context)
     settings = _settings(fields, defaults, left, model.bundle)
     assert isinstance(settings.seed, int)
@@ -107,7 +107,7 @@ def requests(
 
 def _check_length(taken: int, limit: int | None, bundle: Bundle, context: int) -> int:
     """Positions that are left for an answer; ApiError where there are too few."""
-    longest = min(batch_decode.longest_prompt(bundle), context - 1)
+    longest = min(bounds.longest_prompt(bundle), context - 1)
     if taken > longest:
         told = f"your prompt has {taken}"
         room = f" (of a prompt {longest})" * (longest < context - 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.lanes import LaneSize
 from llava_mini_jax.inference.model import Model
@@ -45,7 +45,7 @@ def model(positions: int = 256) -> Model:
         eos_ids=(tokenizer.convert_tokens_to_ids("</s>"),),
     )
     params: Any = None
-    return Model(params, bundle, tokenizer, batch_decode.buckets_for(bundle))
+    return Model(params, bundle, tokenizer, bounds.buckets_for(bundle))
 
 
 class Row:
@@ -104,7 +104,7 @@ class Row:
             top = [(token, -0.25), *((token + n, float("-inf")) for n in range(1, 21))]
             tokens = [Token(token, -0.25, top[: settings.logprobs])]
         over = self.text.answer if self.text.finish else None
-        self.ticket.listener(Piece(piece, tokens, len(self.text.ids) - number, over))
+        self.ticket.listener(Piece(piece, self.text.ids[number:], tokens, over))
         return over is None
 
 
