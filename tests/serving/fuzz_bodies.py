@@ -129,7 +129,7 @@ def _value(rng: random.Random, files: list[bytes]) -> Any:
         lambda: rng.choice(NUMBERS),
         lambda: copy.deepcopy(rng.choice(OTHERS)),
         lambda: rng.choice(ROLES),
-        lambda: nested(rng.choice((3, 50, 300)), rng.random() < 0.5),
+        lambda: nested(rng.choice((3, 30, 90)), rng.random() < 0.5),
         lambda: strange_url(rng, GOOD),
         lambda: {"url": strange_url(rng, GOOD), "detail": rng.choice((None, 1, "low", "huge"))},
         lambda: _damaged_picture(rng, files),

@@ -254,6 +254,7 @@ film_child.main()
 )
 def test_whatever_happens_there_is_an_error_here(place, monkeypatch, tmp_path, body, reason):
     running(monkeypatch, tmp_path, LIMITED.format(body=body))
+    monkeypatch.setattr(film, "_PATIENCE", 50)  # its own limits end it
     limits = {"film_seconds": 1.0, "film_megabytes": 200}
     error = refused(url(place / "short.mp4"), to=reader(**limits))
     assert error.status == 400 and reason in error.message
@@ -285,6 +286,23 @@ def test_a_film_that_is_dropped_ends_its_process(place):
     assert len(children()) == 1
     del found
     gc.collect()
+    assert not children()
+
+
+SLEEPER = """
+import sys, time
+sys.stdout.buffer.write(b'{"frames": 5}\\n' + b"\\x01" + bytes(16 * 16 * 3))
+sys.stdout.buffer.flush()
+time.sleep(100)
+"""
+
+
+def test_a_process_that_does_not_notice_is_ended(place, monkeypatch, tmp_path):
+    running(monkeypatch, tmp_path, SLEEPER)
+    found = read(url(place / "short.mp4")).read()
+    next(found)
+    assert len(children()) == 1
+    found.close()
     assert not children()
 
 
