@@ -20,6 +20,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
 CHUNK = 8  # pictures or frames at a time
+WITH_QUERIES = ("similarity", "multi_head")  # the kinds of compressor that attend to patches
 
 
 def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> np.ndarray:
@@ -27,7 +28,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 
     Raises InputError for models whose compressor has no attention over the picture alone.
     """
-    if cfg.compressor.kind not in ("similarity", "multi_head"):
+    if cfg.compressor.kind not in WITH_QUERIES:
         raise InputError(
             f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; take a'
             " LLaVA-Mini with query-based compression"

@@ -10,7 +10,7 @@ resizing of pictures and tokenising are not.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example, fused_places, positions
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate
+from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import compressor, llava_mini
@@ -161,23 +161,38 @@ def timed(run: Callable[[], Any]) -> Runner:
 
 def runner(model: Candidate, request: Request) -> Runner:
     """Milliseconds to the first token, and of each after it."""
-    cfg, example = model.cfg, make_example(model.cfg, request)
-    places = request.text + request.images * cfg.tokens_per_image(request.parts)
-    if places + request.new_tokens + 1 > cfg.llm.max_positions:
+    return answering(model, make_example(model.cfg, request), request.new_tokens)
+
+
+def answering(
+    model: Candidate,
+    example: Example,
+    new_tokens: int,
+    lengths: Sequence[int] = (),
+    room: int | None = None,
+) -> Runner:
+    """`runner` for an example with its pixels.
+
+    It is padded to the next of `lengths`, or not at all, with `room` for new tokens, or just for
+    those: what examples have in common here is compiled once. Raises InputError where the model has
+    too few positions.
+    """
+    cfg, places = model.cfg, places_of(model, example)
+    if places + new_tokens + 1 > cfg.llm.max_positions:
         raise InputError(
-            f"{places} positions and {request.new_tokens} new tokens are more than the model's"
+            f"{places} positions and {new_tokens} new tokens are more than the model's"
             f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
         )
-    lengths = tuple(sorted({len(example.ids), places}))
+    exact = tuple(sorted({len(example.ids), places}))
     prefill = partial(
         generate.encode_and_prefill,
         model.params,
         cfg,
         [example],
-        Buckets(lengths=lengths, images=(request.images,)),
+        Buckets(lengths=tuple(lengths) or exact, images=(max(1, len(example.pixels)),)),
         cfg.llm.max_positions - 1,
         "right",
-        request.new_tokens + 1,
+        (room or new_tokens) + 1,
     )
     sampling = make_sampling(1, 0.0, 1.0, 0, 0, ())
 
@@ -186,10 +201,44 @@ def runner(model: Candidate, request: Request) -> Runner:
         state = prefill()
         np.asarray(generate.upcoming(state.logits_BV, sampling, state.step))
         first = time.perf_counter()
-        state = generate.decode(model.params, state, sampling, jnp.int32(request.new_tokens), cfg)
+        state = generate.decode(model.params, state, sampling, jnp.int32(new_tokens), cfg)
         np.asarray(state.tokens_BN)
         end = time.perf_counter()
-        return 1e3 * (first - began), 1e3 * (end - first) / request.new_tokens
+        return 1e3 * (first - began), 1e3 * (end - first) / new_tokens
+
+    return run
+
+
+def places_of(model: Candidate, example: Example) -> int:
+    """Positions of the language model that an example takes."""
+    parts = example.pixels.shape[1]
+    return positions(example, model.cfg.tokens_per_image(parts))
+
+
+def seeing(model: Candidate, example: Example) -> Runner:
+    """Milliseconds of the tower for an example's pictures, and of all that follows up to the
+    language model: projector, compressor and pre-fusion."""
+    params, cfg = model.params, model.cfg
+    chunks = [(pixels, (rows == 0).sum()) for pixels, rows, _ in generate.frame_chunks([example])]
+    ids_BT = np.maximum(example.ids, 0)[None]
+    fuse_BF = jnp.asarray(fused_places([example.fuse], ids_BT.shape[1]))
+    _, text_BFD = generate.embed_text(params, ids_BT, fuse_BF, cfg)
+
+    def run() -> tuple[float, float]:
+        began = time.perf_counter()
+        seen = [session_programs.encode_vision(params, pixels, cfg) for pixels, _ in chunks]
+        jax.block_until_ready(seen)
+        looked = time.perf_counter()
+        total_FD, tokens = jnp.zeros(text_BFD.shape[1:], jnp.float32), []
+        for features_IJPE, (_, count) in zip(seen, chunks, strict=True):
+            tokens_IQD, memory = session_programs.prefuse_images(params, features_IJPE, cfg)
+            tokens.append(tokens_IQD)
+            if memory is not None:
+                total_FD = session_programs.prefuse_text(
+                    params, total_FD, memory, np.int32(count), text_BFD, cfg
+                )
+        jax.block_until_ready((tokens, total_FD))
+        return 1e3 * (looked - began), 1e3 * (time.perf_counter() - looked)
 
     return run
 
