@@ -107,6 +107,12 @@ def _listen() -> None:
         _State.listens = True
 
 
+def compiled() -> int:
+    """Programs that this process has needed so far, those read from the folder included."""
+    _listen()
+    return _State.counts.asked
+
+
 def news() -> str:
     """What has been compiled since this was called last; "" for nothing."""
     now, before, _State.told = _State.counts, _State.told, _State.counts

@@ -14,7 +14,7 @@ Explicit and JAX checks every annotation while tracing.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -142,6 +142,22 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def current_mesh() -> jax.sharding.Mesh | None:
+    """The mesh of this thread, for another one (`use_mesh`); None without one."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
+def use_mesh(mesh: jax.sharding.Mesh | None) -> AbstractContextManager:
+    """`current_mesh`'s, in this thread."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def on_mesh() -> bool:
+    """Whether a mesh is set, so that arrays may lie in pieces."""
+    return not jax.sharding.get_abstract_mesh().empty
 
 
 def on_one_cpu() -> bool:

@@ -42,6 +42,7 @@ class Settings:
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
             ("top_k", 0 <= self.top_k < 2**31, "a number from 0 (all tokens) to 2147483647"),
+            ("min_tokens", self.min_tokens >= 0, "0 or more"),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
             ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of such"),
         ):
@@ -83,15 +84,23 @@ class AnswerText:
         stop: Sequence[str],
         allowance: int,
         at_allowance: str,
+        *,
+        quiet: int = 0,
     ):
-        """`at_allowance` is the `finish` of an answer that reaches `allowance` tokens."""
+        """`at_allowance` is the `finish` of an answer that reaches `allowance` tokens; before
+        `quiet` tokens no stop string ends it."""
         self.tokenizer, self.stop_ids, self.stop = tokenizer, frozenset(stop_ids), tuple(stop)
-        self.allowance, self.at_allowance = allowance, at_allowance
+        self.allowance, self.at_allowance, self._quiet = allowance, at_allowance, quiet
         self.ids: list[int] = []
         self.text = ""  # what has gone out
         self.finish: str | None = None
         self._raw = ""  # all text that is settled, spaces and beginnings of stop strings included
         self._window = (0, 0)  # ids up to the second are in `_raw`; the first gives them context
+
+    def cap(self, room: int) -> None:
+        """There is room for so many tokens; an answer that fills it ends as the context's end."""
+        if self.allowance > room:
+            self.allowance, self.at_allowance = room, "context"
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that becomes certain with some more ids; ids behind the end are ignored."""
@@ -126,6 +135,8 @@ class AnswerText:
         self._window = (end, len(self.ids))
         old = len(self._raw)
         self._raw += now[len(before) :]
+        if len(self.ids) < self._quiet:
+            return
         longest = max(map(len, self.stop), default=0)
         # From a little before: a stop string may begin in text that was settled earlier.
         places = [self._raw.find(stop, max(0, old - longest + 1)) for stop in self.stop]
@@ -134,9 +145,8 @@ class AnswerText:
 
     def _decode(self, ids: list[int]) -> str:
         with told("the tokenizer", "cannot write what the model said"):
-            return self.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            # The Rust tokenizer itself: its Python shell takes five times as long.
+            return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
 
     def _held(self) -> int:
         """How many of the last characters may be the beginning of a stop string."""

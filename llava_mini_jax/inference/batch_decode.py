@@ -24,10 +24,7 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference import generate, recompute
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.sampling import make_sampling
-from llava_mini_jax.models.llava_mini import LlavaMini
 
 SMALLEST_LENGTH = 64
 SMALLEST_ROOM = 64  # 16 slots are not worth programs of their own: no answer was faster
@@ -55,6 +52,18 @@ def longest_prompt(bundle: Bundle) -> int:
     return min(bundle.prompt.max_length, bundle.model.llm.max_positions - 1)
 
 
+def prompt_positions(example: Example, bundle: Bundle) -> int:
+    """Positions of the language model that a prompt takes."""
+    return positions(example, tokens_per_image(bundle))
+
+
+def allowance(example: Example, bundle: Bundle, settings: Settings) -> tuple[int, str]:
+    """(tokens that an answer may have, `finish` of one that has them all)."""
+    left = bundle.model.llm.max_positions - prompt_positions(example, bundle)
+    limit = "length" if settings.max_new_tokens <= left else "context"
+    return min(settings.max_new_tokens, left), limit
+
+
 def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
     """Numbers of the examples that go together: one kind of pixels, and of similar length."""
     kinds = [str(example.pixels.dtype) for example in examples]
@@ -67,68 +76,13 @@ def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Ite
             yield rows[start : start + batch_size]
 
 
-def empty_texts(
-    examples: Sequence[Example],
-    bundle: Bundle,
-    tokenizer: Any,
-    stop_ids: Sequence[int],
-    settings: Settings,
-) -> list[AnswerText]:
-    """Answers to come, each with the number of tokens that it may have."""
-    texts = []
-    for example in examples:
-        asked = settings.max_new_tokens
-        left = bundle.model.llm.max_positions - positions(example, tokens_per_image(bundle))
-        limit = "length" if asked <= left else "context"
-        texts.append(AnswerText(tokenizer, stop_ids, settings.stop, min(asked, left), limit))
-    return texts
-
-
-def decode(
-    params: LlavaMini,
-    bundle: Bundle,
-    buckets: Buckets,
-    examples: Sequence[Example],
-    texts: Sequence[AnswerText],
-    stop_ids: tuple[int, ...],
-    settings: Settings,
-    steps: int,
-) -> Iterator[list[str]]:
-    """Generates until all `texts` are finished; yields the first tokens, then what calls add.
-
-    `settings` hold a seed for each example.
-    """
-    padding = padding_rows(examples)
-    sampling = make_sampling(
-        len(examples) + len(padding),
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.seeds(len(examples)) + [0] * len(padding),
-        stop_ids,
-    )
-    if bundle.model.inside_layers:
-        logits = recompute.whole_model(params, bundle, buckets)
-        yield from recompute.decode(logits, [*examples, *padding], texts, sampling)
-        return
-    state = generate.encode_and_prefill(
-        params,
-        bundle.model,
-        [*examples, *padding],
-        buckets,
-        longest_prompt(bundle),
-        bundle.prompt.padding_side,
-        room(texts),
-    )
-    calls = generate.Calls(
-        params,
-        state,
-        sampling,
-        bundle.model,
-        steps=steps,
-        most=max(text.allowance for text in texts),
-    )
-    yield from _pieces(calls, texts, ahead=runs_ahead(settings, steps))
+def empty_text(
+    example: Example, bundle: Bundle, tokenizer: Any, stop_ids: Sequence[int], settings: Settings
+) -> AnswerText:
+    """An answer to come, with the number of tokens that it may have."""
+    most, limit = allowance(example, bundle, settings)
+    stop, quiet = settings.stop, settings.min_tokens
+    return AnswerText(tokenizer, stop_ids, stop, most, limit, quiet=quiet)
 
 
 def runs_ahead(settings: Settings, steps: int) -> bool:
@@ -137,31 +91,6 @@ def runs_ahead(settings: Settings, steps: int) -> bool:
     The device ends a call at stop tokens; behind a stop string all of its tokens are for nothing.
     """
     return not settings.stop or steps <= STEPS_STREAMING
-
-
-def _pieces(
-    calls: generate.Calls, texts: Sequence[AnswerText], *, ahead: bool
-) -> Iterator[list[str]]:
-    """`decode` behind the prompts; there may be more rows than texts."""
-    new_BN = calls.first()
-    while True:
-        yield [text.push(new_BN[row]) for row, text in enumerate(texts)]
-        left = [text.allowance for text in texts if not text.finish]
-        if not left:
-            return
-        if not calls.unread:
-            padding = [True] * (len(new_BN) - len(texts))
-            calls.stop(np.array([bool(text.finish) for text in texts] + padding))
-            calls.dispatch()
-        # Not where a row may end by its allowance, which may be the last one that is not done.
-        if ahead and calls.known < min(left):
-            calls.dispatch()
-        new_BN = calls.read()
-
-
-def room(texts: Sequence[AnswerText]) -> int:
-    """Tokens that there is room for: one of few sizes."""
-    return power_of_two(max(SMALLEST_ROOM, *(text.allowance for text in texts)))
 
 
 def padding_rows(examples: Sequence[Example]) -> list[Example]:

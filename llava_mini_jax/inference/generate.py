@@ -24,7 +24,7 @@ from flax import struct
 from llava_mini_jax import sharding
 from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example, collate
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.sampling import Sampling, next_token
+from llava_mini_jax.inference.sampling import Sampling, is_end, next_token
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
@@ -176,7 +176,7 @@ def decode(
             logits_BV=llama.logits(params.llm, x_B1D)[:, 0],
             position_B=state.position_B + 1,
             tokens_BN=tokens_BN,
-            done_B=state.done_B | (token_B[:, None] == sampling.stop_ids[None]).any(axis=1),
+            done_B=state.done_B | is_end(token_B, sampling),
             step=state.step + 1,
         )
 

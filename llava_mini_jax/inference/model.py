@@ -11,34 +11,32 @@ is compiled any more (`compiled_programs` counts).
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, overload
 
-import jax
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Buckets, Example, check_fits
+from llava_mini_jax.data.batches.examples import Example, check_fits
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import (
     batch_decode,
+    engine,
     generate,
-    prompt_template,
     recompute,
     request,
     session_programs,
 )
 from llava_mini_jax.inference.answer import Answer, Settings
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
-from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.inference.ticket import Piece
 
 PROGRAMS = (
     *(generate.embed_text, generate.encode_frames, generate.prefill),
@@ -53,14 +51,8 @@ PROGRAMS = (
 )
 
 
-@dataclass(frozen=True)
-class Model:
-    """A loaded model to ask: parameters, and what its folder says of them. `load` makes one."""
-
-    params: LlavaMini = field(repr=False)  # layers unrolled
-    bundle: Bundle
-    tokenizer: Any = field(repr=False)
-    buckets: Buckets
+class Model(Loaded):
+    """A loaded model to ask; `load` makes one."""
 
     @overload
     def generate(self, prompts: str, *args: Any, **settings: Any) -> str: ...
@@ -131,15 +123,17 @@ class Model:
         """Answers of `request`s, in their order; ones of the same size are answered together."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
-        settings, seeds = self.with_stop_text(settings), settings.seeds(len(examples))
-        steps = batch_decode.STEPS_WITH_STOP if settings.stop else batch_decode.STEPS
+        if not examples:
+            return []
+        own = [replace(settings, seed=seed) for seed in settings.seeds(len(examples))]
         answers: dict[int, Answer] = {}
-        for numbers in batch_decode.batches(examples, self.bundle, batch_size):
-            own = replace(settings, seed=[seeds[number] for number in numbers])
-            run = Answering(self, [examples[number] for number in numbers], own, steps)
-            for _ in run:
-                pass
-            answers.update(zip(numbers, run.answers, strict=True))
+
+        def hear(number: int, piece: Piece) -> None:
+            if piece.answer is not None:
+                answers[number] = piece.answer
+
+        for _ in self._answering(self, examples, own, batch_size, hear):
+            pass
         return [answers[number] for number in range(len(examples))]
 
     def stream(
@@ -162,9 +156,22 @@ class Model:
         return self._pieces(example, chosen)
 
     def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
-        run = Answering(self, [example], settings, batch_decode.STEPS_STREAMING)
-        yield from (piece for (piece,) in run if piece)
-        self._warn_if_full(run.answers[0], "the prompt")
+        heard: list[Piece] = []
+
+        def hear(_: int, piece: Piece) -> None:
+            heard.append(piece)
+
+        steps = batch_decode.STEPS_STREAMING
+        for _ in self._answering(self, [example], [settings], 1, hear, steps=steps):
+            yield from (piece.text for piece in heard if piece.text)
+            if heard and heard[-1].answer is not None:
+                self._warn_if_full(heard[-1].answer, "the prompt")
+            heard.clear()
+
+    @property
+    def _answering(self) -> Callable[..., Iterator[None]]:
+        inside = self.bundle.model.inside_layers
+        return recompute.answering if inside else engine.answering
 
     def read_pictures(
         self, images: Any, videos: Any, sampling: FrameSampling | None = None
@@ -179,34 +186,6 @@ class Model:
         check_fits(example, tokens, batch_decode.longest_prompt(self.bundle), where)
         return example
 
-    @cached_property
-    def weights_dtype(self) -> str:
-        """That of the weights of products; `bundle.model.compute_dtype` is that of the products."""
-        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}
-        return "int8" if "int8" in dtypes else str(self.params.llm.embed_tokens.dtype)
-
-    @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the template's, the tokenizer's and the model's."""
-        template = prompt_template.template_of(self.bundle)
-        eos = self.tokenizer.eos_token_id
-        if self.tokenizer.convert_ids_to_tokens(eos or 0) != self.tokenizer.eos_token:
-            eos = None  # what a name that is no token stands for is the unknown one
-        own = (prompt_template.end_of_turn(template, self.tokenizer), eos)
-        ids = [*(token for token in own if token is not None), *self.bundle.eos_ids]
-        return tuple(dict.fromkeys(ids))
-
-    @cached_property
-    def stop_text(self) -> str | None:
-        """The text that ends an answer, where the template's end is no single token."""
-        return prompt_template.stop_text(prompt_template.template_of(self.bundle), self.tokenizer)
-
-    def with_stop_text(self, settings: Settings) -> Settings:
-        """`settings` whose answers also end before the template's `stop_text`."""
-        if self.stop_text is None or self.stop_text in settings.stop:
-            return settings
-        return replace(settings, stop=(*settings.stop, self.stop_text))
-
     def full_context(self, where: str) -> str:
         """The sentence for an answer that ends because no positions are left."""
         return (
@@ -217,34 +196,6 @@ class Model:
     def _warn_if_full(self, answer: Answer, where: str) -> None:
         if answer.finish == "context":
             warnings.warn(self.full_context(where), stacklevel=3)
-
-
-class Answering:
-    """One batch of requests being answered: iterating gives every row's new piece, call by call."""
-
-    def __init__(self, model: Model, examples: Sequence[Example], settings: Settings, steps: int):
-        stop_ids, settings = model.stop_ids, model.with_stop_text(settings)
-        self._texts = batch_decode.empty_texts(
-            examples, model.bundle, model.tokenizer, stop_ids, settings
-        )
-        self._calls = batch_decode.decode(
-            model.params,
-            model.bundle,
-            model.buckets,
-            examples,
-            self._texts,
-            stop_ids,
-            settings,
-            steps,
-        )
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self._calls
-
-    @property
-    def answers(self) -> list[Answer]:
-        """What the rows have said, once all are finished."""
-        return [text.answer for text in self._texts]
 
 
 def load(

@@ -26,9 +26,11 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.inference.generate import upcoming
-from llava_mini_jax.inference.sampling import Sampling
+from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference.answer import AnswerText, Settings
+from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.sampling import Sampling, make_sampling, next_token
+from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
@@ -44,7 +46,7 @@ def decode(
     There may be more examples than texts, and the rows behind them are padding.
     """
     for step in itertools.count():
-        token_B = np.asarray(upcoming(logits(examples), sampling, np.int32(step)))
+        token_B = np.asarray(_next(logits(examples), sampling, np.int32(step)))
         yield [text.push([token]) for text, token in zip(texts, token_B, strict=False)]
         if all(text.finish for text in texts):
             return
@@ -53,6 +55,44 @@ def decode(
             _longer(example, token) if goes else example
             for example, token, goes in zip(examples, token_B, going, strict=True)
         ]
+
+
+_next = jax.jit(next_token)
+
+
+def answering(
+    model: Loaded,
+    examples: Sequence[Example],
+    settings: Sequence[Settings],
+    batch_size: int,
+    hear: Callable[[int, Piece], None],
+    *,
+    steps: int = 1,
+) -> Iterator[None]:
+    """engine.py's `answering` for a model that compresses inside; each `next` is a token of a batch
+    (of `steps` there is always one)."""
+    del steps
+    for numbers in batch_decode.batches(examples, model.bundle, batch_size):
+        rows = [examples[number] for number in numbers]
+        own = [model.with_stop_text(settings[number]) for number in numbers]
+        texts = [
+            batch_decode.empty_text(row, model.bundle, model.tokenizer, model.stop_ids, s)
+            for row, s in zip(rows, own, strict=True)
+        ]
+        rows += batch_decode.padding_rows(rows)
+        s = own[0]
+        seeds = [one.seeds(1)[0] for one in own] + [0] * (len(rows) - len(texts))
+        sampling = make_sampling(len(rows), s.temperature, s.top_p, s.top_k, seeds, model.stop_ids)
+        logits = whole_model(model.params, model.bundle, model.buckets)
+        before = [0] * len(texts)
+        for pieces in decode(logits, rows, texts, sampling):
+            for place, (number, text) in enumerate(zip(numbers, texts, strict=True)):
+                count = len(text.ids) - before[place]
+                answer = text.answer if text.finish else None
+                if pieces[place] or count or answer:
+                    hear(number, Piece(pieces[place], count=count, answer=answer))
+                before[place] = len(text.ids)
+            yield
 
 
 def _longer(example: Example, token: int) -> Example:

@@ -208,7 +208,7 @@ class Session:
 
     def _answer(self, example: Example, steps: int, move: int) -> Iterator[str]:
         bundle, tokenizer, stop_ids = self.model.bundle, self.model.tokenizer, self.model.stop_ids
-        (text,) = batch_decode.empty_texts([example], bundle, tokenizer, stop_ids, self.settings)
+        text = batch_decode.empty_text(example, bundle, tokenizer, stop_ids, self.settings)
         prompt, room = self._marks(example.ids, example.fuse), power_of_two(text.allowance)
         places_T = np.flatnonzero(example.ids >= 0)
         logits_BV = self._prefill(self._fused_text(example), prompt, places_T, room)

@@ -8,8 +8,6 @@ Of a video at most a few chunks are in memory at a time, beside what the shelf h
 """
 
 import itertools
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from llava_mini_jax.data.media.video import FrameSampling, preprocess_frames, re
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import request, session_programs
 from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.read_ahead import ReadAhead
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.shelf import Budget, Kept, Shelf
 
@@ -87,14 +86,14 @@ class Watched:
                 raise InputError("a video is an array of 0 frames; give 1 or more")
             request.check_video(video)
             frames = self._prepared(video, "bicubic")
-            return Medium(_ReadAhead(frames, self._chunk), len(video))
+            return Medium(ReadAhead(frames, self._chunk), len(video))
         request.check_video(video)
         resize, first = request.resize_of(video, sampling), read_video(video, sampling)
 
         def reopen() -> Frames:
-            return _ReadAhead(self._prepared(read_video(video, sampling), resize), self._chunk)
+            return ReadAhead(self._prepared(read_video(video, sampling), resize), self._chunk)
 
-        return Medium(_ReadAhead(self._prepared(first, resize), self._chunk), len(first), reopen)
+        return Medium(ReadAhead(self._prepared(first, resize), self._chunk), len(first), reopen)
 
     def append_frames(self, frames: Sequence[np.ndarray]) -> None:
         medium = self.media[-1]
@@ -208,42 +207,3 @@ def _checked(frames: Any) -> Any:
 def _check_all(given: int, expected: int) -> None:
     if given != expected:
         raise InputError(f"a video gave {given} of {expected} frames; it changed while it was read")
-
-
-class _ReadAhead(Iterator[np.ndarray]):
-    """The same frames, read from now on by a thread that is at most `most` of them ahead."""
-
-    def __init__(self, frames: Iterator[np.ndarray], most: int):
-        self._ready: queue.Queue = queue.Queue(most)
-        self._gone = threading.Event()
-        work = (frames, self._ready, self._gone)  # not self: who drops it ends the thread
-        threading.Thread(target=_read, args=work, daemon=True).start()
-
-    def __next__(self) -> np.ndarray:
-        frame, error = self._ready.get()
-        if frame is None:
-            self._ready.put((None, error))  # the end stays the end
-            raise StopIteration if error is None else error
-        return frame
-
-    def __del__(self) -> None:
-        self._gone.set()
-
-
-def _read(frames: Iterator[np.ndarray], ready: queue.Queue, gone: threading.Event) -> None:
-    def put(item: Any) -> None:
-        while not gone.is_set():
-            try:
-                # In short waits: nobody makes room once the reader is dropped.
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    try:
-        for frame in frames:
-            put((frame, None))
-            if gone.is_set():
-                return
-        put((None, None))
-    except Exception as error:
-        put((None, error))

@@ -9,6 +9,7 @@ Each compiles once for a size of chunk, text or block.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +84,49 @@ def prefuse_text(
     I = memory.keys_NIKSH.shape[1]
     text_IFD = jnp.broadcast_to(text_BFD, (I, *text_BFD.shape[1:]))
     fused_IFD = llava_mini.prefuse_text(params, memory, text_IFD, cfg)
-    real_I = jnp.arange(I) < frames
-    return total_FD + jnp.where(real_I[:, None, None], fused_IFD.astype(jnp.float32), 0.0).sum(0)
+    # One after the other: then the sum does not depend on how a video is cut into chunks.
+    for frame in range(I):
+        fused_FD = fused_IFD[frame].astype(jnp.float32)
+        total_FD += jnp.where(frame < frames, fused_FD, 0.0)
+    return total_FD
+
+
+@partial(jax.jit, static_argnames="cfg")
+def prefuse_texts(
+    params: LlavaMini, memory: ImageMemory, texts: tuple[Array, ...], cfg: LlavaMiniConfig
+) -> tuple[Array, ...]:
+    """Fused texts, float32 [F, D] each, of I texts [1, F, D] with an image of a chunk for each."""
+    fused_IFD = llava_mini.prefuse_text(params, memory, jnp.concatenate(texts), cfg)
+    return tuple(fused_IFD.astype(jnp.float32))
+
+
+@jax.jit
+def join(memories: tuple[ImageMemory, ...]) -> ImageMemory:
+    """One chunk of several."""
+    return jax.tree.map(lambda *chunks: jnp.concatenate(chunks, axis=1), *memories)
+
+
+@partial(jax.jit, static_argnames="axis")
+def one_of(chunk: Any, number: Array, axis: int) -> Any:
+    """One image of a chunk, as a chunk of its own."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis), chunk)
+
+
+@partial(jax.jit, donate_argnames="total_FD")
+def add(total_FD: Array, more_FD: Array) -> Array:
+    return total_FD + more_FD
+
+
+@jax.jit
+def mean_text(total_FD: Array, frames: Array, text_BTD: Array, fuse_BF: Array) -> Array:
+    """The text [1, T, D] with its fused part's mean over the frames in its place."""
+    return llava_mini.put_mean(total_FD[None], frames[None], text_BTD, fuse_BF)
+
+
+@jax.jit
+def splice_block(text_BTD: Array, visual_SD: Array, slots_S: Array) -> Array:
+    """What stands at the places of a block [S, D]; `slots_S` are splice.py's."""
+    return splice(text_BTD, visual_SD[None], slots_S[None])[0]
 
 
 # Donated: the cache is filled in place, block by block.

@@ -14,6 +14,7 @@ of one computation that does not depend on the question.
 """
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +113,19 @@ class Shelf:
     def get(self, kept: Kept) -> Any:
         """The tree of arrays that `put` was given; on the host or on the device."""
         return jax.tree.map(_read, kept.arrays, is_leaf=lambda leaf: isinstance(leaf, _File))
+
+    def drop(self, kept: Kept) -> None:
+        """Gives the room of a chunk back; whoever reads it at this moment reads it to its end."""
+        for leaf in jax.tree.leaves(kept.arrays, is_leaf=lambda leaf: isinstance(leaf, _File)):
+            if isinstance(leaf, _File):
+                self._used[kept.place] -= math.prod(leaf.shape) * leaf.dtype.itemsize
+                leaf.path.unlink(missing_ok=True)
+            else:
+                self._used[kept.place] -= leaf.nbytes
+
+    def room(self) -> int:
+        """Bytes that are free in all places."""
+        return sum(getattr(self._budget, place) - self._used[place] for place in PLACES)
 
     def used(self) -> dict[str, int]:
         """Bytes by place."""

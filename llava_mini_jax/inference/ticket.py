@@ -1,7 +1,7 @@
 """What an engine is asked, and what it tells while it answers.
 
-    Request --Engine.submit--> Ticket --listener, on the engine's thread--> Piece, Piece, ... the last
-                                  '-- cancel: the request leaves at the next step     with the Answer
+    Request --Engine.submit--> Ticket --listener, on the engine's thread--> Piece, ... the last one
+                                  '-- cancel: it leaves at the next step     with the Answer
 
 An engine knows no protocol: who speaks one (serving/) makes Requests of what clients send.
 """

@@ -20,9 +20,17 @@ import numpy as np
 from llava_mini_jax.compilation import threads_pay
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, power_of_two
-from llava_mini_jax.inference import batch_decode, generate, session_programs
+from llava_mini_jax.inference import (
+    batch_decode,
+    engine,
+    generate,
+    lanes,
+    seeing,
+    session_programs,
+    slots,
+)
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.opening import Opened
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache as kv
@@ -35,15 +43,16 @@ class WarmUp:
     Arguments are arrays or their shapes; what a call returns are shapes.
     """
 
-    def __init__(self, plan: Callable[[Callable[..., Any]], None]):
+    def __init__(self, plan: Callable[[Callable[..., Any]], None], *, always: bool = False):
+        """`always`: also where threads do not pay; then all is compiled before the first call."""
         # On GPUs one at a time: XLA measures kernels while it compiles.
         count = 1 if jax.default_backend() == "gpu" else os.cpu_count()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="compile")
         self._compiled: list[Future] = []
-        self._planned = self._pool.submit(plan, self._call) if threads_pay() else None
+        self._planned = self._pool.submit(plan, self._call) if always or threads_pay() else None
 
-    def _call(self, program: Any, *arguments: Any) -> Any:
-        traced = program.trace(*arguments)
+    def _call(self, program: Any, *arguments: Any, **named: Any) -> Any:
+        traced = program.trace(*arguments, **named)
         self._compiled.append(self._pool.submit(lambda: traced.lower().compile()))
         return traced.out_info
 
@@ -97,29 +106,106 @@ def of_question(
 
 
 def of_requests(
-    model: Model,
+    model: Loaded,
     call: Callable[..., Any],
     examples: Sequence[Example],
     settings: Settings,
     batch_size: int,
 ) -> None:
     """`model.answer_requests`."""
-    bundle, settings = model.bundle, model.with_stop_text(settings)
-    for numbers in batch_decode.batches(examples, bundle, batch_size):
-        rows = [examples[number] for number in numbers]
-        texts = batch_decode.empty_texts(rows, bundle, model.tokenizer, model.stop_ids, settings)
-        rows += batch_decode.padding_rows(rows)
-        state = generate.encode_and_prefill(
-            model.params,
-            bundle.model,
-            rows,
-            model.buckets,
-            batch_decode.longest_prompt(bundle),
-            bundle.prompt.padding_side,
-            batch_decode.room(texts),
-            call,
-        )
-        _answer(model.params, bundle, call, state, len(rows))
+    texts = {model.buckets.length(max(1, len(example.ids))) for example in examples}
+    lanes = engine.lanes_of(model, examples, [settings] * len(examples), batch_size)
+    of_engine(model, call, lanes, texts=sorted(texts), steps=engine.STEPS, films=False)
+
+
+def of_engine(
+    model: Loaded,
+    call: Callable[..., Any],
+    sizes: Sequence[lanes.LaneSize],
+    *,
+    texts: Sequence[int],
+    steps: int,
+    films: bool = True,
+) -> None:
+    """Everything that an engine calls, for texts of these buckets."""
+    blocks = _lanes(model, call, sizes, steps)
+    features = _frames(model, call)
+    cfg, params = model.bundle.model, model.params
+    for T in texts:
+        ids_BT = fuse_BF = _shape(np.int32, 1, T)
+        text_BTD, text_BFD = call(generate.embed_text, params, ids_BT, fuse_BF, cfg)
+        for size in seeing.sizes(T):
+            _, memory = features[size]
+            if memory is None:
+                continue
+            call(session_programs.prefuse_texts, params, memory, (text_BFD,) * size, cfg)
+            total_FD = _shape(np.float32, *text_BFD.shape[1:])
+            if films:
+                arguments = (total_FD, memory, _shape(np.int32), text_BFD, cfg)
+                call(session_programs.prefuse_text, params, *arguments)
+        if params.prefusion is not None:
+            call(session_programs.add, total_FD, total_FD)
+            call(session_programs.mean_text, total_FD, _shape(np.int32), text_BTD, fuse_BF)
+        for S in blocks:
+            visual_SD = _shape(text_BTD.dtype, S, cfg.llm.width)
+            call(session_programs.splice_block, text_BTD, visual_SD, _shape(np.int32, S))
+
+
+def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
+    """(features, pre-fusion's keys and values) of chunks of each size."""
+    images, cfg = model.bundle.images, model.bundle.model
+    found = {}
+    for size in seeing.SIZES:
+        pixels = _shape(np.uint8, size, images.parts, images.size, images.size, 3)
+        features = call(session_programs.encode_vision, model.params, pixels, cfg)
+        _, memory = call(session_programs.prefuse_images, model.params, features, cfg)
+        found[size] = features, memory
+        if memory is not None and size > 1:
+            number = _shape(np.int32)
+            call(session_programs.join, (found[1][1],) * size)
+            call(session_programs.one_of, memory, number, axis=1)
+            call(session_programs.one_of, features, number, axis=0)
+    if model.bundle.prompt.blank_image:
+        pixels = _shape(np.float32, 1, images.parts, images.size, images.size, 3)
+        call(session_programs.encode_vision, model.params, pixels, cfg)
+    return found
+
+
+def _lanes(
+    model: Loaded, call: Callable[..., Any], sizes: Sequence[lanes.LaneSize], steps: int
+) -> list[int]:
+    """The programs of all lanes; returns the sizes of blocks that prompts are read in."""
+    cfg, params, found = model.bundle.model, model.params, set()
+    states = []
+    for size in sorted(sizes, key=lambda size: size.length):
+        places = size.length + lanes.BLOCKS[0]
+        state = jax.eval_shape(lambda B=size.slots, S=places: slots.empty(B, S, cfg))
+        sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
+
+        def x(S: int) -> Any:
+            return _shape(cfg.dtype, S, cfg.llm.width)
+
+        fresh = lanes.fresh_sizes(size.length)
+        for S in fresh:
+            for R in lanes.FRESH_ROWS:
+                if R > 1 and size.slots == 1:
+                    continue
+                places_R = [_shape(np.int32, R)] * 2
+                arguments = (state, (x(S),) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
+                call(slots.read_fresh, params, *arguments)
+        later = lanes.block_sizes(places)
+        for S in later:
+            numbers = [_shape(np.int32)] * 3
+            arguments = (state, x(S), *numbers, _shape(bool), sampling, told_B, cfg)
+            call(slots.read_block, params, *arguments)
+        number = _shape(np.int32)
+        arguments = (state, sampling, told_B, told_B, number, number, cfg, steps)
+        call(slots.decode, params, *arguments)
+        if states:
+            call(slots.move, states[-1], state, number, number)
+        states.append(state)
+        found |= {*fresh, *later}
+    return sorted(found)
 
 
 def _answer(params: LlavaMini, bundle: Bundle, call: Callable[..., Any], state: Any, rows: int):

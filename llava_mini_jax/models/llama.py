@@ -210,24 +210,41 @@ def run_cached(
     valid_BS = kv.extend_valid(cache, valid_BT)
     # Free slots are keys too: the shape is the same for every token, and the mask hides them.
     attends = attend(Mask(first=cache.used, valid_BS=valid_BS), attention)
+
+    def remember(layer: int, k_BKTH: Array, v_BKTH: Array):
+        k_BKSH = kv.write(cache.keys[layer], k_BKTH, cache.used)
+        v_BKSH = kv.write(cache.values[layer], v_BKTH, cache.used)
+        return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
+
+    x_BTD, memories = run_remembering(layers, x_BTD, positions_BT, attends, remember, cfg)
+    keys, values = zip(*memories, strict=True)
+    # Only now: all layers write to the same slots.
+    used = cache.used + x_BTD.shape[1]
+    return x_BTD, kv.Cache(keys=keys, values=values, valid_BS=valid_BS, used=used)
+
+
+def run_remembering(
+    layers: Block | tuple,
+    x_BTD: Array,
+    positions_BT: Array,
+    attends: Callable,
+    remember: Callable[[int, Array, Array], tuple[Array, Array, Any]],
+    cfg: LlamaConfig,
+) -> tuple[Array, list[Any]]:
+    """(x, memories of the layers) of a stack, without the final norm.
+
+    `remember(layer, k, v)` is `block`'s, told which layer of the stack it is.
+    """
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
-    keys, values = [], []
+    memories = []
     with jax.named_scope("llm"):
         # One by one: a scan would put the layers' caches together, and copy them.
         each = layers if isinstance(layers, tuple) else unstack(layers)
-        for layer, keys_BKSH, values_BKSH in zip(each, cache.keys, cache.values, strict=True):
-
-            def remember(k_BKTH: Array, v_BKTH: Array, earlier=(keys_BKSH, values_BKSH)):
-                k_BKSH = kv.write(earlier[0], k_BKTH, cache.used)
-                v_BKSH = kv.write(earlier[1], v_BKTH, cache.used)
-                return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
-
-            x_BTD, (k_BKSH, v_BKSH) = block(layer, x_BTD, angles_BTH, attends, cfg, remember)
-            keys.append(k_BKSH)
-            values.append(v_BKSH)
-    # Only now: all layers write to the same slots.
-    used = cache.used + x_BTD.shape[1]
-    return x_BTD, kv.Cache(keys=tuple(keys), values=tuple(values), valid_BS=valid_BS, used=used)
+        for number, layer in enumerate(each):
+            own = partial(remember, number)
+            x_BTD, memory = block(layer, x_BTD, angles_BTH, attends, cfg, own)
+            memories.append(memory)
+    return x_BTD, memories
 
 
 def logits(params: Llama, x_BTD: Array) -> Array:

@@ -63,12 +63,13 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         top_p_B=np.array([1.0, 1.0, 0.9, 0.8, 1.0], np.float32),
         top_k_B=np.array([0, 0, 20, 0, 5], np.int32),
         seed_B=np.array([1, 2, 3, 4, 5], np.uint32),
-        stop_ids=np.full(MAX_STOP_IDS, -1, np.int32),
+        stop_ids_BE=np.full((5, MAX_STOP_IDS), -1, np.int32),
+        min_tokens_B=np.zeros(5, np.int32),
+        limit_B=np.full(5, 100, np.int32),
     )
     for step in range(3):
         together = next_token_jit(scores, sampling, jnp.int32(step))
-        backwards = jax.tree.map(lambda a: a[::-1], dataclasses.replace(sampling, stop_ids=None))
-        backwards = dataclasses.replace(backwards, stop_ids=sampling.stop_ids)
+        backwards = jax.tree.map(lambda a: a[::-1], sampling)
         other = next_token_jit(scores[::-1], backwards, jnp.int32(step))
         assert together.tolist() == other[::-1].tolist()
         for row in range(5):

@@ -1,0 +1,122 @@
+"""The pictures and films that an engine has seen, found again by their content.
+
+    (tenant, key) --find--> Seen: visual tokens of its chunks, and what the Shelf keeps of them
+                  --open--> a new one, which the engine fills chunk by chunk
+
+What has not been used for longest goes when the budget is full; what a request works with stays.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from llava_mini_jax.inference.shelf import Budget, Kept, Shelf
+from llava_mini_jax.inference.ticket import Medium
+
+
+@dataclass
+class Seen:
+    """What is known of one picture or film; complete once it has `expected` frames."""
+
+    name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
+    expected: int  # frames
+    first: int  # the number of its first visual token, among all that this gallery has seen
+    # [frames, Q, D] of each chunk, or (what a program gives, first frame, frames).
+    tokens: list[Any] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    frames: int = 0  # seen so far
+    users: int = 0  # requests that work with it
+    owner: Any = None  # the one of them that adds to it
+
+    def settled(self) -> list[np.ndarray]:
+        """The visual tokens on the host, which waits for the programs that make them."""
+        for number, chunk in enumerate(self.tokens):
+            if isinstance(chunk, tuple):
+                given, first, count = chunk
+                # A copy: what was computed together with it is not kept.
+                self.tokens[number] = np.asarray(given)[first : first + count].copy()
+        return self.tokens
+
+    @property
+    def complete(self) -> bool:
+        return self.frames == self.expected
+
+
+class Gallery:
+    """`budget` is that of all tenants together."""
+
+    def __init__(self, budget: Budget):
+        self._shelf = Shelf(budget)
+        self._token_bytes = 0  # on the host beside the shelf; they count as if they lay on it
+        self._known: dict[tuple[str, bytes], Seen] = {}  # the longest unused first
+        self._numbers = itertools.count()
+
+    def find(self, tenant: str, medium: Medium) -> Seen | None:
+        """What is known of a medium, also while another request still looks at it."""
+        seen = self._known.pop((tenant, medium.key), None) if medium.key else None
+        if seen is not None:
+            self._known[tenant, medium.key] = seen
+        return seen
+
+    def open(self, tenant: str, medium: Medium) -> Seen:
+        """A medium that is looked at for the first time."""
+        name = (tenant, medium.key) if medium.key else None
+        seen = Seen(name, medium.frames, next(self._numbers) * 2**32)
+        if name is not None:
+            self._known[name] = seen
+        return seen
+
+    def put(
+        self, seen: Seen, tokens_IQD: Any, first: int, count: int, stages: Mapping[str, Any]
+    ) -> None:
+        """Another `count` frames, whose visual tokens are those of a chunk from `first` on.
+
+        `stages` are Shelf's, without what a reader can give again.
+        """
+        kept = Kept("source", "", count, None)
+        found = {tier: tree for tier, tree in stages.items() if tree is not None}
+        bytes_ = tokens_IQD.nbytes // len(tokens_IQD) * count
+        self._make_room(bytes_ + max(map(_size, found.values()), default=0))
+        self._token_bytes += bytes_
+        if seen.name is not None and found:
+            following = -(-(seen.expected - seen.frames - count) // count)
+            kept = self._shelf.put(count, found, following)
+        seen.tokens.append((tokens_IQD, first, count))
+        seen.kept.append(kept)
+        seen.frames += count
+
+    def get(self, kept: Kept) -> Any:
+        return self._shelf.get(kept)
+
+    def leave(self, seen: Seen) -> None:
+        """A request has done with it. What it left half seen is forgotten."""
+        seen.users -= 1
+        if not seen.users and (seen.name is None or not seen.complete):
+            self._forget(seen)
+
+    def used(self) -> dict[str, int]:
+        """Bytes by place, and how many pictures and films are known."""
+        return {**self._shelf.used(), "tokens": self._token_bytes, "media": len(self._known)}
+
+    def _make_room(self, size: int) -> None:
+        for seen in list(self._known.values()):
+            if self._shelf.room() - self._token_bytes >= size:
+                return
+            if not seen.users:
+                self._forget(seen)
+
+    def _forget(self, seen: Seen) -> None:
+        if seen.name is not None and self._known.get(seen.name) is seen:
+            del self._known[seen.name]
+        for kept in seen.kept:
+            self._shelf.drop(kept)
+        self._token_bytes -= sum(chunk.nbytes for chunk in seen.settled())
+        seen.kept, seen.tokens = [], []
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

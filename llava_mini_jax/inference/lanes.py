@@ -1,0 +1,416 @@
+"""An engine's lanes on the host: who sits in which slot, what is read next, who is told what.
+
+    seen requests --place--> a slot, the one that holds most of the prompt already, or the oldest
+                  --read, a few short prompts or one block of a long one--> slots.py's programs
+                  --decode, all rows of a lane--> calls under way --collect--> texts, free slots
+
+A request begins in the shortest lane that holds its prompt and a usual answer, and moves to a
+longer one when it has grown out of it. Which lane that is depends on the request alone.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llava_mini_jax.data.batches.examples import powers_of_two
+from llava_mini_jax.inference import batch_decode, session_programs, slots
+from llava_mini_jax.inference.gallery import Seen
+from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.sampling import Sampling, make_sampling, padded_stops
+from llava_mini_jax.inference.ticket import Token
+from llava_mini_jax.inference.work import Work, mark_visual, text_marks
+
+FRESH = 512  # positions of a prompt that are read together, at most
+FRESH_ROWS = (1, 2, 4)  # prompts that are read together
+BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
+USUAL_ANSWER = 256  # tokens that a request's first lane has room for
+
+
+class LaneSize(NamedTuple):
+    slots: int
+    length: int  # positions of a slot
+
+
+@dataclasses.dataclass
+class _Slot:
+    work: Work | None = None
+    marks: np.ndarray | None = None  # what it holds, once its request has left it
+    name: Any = None  # for whom, and of which media
+    left: int = 0  # when its request left it
+
+
+class _Call(NamedTuple):
+    """A program under way."""
+
+    told: slots.Told
+    rows: list[tuple[int, Work]]  # (row of `told`, whose)
+    lane: "_Lane"
+    decodes: bool
+
+
+class _Lane:
+    def __init__(self, size: LaneSize, cfg: Any):
+        self.size = size
+        # The last block of a prompt writes its padding behind it.
+        self.state = slots.empty(size.slots, size.length + BLOCKS[0], cfg)
+        self.slots = [_Slot() for _ in range(size.slots)]
+        self.sampling = make_sampling(size.slots, 0.0, 1.0, 0, 0, ())
+        self.alive_B = np.zeros(size.slots, bool)
+        self.told_B = np.zeros(size.slots, bool)
+        self.decoding: dict[int, Work] = {}  # rows whose prompt is read
+
+    @property
+    def places(self) -> int:
+        return self.size.length + BLOCKS[0]
+
+    def settings(self) -> tuple[Sampling, np.ndarray]:
+        """For a program: copies, because arrays that it was given may still be read."""
+        copied = {f.name: getattr(self.sampling, f.name).copy()
+                  for f in dataclasses.fields(self.sampling)}  # fmt: skip
+        return Sampling(**copied), self.told_B.copy()
+
+
+class Lanes:
+    """All lanes, the shortest first."""
+
+    def __init__(self, model: Loaded, sizes: Sequence[LaneSize], most: int):
+        self._model, self._params, self._cfg = model, model.params, model.bundle.model
+        self._tokens = batch_decode.tokens_per_image(model.bundle)
+        self._most = most  # tokens of a call of decode
+        self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
+        self.reading: list[Work] = []  # in their slots, not read to their end
+        self._calls: deque[_Call] = deque()
+        self._news: list[tuple[Work, list[int], slots.Told, int]] = []  # fetched, not told
+        self._outgrown: list[Work] = []
+        self._clock = 0
+
+    # ----------------------------------------------------------------------------------- slots
+
+    def lane_of(self, work: Work) -> _Lane:
+        usual = work.prompt + min(work.text.allowance, USUAL_ANSWER)
+        return next((lane for lane in self.lanes if lane.size.length >= usual), self.lanes[-1])
+
+    def place(self, work: Work) -> bool:
+        """Gives a request whose media are seen a slot; False where all of its lane are taken."""
+        lane = self.lane_of(work)
+        free = [number for number, slot in enumerate(lane.slots) if slot.work is None]
+        if not free:
+            return False
+        example = work.ticket.request.example
+        work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
+        work.visual_VD = _visual(work.seen)
+        # Text is fused with all media: what it gives is the same only where they are.
+        name = (work.tenant, *(seen.first for seen in work.seen))
+        common = {n: _common(lane.slots[n], name, work.marks) for n in free}
+        best = max(free, key=lambda n: (common[n], -lane.slots[n].left))
+        if 2 * common[best] < len(work.marks):
+            # Too little to be worth a block of its own: what others may still want is left alone.
+            best = min(free, key=lambda n: lane.slots[n].left)
+            common[best] = 0
+        work.read = work.ticket.usage.cached = min(common[best], len(work.marks) - 1)
+        self._sit(work, lane, best)
+        lane.slots[best].name = name
+        self.reading.append(work)
+        usage = work.ticket.usage
+        usage.prompt, usage.image = len(work.marks), int((work.marks < 0).sum())
+        return True
+
+    def _sit(self, work: Work, lane: _Lane, number: int) -> None:
+        slot, settings, sampling = lane.slots[number], work.settings, lane.sampling
+        slot.work, slot.marks = work, None
+        work.lane, work.slot = lane, number
+        sampling.temperature_B[number] = settings.temperature
+        sampling.top_p_B[number] = settings.top_p
+        sampling.top_k_B[number] = settings.top_k
+        sampling.seed_B[number] = settings.seeds(1)[0]
+        sampling.stop_ids_BE[number] = padded_stops(work.stop_ids)
+        sampling.min_tokens_B[number] = settings.min_tokens
+        sampling.limit_B[number] = self._limit(work, lane)
+        lane.alive_B[number] = True
+        lane.told_B[number] = settings.logprobs is not None
+
+    def _limit(self, work: Work, lane: _Lane) -> int:
+        """Tokens that the work may have in this lane; the last one is not put into the cache."""
+        return min(work.text.allowance, lane.size.length - len(work.marks) + 1)
+
+    def release(self, work: Work) -> None:
+        """Takes a request out of its slot, which keeps what it holds."""
+        if work in self.reading:
+            self.reading.remove(work)
+        if work in self._outgrown:
+            self._outgrown.remove(work)
+        if work.lane is None:
+            return
+        lane, number = work.lane, work.slot
+        slot = lane.slots[number]
+        lane.decoding.pop(number, None)
+        lane.alive_B[number] = False
+        slot.work = None
+        self._clock += 1
+        slot.left = self._clock
+        if work.drawn:
+            # The token that was drawn last is not in the cache. In a conversation an answer is
+            # plain text; where history is fused, it differs from here on.
+            said = text_marks(np.array(work.drawn[:-1], np.int64), fuse=False)
+            slot.marks = np.concatenate([work.marks, said])
+        work.lane = None
+
+    def promote(self) -> bool:
+        """Moves rows that have outgrown their lanes, as far as longer ones have slots."""
+        moved = False
+        for work in list(self._outgrown):
+            old, number = work.lane, work.slot
+            lane = self.lanes[self.lanes.index(old) + 1]
+            free = [n for n, slot in enumerate(lane.slots) if slot.work is None]
+            if not free:
+                continue
+            to = min(free, key=lambda n: lane.slots[n].left)
+            lane.state = slots.move(old.state, lane.state, np.int32(number), np.int32(to))
+            self.release(work)
+            old.slots[number].marks = None
+            self._sit(work, lane, to)
+            lane.slots[to].name = old.slots[number].name
+            lane.decoding[to] = work
+            moved = True
+        return moved
+
+    # --------------------------------------------------------------------------------- reading
+
+    def read(self) -> bool:
+        """Reads some short prompts, or one block of a long one; False where there is none."""
+        if not self.reading:
+            return False
+        first = self.reading[0]
+        group = [first]
+        if self._is_short(first):
+            size = self._fresh_size(first)
+            others = [w for w in self.reading[1:] if self._is_short(w) and w.lane is first.lane]
+            group += [w for w in others if self._fresh_size(w) == size][: FRESH_ROWS[-1] - 1]
+        if first.read:
+            self._read_block(first)
+        else:
+            self._read_fresh(group)
+        for work in group:
+            if work.read == len(work.marks):
+                self.reading.remove(work)
+                work.lane.decoding[work.slot] = work
+        # A long prompt goes behind the short ones once it had its turn.
+        if self.reading and self.reading[0] is first:
+            self.reading.append(self.reading.pop(0))
+        return True
+
+    def _is_short(self, work: Work) -> bool:
+        return work.read == 0 and len(work.marks) <= fresh_sizes(work.lane.size.length)[-1]
+
+    def _fresh_size(self, work: Work) -> int:
+        return next(s for s in fresh_sizes(work.lane.size.length) if s >= len(work.marks))
+
+    def _read_fresh(self, group: list[Work]) -> None:
+        lane = group[0].lane
+        most = fresh_sizes(lane.size.length)[-1]
+        counts = [min(most, len(work.marks)) for work in group]
+        size = next(s for s in fresh_sizes(lane.size.length) if s >= max(counts))
+        rows = next(r for r in FRESH_ROWS if r >= len(group))
+        filled = [*zip(group, counts, strict=True)]
+        filled += filled[:1] * (rows - len(group))
+        x = [self._x(work, 0, count, size) for work, count in filled]
+        sampling, told_B = lane.settings()
+        lane.state, told = slots.read_fresh(
+            self._params,
+            lane.state,
+            tuple(x),
+            np.array([count for _, count in filled], np.int32),
+            np.array([work.slot for work, _ in filled], np.int32),
+            np.array([count == len(work.marks) for work, count in filled]),
+            sampling,
+            told_B,
+            self._cfg,
+        )
+        for work, count in zip(group, counts, strict=True):
+            work.read = count
+        rows_told = [(n, w) for n, w in enumerate(group) if w.read == len(w.marks)]
+        if rows_told:
+            self._calls.append(_Call(told, rows_told, lane, False))
+
+    def _read_block(self, work: Work) -> None:
+        lane, left = work.lane, len(work.marks) - work.read
+        size = block_size(left, work.read, lane.places)
+        count = min(left, size)
+        sampling, told_B = lane.settings()
+        final = work.read + count == len(work.marks)
+        lane.state, told = slots.read_block(
+            self._params,
+            lane.state,
+            self._x(work, work.read, count, size),
+            np.int32(work.read),
+            np.int32(count),
+            np.int32(work.slot),
+            np.bool_(final),
+            sampling,
+            told_B,
+            self._cfg,
+        )
+        work.read += count
+        if final:
+            self._calls.append(_Call(told, [(0, work)], lane, False))
+
+    def _x(self, work: Work, first: int, count: int, size: int) -> Any:
+        """What stands at `count` positions of a prompt, as embeddings [size, D]."""
+        marks, text = work.marks[first : first + count], work.text_BTD.shape[1]
+        visual_SD = np.zeros((size, self._cfg.llm.width), work.text_BTD.dtype)
+        is_visual = marks < 0
+        # A position's place among the visual tokens, or among the text, counts those before it.
+        visual_before = int((work.marks[:first] < 0).sum())
+        order = np.cumsum(is_visual) - 1 + visual_before
+        if is_visual.any():
+            visual_SD[:count][is_visual] = work.visual_VD[order[is_visual]]
+        text_order = np.cumsum(~is_visual) - 1 + first - visual_before
+        slots_S = np.full(size, -1, np.int32)
+        # Where nothing is text, its order may be -1: the place is not used.
+        places = work.places_T[np.maximum(text_order, 0)] if len(work.places_T) else text_order
+        slots_S[:count] = np.where(is_visual, text + np.arange(count), places)
+        return session_programs.splice_block(work.text_BTD, visual_SD, slots_S)
+
+    # -------------------------------------------------------------------------------- decoding
+
+    def decode(self, steps: int, ends: int) -> bool:
+        """A call for every lane that has rows, under way when it returns; False for no rows.
+
+        A call has up to `steps` tokens a row, and returns once `ends` rows have ended.
+        """
+        for lane in self.lanes:
+            if not lane.decoding:
+                continue
+            stops = any(work.settings.stop for work in lane.decoding.values())
+            few = min(steps, batch_decode.STEPS_WITH_STOP) if stops else steps
+            sampling, told_B = lane.settings()
+            lane.state, told = slots.decode(
+                self._params,
+                lane.state,
+                sampling,
+                lane.alive_B.copy(),
+                told_B,
+                np.int32(min(few, self._most)),
+                np.int32(ends),
+                self._cfg,
+                self._most,
+            )
+            self._calls.append(_Call(told, list(lane.decoding.items()), lane, True))
+        return any(lane.decoding for lane in self.lanes)
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._calls or self._news)
+
+    def fetch(self, *, reads_only: bool = False) -> int:
+        """Waits for the calls under way, or for those in front of the first one of `decode`.
+
+        Rows that have ended leave their slots; their texts wait for `tell`, which may be called
+        while the device is busy again. Returns the tokens that have come.
+        """
+        tokens = 0
+        while self._calls and not (reads_only and self._calls[0].decodes):
+            call = self._calls.popleft()
+            tokens_BN, going_B = np.asarray(call.told.tokens_BN), np.asarray(call.told.going_B)
+            for row, work in call.rows:
+                if work.lane is not call.lane:  # it has left meanwhile
+                    continue
+                new = tokens_BN[row][tokens_BN[row] >= 0].tolist()
+                tokens += len(new)
+                work.drawn += new
+                self._news.append((work, new, call.told, row))
+                if not going_B[row]:
+                    self._ended(work)
+        return tokens
+
+    def _ended(self, work: Work) -> None:
+        """The device goes on with it no more: it is done, or its lane is too short for it."""
+        done = work.drawn[-1] in work.stop_ids or len(work.drawn) >= work.text.allowance
+        if done:
+            self.release(work)
+        else:
+            work.lane.decoding.pop(work.slot, None)
+            self._outgrown.append(work)
+
+    def tell(self) -> list[Work]:
+        """Turns the tokens that were fetched into text; returns the requests that are answered."""
+        finished = []
+        for work, new, told, row in self._news:
+            if work.text.finish or work.ticket.cancelled:
+                continue
+            work.take(new, _logprobs(work, new, told, row))
+            if work.text.finish:
+                self.release(work)  # by a text that the device knows nothing of
+                finished.append(work)
+        self._news.clear()
+        return finished
+
+    def reset(self) -> None:
+        """Lanes that hold nothing, after a program has failed and taken their arrays with it."""
+        self._calls.clear()
+        self._news.clear()
+        for lane in self.lanes:
+            lane.state = slots.empty(lane.size.slots, lane.places, self._cfg)
+            for slot in lane.slots:
+                slot.marks = None
+
+    # ---------------------------------------------------------------------------------- counts
+
+    def rows(self) -> int:
+        """Slots that are taken."""
+        return sum(slot.work is not None for lane in self.lanes for slot in lane.slots)
+
+    def works(self) -> list[Work]:
+        return [slot.work for lane in self.lanes for slot in lane.slots if slot.work is not None]
+
+
+def fresh_sizes(length: int) -> tuple[int, ...]:
+    """Positions of prompts that are read from their beginning, in a lane of that length."""
+    most = min(FRESH, length)
+    return powers_of_two(min(batch_decode.SMALLEST_LENGTH, most), most)
+
+
+def block_sizes(places: int) -> list[int]:
+    """Positions of later blocks, in slots of so many places."""
+    return [s for s in BLOCKS if s <= min(places, session_programs.length(places))]
+
+
+def block_size(left: int, first: int, places: int) -> int:
+    """Positions of a prompt's next block: they and their padding end within the slot."""
+    sizes = block_sizes(places)
+    for size in sizes:
+        if size >= left and first + size <= places:
+            return size
+    return max(size for size in sizes if size <= max(left, BLOCKS[0]))
+
+
+def _common(slot: _Slot, name: Any, marks: np.ndarray) -> int:
+    """Positions at the beginning of a prompt that a slot holds already."""
+    if slot.marks is None or slot.name != name:
+        return 0
+    size = min(len(slot.marks), len(marks))
+    return int(np.argmin(np.append(slot.marks[:size] == marks[:size], False)))
+
+
+def _logprobs(
+    work: Work, new: list[int], told: slots.Told, row: int
+) -> Callable[[int], Token] | None:
+    top = work.settings.logprobs
+    if top is None:
+        return None
+    given = (told.logprobs_BN, told.top_ids_BNJ, told.top_logprobs_BNJ)
+    own_N, ids_NJ, top_NJ = (np.asarray(array)[row] for array in given)
+
+    def token(n: int) -> Token:
+        likeliest = zip(ids_NJ[n, :top].tolist(), top_NJ[n, :top].tolist(), strict=True)
+        return Token(new[n], float(own_N[n]), list(likeliest))
+
+    return token
+
+
+def _visual(seen: Sequence[Seen]) -> np.ndarray:
+    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
+    return np.concatenate(chunks) if chunks else np.zeros((0, 0))

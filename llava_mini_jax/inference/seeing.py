@@ -1,0 +1,345 @@
+"""How an engine sees: frames of waiting requests, a chunk a step, and text that is fused with them.
+
+    pictures of several requests --encode together--> tokens, keys and values --fuse--> each's text
+    a chunk of a film (read by a thread) --encode--> tokens, keys and values --fuse--> its text
+    what the gallery knows ----------------------------recall----------------^
+
+A chunk is small while others are being answered: their next tokens wait for it.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference.gallery import Gallery, Seen
+from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.read_ahead import ReadAhead
+from llava_mini_jax.inference.work import Work
+
+SIZES = (1, 2, 4, 8)  # frames of a chunk
+FEW_SIZES = (1, 8)  # the same beside a long text, for which more programs would hardly be used
+LONG_TEXT = 256
+
+
+def sizes(text: int) -> tuple[int, ...]:
+    """Frames of chunks that are fused with so much text."""
+    return SIZES if text <= LONG_TEXT else FEW_SIZES
+
+
+def _size(count: int, text: int) -> int:
+    return next(size for size in sizes(text) if size >= count)
+
+
+class _Part(NamedTuple):
+    """A picture that one request is to be fused with."""
+
+    work: Work
+    seen: Seen
+    frame: np.ndarray | None  # None: the gallery has it
+
+
+class Seeing:
+    """The requests whose media are not seen to their end, in the order in which they came."""
+
+    def __init__(
+        self,
+        model: Loaded,
+        gallery: Gallery,
+        failed: Callable[[Work, Exception], None],
+        *,
+        timed: bool,
+    ):
+        self._timed = timed
+        self._params, self._cfg = model.params, model.bundle.model
+        self._gallery, self._failed = gallery, failed
+        self._works: list[Work] = []
+        self._readers: dict[Work, Iterator[np.ndarray]] = {}  # of the film that each looks at
+        self._frame_seconds = 0.0  # what a frame took of late
+
+    @property
+    def works(self) -> list[Work]:
+        return self._works
+
+    def add(self, work: Work) -> None:
+        ids_BT, fuse_BF = work.ids_BT, work.fuse_BF
+        texts = generate.embed_text(self._params, ids_BT, fuse_BF, self._cfg)
+        work.text_BTD, work.text_BFD = texts
+        work.ticket.usage.frames = sum(medium.frames for medium in work.media)
+        self._works.append(work)
+
+    def drop(self, work: Work) -> None:
+        """A request that is no longer wanted, or has failed; the caller leaves its media."""
+        if work in self._works:
+            self._works.remove(work)
+        self._close(work)
+
+    def step(self, most_seconds: float | None) -> tuple[list[Work], bool]:
+        """(requests that are seen to their end, whether anything was computed) after one chunk.
+
+        `most_seconds` is what a chunk should take at most; None: as long as it likes.
+        """
+        done = self._finished()
+        if done:
+            return done, False
+        # A film goes behind the others once it had its turn: pictures pass it between its chunks.
+        for work in list(self._works):
+            began = time.perf_counter()
+            try:
+                count = self._look(work, self._most(most_seconds))
+            except Exception as error:  # of a file, or of a program: that request's alone
+                self._failed(work, error)
+                continue
+            if count:
+                self._measure(time.perf_counter() - began, count)
+                if work in self._works and work.media[len(work.seen) - 1].frames > 1:
+                    self._works.remove(work)
+                    self._works.append(work)
+                return self._finished(), True
+        return [], False
+
+    # ----------------------------------------------------------------------------------- pace
+
+    def _most(self, seconds: float | None) -> int:
+        """Frames that may be looked at in a step."""
+        if seconds is None or not self._frame_seconds:
+            return SIZES[-1]
+        return max((s for s in SIZES if s * self._frame_seconds <= seconds), default=SIZES[0])
+
+    def _measure(self, seconds: float, frames: int) -> None:
+        each = seconds / frames
+        # A first call may have compiled: what is far off counts little.
+        old = self._frame_seconds or each
+        self._frame_seconds = min(0.8 * old + 0.2 * each, 2 * old)
+
+    def _wait(self, computed: Any) -> None:
+        """Where times matter: the clock is read when the device has done it."""
+        if self._timed:
+            jax.block_until_ready(computed)
+
+    # -------------------------------------------------------------------------------- progress
+
+    def _finished(self) -> list[Work]:
+        done = [work for work in self._works if self._advance(work)]
+        self._works = [work for work in self._works if work not in done]
+        return done
+
+    def _advance(self, work: Work) -> bool:
+        """Whether all of its media are seen; goes on to the next medium where one is."""
+        while True:
+            if work.seen:
+                seen = work.seen[-1]
+                if self._params.prefusion is None and seen.complete:
+                    self._passed(work, seen.expected - work.frames)  # its tokens are all it gives
+                if work.frames < seen.expected:
+                    return False
+                self._close(work)
+            if len(work.seen) == len(work.media):
+                self._conclude(work)
+                return True
+            medium = work.media[len(work.seen)]
+            known = self._gallery.find(work.tenant, medium)
+            seen = known or self._gallery.open(work.tenant, medium)
+            work.ticket.usage.recalled += seen.frames
+            seen.users += 1
+            work.seen.append(seen)
+            work.frames = work.chunk = 0
+
+    def _conclude(self, work: Work) -> None:
+        """The text with its mean over all frames."""
+        if work.total_FD is not None:
+            frames = np.int32(work.fused)
+            work.text_BTD = session_programs.mean_text(
+                work.total_FD, frames, work.text_BTD, work.fuse_BF
+            )
+        work.text_BFD = work.total_FD = None
+
+    def _passed(self, work: Work, frames: int) -> None:
+        work.frames += frames
+        work.fused += frames
+
+    def _look(self, work: Work, most: int) -> int:
+        """Frames that were looked at for `work` and others; 0 where it has to wait."""
+        seen, medium = work.seen[-1], work.media[len(work.seen) - 1]
+        if work.chunk == len(seen.kept):  # what is new, one request alone adds
+            if seen.owner not in (None, work):
+                return 0
+            seen.owner = work
+        work.begin()
+        return self._pictures(work, most) if medium.frames == 1 else self._film(work, most)
+
+    # -------------------------------------------------------------------------------- pictures
+
+    def _pictures(self, first: Work, most: int) -> int:
+        parts = self._parts(first, most)
+        size, began = _size(len(parts), first.ids_BT.shape[1]), time.perf_counter()
+        if parts[0].frame is None:
+            memories = [self._gallery.get(part.seen.kept[0]) for part in parts]
+            memory = memories[0]
+            if size > 1:
+                memory = session_programs.join(tuple(_filled(memories, size)))
+        else:
+            memory = self._encode_pictures(parts, size)
+        seen_at = time.perf_counter()
+        if self._params.prefusion is not None:
+            texts = tuple(_filled([part.work.text_BFD for part in parts], size))
+            fused = session_programs.prefuse_texts(self._params, memory, texts, self._cfg)
+            for part, fused_FD in zip(parts, fused, strict=False):
+                total_FD = part.work.total_FD
+                part.work.total_FD = (
+                    fused_FD if total_FD is None else session_programs.add(total_FD, fused_FD)
+                )
+            self._wait(fused)
+        for part in parts:
+            part.work.ticket.usage.vision += seen_at - began
+            part.work.ticket.usage.fusion += time.perf_counter() - seen_at
+            self._passed(part.work, 1)
+            part.work.chunk += 1
+        return len(parts)
+
+    def _parts(self, first: Work, most: int) -> list[_Part]:
+        """The picture that `first` waits for, and those of others that may go with it."""
+        parts: list[_Part] = []
+        for work in [first, *self._works]:
+            if len(parts) == most:
+                break
+            seen, medium = work.seen[-1], work.media[len(work.seen) - 1]
+            if medium.frames != 1 or any(part.work is work for part in parts):
+                continue
+            if work.ids_BT.shape != first.ids_BT.shape or work.frames:
+                continue
+            known = bool(seen.kept) and seen.kept[0].tier == "memory"
+            if parts and known != (parts[0].frame is None):
+                continue
+            if not known:
+                # Another's, who has begun with it or is about to: it is known in a moment.
+                if seen.owner not in (None, work) or any(part.seen is seen for part in parts):
+                    continue
+                try:
+                    frame = next(medium.read())
+                except Exception as error:
+                    if work is first:
+                        raise
+                    self._failed(work, error)
+                    continue
+                if parts and not _alike(frame, parts[0].frame):
+                    continue
+                seen.owner = work
+                work.begin()
+                parts.append(_Part(work, seen, frame))
+            else:
+                work.begin()
+                parts.append(_Part(work, seen, None))
+        return parts
+
+    def _encode_pictures(self, parts: Sequence[_Part], size: int) -> Any:
+        pixels_IJYXC = np.stack(_filled([part.frame for part in parts], size))
+        tokens_IQD, memory, features = self._encode(pixels_IJYXC)
+        for number, part in enumerate(parts):
+            if not part.seen.complete:
+                known = part.seen.name is not None
+                stages = _stages(memory, features, number, size) if known else {}
+                self._gallery.put(part.seen, tokens_IQD, number, 1, stages)
+            part.seen.owner = None
+        self._wait(tokens_IQD)
+        return memory
+
+    def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
+        """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
+        features = session_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
+        return *session_programs.prefuse_images(self._params, features, self._cfg), features
+
+    # ----------------------------------------------------------------------------------- films
+
+    def _film(self, work: Work, most: int) -> int:
+        seen, began = work.seen[-1], time.perf_counter()
+        new = work.chunk == len(seen.kept)
+        if new:
+            count = min(max(s for s in sizes(work.ids_BT.shape[1]) if s <= most),
+                        seen.expected - work.frames)  # fmt: skip
+        else:
+            count = seen.kept[work.chunk].frames
+        size = _size(count, work.ids_BT.shape[1])
+        if not new and seen.kept[work.chunk].tier != "source":
+            memory = self._recalled(seen.kept[work.chunk])
+        else:
+            frames = self._frames(work, count)
+            if frames is None:
+                return 0
+            pixels_IJYXC = np.stack(_filled(frames, size))
+            tokens_IQD, memory, features = self._encode(pixels_IJYXC)
+            if new:
+                stages = {"memory": memory, "features": features}
+                self._gallery.put(seen, tokens_IQD, 0, count, stages)
+            self._wait(tokens_IQD)
+        seen_at = time.perf_counter()
+        if self._params.prefusion is not None:
+            if work.total_FD is None:
+                work.total_FD = np.zeros(work.text_BFD.shape[1:], np.float32)
+            work.total_FD = session_programs.prefuse_text(
+                self._params, work.total_FD, memory, np.int32(count), work.text_BFD, self._cfg
+            )
+            self._wait(work.total_FD)
+        usage = work.ticket.usage
+        usage.vision += seen_at - began
+        usage.fusion += time.perf_counter() - seen_at
+        self._passed(work, count)
+        work.chunk += 1
+        if seen.complete:
+            seen.owner = None
+        return count
+
+    def _recalled(self, kept: Any) -> Any:
+        found = self._gallery.get(kept)
+        if kept.tier == "features":
+            return session_programs.prefuse_images(self._params, found, self._cfg)[1]
+        return found
+
+    def _frames(self, work: Work, count: int) -> list[np.ndarray] | None:
+        """The next frames of its film; None while a thread still reads them."""
+        reader = self._readers.get(work)
+        if reader is None:
+            frames = work.media[len(work.seen) - 1].read()
+            # Those that were recalled are passed over.
+            frames = itertools.islice(frames, work.frames, None)
+            reader = self._readers[work] = ReadAhead(frames, SIZES[-1])
+        if not reader.ready(count):
+            return None
+        taken = list(itertools.islice(reader, count))
+        if len(taken) < count:
+            raise InputError(
+                f"a film gave {work.frames + len(taken)} of {work.seen[-1].expected} frames; it"
+                " cannot be read to its end"
+            )
+        return taken
+
+    def _close(self, work: Work) -> None:
+        reader = self._readers.pop(work, None)
+        if reader is not None:
+            reader.close()
+
+
+def _filled(items: Sequence[Any], size: int) -> list[Any]:
+    """As many as a program is compiled for; the first one again where there are fewer."""
+    return [*items, *[items[0]] * (size - len(items))]
+
+
+def _alike(a: np.ndarray, b: np.ndarray | None) -> bool:
+    return b is not None and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _stages(memory: Any, features: Any, number: int, size: int) -> dict[str, Any]:
+    """What may be kept of one picture of a chunk."""
+    if memory is None:
+        return {}
+    if size == 1:
+        return {"memory": memory, "features": features}
+    return {
+        "memory": session_programs.one_of(memory, np.int32(number), axis=1),
+        "features": session_programs.one_of(features, np.int32(number), axis=0),
+    }

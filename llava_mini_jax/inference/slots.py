@@ -1,0 +1,323 @@
+"""Slots: rows of one KV cache, each with a request of its own, and the programs that work on them.
+
+    prompts  --read_fresh, a few at a time--> slots --.
+    one more block of a long prompt --read_block----->|--decode, all slots at once--> tokens
+    a row that has outgrown its lane --move---------->|
+
+A lane is a number of slots of one length. Rows differ in position, settings and end by arrays, so
+no request compiles anything. The token of a row that was drawn last is not in its cache yet:
+decoding writes it, and draws the next.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llava_mini_jax import sharding
+from llava_mini_jax.inference.sampling import Sampling, is_end, next_token
+from llava_mini_jax.models import llama
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.ops.attention import attend
+from llava_mini_jax.ops.masks import Mask
+from llava_mini_jax.ops.norm import rms_norm
+from llava_mini_jax.params import Array
+
+MOST_TOP = 20  # log probabilities that are told of a token, at most
+
+
+@struct.dataclass
+class Lane:
+    """The state of B slots of S places each."""
+
+    keys: tuple[Array, ...]  # of every layer [B, K, S, H]
+    values: tuple[Array, ...]
+    token_B: Array  # int32: drawn, not in the cache yet
+    used_B: Array  # int32: places of the row that hold something
+    count_B: Array  # int32: tokens of the answer, `token_B` included
+    going_B: Array  # bool: more tokens are to come
+
+
+@struct.dataclass
+class Told:
+    """Tokens that a call has drawn, up to N of each row."""
+
+    tokens_BN: Array  # int32, -1 where there is none
+    logprobs_BN: Array  # float32, natural; 0 where nobody asks
+    top_ids_BNJ: Array  # int32, the likeliest tokens; J is MOST_TOP
+    top_logprobs_BNJ: Array
+    going_B: Array  # bool: more are to come
+
+
+def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
+    llm = cfg.llm
+    shape = (slots, llm.kv_heads, length, llm.head_width)
+    spec = sharding.partition(shape, ("batch", "heads", None, None))
+
+    def arrays() -> tuple[Array, ...]:
+        return tuple(jnp.zeros(shape, cfg.dtype, out_sharding=spec) for _ in range(llm.layers))
+
+    def numbers() -> Array:
+        return jnp.zeros(slots, jnp.int32, out_sharding=sharding.partition((slots,), ("batch",)))
+
+    return Lane(
+        keys=arrays(),
+        values=arrays(),
+        token_B=numbers(),
+        used_B=numbers(),
+        count_B=numbers(),
+        going_B=numbers() > 0,
+    )
+
+
+# Donated, as in all programs here: a cache that came back as a copy would be held twice.
+@partial(jax.jit, static_argnames=("cfg", "most"), donate_argnames="lane")
+def decode(
+    params: LlavaMini,
+    lane: Lane,
+    sampling: Sampling,
+    alive_B: Array,
+    told_B: Array,
+    steps: Array,
+    ends: Array,
+    cfg: LlavaMiniConfig,
+    most: int,
+) -> tuple[Lane, Told]:
+    """Up to `steps` tokens (`most` at most) for every row that is going.
+
+    `alive_B` says which rows the host still wants, `told_B` whose log probabilities. The call
+    returns as soon as `ends` rows have ended, so that others may take their slots.
+    """
+    lane = dataclasses.replace(lane, going_B=lane.going_B & alive_B)
+    before_B = lane.going_B
+
+    def unfinished(carry: tuple[Lane, Told, Array]) -> Array:
+        lane, _, step = carry
+        ended = (before_B & ~lane.going_B).sum()
+        return (step < steps) & lane.going_B.any() & (ended < ends)
+
+    def one(carry: tuple[Lane, Told, Array]) -> tuple[Lane, Told, Array]:
+        lane, told, step = carry
+        going_B = lane.going_B
+        lane, logits_BV = _step(params, lane, cfg)
+        token_B = next_token(logits_BV, sampling, lane.count_B)
+        told = _tell(told, step, token_B, logits_BV, going_B, going_B & told_B)
+        return _drawn(lane, token_B, going_B, sampling), told, step + 1
+
+    told = _untold(len(alive_B), most)
+    lane, told, _ = jax.lax.while_loop(unfinished, one, (lane, told, jnp.int32(0)))
+    return lane, dataclasses.replace(told, going_B=lane.going_B)
+
+
+def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Array]:
+    """The lane with every row's token in its cache, and the logits [B, V] behind it.
+
+    A row that is not going writes behind what it holds, where nobody reads.
+    """
+    S = lane.keys[0].shape[2]
+    used_B = lane.used_B
+    # Plain embeddings, never fused: so the release generates, too.
+    x_B1D = llama.embed(params.llm, lane.token_B[:, None], cfg.dtype)
+    attends = attend(Mask(valid_BS=jnp.arange(S) <= used_B[:, None]), cfg.attention)
+
+    def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
+        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, used_B)
+        v_BKSH = _put_rows(lane.values[layer], v_BK1H, used_B)
+        return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
+
+    x_B1D, memories = llama.run_remembering(
+        params.llm.layers, x_B1D, used_B[:, None], attends, remember, cfg.llm
+    )
+    keys, values = zip(*memories, strict=True)
+    return dataclasses.replace(lane, keys=keys, values=values), _logits(params, x_B1D, cfg)
+
+
+def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:
+    """Keys or values with each row's new one in a place of its own."""
+    if len(kept_BKSH) == 1 or sharding.on_mesh():
+        # One after the other: in place, and no scatter over what a mesh has cut.
+        for row in range(len(kept_BKSH)):
+            new_1K1H, at = new_BK1H[row : row + 1], (row, 0, place_B[row], 0)
+            kept_BKSH = jax.lax.dynamic_update_slice(kept_BKSH, new_1K1H, at)
+        return kept_BKSH
+    put = jax.vmap(lambda kept, new, at: jax.lax.dynamic_update_slice(kept, new, (0, at, 0)))
+    return put(kept_BKSH, new_BK1H, place_B)
+
+
+def _logits(params: LlavaMini, x_B1D: Array, cfg: LlavaMiniConfig) -> Array:
+    x_B1D = rms_norm(x_B1D, params.llm.final_norm, cfg.llm.norm_eps)
+    return llama.logits(params.llm, x_B1D)[:, 0]
+
+
+def _drawn(lane: Lane, token_B: Array, going_B: Array, sampling: Sampling) -> Lane:
+    """The lane behind a step: the old tokens are in the cache, the new ones are not yet."""
+    more = going_B.astype(jnp.int32)
+    count_B = lane.count_B + more
+    ended_B = is_end(token_B, sampling) | (count_B >= jnp.asarray(sampling.limit_B))
+    return dataclasses.replace(
+        lane,
+        token_B=jnp.where(going_B, token_B, lane.token_B),
+        used_B=lane.used_B + more,
+        count_B=count_B,
+        going_B=going_B & ~ended_B,
+    )
+
+
+def _untold(rows: int, most: int) -> Told:
+    return Told(
+        tokens_BN=jnp.full((rows, most), -1, jnp.int32),
+        logprobs_BN=jnp.zeros((rows, most)),
+        top_ids_BNJ=jnp.zeros((rows, most, MOST_TOP), jnp.int32),
+        top_logprobs_BNJ=jnp.zeros((rows, most, MOST_TOP)),
+        going_B=jnp.zeros(rows, bool),
+    )
+
+
+def _tell(
+    told: Told, step: Array, token_B: Array, logits_BV: Array, going_B: Array, asked_B: Array
+) -> Told:
+    def put(kept: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(kept, new[:, None], step, axis=1)
+
+    told = dataclasses.replace(told, tokens_BN=put(told.tokens_BN, jnp.where(going_B, token_B, -1)))
+
+    def with_logprobs(told: Told) -> Told:
+        # Of the model's own distribution: neither temperature nor top-p is in them.
+        logprobs_BV = jax.nn.log_softmax(logits_BV)
+        top_BJ, ids_BJ = jax.lax.top_k(logprobs_BV, min(MOST_TOP, logits_BV.shape[1]))
+        missing = MOST_TOP - top_BJ.shape[1]
+        top_BJ = jnp.pad(top_BJ, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+        own_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=1)[:, 0]
+        return dataclasses.replace(
+            told,
+            logprobs_BN=put(told.logprobs_BN, own_B),
+            top_ids_BNJ=put(told.top_ids_BNJ, jnp.pad(ids_BJ, ((0, 0), (0, missing)))),
+            top_logprobs_BNJ=put(told.top_logprobs_BNJ, top_BJ),
+        )
+
+    return jax.lax.cond(asked_B.any(), with_logprobs, lambda told: told, told)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
+def read_fresh(
+    params: LlavaMini,
+    lane: Lane,
+    x: tuple[Array, ...],
+    count_R: Array,
+    slot_R: Array,
+    final_R: Array,
+    sampling: Sampling,
+    told_B: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Lane, Told]:
+    """R prompts, or their beginnings, read into slots: rows x of [S, D], `count_R` places of each.
+
+    Where `final_R` says that this is the whole prompt the first token is drawn. A row that is given
+    twice, because fewer than R are there, is written twice. `sampling` is of all slots.
+    """
+    x_RSD = jnp.stack(x)
+    R, S = x_RSD.shape[:2]
+    kept: dict[str, list[Array]] = {"keys": [], "values": []}
+
+    def remember(layer: int, k_RKSH: Array, v_RKSH: Array):
+        for name, new in (("keys", k_RKSH), ("values", v_RKSH)):
+            all_BKSH = getattr(lane, name)[layer]
+            for row in range(R):
+                at = (slot_R[row], 0, 0, 0)
+                all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, new[row : row + 1], at)
+            kept[name].append(all_BKSH)
+        return k_RKSH, v_RKSH, None
+
+    # Padding stands behind every reader, and is written over by what comes next.
+    positions_RS = jnp.broadcast_to(jnp.arange(S), (R, S))
+    attends = attend(Mask(first=0), cfg.attention)
+    x_RSD, _ = llama.run_remembering(
+        params.llm.layers, x_RSD, positions_RS, attends, remember, cfg.llm
+    )
+    lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
+    last_R1D = jnp.take_along_axis(x_RSD, (count_R - 1)[:, None, None], axis=1)
+    return _begun(params, lane, last_R1D, count_R, slot_R, final_R, sampling, told_B, cfg)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
+def read_block(
+    params: LlavaMini,
+    lane: Lane,
+    x_SD: Array,
+    first: Array,
+    count: Array,
+    slot: Array,
+    final: Array,
+    sampling: Sampling,
+    told_B: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Lane, Told]:
+    """`count` places of one prompt, from place `first` on, read behind what its slot holds."""
+    kept: dict[str, list[Array]] = {"keys": [], "values": []}
+
+    def remember(layer: int, k_1KTH: Array, v_1KTH: Array):
+        own = []
+        for name, new in (("keys", k_1KTH), ("values", v_1KTH)):
+            all_BKSH = getattr(lane, name)[layer]
+            all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, new, (slot, 0, first, 0))
+            kept[name].append(all_BKSH)
+            own.append(jax.lax.dynamic_slice_in_dim(all_BKSH, slot, 1))
+        return own[0], own[1], None
+
+    positions_1S = (first + jnp.arange(len(x_SD)))[None]
+    attends = attend(Mask(first=first), cfg.attention)
+    x_1SD, _ = llama.run_remembering(
+        params.llm.layers, x_SD[None], positions_1S, attends, remember, cfg.llm
+    )
+    lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
+    last_11D = jax.lax.dynamic_slice_in_dim(x_1SD, count - 1, 1, axis=1)
+    one = (first + count)[None], slot[None], final[None]
+    return _begun(params, lane, last_11D, *one, sampling, told_B, cfg)
+
+
+def _begun(
+    params: LlavaMini,
+    lane: Lane,
+    x_R1D: Array,
+    used_R: Array,
+    slot_R: Array,
+    final_R: Array,
+    sampling: Sampling,
+    told_B: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Lane, Told]:
+    """The lane with R slots that hold `used_R` places, and the first tokens of those read whole."""
+    logits_RV = _logits(params, x_R1D, cfg)
+    own = jax.tree.map(lambda setting: jnp.asarray(setting)[slot_R], sampling)
+    token_R = next_token(logits_RV, own, jnp.zeros_like(used_R))
+    asked_R = final_R & jnp.asarray(told_B)[slot_R]
+    told = _tell(_untold(len(slot_R), 1), jnp.int32(0), token_R, logits_RV, final_R, asked_R)
+    going_R = final_R & ~is_end(token_R, own) & (own.limit_B > 1)
+    lane = dataclasses.replace(
+        lane,
+        token_B=lane.token_B.at[slot_R].set(token_R),
+        used_B=lane.used_B.at[slot_R].set(used_R),
+        count_B=lane.count_B.at[slot_R].set(final_R.astype(jnp.int32)),
+        going_B=lane.going_B.at[slot_R].set(going_R),
+    )
+    return lane, dataclasses.replace(told, going_B=going_R)
+
+
+@partial(jax.jit, donate_argnames="to")
+def move(lane: Lane, to: Lane, slot: Array, to_slot: Array) -> Lane:
+    """The lane `to` with a row of a shorter one in one of its slots, going on where it stood."""
+
+    def moved(all_BKSH: Array, old_BKSH: Array) -> Array:
+        row_1KSH = jax.lax.dynamic_slice_in_dim(old_BKSH, slot, 1)
+        return jax.lax.dynamic_update_slice(all_BKSH, row_1KSH, (to_slot, 0, 0, 0))
+
+    return Lane(
+        keys=tuple(map(moved, to.keys, lane.keys)),
+        values=tuple(map(moved, to.values, lane.values)),
+        token_B=to.token_B.at[to_slot].set(lane.token_B[slot]),
+        used_B=to.used_B.at[to_slot].set(lane.used_B[slot]),
+        count_B=to.count_B.at[to_slot].set(lane.count_B[slot]),
+        going_B=to.going_B.at[to_slot].set(True),
+    )

@@ -1,0 +1,98 @@
+"""A request's way through an engine: what of it is seen, read and answered so far."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from llava_mini_jax.data.batches.examples import fused_places
+from llava_mini_jax.inference import batch_decode, request
+from llava_mini_jax.inference.answer import AnswerText
+from llava_mini_jax.inference.gallery import Seen
+from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.ticket import Medium, Piece, Ticket, Token
+
+
+class Work:
+    """One ticket's: its media are seen first, then its prompt is read, then it is answered."""
+
+    def __init__(self, ticket: Ticket, model: Loaded):
+        self.ticket, bundle = ticket, model.bundle
+        asked, example = ticket.request, ticket.request.example
+        self.tenant, self.media = asked.tenant, list(asked.media)
+        if not self.media and bundle.prompt.blank_image:
+            blank = request.blank_image(bundle.images)
+            # Fused with the text; no mark stands for it, so it takes no position.
+            self.media = [Medium(b"blank", 1, lambda: iter(blank))]
+        self.settings = asked.settings
+        ends: tuple[int, ...] = ()
+        if not self.settings.ignore_end:
+            ends, self.settings = model.stop_ids, model.with_stop_text(self.settings)
+        self.stop_ids = (*self.settings.stop_ids, *ends)
+        self.prompt = batch_decode.prompt_positions(example, bundle)
+        self.text = self._answer(model)
+        # Of the text, padded to a bucket.
+        size = model.buckets.length(max(1, len(example.ids)))
+        self.ids_BT = np.zeros((1, size), np.int32)
+        self.ids_BT[0, : len(example.ids)] = example.ids
+        self.fuse_BF = fused_places([example.fuse & bool(self.media)], size)
+        self.places_T = np.flatnonzero(example.ids >= 0)  # of text, image marks left out
+        # On the device:
+        self.text_BTD: Any = None  # embedded, and in the end fused
+        self.text_BFD: Any = None  # what of it is fused
+        self.total_FD: Any = None  # float32 sum over the frames so far
+        # How far it has come:
+        self.seen: list[Seen] = []  # of each medium that it has begun with
+        self.frames = 0  # of the medium that it looks at, those that its text is fused with
+        self.chunk = 0  # the same in chunks
+        self.fused = 0  # the same over all media
+        self.marks = np.zeros(0, np.int64)  # what stands at each position, once all is seen
+        self.visual_VD = np.zeros((0, 0))
+        self.lane: Any = None  # lanes.py's, once it has a slot
+        self.slot = -1
+        self.read = 0  # positions that are in its slot
+        self.drawn: list[int] = []  # tokens, ends included
+
+    def _answer(self, model: Loaded) -> AnswerText:
+        example, bundle = self.ticket.request.example, model.bundle
+        return batch_decode.empty_text(
+            example, bundle, model.tokenizer, self.stop_ids, self.settings
+        )
+
+    def begin(self) -> None:
+        usage = self.ticket.usage
+        usage.begun = usage.begun or time.perf_counter()
+
+    def take(self, tokens: Sequence[int], logprobs: Callable[[int], Token] | None) -> None:
+        """Tells the listener what some more tokens add; `logprobs` gives the n-th one's."""
+        usage, before = self.ticket.usage, len(self.text.ids)
+        usage.last = time.perf_counter()
+        usage.first = usage.first or usage.last
+        piece = self.text.push(tokens)
+        count = len(self.text.ids) - before
+        told = [logprobs(n) for n in range(count)] if logprobs is not None else []
+        answer = self.text.answer if self.text.finish else None
+        if piece or count or answer:
+            self.tell(Piece(piece, told, count, answer))
+
+    def tell(self, news: Piece | Exception) -> None:
+        if not self.ticket.cancelled:
+            self.ticket.listener(news)
+
+
+def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, tokens: int):
+    """What stands at each position of a prompt [S], as numbers that are equal only where the same
+    thing stands: text and whether it is fused (0 and more), or a visual token (below 0)."""
+    pieces, media = [], iter(seen)
+    for token, fused in zip(ids_T.tolist(), fuse_T.tolist(), strict=True):
+        if token >= 0:
+            pieces.append(text_marks(np.array([token]), fused))
+            continue
+        one = next(media)
+        pieces.append(-1 - one.first - np.arange(one.expected * tokens, dtype=np.int64))
+    return np.concatenate(pieces)
+
+
+def text_marks(ids: np.ndarray, fuse: bool) -> np.ndarray:
+    return 2 * ids.astype(np.int64) + fuse
