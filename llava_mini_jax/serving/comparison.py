@@ -9,7 +9,7 @@ Nobody trained the weights for that side: what it costs is true, what it would s
 
 import dataclasses
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.ticket import Request
+from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.serving.errors import ApiError
-
-if TYPE_CHECKING:
-    from llava_mini_jax.inference.worker import Worker
 
 REPEATS = 3
 MOST_TOKENS = 64  # of an answer: a token's time is known long before
@@ -40,7 +38,7 @@ def comparable(cfg: LlavaMiniConfig) -> bool:
     return cfg.compressor.kind != "none" and not cfg.inside_layers
 
 
-def compare(worker: "Worker", request: Request) -> dict[str, Any]:
+def compare(worker: Worker, request: Request) -> dict[str, Any]:
     """Positions and median milliseconds of both sides, measured in turns after a warm-up.
 
     Raises ApiError for requests without a picture or beyond what LLaVA-1.5 could read, and while
@@ -67,7 +65,7 @@ def compare(worker: "Worker", request: Request) -> dict[str, Any]:
     }
 
 
-def _sides(worker: "Worker", request: Request) -> tuple[dict[str, Candidate], Example]:
+def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Example]:
     model, frames = worker.model, sum(medium.frames for medium in request.media)
     cfg = model.bundle.model
     refuse_inside(cfg)
@@ -93,7 +91,7 @@ def _sides(worker: "Worker", request: Request) -> tuple[dict[str, Candidate], Ex
 
 
 def _runs(
-    worker: "Worker", sides: dict[str, Candidate], example: Example, tokens: int
+    worker: Worker, sides: dict[str, Candidate], example: Example, tokens: int
 ) -> dict[str, Runner]:
     """Two runs a side: what its pictures take, and its first and later tokens."""
     found = {}
@@ -106,7 +104,7 @@ def _runs(
     return found
 
 
-def _between(worker: "Worker", run: Runner) -> Runner:
+def _between(worker: Worker, run: Runner) -> Runner:
     return lambda: worker.between(run).result()
 
 

@@ -14,7 +14,7 @@ import io
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,10 @@ from starlette.routing import BaseRoute, Route
 from llava_mini_jax.analysis import compression
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.ticket import Medium, Request
+from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.serving.comparison import comparable, compare
 from llava_mini_jax.serving.errors import ApiError
-
-if TYPE_CHECKING:
-    from llava_mini_jax.inference.worker import Worker
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -55,7 +53,7 @@ MOST_FRAMES = 8  # of a film that the heat map is told for
 Read = Callable[[HttpRequest], Awaitable[Request]]
 
 
-def routes(worker: "Worker", read: Read, *, name: str, body_bytes: int) -> list[BaseRoute]:
+def routes(worker: Worker, read: Read, *, name: str, body_bytes: int) -> list[BaseRoute]:
     """The page's routes. `read` makes the engine's request of a body of /v1/chat/completions."""
     shown = _files()
 
@@ -97,7 +95,7 @@ def open_paths() -> list[str]:
     return ["/", *(f"/page/{name}" for name in _files())]
 
 
-def _about(worker: "Worker") -> dict[str, Any]:
+def _about(worker: Worker) -> dict[str, Any]:
     cfg, parts = worker.model.bundle.model, worker.model.bundle.images.parts
     return {
         "tokens": cfg.tokens_per_image(parts),
@@ -111,7 +109,7 @@ def _has_queries(cfg: LlavaMiniConfig) -> bool:
     return cfg.compressor.kind in compression.WITH_QUERIES and not cfg.inside_layers
 
 
-def looked_at(worker: "Worker", media: Sequence[Medium]) -> dict[str, Any]:
+def looked_at(worker: Worker, media: Sequence[Medium]) -> dict[str, Any]:
     """Attention over the patches, the mean over queries, of up to `MOST_FRAMES` frames.
 
     Each frame's is a step of its own on the engine's thread.
