@@ -9,6 +9,7 @@ Nobody trained the weights for that side: what it costs is true, what it would s
 
 import dataclasses
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,11 @@ def _runs(
     for name, model in sides.items():
         longest = model.cfg.llm.max_positions - 1
         lengths = (*range(STEP, longest, STEP), longest)
-        found[f"{name} sees"] = _between(worker, latency.seeing(model, example))
-        answers = latency.answering(model, example, tokens, lengths, MOST_TOKENS)
-        found[f"{name} answers"] = _between(worker, answers)
+        sees = partial(latency.seeing, model, example)
+        answers = partial(latency.answering, model, example, tokens, lengths, MOST_TOKENS)
+        # Made on the engine's thread, too, where the mesh is.
+        found[f"{name} sees"] = _between(worker, worker.between(sees).result())
+        found[f"{name} answers"] = _between(worker, worker.between(answers).result())
     return found
 
 

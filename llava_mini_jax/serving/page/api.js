@@ -1,6 +1,9 @@
 // What the page asks of the server: JSON, and answers as they stream.
 
+import { randomName } from "./media.js";
+
 const KEY = "llava-mini key";
+let conversation = randomName();
 
 /** An error that the server told, or that it could not be asked at all (status 0). */
 export class ServerError extends Error {
@@ -15,8 +18,14 @@ export function setKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
+/** Several servers behind one address may go by it: what one of them has seen it need not see again. */
+export function beginConversation() {
+  conversation = randomName();
+}
+
 async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
+  headers.set("X-Session-Affinity", conversation);
   const key = sessionStorage.getItem(KEY);
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let response;

@@ -2,7 +2,8 @@
 
 function ms(value) {
   if (value === null || value === undefined) return "–";
-  return `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")} ms`;
+  const digits = value < 10 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 0 };
+  return `${value.toLocaleString("en", digits)} ms`;
 }
 
 function count(value) {
@@ -15,15 +16,15 @@ export function ofAnswer(usage, metrics) {
   const image = details.image_tokens ?? 0;
   const cached = details.cached_tokens ?? 0;
   const rows = [
-    ["Tokens of pictures", count(image)],
+    ["Picture tokens", count(image)],
     ["Positions read", cached ? `${count(usage.prompt_tokens)}, ${count(cached)} from memory` : count(usage.prompt_tokens)],
-    ["Vision", metrics.vision_ms ? ms(metrics.vision_ms) : "from memory"],
+    ["Vision", metrics.frames_recalled < metrics.frames ? ms(metrics.vision_ms) : "from memory"],
     ["Pre-fusion", ms(metrics.prefusion_ms)],
     ["First token", ms(metrics.time_to_first_token_ms)],
     ["Each token", ms(metrics.mean_itl_ms)],
     ["Tokens of the answer", count(usage.completion_tokens)],
   ];
-  return image || metrics.frames_recalled ? rows : rows.filter(([name]) => !["Vision", "Pre-fusion", "Tokens of pictures"].includes(name));
+  return metrics.frames ? rows : rows.filter(([name]) => !["Vision", "Pre-fusion", "Picture tokens"].includes(name));
 }
 
 /** The line under an answer. */
@@ -34,7 +35,7 @@ export function line(metrics, stopped) {
 }
 
 const COMPARED = [
-  ["Tokens of pictures", "image_tokens", count],
+  ["Picture tokens", "image_tokens", count],
   ["Positions", "positions", count],
   ["Vision", "vision_ms", ms],
   ["Pre-fusion", "prefusion_ms", ms],

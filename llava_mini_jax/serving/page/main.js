@@ -143,7 +143,12 @@ async function messages(exchanges, whole) {
 }
 
 async function* answerOf(exchanges, signal) {
-  const options = { stream: true, stream_options: { include_usage: true } };
+  const options = {
+    stream: true,
+    stream_options: { include_usage: true },
+    include_metrics: true,
+    temperature: 0, // so that the same question has the same answer
+  };
   try {
     yield* api.chunks({ ...options, messages: await messages(exchanges, false) }, signal);
   } catch (error) {
@@ -237,6 +242,7 @@ addEventListener("keydown", (event) => {
 $("anew").addEventListener("click", () => {
   running?.abort();
   [history, broken] = [[], null];
+  api.beginConversation();
   talk.clear();
   setAttached(null);
   panel.forget();

@@ -23,7 +23,7 @@ function megabytes(bytes) {
   return (bytes / 2 ** 20).toFixed(1);
 }
 
-function randomName() {
+export function randomName() {
   // Not crypto.randomUUID: that is missing where a server in the house is asked by plain http.
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -115,8 +115,8 @@ async function compare() {
     figures.fillComparison($("comparison").tBodies[0], found);
     $("comparison").hidden = false;
     $("measured").textContent =
-      `Median of ${found.repeats}, in turns, over ${found.tokens} tokens of an answer; with ` +
-      "nothing in memory.";
+      `Median of ${found.repeats} in turns, each token over ${found.tokens} of an answer; ` +
+      "nothing came from memory.";
     $("measured").scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (exchange === last) $("measured").textContent = error.message;

@@ -116,7 +116,8 @@ def test_a_dropped_picture_is_sent_and_the_answer_streams(page, server):
     (body,) = server.asked
     part, text = body["messages"][0]["content"]
     assert part["image_url"]["url"].startswith("data:image/svg+xml;base64,")
-    assert text == {"type": "text", "text": "slow"} and body["stream"] is True
+    assert text == {"type": "text", "text": "slow"}
+    assert body["stream"] and body["include_metrics"] and body["stream_options"]["include_usage"]
 
 
 def test_a_pasted_picture_is_attached(page):
