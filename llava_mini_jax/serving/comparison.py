@@ -9,21 +9,26 @@ Nobody trained the weights for that side: what it costs is true, what it would s
 
 import dataclasses
 import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llava_mini_jax.cost import latency
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
-from llava_mini_jax.cost.latency import Candidate, Runner
+from llava_mini_jax.cost.latency import Answering, Candidate, Runner, Seeing
 from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.ticket import Request
+from llava_mini_jax.inference.warm_up import WarmUp
 from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.serving.errors import ApiError
+
+T = TypeVar("T")
 
 REPEATS = 3
 MOST_TOKENS = 64  # of an answer: a token's time is known long before
@@ -95,20 +100,24 @@ def _runs(
     worker: Worker, sides: dict[str, Candidate], example: Example, tokens: int
 ) -> dict[str, Runner]:
     """Two runs a side: what its pictures take, and its first and later tokens."""
-    found = {}
+    found: dict[str, Answering | Seeing] = {}
     for name, model in sides.items():
         longest = model.cfg.llm.max_positions - 1
         lengths = (*range(STEP, longest, STEP), longest)
-        sees = partial(latency.seeing, model, example)
-        answers = partial(latency.answering, model, example, tokens, lengths, MOST_TOKENS)
-        # Made on the engine's thread, too, where the mesh is.
-        found[f"{name} sees"] = _between(worker, worker.between(sees).result())
-        found[f"{name} answers"] = _between(worker, worker.between(answers).result())
-    return found
+        found[f"{name} sees"] = Seeing(model, example)
+        found[f"{name} answers"] = Answering(model, example, tokens, lengths, MOST_TOKENS)
+    # Here, so that nobody's answer stands still while programs are compiled.
+    for run in found.values():
+        WarmUp(run.compile, always=True).wait()
+    return {name: partial(on_engine, worker, run) for name, run in found.items()}
 
 
-def _between(worker: Worker, run: Runner) -> Runner:
-    return lambda: worker.between(run).result()
+def on_engine(worker: Worker, work: Callable[[], T]) -> T:
+    """What `work` gives between two steps of the engine, on its thread."""
+    try:
+        return worker.between(work).result()
+    except CancelledError as error:
+        raise ApiError(503, "the engine is not working any more") from error
 
 
 def _told(model: Candidate, example: Example, times: Any, name: str) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from starlette.routing import BaseRoute, Route
 from llava_mini_jax.analysis import compression
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.ticket import Medium, Request
+from llava_mini_jax.inference.warm_up import WarmUp
 from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-from llava_mini_jax.serving.comparison import comparable, compare
+from llava_mini_jax.serving.comparison import comparable, compare, on_engine
 from llava_mini_jax.serving.errors import ApiError
 
 TYPES = {
@@ -123,8 +124,12 @@ def looked_at(worker: Worker, media: Sequence[Medium]) -> dict[str, Any]:
         for number, parts_JYXC in enumerate(frame for one in media for frame in one.read()):
             if number not in chosen:
                 continue
-            work = partial(compression.maps, model.params, parts_JYXC[None], model.bundle.model)
-            map_YX = worker.between(work).result()[0].mean(axis=0)
+            given = (model.params, parts_JYXC[None], model.bundle.model)
+            if not frames:
+                # Here, so that nobody's answer stands still while it is compiled.
+                WarmUp(partial(_compile, given), always=True).wait()
+            work = partial(compression.maps, *given)
+            map_YX = on_engine(worker, work)[0].mean(axis=0)
             frames.append(
                 {
                     "frame": number,
@@ -139,6 +144,10 @@ def looked_at(worker: Worker, media: Sequence[Medium]) -> dict[str, Any]:
         "frames": frames,
         "note": compression.position_note(model.bundle.model),
     }
+
+
+def _compile(given: tuple[Any, ...], call: Callable[..., Any]) -> None:
+    call(compression.attention, *given)
 
 
 def _data_url(picture_YXC: np.ndarray) -> str:

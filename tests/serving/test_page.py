@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import llava_mini_jax
+from llava_mini_jax import compilation
 from llava_mini_jax.analysis import compression
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.ticket import Medium, Request
@@ -143,8 +144,8 @@ def test_both_sides_are_measured_on_the_engines_thread(thread):
     for side in (mini, baseline):
         assert all(side[name] > 0 for name in ("vision_ms", "first_token_ms", "token_ms"))
     # Two kinds of runs of two sides, in turns: each is a step of its own between others.
-    made, first = runs[:4], [runs.index(run) - 4 for run in runs[4:]]
-    assert len(made) == 4 and first == [0, 1, 2, 3] * (comparison.REPEATS + 2)
+    first = [runs.index(run) for run in runs]
+    assert first == [0, 1, 2, 3] * (comparison.REPEATS + 2)
 
 
 def test_what_cannot_be_compared_is_told(thread):
@@ -162,3 +163,35 @@ def test_what_cannot_be_compared_is_told(thread):
     with comparison._alone, pytest.raises(ApiError) as error:
         comparison.compare(worker, request(worker, 1))
     assert (error.value.status, error.value.retry_after) == (429, comparison.BUSY_SECONDS)
+
+
+def test_nothing_is_compiled_on_the_engines_thread(thread):
+    """Others would wait for it."""
+    worker = engine(thread, "release")
+    compilation.compiled()
+    grown: list[int] = []
+
+    def between(work: Any) -> Any:
+        def counted() -> Any:
+            before = compilation.compiled()
+            found = work()
+            grown.append(compilation.compiled() - before)
+            return found
+
+        return thread.submit(counted)
+
+    worker.between = between
+    asked = request(worker, 3)
+    page.looked_at(worker, asked.media)
+    comparison.compare(worker, asked)
+    assert sum(grown) == 0 and len(grown) == 3 + 4 * (comparison.REPEATS + 2)
+
+
+def test_an_engine_that_has_ended_is_told(thread):
+    worker = engine(thread)
+    cancelled: Any = Future()
+    cancelled.cancel()
+    worker.between = lambda work: cancelled
+    with pytest.raises(ApiError, match="not working") as error:
+        page.looked_at(worker, request(worker, 1).media)
+    assert error.value.status == 503
