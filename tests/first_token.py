@@ -52,7 +52,7 @@ def ours(tokens: int, dtype: str) -> Callable[[int], float]:
     from llava_mini_jax.data.batches.examples import Example
     from llava_mini_jax.data.digits.pages import build_tokenizer
     from llava_mini_jax.data.text.conversation import IGNORE
-    from llava_mini_jax.inference import batch_decode
+    from llava_mini_jax.inference import bounds
     from llava_mini_jax.inference.answer import Settings
     from llava_mini_jax.inference.model import Model
     from llava_mini_jax.json_fields import Fields
@@ -73,7 +73,7 @@ def ours(tokens: int, dtype: str) -> Callable[[int], float]:
     )
     spec = llava_mini.unrolled(llava_mini.spec(cfg))
     params = param_tree.init(jax.random.key(0), spec, dtype)
-    model = Model(params, bundle, build_tokenizer(), batch_decode.buckets_for(bundle))
+    model = Model(params, bundle, build_tokenizer(), bounds.buckets_for(bundle))
     ids = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], tokens).astype(np.int32)
     pixels = np.zeros((0, 1, vision.image_size, vision.image_size, 3), np.uint8)
     example = Example(ids, ids > 0, np.full(tokens, IGNORE, np.int32), pixels, ())

@@ -33,7 +33,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -183,7 +183,7 @@ def _batches(
     examples: Iterable[Example], bundle: Bundle, batch_size: int
 ) -> Iterable[tuple[TrainBatch, int]]:
     """(batch, its number of examples); the last one is filled with rows that are all padding."""
-    buckets, pending = batch_decode.buckets_for(bundle), []
+    buckets, pending = bounds.buckets_for(bundle), []
     for example in examples:
         pending.append(example)
         if len(pending) == batch_size:

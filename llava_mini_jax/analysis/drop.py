@@ -27,11 +27,10 @@ from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run import runner, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
-from llava_mini_jax.inference import batch_decode, recompute
+from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.generate import refuse_inside
-from llava_mini_jax.inference.model import Model
-from llava_mini_jax.inference.sampling import Sampling
+from llava_mini_jax.inference.model import Model, answer_all
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -75,7 +74,6 @@ class Blinded(Model):
     ) -> list[Answer]:
         """As Model's, greedy only."""
         assert settings.temperature == 0
-        settings = self.with_stop_text(settings)
         layers = np.arange(1, self.bundle.model.llm.layers + 1)
         # An array and not a static range: one program serves all ranges.
         hidden_L = (layers >= self.hidden.first) & (layers <= self.hidden.last)
@@ -84,17 +82,8 @@ class Blinded(Model):
             inputs = recompute.inputs_of(rows, self.bundle, self.buckets)
             return _logits(self.params, inputs, hidden_L, self.bundle.model)
 
-        answers: dict[int, Answer] = {}
-        for numbers in batch_decode.batches(examples, self.bundle, batch_size):
-            chosen = [examples[number] for number in numbers]
-            texts = batch_decode.empty_texts(
-                chosen, self.bundle, self.tokenizer, self.stop_ids, settings
-            )
-            rows = [*chosen, *batch_decode.padding_rows(chosen)]
-            for _ in recompute.decode(logits, rows, texts, Sampling.greedy(len(rows), ())):
-                pass
-            answers.update(zip(numbers, (text.answer for text in texts), strict=True))
-        return [answers[number] for number in range(len(examples))]
+        answering = partial(recompute.answering, logits=logits)
+        return answer_all(answering, self, examples, [settings] * len(examples), batch_size)
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -21,7 +21,7 @@ from llava_mini_jax.data.batches.examples import (
 from llava_mini_jax.data.batches.pipeline import Encoder, Source
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 
 DIGITS = "digits"
 FPS, MAX_FRAMES = 1.0, 64
@@ -53,12 +53,12 @@ class Examples:
         self._encode = Encoder(tokenizer, bundle.prompt, bundle.images)
 
     def __iter__(self) -> Iterator[Example]:
-        longest = batch_decode.longest_prompt(self._bundle)
+        longest = bounds.longest_prompt(self._bundle)
         for number in range(self._count):
             where = f"sample {self._source.id_of(number)}"
             try:
                 example = self._encode(self._source[number])
-                check_fits(example, batch_decode.tokens_per_image(self._bundle), longest, where)
+                check_fits(example, bounds.tokens_per_image(self._bundle), longest, where)
             except InputError as error:
                 self.left_out.append(str(error))
                 continue
@@ -79,6 +79,6 @@ def padded_batch(
         bundle.images.parts,
         buckets=buckets,
         padding_side=bundle.prompt.padding_side,
-        max_length=batch_decode.longest_prompt(bundle),
+        max_length=bounds.longest_prompt(bundle),
     )
     return collate([*examples, *[empty] * (batch_size - len(examples))], layout, truncate=False)

@@ -14,7 +14,7 @@ import numpy as np
 from llava_mini_jax import config as configs
 from llava_mini_jax.cost.latency import Candidate, Request, Runner
 from llava_mini_jax.data.digits.pages import build_tokenizer
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.session import Session
@@ -32,7 +32,7 @@ def askable(model: Candidate) -> Model:
         eos_ids=(),
         pad_id=0,
     )
-    return Model(model.params, bundle, tokenizer, batch_decode.buckets_for(bundle))
+    return Model(model.params, bundle, tokenizer, bounds.buckets_for(bundle))
 
 
 def runner(model: Model, request: Request) -> Runner:

@@ -24,7 +24,7 @@ from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_b
 from llava_mini_jax.cost.session_memory import SessionMemory
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, session_programs
+from llava_mini_jax.inference import bounds, session_programs
 from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.terminal import human_bytes
 
@@ -111,7 +111,7 @@ def plan(
     the answer has at most `answer` tokens; `in_parts` says that weights are never in the products'
     dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
     """
-    cfg, Q = bundle.model, batch_decode.tokens_per_image(bundle)
+    cfg, Q = bundle.model, bounds.tokens_per_image(bundle)
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
     slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
@@ -138,8 +138,8 @@ def plan(
 
 
 def _work(bundle: Bundle, frames: int, text: int, chunk: int) -> SessionMemory:
-    longest = batch_decode.longest_prompt(bundle)
-    padded = batch_decode.buckets_for(bundle).length(max(1, min(text, longest)))
+    longest = bounds.longest_prompt(bundle)
+    padded = bounds.buckets_for(bundle).length(max(1, min(text, longest)))
     together = min(chunk, power_of_two(max(1, frames)))
     return SessionMemory(bundle.model, bundle.images.parts, together, padded)
 

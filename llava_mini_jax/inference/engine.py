@@ -20,7 +20,7 @@ from typing import Any
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, generate
+from llava_mini_jax.inference import bounds, generate
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.gallery import Gallery
 from llava_mini_jax.inference.lanes import Lanes, LaneSize
@@ -73,7 +73,7 @@ class Engine:
     def longest(self) -> int:
         """Positions of a prompt, at most."""
         lengths = [lane.size.length for lane in self._lanes.lanes]
-        return min(batch_decode.longest_prompt(self.model.bundle), max(lengths) - 1)
+        return min(bounds.longest_prompt(self.model.bundle), max(lengths) - 1)
 
     def submit(self, request: Request, listener: Callable[[Piece | Exception], None]) -> Ticket:
         """Takes a request; InputError where its prompt is longer than every slot."""
@@ -255,11 +255,13 @@ def answering(
         return told
 
     # Prompts of one size stand together, and are read together.
-    sizes = [batch_decode.prompt_positions(example, model.bundle) for example in examples]
+    sizes = [bounds.prompt_positions(example, model.bundle) for example in examples]
     for number in sorted(range(len(examples)), key=sizes.__getitem__):
         example, own = examples[number], settings[number]
         engine.submit(Request(example, media_of(example), own), listener(number))
-    while engine.step():
+    going = True
+    while going:
+        going = engine.step()
         yield
 
 
@@ -268,10 +270,10 @@ def lanes_of(
 ) -> list[LaneSize]:
     """The lane that the longest of requests that are all known fits into."""
     needed = max(
-        batch_decode.prompt_positions(example, model.bundle)
-        + batch_decode.allowance(example, model.bundle, own)[0]
+        bounds.prompt_positions(example, model.bundle)
+        + bounds.allowance(example, model.bundle, own)[0]
         for example, own in zip(examples, settings, strict=True)
     )
     # Few sizes, at most an eighth too long: each is compiled for.
-    step = max(batch_decode.SMALLEST_LENGTH, power_of_two(needed) // 8)
+    step = max(bounds.SMALLEST_LENGTH, power_of_two(needed) // 8)
     return [LaneSize(power_of_two(min(slots, len(examples))), -(-needed // step) * step)]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import powers_of_two
-from llava_mini_jax.inference import batch_decode, session_programs, slots
+from llava_mini_jax.inference import bounds, session_programs, slots
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, padded_stops
@@ -78,7 +78,7 @@ class Lanes:
 
     def __init__(self, model: Loaded, sizes: Sequence[LaneSize], most: int):
         self._model, self._params, self._cfg = model, model.params, model.bundle.model
-        self._tokens = batch_decode.tokens_per_image(model.bundle)
+        self._tokens = bounds.tokens_per_image(model.bundle)
         self._most = most  # tokens of a call of decode
         self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
         self.reading: list[Work] = []  # in their slots, not read to their end
@@ -285,7 +285,7 @@ class Lanes:
             if not lane.decoding:
                 continue
             stops = any(work.settings.stop for work in lane.decoding.values())
-            few = min(steps, batch_decode.STEPS_WITH_STOP) if stops else steps
+            few = min(steps, bounds.STEPS_WITH_STOP) if stops else steps
             sampling, told_B = lane.settings()
             lane.state, told = slots.decode(
                 self._params,
@@ -370,7 +370,7 @@ class Lanes:
 def fresh_sizes(length: int) -> tuple[int, ...]:
     """Positions of prompts that are read from their beginning, in a lane of that length."""
     most = min(FRESH, length)
-    return powers_of_two(min(batch_decode.SMALLEST_LENGTH, most), most)
+    return powers_of_two(min(bounds.SMALLEST_LENGTH, most), most)
 
 
 def block_sizes(places: int) -> list[int]:

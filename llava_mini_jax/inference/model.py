@@ -2,7 +2,7 @@
 
     load(folder) --> Model: parameters, configuration, tokenizer, buckets
                        |
-    prompts, pictures --request.py--> Examples --batch_decode.py: see, prefill, decode--> token ids
+    prompts, pictures --request.py--> Examples --bounds.py: see, prefill, decode--> token ids
                                                                                      |
                                  answers, or pieces of one as they arrive <--answer.py
 
@@ -25,12 +25,13 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import (
-    batch_decode,
+    bounds,
     engine,
     generate,
     recompute,
     request,
     session_programs,
+    slots,
 )
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.loaded import Loaded
@@ -39,14 +40,11 @@ from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.inference.ticket import Piece
 
 PROGRAMS = (
-    *(generate.embed_text, generate.encode_frames, generate.prefill),
-    *(generate.upcoming, generate.decode, generate.told),
-    *(
-        session_programs.encode_vision,
-        session_programs.prefuse_images,
-        session_programs.prefuse_text,
-        session_programs.prefill_block,
-    ),  # of sessions
+    generate.embed_text,
+    *(session_programs.encode_vision, session_programs.prefuse_images),
+    *(session_programs.prefuse_text, session_programs.prefuse_texts),
+    *(slots.read_fresh, slots.read_block, slots.decode, slots.move),
+    *(generate.upcoming, generate.decode, generate.told, session_programs.prefill_block),
     recompute.whole_logits,
 )
 
@@ -126,15 +124,7 @@ class Model(Loaded):
         if not examples:
             return []
         own = [replace(settings, seed=seed) for seed in settings.seeds(len(examples))]
-        answers: dict[int, Answer] = {}
-
-        def hear(number: int, piece: Piece) -> None:
-            if piece.answer is not None:
-                answers[number] = piece.answer
-
-        for _ in self._answering(self, examples, own, batch_size, hear):
-            pass
-        return [answers[number] for number in range(len(examples))]
+        return answer_all(self._answering, self, examples, own, batch_size)
 
     def stream(
         self,
@@ -161,7 +151,7 @@ class Model(Loaded):
         def hear(_: int, piece: Piece) -> None:
             heard.append(piece)
 
-        steps = batch_decode.STEPS_STREAMING
+        steps = bounds.STEPS_STREAMING
         for _ in self._answering(self, [example], [settings], 1, hear, steps=steps):
             yield from (piece.text for piece in heard if piece.text)
             if heard and heard[-1].answer is not None:
@@ -182,8 +172,8 @@ class Model(Loaded):
     def request(self, prompt: Prompt, pictures: Pictures, where: str = "the prompt") -> Example:
         """A prompt with its pictures, checked: InputError where it does not fit the model."""
         example = request.make_request(prompt, pictures, self.bundle, self.tokenizer, where)
-        tokens = batch_decode.tokens_per_image(self.bundle)
-        check_fits(example, tokens, batch_decode.longest_prompt(self.bundle), where)
+        tokens = bounds.tokens_per_image(self.bundle)
+        check_fits(example, tokens, bounds.longest_prompt(self.bundle), where)
         return example
 
     def full_context(self, where: str) -> str:
@@ -196,6 +186,25 @@ class Model(Loaded):
     def _warn_if_full(self, answer: Answer, where: str) -> None:
         if answer.finish == "context":
             warnings.warn(self.full_context(where), stacklevel=3)
+
+
+def answer_all(
+    answering: Callable[..., Iterator[None]],
+    model: Loaded,
+    examples: Sequence[Example],
+    settings: Sequence[Settings],
+    batch_size: int,
+) -> list[Answer]:
+    """The answers to all examples, by engine.py's `answering` or one like it."""
+    answers: dict[int, Answer] = {}
+
+    def hear(number: int, piece: Piece) -> None:
+        if piece.answer is not None:
+            answers[number] = piece.answer
+
+    for _ in answering(model, examples, settings, batch_size, hear):
+        pass
+    return [answers[number] for number in range(len(examples))]
 
 
 def load(

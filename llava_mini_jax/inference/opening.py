@@ -16,7 +16,7 @@ from llava_mini_jax.config import ASKING_DTYPES, Bundle
 from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, prompt_template
+from llava_mini_jax.inference import bounds, prompt_template
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.weights import folders, hub, import_hf
@@ -33,7 +33,7 @@ class Opened:
 
     @cached_property
     def buckets(self) -> Buckets:
-        return batch_decode.buckets_for(self.bundle)
+        return bounds.buckets_for(self.bundle)
 
     def weights(self) -> LlavaMini:
         """With layers unrolled."""

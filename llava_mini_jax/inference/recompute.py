@@ -23,10 +23,11 @@ from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
     collate,
+    power_of_two,
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, next_token
@@ -67,32 +68,55 @@ def answering(
     batch_size: int,
     hear: Callable[[int, Piece], None],
     *,
-    steps: int = 1,
+    logits: Logits | None = None,
+    **_: int,
 ) -> Iterator[None]:
-    """engine.py's `answering` for a model that compresses inside; each `next` is a token of a batch
-    (of `steps` there is always one)."""
-    del steps
-    for numbers in batch_decode.batches(examples, model.bundle, batch_size):
+    """engine.py's `answering`, without a cache: each `next` is a token of a batch.
+
+    Batches have the settings of their first example, but for seeds. Without `logits`, the model's.
+    """
+    logits = logits or whole_model(model.params, model.bundle, model.buckets)
+    for numbers in batches(examples, model.bundle, batch_size):
         rows = [examples[number] for number in numbers]
         own = [model.with_stop_text(settings[number]) for number in numbers]
         texts = [
-            batch_decode.empty_text(row, model.bundle, model.tokenizer, model.stop_ids, s)
+            bounds.empty_text(row, model.bundle, model.tokenizer, model.stop_ids, s)
             for row, s in zip(rows, own, strict=True)
         ]
-        rows += batch_decode.padding_rows(rows)
+        rows += padding_rows(rows)
         s = own[0]
         seeds = [one.seeds(1)[0] for one in own] + [0] * (len(rows) - len(texts))
         sampling = make_sampling(len(rows), s.temperature, s.top_p, s.top_k, seeds, model.stop_ids)
-        logits = whole_model(model.params, model.bundle, model.buckets)
-        before = [0] * len(texts)
+        before, done = [0] * len(texts), set[int]()
         for pieces in decode(logits, rows, texts, sampling):
             for place, (number, text) in enumerate(zip(numbers, texts, strict=True)):
-                count = len(text.ids) - before[place]
+                if number in done:
+                    continue
                 answer = text.answer if text.finish else None
-                if pieces[place] or count or answer:
-                    hear(number, Piece(pieces[place], count=count, answer=answer))
+                hear(number, Piece(pieces[place], text.ids[before[place] :], answer=answer))
                 before[place] = len(text.ids)
+                if answer is not None:
+                    done.add(number)
             yield
+
+
+def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the examples that go together: one kind of pixels, and of similar length."""
+    kinds = [str(example.pixels.dtype) for example in examples]
+    lengths = [bounds.prompt_positions(example, bundle) for example in examples]
+    for kind in sorted(set(kinds)):
+        rows = [row for row in range(len(examples)) if kinds[row] == kind]
+        # A batch is as long as its longest row.
+        rows.sort(key=lambda row: lengths[row])
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
+def padding_rows(examples: Sequence[Example]) -> list[Example]:
+    """Rows that make `examples` a power of two; without a position, they are done at once."""
+    none = np.zeros(0, np.int32)
+    empty = Example(none, none.astype(bool), none + IGNORE, examples[0].pixels[:0], ())
+    return [empty] * (power_of_two(len(examples)) - len(examples))
 
 
 def _longer(example: Example, token: int) -> Example:

@@ -108,6 +108,7 @@ def _without_ends(logits_BV: Array, early_B: Array, sampling: Sampling) -> Array
 
 def is_end(token_B: Array, sampling: Sampling) -> Array:
     """Which rows' token is one of their `stop_ids_BE`."""
+    token_B = sharding.constrain(token_B, ("batch",))
     return (token_B[:, None] == _stops(sampling)).any(axis=1)
 
 

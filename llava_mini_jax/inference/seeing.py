@@ -9,7 +9,7 @@ A chunk is small while others are being answered: their next tokens wait for it.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ class Seeing:
         self._params, self._cfg = model.params, model.bundle.model
         self._gallery, self._failed = gallery, failed
         self._works: list[Work] = []
-        self._readers: dict[Work, Iterator[np.ndarray]] = {}  # of the film that each looks at
+        self._readers: dict[Work, ReadAhead] = {}  # of the film that each looks at
         self._frame_seconds = 0.0  # what a frame took of late
 
     @property

@@ -35,7 +35,7 @@ from llava_mini_jax.data.batches.examples import (
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, generate, request, session_programs
+from llava_mini_jax.inference import bounds, generate, request, session_programs
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import Picture, Video
@@ -126,8 +126,8 @@ class Session:
 
     def _check_frames(self, new: int) -> None:
         count = self.frames + new
-        needed = count * batch_decode.tokens_per_image(self.model.bundle)
-        longest = batch_decode.longest_prompt(self.model.bundle)
+        needed = count * bounds.tokens_per_image(self.model.bundle)
+        longest = bounds.longest_prompt(self.model.bundle)
         most = self.model.bundle.model.llm.max_positions
         if needed >= longest:
             more = f", or allow up to {most} positions (--max-length)" if longest < most - 1 else ""
@@ -139,7 +139,7 @@ class Session:
 
     # ------------------------------------------------------------------------------ questions
 
-    def ask(self, question: str, *, steps: int = batch_decode.STEPS_STREAMING) -> Iterator[str]:
+    def ask(self, question: str, *, steps: int = bounds.STEPS_STREAMING) -> Iterator[str]:
         """The pieces of the answer; the turn counts once they have all been taken.
 
         Pictures shown since the last question stand in front of this one. A piece holds up to
@@ -154,8 +154,8 @@ class Session:
         example = make_example(prompt, none, counts, bundle.prompt, training=False)
         check_fits(
             example,
-            batch_decode.tokens_per_image(bundle),
-            batch_decode.longest_prompt(bundle),
+            bounds.tokens_per_image(bundle),
+            bounds.longest_prompt(bundle),
             where,
         )
         self._moves += 1
@@ -180,7 +180,7 @@ class Session:
         What earlier conversations have computed is used. Raises InputError as `ask`.
         """
         self.new_conversation()
-        steps = batch_decode.STEPS_WITH_STOP if self.settings.stop else batch_decode.STEPS
+        steps = bounds.STEPS_WITH_STOP if self.settings.stop else bounds.STEPS
         for _ in self.ask(question, steps=steps):
             pass
         assert self.answer is not None
@@ -208,7 +208,7 @@ class Session:
 
     def _answer(self, example: Example, steps: int, move: int) -> Iterator[str]:
         bundle, tokenizer, stop_ids = self.model.bundle, self.model.tokenizer, self.model.stop_ids
-        text = batch_decode.empty_text(example, bundle, tokenizer, stop_ids, self.settings)
+        text = bounds.empty_text(example, bundle, tokenizer, stop_ids, self.settings)
         prompt, room = self._marks(example.ids, example.fuse), power_of_two(text.allowance)
         places_T = np.flatnonzero(example.ids >= 0)
         logits_BV = self._prefill(self._fused_text(example), prompt, places_T, room)
@@ -226,7 +226,7 @@ class Session:
         """Up to `most` token ids: the first one, then what each call of up to `steps` adds."""
         model, s = self.model, self.settings
         sampling = make_sampling(1, s.temperature, s.top_p, s.top_k, s.seeds(1), model.stop_ids)
-        cfg, ahead = model.bundle.model, batch_decode.runs_ahead(s, steps)
+        cfg, ahead = model.bundle.model, bounds.runs_ahead(s, steps)
         calls = generate.Calls(model.params, state, sampling, cfg, steps=steps, most=most)
         (new_N,) = calls.first()
         while True:
@@ -309,7 +309,7 @@ class Session:
     def _marks(self, ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
         """What stands at each position of the prompt [S]: text and whether it is fused (>= 0), or
         which visual token (-1, -2, ...). Equal beginnings have equal keys and values."""
-        Q = batch_decode.tokens_per_image(self.model.bundle)
+        Q = bounds.tokens_per_image(self.model.bundle)
         pieces, used, media = [], 0, iter(self._watched.media)
         for token, fused in zip(ids_T.tolist(), fuse_T.tolist(), strict=True):
             if token >= 0:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llava_mini_jax import sharding
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
@@ -57,7 +58,12 @@ def block(positions: int) -> int:
 @partial(jax.jit, static_argnames="cfg")
 def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """The tower's features [I, J, P, E] of a chunk."""
-    return llava_mini.encode_vision(params, pixels_IJYXC, cfg)
+    return _everywhere(llava_mini.encode_vision(params, pixels_IJYXC, cfg))
+
+
+def _everywhere(x: Array) -> Array:
+    """Chunks are cut and put together, which no mesh axis along their images lets one do."""
+    return sharding.constrain(x, (None,) * x.ndim)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -67,8 +73,11 @@ def prefuse_images(
     """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
     patches_ISD, compressed_IQD = llava_mini.project_and_compress(params, features_IJPE, cfg)
     if params.prefusion is None:
-        return compressed_IQD, None
-    return llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+        return _everywhere(compressed_IQD), None
+    tokens_IQD, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+    axes = (None, None, "heads", None, None)
+    memory = jax.tree.map(lambda x: sharding.constrain(x, axes), memory)
+    return _everywhere(tokens_IQD), memory
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="total_FD")
@@ -83,7 +92,7 @@ def prefuse_text(
     """The float32 sum of fused text with the first `frames` frames of a chunk added."""
     I = memory.keys_NIKSH.shape[1]
     text_IFD = jnp.broadcast_to(text_BFD, (I, *text_BFD.shape[1:]))
-    fused_IFD = llava_mini.prefuse_text(params, memory, text_IFD, cfg)
+    fused_IFD = _prefused(params, memory, text_IFD, cfg)
     # One after the other: then the sum does not depend on how a video is cut into chunks.
     for frame in range(I):
         fused_FD = fused_IFD[frame].astype(jnp.float32)
@@ -96,8 +105,17 @@ def prefuse_texts(
     params: LlavaMini, memory: ImageMemory, texts: tuple[Array, ...], cfg: LlavaMiniConfig
 ) -> tuple[Array, ...]:
     """Fused texts, float32 [F, D] each, of I texts [1, F, D] with an image of a chunk for each."""
-    fused_IFD = llava_mini.prefuse_text(params, memory, jnp.concatenate(texts), cfg)
+    fused_IFD = _prefused(params, memory, jnp.concatenate(texts), cfg)
     return tuple(fused_IFD.astype(jnp.float32))
+
+
+def _prefused(
+    params: LlavaMini, memory: ImageMemory, text_IFD: Array, cfg: LlavaMiniConfig
+) -> Array:
+    axes = (None, "batch", "heads", None, None)
+    memory = jax.tree.map(lambda x: sharding.constrain(x, axes), memory)
+    text_IFD = sharding.constrain(text_IFD, ("batch", None, None))
+    return _everywhere(llava_mini.prefuse_text(params, memory, text_IFD, cfg))
 
 
 @jax.jit

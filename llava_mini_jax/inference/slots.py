@@ -54,13 +54,14 @@ class Told:
 def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
     llm = cfg.llm
     shape = (slots, llm.kv_heads, length, llm.head_width)
-    spec = sharding.partition(shape, ("batch", "heads", None, None))
+    # Rows lie whole on every device of the batch axes: programs write single ones.
+    spec = sharding.partition(shape, (None, "heads", None, None))
 
     def arrays() -> tuple[Array, ...]:
         return tuple(jnp.zeros(shape, cfg.dtype, out_sharding=spec) for _ in range(llm.layers))
 
     def numbers() -> Array:
-        return jnp.zeros(slots, jnp.int32, out_sharding=sharding.partition((slots,), ("batch",)))
+        return jnp.zeros(slots, jnp.int32, out_sharding=sharding.partition((slots,), (None,)))
 
     return Lane(
         keys=arrays(),
@@ -102,7 +103,7 @@ def decode(
         lane, told, step = carry
         going_B = lane.going_B
         lane, logits_BV = _step(params, lane, cfg)
-        token_B = next_token(logits_BV, sampling, lane.count_B)
+        token_B = _everywhere(next_token(logits_BV, sampling, lane.count_B))
         told = _tell(told, step, token_B, logits_BV, going_B, going_B & told_B)
         return _drawn(lane, token_B, going_B, sampling), told, step + 1
 
@@ -125,7 +126,7 @@ def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Ar
     def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
         k_BKSH = _put_rows(lane.keys[layer], k_BK1H, used_B)
         v_BKSH = _put_rows(lane.values[layer], v_BK1H, used_B)
-        return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
+        return _by_batch(k_BKSH), _by_batch(v_BKSH), (k_BKSH, v_BKSH)
 
     x_B1D, memories = llama.run_remembering(
         params.llm.layers, x_B1D, used_B[:, None], attends, remember, cfg.llm
@@ -136,6 +137,7 @@ def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Ar
 
 def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:
     """Keys or values with each row's new one in a place of its own."""
+    new_BK1H = _whole_rows(new_BK1H)
     if len(kept_BKSH) == 1 or sharding.on_mesh():
         # One after the other: in place, and no scatter over what a mesh has cut.
         for row in range(len(kept_BKSH)):
@@ -146,16 +148,33 @@ def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:
     return put(kept_BKSH, new_BK1H, place_B)
 
 
+def _whole_rows(x_BKSH: Array) -> Array:
+    return sharding.constrain(x_BKSH, (None, "heads", None, None))
+
+
+def _by_batch(x_BKSH: Array) -> Array:
+    """As queries lie that attend to it."""
+    return sharding.constrain(x_BKSH, ("batch", "heads", None, None))
+
+
+def _everywhere(x: Array) -> Array:
+    return sharding.constrain(x, (None,) * x.ndim)
+
+
 def _logits(params: LlavaMini, x_B1D: Array, cfg: LlavaMiniConfig) -> Array:
     x_B1D = rms_norm(x_B1D, params.llm.final_norm, cfg.llm.norm_eps)
-    return llama.logits(params.llm, x_B1D)[:, 0]
+    return _everywhere(llama.logits(params.llm, x_B1D)[:, 0])
+
+
+def _ends(token_B: Array, sampling: Sampling) -> Array:
+    return _everywhere(is_end(token_B, sampling))
 
 
 def _drawn(lane: Lane, token_B: Array, going_B: Array, sampling: Sampling) -> Lane:
     """The lane behind a step: the old tokens are in the cache, the new ones are not yet."""
     more = going_B.astype(jnp.int32)
     count_B = lane.count_B + more
-    ended_B = is_end(token_B, sampling) | (count_B >= jnp.asarray(sampling.limit_B))
+    ended_B = _ends(token_B, sampling) | (count_B >= jnp.asarray(sampling.limit_B))
     return dataclasses.replace(
         lane,
         token_B=jnp.where(going_B, token_B, lane.token_B),
@@ -223,7 +242,7 @@ def read_fresh(
 
     def remember(layer: int, k_RKSH: Array, v_RKSH: Array):
         for name, new in (("keys", k_RKSH), ("values", v_RKSH)):
-            all_BKSH = getattr(lane, name)[layer]
+            all_BKSH, new = getattr(lane, name)[layer], _whole_rows(new)
             for row in range(R):
                 at = (slot_R[row], 0, 0, 0)
                 all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, new[row : row + 1], at)
@@ -237,7 +256,7 @@ def read_fresh(
         params.llm.layers, x_RSD, positions_RS, attends, remember, cfg.llm
     )
     lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
-    last_R1D = jnp.take_along_axis(x_RSD, (count_R - 1)[:, None, None], axis=1)
+    last_R1D = jnp.take_along_axis(_everywhere(x_RSD), (count_R - 1)[:, None, None], axis=1)
     return _begun(params, lane, last_R1D, count_R, slot_R, final_R, sampling, told_B, cfg)
 
 
@@ -261,7 +280,8 @@ def read_block(
         own = []
         for name, new in (("keys", k_1KTH), ("values", v_1KTH)):
             all_BKSH = getattr(lane, name)[layer]
-            all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, new, (slot, 0, first, 0))
+            at = (slot, 0, first, 0)
+            all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, _whole_rows(new), at)
             kept[name].append(all_BKSH)
             own.append(jax.lax.dynamic_slice_in_dim(all_BKSH, slot, 1))
         return own[0], own[1], None
@@ -291,10 +311,10 @@ def _begun(
     """The lane with R slots that hold `used_R` places, and the first tokens of those read whole."""
     logits_RV = _logits(params, x_R1D, cfg)
     own = jax.tree.map(lambda setting: jnp.asarray(setting)[slot_R], sampling)
-    token_R = next_token(logits_RV, own, jnp.zeros_like(used_R))
+    token_R = _everywhere(next_token(logits_RV, own, jnp.zeros_like(used_R)))
     asked_R = final_R & jnp.asarray(told_B)[slot_R]
     told = _tell(_untold(len(slot_R), 1), jnp.int32(0), token_R, logits_RV, final_R, asked_R)
-    going_R = final_R & ~is_end(token_R, own) & (own.limit_B > 1)
+    going_R = final_R & ~_ends(token_R, own) & (own.limit_B > 1)
     lane = dataclasses.replace(
         lane,
         token_B=lane.token_B.at[slot_R].set(token_R),

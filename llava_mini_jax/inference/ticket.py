@@ -50,9 +50,14 @@ class Piece:
     """What one call has added to an answer."""
 
     text: str  # settled: it is never taken back, and may be empty
-    tokens: Sequence[Token] = ()  # of this piece, where log probabilities were asked for
-    count: int = 0  # tokens that this piece adds
+    ids: Sequence[int] = ()  # the tokens that this piece adds, an end not among them
+    tokens: Sequence[Token] = ()  # the same, where log probabilities were asked for
     answer: Answer | None = None  # with the last piece
+
+    @property
+    def count(self) -> int:
+        """Tokens of this piece."""
+        return len(self.ids)
 
 
 @dataclass

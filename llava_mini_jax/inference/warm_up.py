@@ -21,7 +21,7 @@ from llava_mini_jax.compilation import threads_pay
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.inference import (
-    batch_decode,
+    bounds,
     engine,
     generate,
     lanes,
@@ -88,7 +88,7 @@ def of_question(
         if memory is not None:
             total_FD, count = _shape(np.float32, T, cfg.llm.width), _shape(np.int32)
             call(session_programs.prefuse_text, params, total_FD, memory, count, text_BFD, cfg)
-    prompt = text - len(media) + sum(media) * batch_decode.tokens_per_image(bundle)
+    prompt = text - len(media) + sum(media) * bounds.tokens_per_image(bundle)
     room = power_of_two(min(answer, cfg.llm.max_positions - prompt))
     slots, blocks = session_programs.sizes(prompt, room)
     cache = jax.eval_shape(

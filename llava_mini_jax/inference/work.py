@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import fused_places
-from llava_mini_jax.inference import batch_decode, request
+from llava_mini_jax.inference import bounds, request
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.loaded import Loaded
@@ -30,7 +30,7 @@ class Work:
         if not self.settings.ignore_end:
             ends, self.settings = model.stop_ids, model.with_stop_text(self.settings)
         self.stop_ids = (*self.settings.stop_ids, *ends)
-        self.prompt = batch_decode.prompt_positions(example, bundle)
+        self.prompt = bounds.prompt_positions(example, bundle)
         self.text = self._answer(model)
         # Of the text, padded to a bucket.
         size = model.buckets.length(max(1, len(example.ids)))
@@ -56,9 +56,7 @@ class Work:
 
     def _answer(self, model: Loaded) -> AnswerText:
         example, bundle = self.ticket.request.example, model.bundle
-        return batch_decode.empty_text(
-            example, bundle, model.tokenizer, self.stop_ids, self.settings
-        )
+        return bounds.empty_text(example, bundle, model.tokenizer, self.stop_ids, self.settings)
 
     def begin(self) -> None:
         usage = self.ticket.usage
@@ -70,11 +68,11 @@ class Work:
         usage.last = time.perf_counter()
         usage.first = usage.first or usage.last
         piece = self.text.push(tokens)
-        count = len(self.text.ids) - before
-        told = [logprobs(n) for n in range(count)] if logprobs is not None else []
+        ids = self.text.ids[before:]
+        told = [logprobs(n) for n in range(len(ids))] if logprobs is not None else []
         answer = self.text.answer if self.text.finish else None
-        if piece or count or answer:
-            self.tell(Piece(piece, told, count, answer))
+        if piece or ids or answer:
+            self.tell(Piece(piece, ids, told, answer))
 
     def tell(self, news: Piece | Exception) -> None:
         if not self.ticket.cancelled:

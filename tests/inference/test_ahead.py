@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.inference import batch_decode, generate
+from llava_mini_jax.inference import bounds, generate
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Answering, Model
 from llava_mini_jax.inference.session import Session
@@ -36,7 +36,7 @@ def unread(monkeypatch) -> list[int]:
 
 
 def one_at_a_time(monkeypatch) -> None:
-    monkeypatch.setattr(batch_decode, "runs_ahead", lambda settings, steps: False)
+    monkeypatch.setattr(bounds, "runs_ahead", lambda settings, steps: False)
 
 
 def requests(model: Model, count: int) -> list:
@@ -66,7 +66,7 @@ def test_pieces_and_answers_are_the_same(model, monkeypatch, unread, how, rows, 
     for stop in stops(model, how):
         unread.clear()
         found = pieces(model, rows, steps, how | stop)
-        ahead = not stop or steps <= batch_decode.STEPS_STREAMING
+        ahead = not stop or steps <= bounds.STEPS_STREAMING
         assert max(unread) == (2 if ahead else 1)
         with monkeypatch.context() as patched:
             one_at_a_time(patched)
@@ -104,7 +104,7 @@ def test_rows_of_other_allowances(model, monkeypatch, unread) -> None:
     examples = [requests(short, 1)[0], long]
 
     def answers() -> list[Answer]:
-        settings = Settings(max_new_tokens=batch_decode.longest_prompt(short.bundle))
+        settings = Settings(max_new_tokens=bounds.longest_prompt(short.bundle))
         run = Answering(short, examples, settings, 4)
         list(run)
         return run.answers

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.inference import batch_decode, generate
+from llava_mini_jax.inference import bounds, generate
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Answering, Model
 from llava_mini_jax.inference.sampling import make_sampling
@@ -42,7 +42,7 @@ def request(model: Model, question: str = QUESTION):
 def one_by_one(model: Model, count: int, **how) -> list[int]:
     """The tokens of an answer, each by a call of its own, as `decode` alone gives them."""
     cfg, bundle = model.bundle.model, model.bundle
-    longest = batch_decode.longest_prompt(bundle)
+    longest = bounds.longest_prompt(bundle)
     state = generate.encode_and_prefill(
         model.params, cfg, [request(model)], model.buckets, longest, "right", 16
     )
@@ -76,7 +76,7 @@ def test_no_step_behind_the_last_token(model, limits, allowance) -> None:
 
 def test_rows_of_a_batch_have_their_first_tokens_before_any_call(model, limits) -> None:
     examples = [request(model), request(model, "what is the largest digit?")]
-    run = Answering(model, examples, Settings(max_new_tokens=6), batch_decode.STEPS_STREAMING)
+    run = Answering(model, examples, Settings(max_new_tokens=6), bounds.STEPS_STREAMING)
     next(iter(run))
     assert [len(text.ids) for text in run._texts] == [1, 1] and limits == []
 

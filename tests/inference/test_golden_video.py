@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llava_mini_jax.data.batches.examples import Example
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.session_media import Medium
 from llava_mini_jax.reproduce import verify
@@ -24,7 +24,7 @@ def case():
 @pytest.mark.parametrize("chunk", [1, 2, 8, 32])
 def test_frames_in_chunks_are_the_releases_frames_one_by_one(case, chunk):
     params = load_params(case.bundle, case.published, dtype="float32", unrolled=True)
-    buckets = batch_decode.buckets_for(case.bundle)
+    buckets = bounds.buckets_for(case.bundle)
     model = SimpleNamespace(bundle=case.bundle, params=params, buckets=buckets)
     model.with_stop_text = lambda settings: settings
     session = Session(model, chunk=chunk)

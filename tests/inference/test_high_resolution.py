@@ -15,7 +15,7 @@ from llava_mini_jax import cli
 from llava_mini_jax import config as configs
 from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.digits.pages import build_tokenizer
-from llava_mini_jax.inference import batch_decode, generate, session_programs
+from llava_mini_jax.inference import bounds, generate, session_programs
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.session import Session
@@ -124,7 +124,7 @@ def logits_of_generate(model: Model, question: str, images, videos) -> np.ndarra
 def logits_of(model: Model, example) -> np.ndarray:
     """Logits [V] behind the prompt, as Model.generate has them."""
     bundle = model.bundle
-    longest = batch_decode.longest_prompt(bundle)
+    longest = bounds.longest_prompt(bundle)
     state = generate.encode_and_prefill(
         model.params, bundle.model, [example], model.buckets, longest, "right", 16
     )

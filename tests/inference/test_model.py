@@ -15,13 +15,14 @@ import llava_mini_jax
 from llava_mini_jax import InputError, Model
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
-from llava_mini_jax.inference import batch_decode
+from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.sharding import make_mesh
 from tests import tiny_model
+from tests.inference.steps import said
 
 QUESTION = "which digit is in row 1 column 2?"
 
@@ -132,7 +133,7 @@ def test_batches_are_of_one_kind_of_pixels_and_of_similar_length(release: Model)
         for prompt in ("a " * 30, "a", "a " * 20)
         for image in (None, tiny_model.picture(0))
     ]
-    assert list(batch_decode.batches(examples, blank.bundle, 2)) == [[2, 4], [0], [3, 5], [1]]
+    assert list(recompute.batches(examples, blank.bundle, 2)) == [[2, 4], [0], [3, 5], [1]]
 
 
 def test_sampling_depends_on_the_seed_and_the_row_alone(model: Model) -> None:
@@ -199,14 +200,7 @@ def test_stops_at_any_of_the_stop_tokens(model: Model) -> None:
 def first_ids(model: Model, count: int) -> list[int]:
     """Ids of the greedy answer, found by forbidding nothing and reading what was pushed."""
     example = model.request(QUESTION, model.read_pictures(None, None))
-    settings = Settings(max_new_tokens=count)
-    args = (model.tokenizer, model.stop_ids, settings)
-    texts = batch_decode.empty_texts([example], model.bundle, *args)
-    decoding = batch_decode.decode(
-        model.params, model.bundle, model.buckets, [example], texts, model.stop_ids, settings, 4
-    )
-    list(decoding)
-    return texts[0].ids
+    return said(model, [example], Settings(max_new_tokens=count)).ids[0]
 
 
 def test_stop_strings_are_cut_off_and_never_begin_to_show(model: Model) -> None:
@@ -305,12 +299,12 @@ def test_template_and_length_may_be_given() -> None:
     assert (given.bundle.prompt.template, given.bundle.prompt.max_length) == ("brief", 100)
     with pytest.raises(InputError, match="but the model has 100"):
         given.generate("digits " * 120)
-    for template, max_length, said in (
+    for template, max_length, expected in (
         ("welsh", None, 'template "welsh" is unknown; give one of plain, vicuna_v1'),
         (None, 257, "max_length is 257; give 2 to 256"),
         (None, 1, "max_length is 1; give 2 to 256"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=expected):
             llava_mini_jax.load(folder, template=template, max_length=max_length)
 
 

@@ -13,11 +13,10 @@ import pytest
 
 import llava_mini_jax
 from llava_mini_jax.cli import main
-from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.model import Answering, Model
 from tests import tiny_model
 from tests.inference import real_model
+from tests.inference.steps import said
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2"
@@ -52,14 +51,6 @@ def test_answers_equal_transformers(folder: Path, template: str) -> None:
     for example, row in zip(examples, golden, strict=True):
         np.testing.assert_array_equal(example.ids, row["input_ids"])
     expected = [[i for i in row["new_ids"] if i != model.tokenizer.eos_token_id] for row in golden]
-    for batch in range(0, len(examples), 5):
-        assert said(model, examples[batch : batch + 5]) == expected[batch : batch + 5]
+    assert said(model, examples, Settings(max_new_tokens=32), slots=5).ids == expected
     texts = model.generate([row["prompt"] for row in golden[:3]], max_new_tokens=32)
     assert texts == [row["text"].strip() for row in golden[:3]]
-
-
-def said(model: Model, examples: list) -> list[list[int]]:
-    run = Answering(model, examples, Settings(max_new_tokens=32), batch_decode.STEPS)
-    for _ in run:
-        pass
-    return [text.ids for text in run._texts]

@@ -10,7 +10,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import batch_decode, recompute
+from llava_mini_jax.inference import bounds, recompute
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.sampling import make_sampling
@@ -33,7 +33,7 @@ def inside(positions: int | None = None) -> Model:
     cfg = tiny.model("paper", llm, bundle.model.vision, grid=1, inside_layers=1)
     bundle = dataclasses.replace(bundle, model=cfg)
     params = llava_mini.unrolled(tiny_model.weights(bundle))
-    return Model(params, bundle, build_tokenizer(), batch_decode.buckets_for(bundle))
+    return Model(params, bundle, build_tokenizer(), bounds.buckets_for(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,11 @@ def test_a_cache_gives_the_same_answers(how):
     settings = Settings(max_new_tokens=6, **how)
     asked = requests(plain)
     expected = plain.answer_requests(asked, settings, batch_size=4)
-    texts = batch_decode.empty_texts(asked, plain.bundle, plain.tokenizer, plain.stop_ids, settings)
-    rows = [*asked, *batch_decode.padding_rows(asked)]
+    texts = [
+        bounds.empty_text(one, plain.bundle, plain.tokenizer, plain.stop_ids, settings)
+        for one in asked
+    ]
+    rows = [*asked, *recompute.padding_rows(asked)]
     seeds = [*settings.seeds(3), 0]
     sampling = make_sampling(4, settings.temperature, settings.top_p, 0, seeds, ())
     logits = recompute.whole_model(plain.params, plain.bundle, plain.buckets)

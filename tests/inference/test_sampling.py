@@ -74,7 +74,6 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         assert together.tolist() == other[::-1].tolist()
         for row in range(5):
             alone = jax.tree.map(lambda a, row=row: a[row : row + 1], sampling)
-            alone = dataclasses.replace(alone, stop_ids=sampling.stop_ids)
             found = next_token_jit(scores[row : row + 1], alone, jnp.int32(step))
             assert int(found[0]) == int(together[row])
 
@@ -134,5 +133,5 @@ def test_the_steps_of_one_seed_have_the_distribution() -> None:
 def test_stop_ids_are_padded_to_one_shape() -> None:
     for ids in ((), (5,), (1, 2, 3)):
         sampling = Sampling.greedy(2, ids)
-        assert sampling.stop_ids.tolist() == [*ids, *[-1] * (MAX_STOP_IDS - len(ids))]
+        assert sampling.stop_ids_BE[1].tolist() == [*ids, *[-1] * (MAX_STOP_IDS - len(ids))]
         assert sampling.temperature_B.tolist() == [0.0, 0.0]

@@ -12,10 +12,10 @@ import llava_mini_jax
 from llava_mini_jax import Model, Session, cli
 from llava_mini_jax.config import LLAMA_3_1_8B
 from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
-from llava_mini_jax.inference import batch_decode
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.model import Answering
 from llava_mini_jax.inference.prompt_template import end_of_turn, stop_text
+from llava_mini_jax.inference.ticket import Request, Ticket
+from llava_mini_jax.inference.work import Work
 from tests import tiny, tiny_model
 from tests.data.toy_tokenizers import as_fast, make_byte_level, make_metaspace
 
@@ -82,8 +82,8 @@ def test_models_stop_at_the_text(model: Model) -> None:
     assert model.with_stop_text(settings) is settings
     assert list(Session(other, settings).settings.stop) == ["x", "</s>"]
     example = model.request("a", model.read_pictures(None, None))
-    run = Answering(other, [example], settings, batch_decode.STEPS)
-    assert list(run._texts[0].stop) == ["x", "</s>"]
+    ticket = Ticket(Request(example, (), settings), lambda _: None)
+    assert list(Work(ticket, other).text.stop) == ["x", "</s>"]
 
 
 # --- The released checkpoint's own config.json ----------------------------------------------------

@@ -27,14 +27,14 @@ from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.data.text.conversation import EncodedPrompt
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.batch_decode import STEPS
-from llava_mini_jax.inference.model import Answering, Model, load
+from llava_mini_jax.inference.model import Model, load
 from llava_mini_jax.weights.export_hf import export_model
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hf_processor import image_settings, read_processor
 from llava_mini_jax.weights.import_hf import load_params
 from llava_mini_jax.weights.lazy_params import open_for_export
 from tests import tiny
+from tests.inference.steps import said
 
 FORMATS = ("llava-hf", "llava-1.5", "release")
 
@@ -101,10 +101,8 @@ def answer(model: Model, example: Example, tokens: int) -> list[int]:
     bundle = dataclasses.replace(model.bundle, eos_ids=())
     endless = dataclasses.replace(model, bundle=bundle)
     endless.__dict__["stop_ids"] = (bundle.model.llm.vocab_size,)
-    run = Answering(endless, [example], Settings(max_new_tokens=tokens), STEPS)
-    for _ in run:
-        pass
-    return list(run._texts[0].ids)
+    (ids,) = said(endless, [example], Settings(max_new_tokens=tokens)).ids
+    return ids
 
 
 def check_padding(folder: Path, source: Path) -> dict[str, Any]:

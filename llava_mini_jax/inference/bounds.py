@@ -1,29 +1,15 @@
-"""Rows: checked requests to their answers, several at a time.
+"""How long prompts and answers may be, and how many tokens a call decodes."""
 
-    Examples --batches--> rows of one kind and similar length
-                             |
-       encode_and_prefill, then decode a few tokens a call --new ids--> AnswerText of every row
-                             ^                                              |
-                             '------- rows that are done -------------------'
-
-The number of rows is rounded up to a power of two with rows that are done before they begin, and
-the room for answers likewise: both are shapes that a program is compiled for.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
     positions,
-    power_of_two,
     powers_of_two,
 )
-from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.inference.answer import AnswerText, Settings
 
 SMALLEST_LENGTH = 64
@@ -64,18 +50,6 @@ def allowance(example: Example, bundle: Bundle, settings: Settings) -> tuple[int
     return min(settings.max_new_tokens, left), limit
 
 
-def batches(examples: Sequence[Example], bundle: Bundle, batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the examples that go together: one kind of pixels, and of similar length."""
-    kinds = [str(example.pixels.dtype) for example in examples]
-    lengths = [positions(example, tokens_per_image(bundle)) for example in examples]
-    for kind in sorted(set(kinds)):
-        rows = [row for row in range(len(examples)) if kinds[row] == kind]
-        # A batch is as long as its longest row.
-        rows.sort(key=lambda row: lengths[row])
-        for start in range(0, len(rows), batch_size):
-            yield rows[start : start + batch_size]
-
-
 def empty_text(
     example: Example, bundle: Bundle, tokenizer: Any, stop_ids: Sequence[int], settings: Settings
 ) -> AnswerText:
@@ -91,10 +65,3 @@ def runs_ahead(settings: Settings, steps: int) -> bool:
     The device ends a call at stop tokens; behind a stop string all of its tokens are for nothing.
     """
     return not settings.stop or steps <= STEPS_STREAMING
-
-
-def padding_rows(examples: Sequence[Example]) -> list[Example]:
-    """Rows that make `examples` a power of two; without a position, they are done at once."""
-    none = np.zeros(0, np.int32)
-    empty = Example(none, none.astype(bool), none + IGNORE, examples[0].pixels[:0], ())
-    return [empty] * (power_of_two(len(examples)) - len(examples))
