@@ -1,8 +1,13 @@
 """The page in front of `llava-mini serve` itself, with a tiny model of random weights."""
 
+import contextlib
+import json
 import re
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +21,15 @@ test_page = pytest.importorskip("tests.serving.browser.test_page")
 
 expect, chromium, picture = sync_api.expect, test_page.chromium, test_page.picture
 KEY = "sk-of-a-reader"
+TOKENS = 12  # of an answer: random weights never end one
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text(KEY)
-    words = ["serve", str(tiny_model.folder("paper")), "--port", "0", "--api-key-file", str(keys)]
+    folder = tiny_model.folder("paper")
+    words = ["serve", str(folder), "--port", "0", "--slots", "2", "--api-key-file", str(keys)]
     server = subprocess.Popen(
         [sys.executable, "-m", "llava_mini_jax", *words],
         cwd=ROOT,
@@ -33,6 +40,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     try:
         for line in server.stderr:
             if found := re.search(r"listening on (http://\S+)", line):
+                wait_until_ready(found[1])
                 yield found[1]
                 break
         else:
@@ -43,22 +51,30 @@ def url(tmp_path_factory) -> Iterator[str]:
         assert server.wait() == 0 and "Traceback" not in told, told
 
 
+def wait_until_ready(url: str) -> None:
+    for _ in range(1200):
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/ready"):
+            return
+        time.sleep(0.2)
+
+
+def shorter(route: Any) -> None:
+    body = route.request.post_data_json | {"max_completion_tokens": TOKENS}
+    route.continue_(post_data=json.dumps(body))
+
+
 @pytest.mark.slow
 def test_a_picture_a_question_a_follow_up_the_map_and_the_comparison(url, chromium, picture):
-    def answered(page: Any, number: int, question: str) -> str:
-        test_page.ask(page, question)
-        note = page.locator(".said .note").nth(number)
-        expect(note).to_contain_text(" ms", timeout=60_000)
-        assert page.locator(".said .text").nth(number).inner_text()
-        return note.inner_text()
-
     for page in test_page.opened(chromium, url, allowed="401"):
-        expect(page.locator("#connection")).to_have_text("Ready", timeout=120_000)
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
+        page.route("**/v1/chat/completions", shorter)
         page.locator("#file").set_input_files(picture)
-        assert "First token after" in answered(page, 0, "which digit is in row 1 column 2?")
-        assert "Answered from memory" in answered(page, 1, "and in row 2?")
+        test_page.ask(page, "which digit is in row 1 column 2?")
+        expect(test_page.note(page)).to_contain_text("First token after", timeout=60_000)
+        test_page.ask(page, "and in row 2?")
+        expect(test_page.note(page)).to_contain_text("Answered from memory", timeout=60_000)
+        expect(page.locator(".said .text").first).not_to_be_empty()
         expect(page.locator("#own")).to_contain_text("Visionfrom memory")
         page.get_by_role("button", name="Heat map").click()
         expect(page.locator("#seen-note")).to_contain_text("The strongest of 16 patches")
