@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,16 @@ compile-check: ## small programs compiled for TPUs, on CPU: fused attention, no 
 compile-check-gpu: ## the same for H100s; its compilers take 5 GB
 	@$(MAKE) --no-print-directory setup VENV=.venv-compile-gpu EXTRA=compile-gpu
 	@.venv-compile-gpu/bin/python -m tests.compiled.check h100
+
+CHROMIUM ?= $(shell command -v chromium || command -v google-chrome)
+
+page-check: ## the server's web page in a real browser; skipped where no chromium is installed
+	@if [ -z "$(CHROMIUM)" ]; then \
+	    echo "page-check skipped: no chromium is installed; on Debian: apt-get install chromium"; \
+	else \
+	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,serve,page && \
+	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest tests/serving/browser; \
+	fi
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,5 +1,6 @@
-"""The files of launch/: what they start is a command that train.py takes, on every process."""
+"""The files of launch/: what they start is a command that train.py, or the server, takes."""
 
+import argparse
 import os
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 import train
+from llava_mini_jax.cli import serve
 from llava_mini_jax.training.stages import load_config
 from tests.conftest import ROOT
 
@@ -74,6 +76,73 @@ def test_the_gpu_jobset_tells_jax_who_is_there():
     assert variables["JAX_COORDINATOR_ADDRESS"] == address
     assert variables["JAX_NUM_PROCESSES"] == str(job["parallelism"])
     assert "JAX_PROCESS_ID" in variables and job["completionMode"] == "Indexed"
+
+
+@pytest.fixture
+def served() -> dict[str, dict]:
+    """The objects of serve_gke.yaml by kind."""
+    found = list(yaml.safe_load_all((LAUNCH / "serve_gke.yaml").read_text()))
+    assert {each["metadata"]["name"] for each in found} == {"llava-mini-serve"}
+    return {each["kind"]: each for each in found}
+
+
+def served_command(container: dict) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    program, subcommand, *words = container["command"]
+    assert (program, subcommand) == ("llava-mini", "serve")
+    return parser.parse_args(words)
+
+
+def test_the_deployment_serves_and_stops_without_cutting_an_answer(served):
+    pod = served["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = served_command(container)
+    serve._check(options)
+    assert options.host == "0.0.0.0" and options.api_key_file is not None
+    (port,) = container["ports"]
+    assert port["containerPort"] == options.port
+    # SIGTERM, then late requests, then the end of answers: all before SIGKILL.
+    left = pod["terminationGracePeriodSeconds"] - options.drain_delay - options.drain_timeout
+    probe = container["readinessProbe"]
+    assert left >= 10
+    assert options.drain_delay > probe["periodSeconds"] * probe["failureThreshold"]
+    paths = (probe["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"])
+    assert paths == ("/ready", "/health")
+    assert {probe["httpGet"]["port"], *_ports(served)} == {port["name"]}
+
+
+def _ports(served: dict[str, dict]) -> list[str]:
+    (service,) = served["Service"]["spec"]["ports"]
+    (scraped,) = served["PodMonitoring"]["spec"]["endpoints"]
+    return [service["targetPort"], scraped["port"]]
+
+
+def test_the_deployment_runs_as_nobody_and_writes_into_its_scratch_alone(served):
+    pod = served["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0
+    own = container["securityContext"]
+    assert own["readOnlyRootFilesystem"] and own["capabilities"] == {"drop": ["ALL"]}
+    assert own["allowPrivilegeEscalation"] is False
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+    writable = [mount["mountPath"] for mount in mounts.values() if not mount.get("readOnly")]
+    assert writable == ["/scratch"]
+    assert {v["value"] for v in container["env"]} == set(writable)
+
+
+def test_it_is_scaled_by_a_metric_that_the_server_has(served):
+    scaler = served["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == served["Deployment"]["metadata"]["name"]
+    assert "replicas" not in served["Deployment"]["spec"]
+    (metric,) = scaler["metrics"]
+    _, name, kind = metric["pods"]["metric"]["name"].split("|")
+    assert (name, kind) == ("llava_mini:num_requests_waiting", "gauge")
+    labels = served["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Deployment", "PodDisruptionBudget", "PodMonitoring"):
+        assert served[kind]["spec"]["selector"]["matchLabels"] == labels
+    assert served["Service"]["spec"]["selector"] == labels
 
 
 @pytest.mark.parametrize(

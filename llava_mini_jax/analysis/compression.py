@@ -20,6 +20,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
 CHUNK = 8  # pictures or frames at a time
+WITH_QUERIES = ("similarity", "multi_head")  # the kinds of compressor that attend to patches
 
 
 def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> np.ndarray:
@@ -27,7 +28,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 
     Raises InputError for models whose compressor has no attention over the picture alone.
     """
-    if cfg.compressor.kind not in ("similarity", "multi_head"):
+    if cfg.compressor.kind not in WITH_QUERIES:
         raise InputError(
             f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; take a'
             " LLaVA-Mini with query-based compression"
@@ -40,14 +41,15 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
         size = min(CHUNK, len(pixels_IJYXC))
         filled = np.zeros((size, *now.shape[1:]), now.dtype)
         filled[: len(now)] = now
-        found.append(np.asarray(_attention(params, filled, cfg))[: len(now)])
+        found.append(np.asarray(attention(params, filled, cfg))[: len(now)])
     attention_IQP = np.concatenate(found)
     side = round(attention_IQP.shape[2] ** 0.5)
     return attention_IQP.reshape(*attention_IQP.shape[:2], side, side)
 
 
 @partial(jax.jit, static_argnames="cfg")
-def _attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+def attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
+    """[I, Q, P], for a chunk of pictures or frames."""
     features_IJPE = llava_mini.encode_vision(params, pixels_IJYXC, cfg)
     I, J, P, E = features_IJPE.shape
     patches, _ = llava_mini.detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)

@@ -10,7 +10,7 @@ resizing of pictures and tokenising are not.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Example
+from llava_mini_jax.data.batches.examples import Buckets, Example, fused_places, positions
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate
+from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import compressor, llava_mini
@@ -161,37 +161,125 @@ def timed(run: Callable[[], Any]) -> Runner:
 
 def runner(model: Candidate, request: Request) -> Runner:
     """Milliseconds to the first token, and of each after it."""
-    cfg, example = model.cfg, make_example(model.cfg, request)
-    places = request.text + request.images * cfg.tokens_per_image(request.parts)
-    if places + request.new_tokens + 1 > cfg.llm.max_positions:
-        raise InputError(
-            f"{places} positions and {request.new_tokens} new tokens are more than the model's"
-            f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
+    return Answering(model, make_example(model.cfg, request), request.new_tokens)
+
+
+Call = Callable[..., Any]  # of a program and its arguments: runs it, or compiles it alone
+
+
+def _run(program: Callable[..., Any], *arguments: Any) -> Any:
+    return program(*arguments)
+
+
+class Answering:
+    """A Runner of one example: milliseconds to the first token, and of each after it.
+
+    The prompt is padded to the next of `lengths`, or not at all, with `room` for new tokens, or
+    just for those: what examples have in common there is compiled once. Raises InputError where the
+    model has too few positions.
+    """
+
+    def __init__(
+        self,
+        model: Candidate,
+        example: Example,
+        new_tokens: int,
+        lengths: Sequence[int] = (),
+        room: int | None = None,
+    ):
+        cfg, places = model.cfg, places_of(model, example)
+        if places + new_tokens + 1 > cfg.llm.max_positions:
+            raise InputError(
+                f"{places} positions and {new_tokens} new tokens are more than the model's"
+                f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
+            )
+        exact = tuple(sorted({len(example.ids), places}))
+        self._model, self._new_tokens = model, new_tokens
+        self._sampling = make_sampling(1, 0.0, 1.0, 0, 0, ())
+        self._prefill = partial(
+            generate.encode_and_prefill,
+            model.params,
+            cfg,
+            [example],
+            Buckets(lengths=tuple(lengths) or exact, images=(max(1, len(example.pixels)),)),
+            cfg.llm.max_positions - 1,
+            "right",
+            (room or new_tokens) + 1,
         )
-    lengths = tuple(sorted({len(example.ids), places}))
-    prefill = partial(
-        generate.encode_and_prefill,
-        model.params,
-        cfg,
-        [example],
-        Buckets(lengths=lengths, images=(request.images,)),
-        cfg.llm.max_positions - 1,
-        "right",
-        request.new_tokens + 1,
-    )
-    sampling = make_sampling(1, 0.0, 1.0, 0, 0, ())
 
-    def run() -> tuple[float, float]:
+    def compile(self, call: Call) -> None:
+        """Gives `call` the programs of a run (inference/warm_up.py)."""
+        state = self._prefill(call=call)
+        self._first(state, call)
+        self._rest(state, call)
+
+    def __call__(self) -> tuple[float, float]:
         began = time.perf_counter()
-        state = prefill()
-        np.asarray(generate.upcoming(state.logits_BV, sampling, state.step))
+        state = self._prefill()
+        np.asarray(self._first(state))
         first = time.perf_counter()
-        state = generate.decode(model.params, state, sampling, jnp.int32(request.new_tokens), cfg)
-        np.asarray(state.tokens_BN)
+        np.asarray(self._rest(state).tokens_BN)
         end = time.perf_counter()
-        return 1e3 * (first - began), 1e3 * (end - first) / request.new_tokens
+        return 1e3 * (first - began), 1e3 * (end - first) / self._new_tokens
 
-    return run
+    def _first(self, state: Any, call: Call = _run) -> Any:
+        return call(generate.upcoming, state.logits_BV, self._sampling, state.step)
+
+    def _rest(self, state: Any, call: Call = _run) -> Any:
+        params, cfg = self._model.params, self._model.cfg
+        limit = np.int32(self._new_tokens)
+        return call(generate.decode, params, state, self._sampling, limit, cfg)
+
+
+def places_of(model: Candidate, example: Example) -> int:
+    """Positions of the language model that an example takes."""
+    parts = example.pixels.shape[1]
+    return positions(example, model.cfg.tokens_per_image(parts))
+
+
+class Seeing:
+    """A Runner of one example: milliseconds of the tower for its pictures, and of all that follows
+    up to the language model: projector, compressor and pre-fusion."""
+
+    def __init__(self, model: Candidate, example: Example):
+        self._model = model
+        chunks = generate.frame_chunks([example])
+        self._chunks = [(pixels, np.int32((rows == 0).sum())) for pixels, rows, _ in chunks]
+        self._ids_BT = np.maximum(example.ids, 0)[None]
+        self._fuse_BF = fused_places([example.fuse], self._ids_BT.shape[1])
+
+    def compile(self, call: Call) -> None:
+        """Gives `call` the programs of a run (inference/warm_up.py)."""
+        self._fuse(self._text(call), self._look(call), call)
+
+    def __call__(self) -> tuple[float, float]:
+        text_BFD = jax.block_until_ready(self._text())
+        began = time.perf_counter()
+        seen = jax.block_until_ready(self._look())
+        looked = time.perf_counter()
+        jax.block_until_ready(self._fuse(text_BFD, seen))
+        return 1e3 * (looked - began), 1e3 * (time.perf_counter() - looked)
+
+    def _text(self, call: Call = _run) -> Any:
+        params, cfg = self._model.params, self._model.cfg
+        return call(generate.embed_text, params, self._ids_BT, self._fuse_BF, cfg)[1]
+
+    def _look(self, call: Call = _run) -> list[Any]:
+        params, cfg = self._model.params, self._model.cfg
+        encode = session_programs.encode_vision
+        return [call(encode, params, pixels, cfg) for pixels, _ in self._chunks]
+
+    def _fuse(self, text_BFD: Any, seen: Sequence[Any], call: Call = _run) -> list[Any]:
+        params, cfg = self._model.params, self._model.cfg
+        total_FD, tokens = jnp.zeros(text_BFD.shape[1:], jnp.float32), []
+        for features_IJPE, (_, count) in zip(seen, self._chunks, strict=True):
+            prefuse = session_programs.prefuse_images
+            tokens_IQD, memory = call(prefuse, params, features_IJPE, cfg)
+            tokens.append(tokens_IQD)
+            if memory is not None:
+                prefuse = session_programs.prefuse_text
+                total_FD = call(prefuse, params, total_FD, memory, count, text_BFD, cfg)
+        return [*tokens, total_FD]
 
 
 def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Example:

@@ -61,9 +61,15 @@ class Handler(BaseHTTPRequestHandler):
         self.content = content
         server.treat(self, json.loads(content), nth)
 
+    def do_GET(self):
+        assert self.path == "/v1/models"
+        with self.server.lock:
+            self.server.keys.add(self.headers["Authorization"])
+        self.give(200, {"object": "list", "data": [{"id": "tiny"}, {"id": "other"}]})
+
     def give(self, status, value, **headers):
         raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-        if status == 200 and not isinstance(value, bytes):
+        if status == 200 and not isinstance(value, bytes) and self.command == "POST":
             with self.server.lock:
                 self.server.paid[self.content] += 1
         self.send_response(status)

@@ -40,6 +40,7 @@ class Endpoint:
     tries: int = 6  # of one request
     first_wait_s: float = 1.0  # before the second try; doubled for each further one
     longest_wait_s: float = 120.0  # a server that asks for more is left for another time
+    owner: str = "the judge"  # whose server it is, for messages
 
     def __post_init__(self) -> None:
         try:
@@ -50,24 +51,31 @@ class Endpoint:
         if url is None or not good or "@" in url.netloc or url.query or url.fragment:
             # The address is not repeated: it may hold a key.
             raise InputError(
-                "the judge's base URL is none that can be used; expected http(s)://HOST[:PORT]/PATH"
-                " without user, password or query, and the key in an environment variable"
+                f"{self.owner}'s base URL is none that can be used; expected"
+                " http(s)://HOST[:PORT]/PATH without user, password or query, and the key in an"
+                " environment variable"
             )
         for name in ("concurrency", "tries", "timeout_s", "first_wait_s", "longest_wait_s"):
             if not getattr(self, name) > 0:
-                raise InputError(f"the judge's {name} is {getattr(self, name)}; give more than 0")
+                raise InputError(
+                    f"{self.owner}'s {name} is {getattr(self, name)}; give more than 0"
+                )
 
 
 def exchange(
-    endpoint: Endpoint, content: bytes, key: str | None
+    endpoint: Endpoint, content: bytes | None, key: str | None, path: str = "/chat/completions"
 ) -> tuple[int, Mapping[str, str], Any]:
-    """(status, headers, parsed response or None) of one POST, which ends in time whatever happens.
+    """(status, headers, parsed response or None) of one POST, or of a GET without `content`.
+
+    It ends in time whatever happens.
 
     Raises OSError or http.client.HTTPException where there is no whole response.
     """
-    url = urllib.parse.urlsplit(endpoint.base_url.rstrip("/") + "/chat/completions")
-    connection, path, headers = _connection(url, endpoint.timeout_s)
-    headers["Content-Type"] = "application/json"
+    url = urllib.parse.urlsplit(endpoint.base_url.rstrip("/") + path)
+    connection, target, headers = _connection(url, endpoint.timeout_s)
+    method = "GET" if content is None else "POST"
+    if content is not None:
+        headers["Content-Type"] = "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     began = time.monotonic()
@@ -79,7 +87,7 @@ def exchange(
         timer.daemon = True
         timer.start()
         try:
-            connection.request("POST", path, content, headers)
+            connection.request(method, target, content, headers)
             response = connection.getresponse()
             data = _without(_json(response.read(_LARGEST)), key)
             return response.status, dict(response.headers.items()), data
@@ -123,11 +131,13 @@ def read_key(endpoint: Endpoint) -> str | None:
     key = os.environ.get(endpoint.key_variable, "").strip()
     if not key:
         raise InputError(
-            f"the environment variable {endpoint.key_variable} is not set; put the key of the judge"
-            " there"
+            f"the environment variable {endpoint.key_variable} is not set; put the key of"
+            f" {endpoint.owner} there"
         )
     if len(key) >= _SECRET and key in endpoint.base_url:
-        raise InputError("the judge's base URL holds the key; keys are sent in a header, not there")
+        raise InputError(
+            f"{endpoint.owner}'s base URL holds the key; keys are sent in a header, not there"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InputError(
             f"the environment variable {endpoint.key_variable} holds no key: expected printable"

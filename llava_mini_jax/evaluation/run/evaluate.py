@@ -9,6 +9,7 @@ OUT/results.md, OUT/results.json: all of them beside the paper's figures
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from llava_mini_jax.terminal import counting, note
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge.judging import Replies
+    from llava_mini_jax.evaluation.run.served import Server
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,16 @@ class JudgeCommand:
     timeout: float = 120.0  # seconds of one request
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerCommand:
+    """A server that is asked in place of a model's folder (served.py)."""
+
+    url: str
+    key_variable: str | None = None
+    concurrency: int = 8
+    timeout: float = 600.0  # seconds of one request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,7 @@ class Command:
     answers: Path | None = None  # an answers file from elsewhere, to be scored
     paper: str = "LLaVA-Mini 7B"  # the column to compare with
     judge: JudgeCommand = JudgeCommand()
+    server: ServerCommand | None = None  # `models` are names of its models; none: its first
 
     def __post_init__(self) -> None:
         index, count = self.shard
@@ -80,8 +93,8 @@ class Command:
                 "--answers is a file of one benchmark; name just that with --benchmarks",
             ),
             (
-                not self.models and self.answers is None,
-                "give --model DIR, or --answers FILE to score a file without a model",
+                not self.models and self.answers is None and self.server is None,
+                "give --model DIR, --server URL, or --answers FILE to score a file without a model",
             ),
         ):
             if wrong:
@@ -108,13 +121,17 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
         command.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {command.out} cannot be made ({error}): give another") from error
-    if asking:
+    server = None
+    if asking and command.server is not None:
+        server = _server(command.server)
+    elif asking:
         environment.check()
         compilation.keep_programs(command.compilation_cache, "eval.py")
     results = []
-    for name in command.models or (str(command.answers),):
+    names = command.models or ((server.model(),) if server else (str(command.answers),))
+    for name in names:
         folder = command.out / _slug(name)
-        loaded = None
+        loaded = server
         for benchmark in benchmarks:
             own = folder / benchmark.name
             more: dict[str, Any] = {}
@@ -172,27 +189,37 @@ def _load(name: str, command: Command) -> Any:
     )
 
 
+def _server(command: ServerCommand) -> "Server":
+    from llava_mini_jax.evaluation.run import served
+
+    return served.Server(served.endpoint(**dataclasses.asdict(command)))
+
+
 def _ask(
     model: Any, name: str, benchmark: Benchmark, asked: Selected, folder: Path, command: Command
 ) -> dict[str, Any]:
-    """Runs what is left to ask; what the results should say about it."""
-    from llava_mini_jax.evaluation.run import runner
+    """Runs what is left to ask; what the results should say about it. `model` may be a Server."""
+    from llava_mini_jax.evaluation.run import runner, served, sheet
 
     questions, prompts = asked
-    model = runner.of_date(model, settings_file.read(folder))
     given = command.max_new_tokens
     tokens = benchmark.max_new_tokens if given is None else given
-    settings = runner.settings_of(model, name, benchmark, prompts=prompts, max_new_tokens=tokens)
+    more: dict[str, Any] = dict(prompts=prompts, max_new_tokens=tokens)
+    if command.server is not None:
+        settings = {"server_model": name, "benchmark": benchmark.name, **more}
+        ask = partial(served.ask, model, name)
+    else:
+        model = runner.of_date(model, settings_file.read(folder))
+        settings = runner.settings_of(model, name, benchmark, **more)
+        ask = partial(runner.ask, model, batch_size=command.batch_size)
     settings_file.check_same(folder, settings)
     with counting(f"{_slug(name)}: {benchmark.name}", len(questions)) as bar:
-        run = runner.ask(
-            model,
+        run = ask(
             _slug(name),
             benchmark,
             questions,
             folder,
-            shard=runner.Shard(*command.shard),
-            batch_size=command.batch_size,
+            shard=sheet.Shard(*command.shard),
             max_new_tokens=tokens,
             progress=lambda done: bar(advance=done),
         )

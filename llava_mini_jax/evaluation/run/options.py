@@ -10,10 +10,12 @@ from llava_mini_jax import compilation
 from llava_mini_jax.arguments import Parser, refuse
 from llava_mini_jax.errors import short
 from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
-from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand
+from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand, ServerCommand
 
 _LOADING = ("dtype", "attention", "vision_tower", "conv_mode", "max_length")
-_ASKING = ("shard", "batch_size", "max_new_tokens", "compilation_cache", *_LOADING)
+_LOCAL = ("batch_size", "compilation_cache", *_LOADING)
+_HTTP = ("server_key_variable", "server_concurrency", "server_timeout")
+_ASKING = ("shard", "max_new_tokens", *_LOCAL, "server", *_HTTP)
 _SERVER = ("judge_key_variable", "judge_concurrency", "judge_timeout")
 _JUDGE = ("judge_url", "judge_model", "judge_wording", "judge_options", "judge_fields", *_SERVER)
 
@@ -23,6 +25,10 @@ def parser(description: str | None) -> Parser:
     parser = Parser(prog="eval.py", description=description, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--model", action="append", metavar="DIR", help="model folder; repeatable")
+    add("--server", metavar="URL", help="ask this one, not a folder; --model: which of its models")
+    add("--server-key-variable", metavar="NAME", help="of the environment (default: no key)")
+    add("--server-concurrency", type=int, metavar="N", help="requests at a time (default: 8)")
+    add("--server-timeout", type=float, metavar="S", help="seconds of a request (default: 600)")
     add("--benchmarks", metavar="A,B", help="all: the paper's (default: digits)")
     add("--data", type=Path, metavar="DIR", help="folder of their files: playground/data/eval")
     add("--out", type=Path, metavar="DIR", help="for answers and results (default: out/eval)")
@@ -61,6 +67,12 @@ def parse(argv: Sequence[str], description: str | None) -> Command:
     given: dict[str, Any] = vars(args)
     given["benchmarks"] = tuple(benchmark.name for benchmark in benchmarks)
     judge = {name: given.pop(name) for name in _JUDGE if name in given}
+    server = {name: given.pop(name) for name in ("server", *_HTTP) if name in given}
+    if server:
+        given["server"] = ServerCommand(
+            url=server.pop("server"),
+            **{name.removeprefix("server_"): v for name, v in server.items()},
+        )
     if "conv_mode" in given:
         given["template"] = given.pop("conv_mode")
     return Command(
@@ -80,6 +92,10 @@ def _refuse(args: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
         refuse(args, ["data"], f"with --benchmarks {listed}, which reads no files")
     if not any(benchmark.judge for benchmark in benchmarks):
         refuse(args, _JUDGE, f"with --benchmarks {listed}, which nobody judges")
+    if hasattr(args, "server"):
+        refuse(args, _LOCAL, "with --server, which has loaded its model")
+    else:
+        refuse(args, _HTTP, "without --server")
     if not hasattr(args, "judge_url"):
         refuse(args, _SERVER, "without --judge-url")
 

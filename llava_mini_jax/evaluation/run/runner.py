@@ -13,7 +13,6 @@ A video is read and seen once for all of its questions, each a conversation of i
 and its frames are never in memory together.
 """
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -22,13 +21,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
-from llava_mini_jax.evaluation.run.answers import join, line_of
+from llava_mini_jax.evaluation.run.sheet import Asked, Shard, Sheet, about_a_video, windows
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.prompt_template import written_as
@@ -36,33 +35,9 @@ from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.warm_up import WarmUp, of_requests
-from llava_mini_jax.journal import Journal
 
 _WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
 _VIDEOS_AHEAD = 4  # videos whose first frames are read while another one is asked about
-
-
-class Shard(NamedTuple):
-    """Part `index` of `count`, counted from 0."""
-
-    index: int = 0
-    count: int = 1
-
-    @property
-    def file(self) -> str:
-        one = self.count == 1
-        return "answers.jsonl" if one else f"answers-{self.index + 1}-of-{self.count}.jsonl"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a run came to; what does not depend on its speed is in the answers file."""
-
-    asked: int  # now: those that the file had are not among them
-    unreadable: dict[str, str]  # by key: why a picture or video could not be read
-    seconds: float  # of windows in which nothing was compiled
-    items: int  # asked in these windows
-    compiling: float  # seconds of the other windows
 
 
 def ask(
@@ -82,61 +57,26 @@ def ask(
     `progress` is told how many more questions are done. A question whose picture cannot be read
     gets no answer, is reported, and is tried again by the next run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / shard.file, lambda line: True)
-    known = join(benchmark, questions, journal.lines)
+    sheet = Sheet(benchmark, questions, folder / shard.file, model_id)
     settings = Settings(max_new_tokens=max_new_tokens)
-    unreadable: dict[str, str] = {}
-    asked = items = 0
+    items = 0
     seconds = compiling = 0.0
-    windows = list(_windows(questions, batch_size))[shard.index :: shard.count]
-    reading = _read_ahead(model, benchmark, windows, set(known.answers), settings, batch_size)
+    chosen = list(windows(questions, _WINDOW * batch_size))[shard.index :: shard.count]
+    reading = _read_ahead(model, benchmark, chosen, sheet.done, settings, batch_size)
     for window, answers in reading:
-        began, programs, before = time.perf_counter(), compiled_programs(), asked
+        began, programs, before = time.perf_counter(), compiled_programs(), sheet.asked
         left = len(window)
         for question, answer in answers:
-            if isinstance(answer, str):
-                unreadable[question.key] = answer
-            else:
-                name = _answer_id(benchmark, question)
-                cut = answer.finish != "stop"
-                line = line_of(question, answer.text, answer_id=name, model_id=model_id, cut=cut)
-                journal.append(line)
-                asked += 1
+            sheet.write(question, answer)
             progress(1)
             left -= 1
         progress(left)
         took = time.perf_counter() - began
         if compiled_programs() == programs:
-            seconds, items = seconds + took, items + asked - before
+            seconds, items = seconds + took, items + sheet.asked - before
         else:
             compiling += took
-    # Official scorers expect the order of the questions.
-    place = {question.key: number for number, question in enumerate(questions)}
-    journal.sort(lambda line: place.get(str((line.get("metadata") or {}).get("key")), len(place)))
-    return Asked(
-        asked=asked, unreadable=unreadable, seconds=seconds, items=items, compiling=compiling
-    )
-
-
-def _windows(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
-    """Questions that are read together: of one kind, the shorter ones first; or of one video."""
-
-    def kind(question: Question) -> int:
-        return 2 if question.video is not None else int(question.image is not None)
-
-    size = _WINDOW * batch_size
-    for number in range(2):
-        own = [question for question in questions if kind(question) == number]
-        own.sort(key=lambda question: len(question.text))  # stable: the same in every run
-        for start in range(0, len(own), size):
-            yield own[start : start + size]
-    about: dict[Any, list[Question]] = {}
-    for question in questions:
-        if kind(question) == 2:
-            video = question.video if isinstance(question.video, Path) else id(question.video)
-            about.setdefault((question.image, video), []).append(question)
-    yield from about.values()
+    return sheet.end(seconds=seconds, items=items, compiling=compiling)
 
 
 Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
@@ -145,7 +85,7 @@ Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
 def _read_ahead(
     model: Model,
     benchmark: Benchmark,
-    windows: Sequence[list[Question]],
+    chosen: Sequence[list[Question]],
     done: set[str],
     settings: Settings,
     batch_size: int,
@@ -160,7 +100,7 @@ def _read_ahead(
             left = [question for question in window if question.key not in done]
             if not left:
                 return lambda: iter(())
-            if _about_a_video(window):
+            if about_a_video(window):
                 session = pool.submit(_open, model, left, sampling, settings)
                 return lambda: _one_by_one(session.result(), left)
             found = [pool.submit(_prepare, model, benchmark, q, sampling) for q in left]
@@ -168,18 +108,14 @@ def _read_ahead(
             return lambda: _in_batches(model, left, list(prepared), settings, batch_size)
 
         waiting: deque[tuple[list[Question], Callable[[], Answers]]] = deque()
-        for window in windows:
+        for window in chosen:
             waiting.append((window, start(window)))
-            if len(waiting) > (_VIDEOS_AHEAD if _about_a_video(window) else 1):
+            if len(waiting) > (_VIDEOS_AHEAD if about_a_video(window) else 1):
                 current, answers = waiting.popleft()
                 yield current, answers()
         while waiting:
             current, answers = waiting.popleft()
             yield current, answers()
-
-
-def _about_a_video(window: Sequence[Question]) -> bool:
-    return window[0].video is not None
 
 
 def _prepare(
@@ -233,12 +169,6 @@ def _one_by_one(session: Session | str, questions: Sequence[Question]) -> Answer
         except InputError as error:
             answer = str(error)
         yield question, answer
-
-
-def _answer_id(benchmark: Benchmark, question: Question) -> str:
-    """Short and unique as LLaVA's, but the same in every run."""
-    digest = hashlib.sha256(f"{benchmark.name}\0{question.key}".encode()).digest()
-    return base64.urlsafe_b64encode(digest)[:22].decode()
 
 
 def settings_of(model: Model, name: str, benchmark: Benchmark, **given: Any) -> dict[str, Any]:
