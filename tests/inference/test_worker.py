@@ -89,7 +89,7 @@ def test_nothing_is_compiled_once_it_is_ready(model, ready) -> None:
     assert compilation.compiled() == before
     counts = ready.counts()
     assert (counts.running, counts.waiting, counts.slots, counts.slots_in_use) == (0, 0, 3, 0)
-    assert counts.kv_usage == 0 and counts.media == 14 and counts.media_bytes > 0
+    assert counts.kv_usage == 0 and counts.media == 13 and counts.media_bytes > 0
 
 
 def test_many_threads_ask_at_once(model, ready) -> None:
