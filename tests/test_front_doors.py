@@ -68,6 +68,7 @@ KINDS = {
     f" --llm-layers --vision-layers --follow-up {KEPT}",
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
     "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
+    "profile requests": f"--dtype --requests --slots --new-tokens --repeats {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
     " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
 }

@@ -52,7 +52,7 @@ COMMANDS: dict[str, Any] = {
 COMPUTING = ("analyze", "ask", "convert", "profile", "verify")  # in this process, with JAX
 COMPILING = {  # of these, where that takes long
     *("ask", "verify", "analyze attention", "analyze compression", "analyze drop"),
-    *("profile latency", "profile memory", "profile video"),
+    *("profile latency", "profile memory", "profile video", "profile requests"),
 }
 
 

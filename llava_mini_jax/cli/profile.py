@@ -4,6 +4,7 @@ MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the p
                                            --> latency: of the model and LLaVA-1.5, in turns
                                            --> memory: weights, keys and values, peak
                                            --> video: profile_video.py
+                                           --> requests: profile_requests.py
                                            --> compile: profile_compile.py
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
-from llava_mini_jax.cli import profile_compile, profile_video
+from llava_mini_jax.cli import profile_compile, profile_requests, profile_video
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
 
@@ -23,6 +24,7 @@ USAGE = f"""llava-mini profile flops [MODEL | --abstract NAME] [options]
 llava-mini profile latency MODEL | --abstract NAME [options]
 llava-mini profile memory MODEL | --abstract NAME [options]
 {profile_video.USAGE}
+{profile_requests.USAGE}
 {profile_compile.USAGE}"""
 EXAMPLE = f"""examples:
   llava-mini profile flops
@@ -32,6 +34,7 @@ EXAMPLE = f"""examples:
   llava-mini profile latency --abstract llama-3.1-8b --llm-layers 4 --dtype float32 int8
   llava-mini profile memory --abstract llama-3.1-8b --frames 10000
   {profile_video.EXAMPLE}
+  {profile_requests.EXAMPLE}
   {profile_compile.EXAMPLE}"""
 
 
@@ -120,5 +123,6 @@ KINDS = {
     "latency": _kind("latency", "milliseconds a token, beside LLaVA-1.5", _of_latency),
     "memory": _kind("memory", "bytes of weights, keys and values, and the peak", _of_memory),
     "video": profile_video.KIND,
+    "requests": profile_requests.KIND,
     "compile": profile_compile.KIND,
 }

@@ -26,6 +26,7 @@ from llava_mini_jax.data.text.conversation import (
     check_images,
     encode,
 )
+from llava_mini_jax.data.text.templates import image_marks
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.prompt_template import template_of
 
@@ -166,8 +167,10 @@ def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
         turns.append(Turn("assistant", None))
     if turns[-1].text is not None:
         raise InputError(f"{where} ends with an answer; end with the user's turn, or an open one")
-    if pictures and not any(IMAGE_MARK in (turn.text or "") for turn in turns):
-        turns[0] = replace(turns[0], text=f"{IMAGE_MARK}\n" * pictures + (turns[0].text or ""))
+    if pictures and not any(map(image_marks, turns)):
+        each = f"{IMAGE_MARK}\n"
+        marks = tuple(i * len(each) for i in range(pictures))
+        turns[0] = replace(turns[0], text=each * pictures + (turns[0].text or ""), marks=marks)
     return turns
 
 

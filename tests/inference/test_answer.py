@@ -12,6 +12,10 @@ from llava_mini_jax.inference.answer import AnswerText
 class Bytes:
     """A tokenizer whose tokens are bytes; the decoders of Llama 3 and Vicuna treat halves alike."""
 
+    @property
+    def backend_tokenizer(self) -> "Bytes":
+        return self
+
     def decode(self, ids: list[int], **_) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
 

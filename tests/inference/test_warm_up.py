@@ -103,7 +103,7 @@ def test_a_batch_of_requests(compiled) -> None:
         lambda call: warm_up.of_requests(model, call, requests, SETTINGS, batch_size=3)
     ).wait()
     before = dict(compiled)
-    assert before["jit(prefill)"] == 2
+    assert before["jit(read_fresh)"] and before["jit(decode)"] == 1
     assert len(model.answer_requests(requests, SETTINGS, batch_size=3)) == 4
     assert dict(compiled) == before
 

@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +42,31 @@ _UPRIGHT = {
 }
 
 
-def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
+class TooLargeError(InputError):
+    """A picture of more pixels than are allowed, or one that costs more than pictures do."""
+
+
+def load_image(
+    source: Path | str | bytes | Image.Image,
+    *,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] | None = None,
+) -> Image.Image:
     """The picture as RGB, upright.
 
     The EXIF orientation is applied (the release ignores it, so that photographs of a phone reach
-    its model lying on their side). An animation gives its first frame. Transparency is dropped the
-    way the release does it, by `convert("RGB")`: the colours below it show, nothing is blended.
-    16-bit greyscale is scaled to 8 bits (`convert` would clip it to white).
+    its model lying on their side). An animation gives its first frame. Without a `background`,
+    transparency is dropped the way the release does it, by `convert("RGB")`: the colours below it
+    show, nothing is blended. 16-bit greyscale is scaled to 8 bits (`convert` would clip it to
+    white).
 
-    Raises InputError for everything that is not a whole picture in one of FORMATS with at most
-    MAX_PIXELS pixels, or takes more than picture_limits.py allows, which is checked before anything
-    is decoded.
+    Raises InputError for everything that is not a whole picture in one of the formats, and
+    TooLargeError for more than `max_pixels` pixels, or more than picture_limits.py allows, which
+    is checked before anything is decoded.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "the given picture")
+        return _decode(source, "the given picture", 0, max_pixels, background)
     if isinstance(source, bytes):
         name, content = f"the picture given as {len(source)} bytes", source
     else:
@@ -63,11 +74,11 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
         content = _content(Path(source), name)
     if not content:
         raise InputError(f"Cannot read {name}: it is empty (0 bytes); copy or download it again.")
-    with _readable(name):
+    with _readable(name, formats):
         picture_limits.check_file(content)
-        opened = functools.partial(Image.open, io.BytesIO(content), formats=FORMATS)
+        opened = functools.partial(Image.open, io.BytesIO(content), formats=tuple(formats))
         with picture_limits.within_time(opened, len(content), 0) as image:
-            return _decode(image, name, len(content))
+            return _decode(image, name, len(content), max_pixels, background)
 
 
 def _content(path: Path, name: str) -> bytes:
@@ -86,35 +97,41 @@ def _content(path: Path, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     """Whatever goes wrong while a picture is read, as the sentence about it."""
     try:
         yield
     except TooMuchError as error:
         more = "make it smaller, or save it anew"
-        raise InputError(f"Cannot read {name}: {error}; {more}.") from error
+        raise TooLargeError(f"Cannot read {name}: {error}; {more}.") from error
     except InputError:
         raise
     except MemoryError as error:
         more = "there is no memory for it; make it smaller"
-        raise InputError(f"Cannot read {name}: {more}.") from error
+        raise TooLargeError(f"Cannot read {name}: {more}.") from error
     except UnidentifiedImageError as error:  # its own text would show a memory address
         raise InputError(
-            f"Cannot read {name}: not a picture in one of the formats {', '.join(FORMATS)};"
+            f"Cannot read {name}: not a picture in one of the formats {', '.join(formats)};"
             " convert it to JPEG or PNG."
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"Cannot read {name}: {error}; make it smaller.") from error
+        raise TooLargeError(f"Cannot read {name}: {error}; make it smaller.") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"Cannot read {name}: {error}; copy or download it again.") from error
 
 
-def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
+def _decode(
+    image: Image.Image,
+    name: str,
+    size: int,
+    max_pixels: int,
+    background: tuple[int, int, int] | None,
+) -> Image.Image:
     """`size` is that of its file in bytes, 0 for a picture that is open."""
-    if image.width * image.height > MAX_PIXELS:
-        raise InputError(
+    if image.width * image.height > max_pixels:
+        raise TooLargeError(
             f"Cannot read {name}: {image.width} x {image.height} pixels, the limit is"
-            f" {MAX_PIXELS:,} in all; make it smaller."
+            f" {max_pixels:,} in all; make it smaller."
         )
     if image.width == 0 or image.height == 0:
         raise InputError(f"Cannot read {name}: it is {image.width} x {image.height} pixels.")
@@ -122,7 +139,7 @@ def _decode(image: Image.Image, name: str, size: int = 0) -> Image.Image:
         turn = picture_limits.within_time(lambda: _turn(image), size, 0)
         picture_limits.check_bytes(image, turn is not None)
         picture_limits.within_time(image.load, size, image.width * image.height)
-        rgb = _rgb(image, name)
+        rgb = _rgb(image, name, background)
         upright = rgb.transpose(turn) if turn is not None else rgb.copy() if rgb is image else rgb
     upright.info = {}  # what the file says beside the pixels, profiles of megabytes among it
     return upright
@@ -136,7 +153,17 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """A transparent picture on a background, band by band: it is never whole in a third copy."""
+    shown = Image.new("RGB", image.size, background)
+    rows = max(1, BAND_PIXELS // 4 // image.width)
+    for y in range(0, image.height, rows):
+        band = image.crop((0, y, image.width, min(y + rows, image.height))).convert("RGBA")
+        shown.paste(band, (0, y), band)
+    return shown
+
+
+def _rgb(image: Image.Image, name: str, background: tuple[int, int, int] | None) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         extremes: Any = image.getextrema() if image.mode in ("I", "F") else (0, 65535)
         low, high = extremes
@@ -152,6 +179,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
             eight = ((band.astype(np.uint32) + 128) // 257).astype(np.uint8)
             scaled.paste(Image.fromarray(eight).convert("RGB"), (0, y))
         return scaled
+    if background is not None and image.has_transparency_data:
+        return _over(image, background)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image.convert("RGB")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from llava_mini_jax.data.media.image_file import BAND_PIXELS, load_image
+from llava_mini_jax.data.media.image_file import BAND_PIXELS, TooLargeError, load_image
 from llava_mini_jax.errors import InputError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -134,13 +134,13 @@ def _resize_window(
     is never whole in memory. Rows that are the mean colour alone are not resized, nor, of very
     narrow pictures, columns (the same to one grey level).
 
-    Raises InputError for a picture so long that even the resized rows take too much memory.
+    Raises TooLargeError for a picture so long that even the resized rows take too much memory.
     """
     if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
         return image  # bicubic at the same size changes nothing
     fill = tuple(int(mean * 255) for mean in cfg.mean)  # cut off, as in the release
     if 4 * cfg.size * side > _LARGEST_ROWS:
-        raise InputError(
+        raise TooLargeError(
             f"Cannot read a picture of {image.width} x {image.height} pixels: its sides are too"
             f" different; at most {_LARGEST_ROWS // 4 // cfg.size:,} pixels long can be padded to a"
             " square. Cut it."

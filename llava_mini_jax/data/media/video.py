@@ -91,15 +91,17 @@ class VideoFrames(Iterator[np.ndarray]):
         return next(self._frames)
 
 
-def read_video(path: Path | str, sampling: FrameSampling) -> VideoFrames:
+def read_video(
+    path: Path | str, sampling: FrameSampling, *, max_pixels: int | None = None
+) -> VideoFrames:
     """The sampled frames in order, each uint8 [H, W, 3], upright.
 
     A folder is a video whose frames are its pictures, sorted as people count (2 before 10). It has
     no times: `fps` then takes every picture (the release takes them all), and `count` and
     `max_frames` spread evenly by the release's rule.
 
-    Raises InputError at once for what is not a whole video with at least one frame, and while
-    iterating for a frame that cannot be decoded.
+    Raises InputError at once for what is not a whole video with at least one frame of at most
+    `max_pixels` pixels, and while iterating for a frame that cannot be decoded.
     """
     path = Path(path)
     try:
@@ -113,7 +115,7 @@ def read_video(path: Path | str, sampling: FrameSampling) -> VideoFrames:
     if not is_file:
         problem = "it is not a file" if exists else "there is no such file"
         raise InputError(f"Cannot open the video {path}: {problem}; check the path.")
-    index = video_file.read_index(path)
+    index = video_file.read_index(path, max_pixels)
     stamps, time_base, rate = index.stamps, index.time_base, index.rate
     total = len(stamps) - 1
     hours = max(float((stamps[-1] - stamps[0]) * time_base), total / rate) / 3600

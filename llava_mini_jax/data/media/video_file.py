@@ -29,7 +29,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from llava_mini_jax.data.media.image_file import MAX_PIXELS
+from llava_mini_jax.data.media.image_file import MAX_PIXELS, TooLargeError
 from llava_mini_jax.errors import InputError
 
 # Only containers of video, and only local files: FFmpeg would otherwise follow playlists to other
@@ -49,10 +49,11 @@ class Index:
     keys: list[tuple[int, int]]  # (time stamp, number of the packet) of key frames; [] if unsure
 
 
-def read_index(path: Path) -> Index:
-    """The index of a file; InputError where it is no whole video with at least one frame."""
+def read_index(path: Path, max_pixels: int | None = None) -> Index:
+    """The index of a file; InputError where it is no whole video with at least one frame, and
+    TooLargeError where its frames have more than `max_pixels` pixels (None: MAX_PIXELS)."""
     try:
-        return _index(path)
+        return _index(path, max_pixels or MAX_PIXELS)
     except InputError:
         raise
     except (FFmpegError, OSError, ValueError) as error:
@@ -80,14 +81,14 @@ def _open(path: Path) -> Any:
     return container, streams[0]
 
 
-def _index(path: Path) -> Index:
+def _index(path: Path, max_pixels: int) -> Index:
     container, stream = _open(path)
     with container:
         width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            raise InputError(
+        if width * height > max_pixels:
+            raise TooLargeError(
                 f"Cannot read the video {path}: frames of {width} x {height} pixels, the limit is"
-                f" {MAX_PIXELS:,} in all; make it smaller."
+                f" {max_pixels:,} in all; make it smaller."
             )
         shown, keys, end = _packets(path, container, stream)
         # These two families declare their length, so a file cut short gives itself away.

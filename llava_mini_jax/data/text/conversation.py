@@ -130,7 +130,8 @@ def encode(
     front of everything. What is learnt is what follows an open prompt: for Vicuna that includes
     the space before an answer, for all templates the token that ends it. Control tokens in the
     messages ("<|eot_id|>" typed by a user) are tokenised as the letters that they are, to which a
-    SentencePiece tokenizer adds a space; in the release they act as control tokens.
+    SentencePiece tokenizer adds a space; in the release they act as control tokens. The same goes
+    for an "<image>" that is none of its turn's `marks`.
 
     double_bos: the release's inference prompts, where the chat template writes a bos and the
       tokenizer adds another; its training drops one.
@@ -147,7 +148,11 @@ def encode(
     lengths = [len(part.text) for part in parts]
     is_answer = np.repeat([part.answer for part in parts], lengths)
     is_typed = np.repeat([part.typed for part in parts], lengths)
-    ids, spans = _tokenize_between_marks(text, is_typed, tokenizer)
+    begins = np.cumsum([0, *lengths])
+    marks = [
+        int(begin) + mark for begin, part in zip(begins, parts, strict=False) for mark in part.marks
+    ]
+    ids, spans = _tokenize_between_marks(text, is_typed, marks, tokenizer)
     bos = list(_first_ids(tokenizer))
     if bos and (double_bos or ids[: len(bos)] != bos):
         ids, spans = bos + ids, [(0, 0)] * len(bos) + spans
@@ -158,13 +163,13 @@ def encode(
 
 
 def _tokenize_between_marks(
-    text: str, is_typed: np.ndarray, tokenizer: Any
+    text: str, is_typed: np.ndarray, marks: Sequence[int], tokenizer: Any
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, IMAGE_TOKEN for every mark, and the characters [start, end) that each stands for."""
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
     start = 0
-    for end in [*(match.start() for match in re.finditer(IMAGE_MARK, text)), len(text)]:
+    for end in [*marks, len(text)]:
         chunk_ids, chunk_spans = _tokenize(text[start:end], is_typed[start:end], tokenizer)
         ids += chunk_ids
         spans += [(start + a, start + b) for a, b in chunk_spans]
@@ -194,7 +199,9 @@ def _first_ids(tokenizer: Any) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
-    return {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    """Tokens that no typed text may become; "<image>" is one of a published tokenizer's."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: t.content for i, t in added if t.special or t.content == IMAGE_MARK}
 
 
 def _tokenize(
@@ -214,12 +221,29 @@ def _tokenize(
     safe_ids: list[int] = []
     safe_spans: list[tuple[int, int]] = []
     for token, (start, end) in zip(ids, spans, strict=True):
-        letters = [token]
-        if token in special and special[token] in text[start:end] and is_typed[start:end].all():
-            letters = _as_letters(special[token], special, backend)
+        letters, written = [token], text[start:end]
+        # Some tokens take the white space around them, which may be the template's.
+        inside = slice(start + len(written) - len(written.lstrip()), start + len(written.rstrip()))
+        if (
+            token in special
+            and is_typed[inside].any()
+            and _is_written(special[token], written, backend)
+        ):
+            letters = _as_letters(written, special, backend)
         safe_ids += letters
         safe_spans += [(start, end)] * len(letters)
     return safe_ids, safe_spans
+
+
+def _is_written(special: str, text: str, backend: Any) -> bool:
+    """Whether a special token stands in a text, which may be for what the tokenizer does not know.
+
+    Some tokenizers look for it in a text whose letters they have made small, or plain.
+    """
+    if special in text or backend.normalizer is None:
+        return special in text
+    normal = backend.normalizer.normalize_str
+    return normal(special) in normal(text)
 
 
 def _as_letters(written: str, special: dict[int, str], backend: Any) -> list[int]:

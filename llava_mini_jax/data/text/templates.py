@@ -20,10 +20,15 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says; "<image>" in a user's text is where a picture or video stands."""
+    """What one side says; "<image>" in a user's text is where a picture or video stands.
+
+    Where strangers write the text, `marks` are the characters at which those "<image>" begin, in
+    their order: every other one is text like any other.
+    """
 
     role: Literal["user", "assistant"]
     text: str | None  # None, for the assistant at the end only: open, to be generated
+    marks: tuple[int, ...] | None = None  # None: every "<image>" is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,22 @@ class Piece:
     text: str
     typed: bool = False  # written by a person or a data set, not by the template
     answer: bool = False
+    marks: tuple[int, ...] = ()  # the characters at which pictures stand, of "<image>" each
+
+
+def image_marks(turn: Turn) -> tuple[int, ...]:
+    """The characters at which pictures stand in a turn."""
+    if turn.marks is not None:
+        return turn.marks
+    return tuple(match.start() for match in re.finditer(IMAGE_MARK, turn.text or ""))
+
+
+def _typed(turn: Turn, strip: bool) -> Piece:
+    text, marks = turn.text or "", image_marks(turn)
+    if strip:
+        removed = len(text) - len(text.lstrip())
+        text, marks = text.strip(), tuple(mark - removed for mark in marks)
+    return Piece(text, typed=True, answer=turn.role == "assistant", marks=marks)
 
 
 # --- Prompt strings -------------------------------------------------------------------------------
@@ -147,6 +168,14 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
             raise InputError(
                 f"{where}: turn {i + 1} has no text; only the assistant's last turn may be open."
             )
+        after = 0
+        for mark in turn.marks or ():
+            if mark < after or not (turn.text or "").startswith(IMAGE_MARK, mark):
+                raise InputError(
+                    f'{where}: turn {i + 1} has a mark at character {mark}, where no "{IMAGE_MARK}"'
+                    " of its own begins; give the places of those in the text, in their order."
+                )
+            after = mark + len(IMAGE_MARK)
     if not turns:
         raise InputError(f"{where}: there are no turns; begin with one by the user.")
 
@@ -160,19 +189,15 @@ def pieces(
         return _ChatTemplate(template, tokenizer, date).pieces(turns)
     found = [Piece(template.system)]
     for turn in turns:
-        text = turn.text
-        if text is not None and template.strip:
-            text = text.strip()
+        typed = _typed(turn, template.strip)
         if turn.role == "user":
             if template.bare_user:
-                text = IMAGE_MARK * (text or "").count(IMAGE_MARK)
-            found += [Piece(template.user), Piece(text or "", typed=True)]
-            found += [Piece(template.user_end)]
+                typed = _typed(Turn("user", IMAGE_MARK * len(typed.marks)), strip=False)
+            found += [Piece(template.user), typed, Piece(template.user_end)]
         else:
             found += [Piece(template.assistant)]
-            if text is not None:
-                found += [Piece(template.answer_gap, answer=True)]
-                found += [Piece(text, typed=True, answer=True)]
+            if turn.text is not None:
+                found += [Piece(template.answer_gap, answer=True), typed]
                 found += [Piece(template.answer_end, answer=True)]
     if turns[-1].text is not None:
         found += [Piece(template.tail)]
@@ -197,8 +222,8 @@ class _ChatTemplate:
         end = self._answer_end() if "assistant" in roles else ""
         pieces = [Piece(markup[0])]
         for turn, space, after in zip(spoken, markup[1::2], markup[2::2], strict=True):
-            text, answer = turn.text or "", turn.role == "assistant"
-            pieces += [Piece(text if space else text.strip(), typed=True, answer=answer)]
+            answer = turn.role == "assistant"
+            pieces += [_typed(turn, strip=not space)]
             size = len(end) if answer else 0
             pieces += [Piece(after[:size], answer=True), Piece(after[size:])]
             if answer and not after.startswith(end):
