@@ -28,6 +28,7 @@ from llava_mini_jax.cli import (
     plan,
     profile,
     reproduce,
+    serve,
     verify,
 )
 from llava_mini_jax.errors import InputError, memory_sentence, short
@@ -46,12 +47,13 @@ COMMANDS: dict[str, Any] = {
     "plan": plan,
     "profile": profile,
     "reproduce": reproduce,
+    "serve": serve,
     "verify": verify,
 }
 
-COMPUTING = ("analyze", "ask", "convert", "profile", "verify")  # in this process, with JAX
+COMPUTING = ("analyze", "ask", "convert", "profile", "serve", "verify")  # in this process, with JAX
 COMPILING = {  # of these, where that takes long
-    *("ask", "verify", "analyze attention", "analyze compression", "analyze drop"),
+    *("ask", "serve", "verify", "analyze attention", "analyze compression", "analyze drop"),
     *("profile latency", "profile memory", "profile video", "profile requests"),
 }
 

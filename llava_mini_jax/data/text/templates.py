@@ -23,10 +23,11 @@ class Turn:
     """What one side says; "<image>" in a user's text is where a picture or video stands.
 
     Where strangers write the text, `marks` are the characters at which those "<image>" begin, in
-    their order: every other one is text like any other.
+    their order: every other one is text like any other. The first turn may be a system message,
+    which takes the place of the template's own.
     """
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str | None  # None, for the assistant at the end only: open, to be generated
     marks: tuple[int, ...] | None = None  # None: every "<image>" is one
 
@@ -37,6 +38,9 @@ class Template:
 
     name: str
     system: str = ""
+    # What stands around a conversation's own system message, in the place of `system`; None: that
+    # message stands in front of the first question.
+    own_around: tuple[str, str] | None = None
     user: str = ""
     user_end: str = ""
     assistant: str = ""  # ends an open prompt, so all that follows is for the model to produce
@@ -68,6 +72,7 @@ _PLAIN = Template(name="plain", answer_end="\n", bare_user=True)
 _VICUNA_V1 = Template(
     name="vicuna_v1",
     system=_VICUNA_SYSTEM.format("user"),
+    own_around=("", " "),
     user="USER: ",
     user_end=" ",
     assistant="ASSISTANT:",
@@ -80,6 +85,7 @@ _BRIEF = replace(_VICUNA_V1, name="brief", system="")
 _LLAMA_3 = Template(
     name="llama_3",
     system=f"<|begin_of_text|>{_header('system')}{_LLAMA_SYSTEM}<|eot_id|>",
+    own_around=(f"<|begin_of_text|>{_header('system')}", "<|eot_id|>"),
     user=_header("user"),
     user_end="<|eot_id|>",
     assistant=_header("assistant"),
@@ -157,14 +163,16 @@ def is_own(template: Template, tokenizer: Any) -> bool:
 
 def check_turns(turns: Sequence[Turn], where: str) -> None:
     """Raises InputError unless user and assistant take turns and only the end is open."""
+    first = 1 if turns and turns[0].role == "system" else 0
     for i, turn in enumerate(turns):
-        expected = "assistant" if i % 2 else "user"
+        expected = "assistant" if (i - first) % 2 else "user"
+        expected = "system" if i < first else expected
         if turn.role != expected:
             raise InputError(
                 f"{where}: turn {i + 1} is by the {turn.role} where the {expected}'s is expected;"
                 " user and assistant take turns, the user begins."
             )
-        if turn.text is None and (turn.role == "user" or i + 1 < len(turns)):
+        if turn.text is None and (turn.role != "assistant" or i + 1 < len(turns)):
             raise InputError(
                 f"{where}: turn {i + 1} has no text; only the assistant's last turn may be open."
             )
@@ -176,7 +184,7 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
                     " of its own begins; give the places of those in the text, in their order."
                 )
             after = mark + len(IMAGE_MARK)
-    if not turns:
+    if not turns[first:]:
         raise InputError(f"{where}: there are no turns; begin with one by the user.")
 
 
@@ -185,12 +193,20 @@ def pieces(
 ) -> list[Piece]:
     """The prompt in pieces, in their order; put together they are `render`'s."""
     check_turns(turns, "the conversation")
-    if is_own(template, tokenizer):
+    own, own_system = is_own(template, tokenizer), turns[0].role == "system"
+    if own and own_system:
+        return _with_own_system(_ChatTemplate(template, tokenizer, date), turns)
+    if own:
         return _ChatTemplate(template, tokenizer, date).pieces(turns)
-    found = [Piece(template.system)]
+    if own_system and template.own_around is None:
+        turns = _without_system(turns)
+    found = [Piece(template.system)] if turns[0].role != "system" else []
     for turn in turns:
         typed = _typed(turn, template.strip)
-        if turn.role == "user":
+        if turn.role == "system":
+            before, behind = template.own_around or ("", "")
+            found += [Piece(before), typed, Piece(behind)]
+        elif turn.role == "user":
             if template.bare_user:
                 typed = _typed(Turn("user", IMAGE_MARK * len(typed.marks)), strip=False)
             found += [Piece(template.user), typed, Piece(template.user_end)]
@@ -204,7 +220,24 @@ def pieces(
     return found
 
 
+def _without_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The system message as the beginning of the first question."""
+    system, first, *others = turns
+    before = f"{system.text}\n\n"
+    marks = tuple(len(before) + mark for mark in image_marks(first))
+    return [Turn("user", before + (first.text or ""), marks), *others]
+
+
 # --- The tokenizer's own chat template ------------------------------------------------------------
+
+
+def _with_own_system(template: "_ChatTemplate", turns: Sequence[Turn]) -> list[Piece]:
+    try:
+        return template.pieces(turns)
+    except chat_template.TooMuch:
+        raise
+    except InputError:  # a chat template that takes no system message, or hides it
+        return template.pieces(_without_system(turns))
 
 
 class _ChatTemplate:
@@ -239,9 +272,12 @@ class _ChatTemplate:
         takes no system message gets none, if nothing else is to be had.
         """
 
+        given = "system" in roles  # then it stands among the texts
+
         def way(with_system: bool, in_parts: bool) -> Callable[[Sequence[str]], str]:
             def write(texts: Sequence[str]) -> str:
-                told = [("system", self.template.own_system)] if with_system else []
+                own = with_system and not given
+                told = [("system", self.template.own_system)] if own else []
                 told += zip(roles, texts, strict=True)
                 messages = [
                     {"role": r, "content": [{"type": "text", "text": x}] if in_parts else x}

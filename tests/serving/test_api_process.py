@@ -1,0 +1,137 @@
+"""A server as a process: signals, exit status, ports; and probes while it is at work."""
+
+import base64
+import concurrent.futures
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.serving.running import Client, events, joined, wait_until
+
+CHAT = "/v1/chat/completions"
+
+
+@contextlib.contextmanager
+def started(pace: float) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.serving.fake", str(port), str(pace)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    client = Client(port)
+
+    def answers() -> bool:
+        assert process.poll() is None, process.communicate()
+        with contextlib.suppress(OSError):
+            return client.send("/ready").status == 200
+        return False
+
+    try:
+        wait_until(answers, 60)
+        yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
+    """Order: not ready; then closed to new work; what runs ends whole; status 0."""
+    with started(pace=0.02) as (process, client), concurrent.futures.ThreadPoolExecutor(8) as pool:
+        fields = dict(max_tokens=100, ignore_eos=True)
+        streams = [pool.submit(client.chat, f"{n}", stream=True, **fields) for n in range(3)]
+        whole = pool.submit(client.chat, "whole", **fields)
+        wait_until(lambda: client.send("/load").json["server_load"] == 4)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.send("/ready").status == 503, 1)
+        assert client.chat("still taken", max_tokens=1).status == 200  # in the delay
+        wait_until(lambda: client.chat("no more", max_tokens=1).status == 503, 2)
+        refused = client.chat("no more")
+        assert refused.error["type"] == "ServiceUnavailableError"
+        assert refused.headers["connection"] == "close" and "retry-after" in refused.headers
+        assert client.send("/health").status == 200
+        for stream in streams:
+            chunks = events(stream.result().body)
+            assert chunks[-1]["choices"][0]["finish_reason"] == "length" and joined(chunks)
+        assert whole.result().json["usage"]["completion_tokens"] == 100
+        assert process.wait(10) == 0
+
+
+def test_what_takes_longer_than_the_timeout_ends_with_an_error() -> None:
+    with started(pace=0.1) as (process, client), concurrent.futures.ThreadPoolExecutor(2) as pool:
+        fields = dict(max_tokens=200, ignore_eos=True)
+        stream = pool.submit(client.chat, "long", stream=True, **fields)
+        whole = pool.submit(client.chat, "long", **fields)
+        wait_until(lambda: client.send("/load").json["server_load"] == 2)
+        process.send_signal(signal.SIGTERM)
+        assert events(stream.result().body)[-1]["error"]["code"] == 503
+        assert whole.result().error["type"] == "ServiceUnavailableError"
+        assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+    with started(pace=0.1) as (process, client), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(client.chat, "long", stream=True, max_tokens=200, ignore_eos=True)
+        wait_until(lambda: client.send("/load").json["server_load"] == 1)
+        process.send_signal(number)
+        wait_until(lambda: client.send("/ready").status == 503, 2)
+        time.sleep(0.2)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(5) == 128 + number and time.monotonic() - began < 1
+        assert stream.exception() is not None
+
+
+def test_an_idle_server_ends_at_once_with_0_at_ctrl_c() -> None:
+    with started(pace=0.0) as (process, client):
+        keep = socket.create_connection(("127.0.0.1", client.port))  # nobody waits for it
+        process.send_signal(signal.SIGINT)
+        assert process.wait(3) == 0
+        keep.close()
+
+
+def test_probes_answer_at_once_while_32_pictures_are_decoded() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, "what?"]
+    body = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+    with started(pace=0.0) as (_, client):
+        seconds: list[float] = []
+        over = threading.Event()
+
+        def probe() -> None:
+            while not over.is_set():
+                began = time.perf_counter()
+                assert client.send("/health").status == 200
+                seconds.append(time.perf_counter() - began)
+                time.sleep(0.002)
+
+        prober = threading.Thread(target=probe)
+        prober.start()
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            replies = list(pool.map(lambda _: client.send(CHAT, body), range(32)))
+        over.set()
+        prober.join()
+        assert {reply.status for reply in replies} == {200}, replies[0].body
+        # A P99 of 50 ms is promised where the machine is the server's alone; here the tests of
+        # others run beside it. Decoding on the loop takes ten times as long.
+        assert sorted(seconds)[int(0.9 * len(seconds))] < 0.1, sorted(seconds)
