@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +251,6 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
     from llava_mini_jax.serving import lifecycle, page
     from llava_mini_jax.serving.app import application
     from llava_mini_jax.serving.media import MediaReader
-    from llava_mini_jax.serving.routes import engine_request
     from llava_mini_jax.serving.service import Service
 
     # Pillow warns of pictures that are merely large; the limits have one of their own.
@@ -270,13 +268,8 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         _log()
         host, port = bound.getsockname()[:2]
         logging.getLogger(__name__).info("listening on http://%s:%d", host, port)
-        own = page.routes(
-            worker,
-            partial(engine_request, service),
-            name=options.names[0],
-            body_bytes=limits.body_bytes,
-        )
-        lifecycle.run(application(service, own, page.open_paths()), service, bound)
+        app = application(service, page.of(worker, service), page.open_paths())
+        lifecycle.run(app, service, bound)
         service.close()
         if worker.state == "ready":  # else it compiles, which nobody waits for any more
             worker.stop()

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +52,7 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 def wait_until_ready(url: str) -> None:
     for _ in range(1200):
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/ready"):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/ready"):
             return
         time.sleep(0.2)
 
