@@ -248,7 +248,7 @@ def _meshed(devices: int) -> contextlib.AbstractContextManager[Any]:
 def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) -> int:
     from llava_mini_jax.inference.model import read
     from llava_mini_jax.inference.worker import Worker, default_lanes
-    from llava_mini_jax.serving import lifecycle, page
+    from llava_mini_jax.serving import lifecycle
     from llava_mini_jax.serving.app import application
     from llava_mini_jax.serving.media import MediaReader
     from llava_mini_jax.serving.service import Service
@@ -268,8 +268,7 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         _log()
         host, port = bound.getsockname()[:2]
         logging.getLogger(__name__).info("listening on http://%s:%d", host, port)
-        app = application(service, page.of(worker, service), page.open_paths())
-        lifecycle.run(app, service, bound)
+        lifecycle.run(application(service), service, bound)
         service.close()
         if worker.state == "ready":  # else it compiles, which nobody waits for any more
             worker.stop()

@@ -65,7 +65,7 @@ class Engine:
         self._ahead = sum(size.slots for size in lanes)  # requests that are seen before they do
         self._token_seconds = 0.0  # what a step of decode took of late
         self._began, self._plain = 0.0, False  # the last step, and whether it decoded alone
-        self.steps = 0  # so far
+        self.steps = self.answered = 0  # so far: steps, requests
 
     # ------------------------------------------------------------------------------- requests
 
@@ -83,15 +83,15 @@ class Engine:
 
     def take(self, ticket: Ticket) -> None:
         """`submit` for a ticket that another thread has made."""
-        work = Work(ticket, self.model)
-        if work.prompt > self.longest:
+        needed = bounds.prompt_positions(ticket.request.example, self.model.bundle)
+        if needed > self.longest:
             raise InputError(
-                f"the prompt needs {work.prompt} positions, but the engine's longest slot has"
+                f"the prompt needs {needed} positions, but the engine's longest slot has"
                 f" {self.longest} for it: shorten it, give fewer pictures or frames, or start the"
                 " engine with longer slots"
             )
-        room = max(lane.size.length for lane in self._lanes.lanes) - work.prompt + 1
-        work.text.cap(room)
+        work = Work(ticket, self.model)
+        work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed + 1)
         self._waiting.append(work)
 
     @property
@@ -139,6 +139,7 @@ class Engine:
         self._lanes.fetch(reads_only=True)
         for work in self._lanes.tell():
             self._leave(work)
+            self.answered += 1
 
     def _call_steps(self) -> int:
         """Tokens of a call: one, while others want to look at pictures, or to enter."""

@@ -13,7 +13,7 @@ from typing import Any
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.text import chat_template
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, TEMPLATES, Template, Turn, encode
-from llava_mini_jax.data.text.templates import is_own, pieces, render
+from llava_mini_jax.data.text.prompt_text import is_own, pieces, render
 from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 

@@ -27,7 +27,7 @@ from llava_mini_jax.inference.warm_up import WarmUp, of_engine
 
 T = TypeVar("T")
 
-MOST_FAILURES = 3  # steps in a row: then the device is taken to be dead
+MOST_FAILURES = 3  # without an answer between them: then the device is taken to be dead
 
 
 class StoppedError(Exception):
@@ -145,7 +145,7 @@ class Worker:
         compiling.wait()
 
     def _serve(self) -> None:
-        busy, failures = False, 0
+        busy, failures, answered = False, 0, 0
         while True:
             item = self._next(wait=not busy)
             while item is not _NOTHING:
@@ -154,11 +154,12 @@ class Worker:
                 self._take(item)
                 item = self._next(wait=False)
             try:
-                busy, failures = self.engine.step(), 0
+                busy = self.engine.step()
             except Exception as error:
                 # A program has failed, and may have taken the lanes' arrays with it.
                 traceback.print_exc(file=sys.stderr)
-                failures += 1
+                failures = 1 if self.engine.answered > answered else failures + 1
+                answered = self.engine.answered
                 self.engine.fail_all(error)
                 if failures == MOST_FAILURES:
                     raise

@@ -6,6 +6,8 @@ text of a completion --text_prompt-------------> EncodedPrompt            |
 """
 
 import dataclasses
+import hashlib
+import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +57,10 @@ def chat_prompt(asked: Conversation, model: Model, context: int) -> EncodedPromp
     """InputError for a conversation that the template or the tokenizer cannot write, ApiError for
     one whose text alone is too long."""
     turns = [*asked.turns, Turn("assistant", None)]
-    prompt = encode_turns(turns, len(asked.media), model.bundle, model.tokenizer, "messages")
-    _check_length(int((prompt.ids >= 0).sum()) + len(asked.media), None, model.bundle, context)
+    prompt = encode_turns(turns, len(asked.marks), model.bundle, model.tokenizer, "messages")
+    # Of films there will be more.
+    taken = bounds.tokens_per_image(model.bundle) * len(asked.media)
+    _check_length(int((prompt.ids >= 0).sum()) + taken, None, model.bundle, context)
     return prompt
 
 
@@ -73,6 +77,24 @@ def text_prompt(text: str, model: Model) -> EncodedPrompt:
     if prompt.ids.max() >= model.bundle.model.llm.vocab_size:
         raise InputError("prompt has a token that the model does not know")
     return prompt
+
+
+def joined(media: Sequence[Medium], marks: Sequence[Sequence[object]]) -> list[Medium]:
+    """One medium for each mark: several pictures of one are the frames of a film."""
+    given = iter(media)
+    return [_film([next(given) for _ in mark]) for mark in marks]
+
+
+def _film(frames: Sequence[Medium]) -> Medium:
+    if len(frames) == 1:
+        return frames[0]
+    known = all(frame.key for frame in frames)
+    key = hashlib.sha256(b"".join(frame.key for frame in frames)).digest() if known else b""
+    return Medium(
+        key,
+        sum(frame.frames for frame in frames),
+        lambda: itertools.chain.from_iterable(frame.read() for frame in frames),
+    )
 
 
 def video_options(fields: ChatFields) -> VideoOptions:

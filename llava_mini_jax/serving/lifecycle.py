@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
-        self._service, self._state, self._began = service, "", time.monotonic()
+        self._service, self._state, self._began = service, "starting", time.monotonic()
         self._signalled_at: float | None = None
         self._draining: asyncio.Task[None] | None = None
 

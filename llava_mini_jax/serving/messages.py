@@ -19,18 +19,26 @@ from llava_mini_jax.serving.parts import DETAILS, ImagePart, VideoPart
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 TEXT_PARTS = ("text", "input_text", "output_text")
 IMAGE_PARTS = ("image_url", "input_image")
+Medium = ImagePart | VideoPart
 SUPPORTED = "text, image_url or video_url"
 
 
 @dataclass(frozen=True)
 class Conversation:
     turns: Sequence[Turn]  # the last one is the user's
-    media: Sequence[ImagePart | VideoPart]
+    marks: Sequence[Sequence[Medium]]  # the media of each mark: one, or pictures that are a film
+
+    @property
+    def media(self) -> list[Medium]:
+        return [medium for mark in self.marks for medium in mark]
 
 
-def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
-    """ApiError 400, `param` messages, for what is no conversation: the reason, and where."""
-    media: list[ImagePart | VideoPart] = []
+def conversation(messages: Sequence[Mapping[str, Any]], as_film: bool = False) -> Conversation:
+    """Turns and media of a chat; `as_film`: pictures one behind the other are a film's frames.
+
+    ApiError 400, `param` messages, for what is no conversation: the reason, and where.
+    """
+    media: list[list[Medium]] = []
     turns: list[Turn] = []
     system: list[str] = []
     for number, message in enumerate(messages):
@@ -38,7 +46,7 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
         role = ROLES.get(message["role"]) if isinstance(message.get("role"), str) else None
         if role is None:
             _refuse(where, f"role is {shown(message.get('role'))}; give {', '.join(ROLES)}")
-        text, marks = _content(message.get("content"), role, where, media)
+        text, marks = _content(message.get("content"), role, where, media, as_film)
         if role == "system":
             if turns:
                 _refuse(where, "a system message stands behind others; put it in front")
@@ -58,7 +66,7 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
 
 
 def _content(
-    content: Any, role: str, where: str, media: list[ImagePart | VideoPart]
+    content: Any, role: str, where: str, media: list[list[Medium]], as_film: bool
 ) -> tuple[str, tuple[int, ...]]:
     """(text, places of its media); the media are added to `media`."""
     if isinstance(content, str):
@@ -68,9 +76,14 @@ def _content(
     if not isinstance(content, list):
         _refuse(where, f"content is {shown(content)}; give text, or a list of parts")
     text, marks = "", []
+    before: Any = None
     for number, part in enumerate(content):
         place = f"{where}.content[{number}]"
         found = part if isinstance(part, str) else _part(part, place)
+        follows, before = isinstance(before, ImagePart), found
+        if as_film and follows and isinstance(found, ImagePart):
+            media[-1].append(found)
+            continue
         written = found if isinstance(found, str) else IMAGE_MARK
         if text and written and not text[-1].isspace() and not written[0].isspace():
             text += "\n"
@@ -78,7 +91,7 @@ def _content(
             if role != "user":
                 _refuse(place, f"a message by the {role} has a picture; only the user's may")
             marks.append(len(text))
-            media.append(found)
+            media.append([found])
         text += written
     return text, tuple(marks)
 

@@ -31,8 +31,6 @@ from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.serving.comparison import comparable, compare, on_engine
 from llava_mini_jax.serving.errors import ApiError
-from llava_mini_jax.serving.routes import engine_request
-from llava_mini_jax.serving.service import Service
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -54,13 +52,6 @@ HEADERS = {
 MOST_FRAMES = 8  # of a film that the heat map is told for
 
 Read = Callable[[HttpRequest], Awaitable[Request]]
-
-
-def of(worker: Worker, service: Service) -> list[BaseRoute]:
-    """The routes in front of a service: what the page asks has the keys and limits of a chat."""
-    options = service.options
-    read = partial(engine_request, service)
-    return routes(worker, read, name=options.names[0], body_bytes=options.limits.body_bytes)
 
 
 def routes(worker: Worker, read: Read, *, name: str, body_bytes: int) -> list[BaseRoute]:

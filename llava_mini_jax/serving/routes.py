@@ -22,8 +22,9 @@ from llava_mini_jax.serving.fields import ChatFields, CompletionFields
 from llava_mini_jax.serving.intake import fields_of
 from llava_mini_jax.serving.messages import Conversation, conversation
 from llava_mini_jax.serving.metrics import CONTENT_TYPE
+from llava_mini_jax.serving.parts import VideoPart
 from llava_mini_jax.serving.reply import Reply
-from llava_mini_jax.serving.service import Service
+from llava_mini_jax.serving.service import AS_FILM, Service
 from llava_mini_jax.serving.shapes import ChatShape, CompletionShape
 from llava_mini_jax.serving.stream import dumps
 
@@ -67,7 +68,7 @@ async def _chat(service: Service, request: Request) -> Reply:
     model = service.worker.model
     name = service.model_name(fields.model)
     asking.check_vision_tokens(fields, model.bundle)
-    asked = await service.quickly(conversation, fields.messages)
+    asked = await service.quickly(conversation, fields.messages, _as_film(fields))
     fields.messages.clear()  # what is large of them is in `asked`, until it has been read
     service.check_open()  # it may have closed while the body came
     place = service.enter(fields.n)
@@ -82,16 +83,36 @@ async def _ask_chat(
     model = service.worker.model
     try:
         prompt = await service.quickly(asking.chat_prompt, asked, model, service.context)
-        media: list[ticket.Medium] = []
-        if asked.media:
-            video = asking.video_options(fields)
-            media = await service.read_media(asked.media, video, tenant)
+        media = await _media(service, fields, asked, tenant)
         return await service.quickly(
             partial(asking.requests, prompt, media, fields, model),
             *(service.context, service.options.defaults, tenant),
         )
     except InputError as error:
         raise ApiError(400, str(error), param="messages") from error
+
+
+async def _media(
+    service: Service, fields: ChatFields, asked: Conversation, tenant: str
+) -> Sequence[ticket.Medium]:
+    parts, video = asked.media, asking.video_options(fields)
+    if not parts:
+        return ()
+    if not _as_film(fields):
+        return await service.read_media(parts, video, tenant)
+    if any(isinstance(part, VideoPart) for part in parts):
+        raise ApiError(
+            400, f"the model's name ends in {AS_FILM}; send frames as image_url", param="video_url"
+        )
+    # As many at a time as a request may have pictures: a film has more, which the context bounds.
+    most, media = service.options.limits.images, []
+    for start in range(0, len(parts), most):
+        media += await service.read_media(parts[start : start + most], video, tenant)
+    return asking.joined(media, asked.marks)
+
+
+def _as_film(fields: ChatFields) -> bool:
+    return fields.model.endswith(AS_FILM)
 
 
 async def engine_request(service: Service, request: Request) -> ticket.Request:
@@ -103,7 +124,7 @@ async def engine_request(service: Service, request: Request) -> ticket.Request:
     fields = await fields_of(request, ChatFields, service)
     service.model_name(fields.model)
     asking.check_vision_tokens(fields, service.worker.model.bundle)
-    asked = await service.quickly(conversation, fields.messages)
+    asked = await service.quickly(conversation, fields.messages, _as_film(fields))
     request.scope["place"] = service.enter(1)
     tenant = _tenant(request, fields.cache_salt)
     return (await _ask_chat(service, fields, asked, tenant))[0]

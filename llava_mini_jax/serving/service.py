@@ -22,6 +22,9 @@ from llava_mini_jax.serving.metrics import Load, Metrics
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
 
 T = TypeVar("T")
+# Behind a model's name: pictures one behind the other are the frames of a film. Clients such as
+# lmms-eval send films so, and nothing else in their requests says it.
+AS_FILM = ":frames-as-video"
 _TICK = 0.02  # seconds between two looks at who is left
 
 
@@ -107,7 +110,7 @@ class Service:
     def model_name(self, asked: str) -> str:
         """The name that a request calls the model by; ApiError 404 where it is another's."""
         names = self.options.names
-        if asked and asked not in names:
+        if asked and asked.removesuffix(AS_FILM) not in names:
             known = ", ".join(names)
             raise ApiError(
                 404, f"the model {asked[:100]!r} does not exist; give {known}", param="model"

@@ -12,7 +12,7 @@ import pytest
 from llava_mini_jax.data.text import chat_template
 from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.guarded import GUARDED
-from llava_mini_jax.data.text.templates import render
+from llava_mini_jax.data.text.prompt_text import render
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.prompt_template import end_of_turn, stop_text

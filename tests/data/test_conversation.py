@@ -22,7 +22,7 @@ from llava_mini_jax.data.text.conversation import (
     from_llava,
     place_image_mark,
 )
-from llava_mini_jax.data.text.templates import render
+from llava_mini_jax.data.text.prompt_text import render
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from tests.data.toy_tokenizers import (

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, IMAGE_TOKEN, TEMPLATES, Turn, encode
-from llava_mini_jax.data.text.templates import pieces, render
+from llava_mini_jax.data.text.prompt_text import pieces, render
 from llava_mini_jax.errors import InputError
 from tests.data import toy_tokenizers
 

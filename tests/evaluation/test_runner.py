@@ -125,6 +125,7 @@ def test_answers_are_those_of_generate_from_one_look(model, shown, tmp_path, loo
         return videos.read_video(path, sampling)
 
     monkeypatch.setattr(session_media, "read_video", open_video)
+    looked.clear()
     run = ask(model, questions, tmp_path)
     assert answers_in(tmp_path) == expected
     assert list(answers_in(tmp_path)) == [question.key for question in questions]
@@ -133,7 +134,8 @@ def test_answers_are_those_of_generate_from_one_look(model, shown, tmp_path, loo
     # Nothing of a video is read twice, nor all of it together.
     assert set(opened) == {"a.mp4", "b.mp4", "c"} and whole == [None, None]
     assert set(opened.values()) == {1}
-    assert sorted(looked) == [1, 2, 4, 8, 8, 8]  # 10, 3, 5 and 9 frames in chunks of 8
+    # The picture; 10, 3, 5 and 9 frames in chunks of 8.
+    assert sorted(looked) == [1, 1, 2, 4, 8, 8, 8]
 
 
 @pytest.mark.parametrize("moment", [1, 4, 6, 9, 13])
@@ -185,7 +187,8 @@ def test_what_breaks_in_the_middle_is_told_once_and_asked_again(
     assert list(run.unreadable) == sorted(broken) and run.asked == len(questions) - len(broken)
     for key, reason in run.unreadable.items():
         assert ("9.png" if key.startswith("c/") else "there is no such file") in reason, reason
-    assert sorted(looked) == [2, 8, 8]  # ten frames of a.mp4, eight of what then breaks, once
+    # The picture; ten frames of a.mp4, eight of what then breaks, once.
+    assert sorted(looked) == [1, 2, 8, 8]
     (folder / "9.png").write_bytes(good)
     again = ask(paper, questions, tmp_path / "out")
     assert again.asked == 4 and list(again.unreadable) == [f"gone/{n}" for n in range(4)]

@@ -104,7 +104,7 @@ class Row:
             top = [(token, -0.25), *((token + n, float("-inf")) for n in range(1, 21))]
             tokens = [Token(token, -0.25, top[: settings.logprobs])]
         over = self.text.answer if self.text.finish else None
-        self.ticket.listener(Piece(piece, tokens, len(self.text.ids) - number, over))
+        self.ticket.listener(Piece(piece, self.text.ids[number:], tokens, over))
         return over is None
 
 

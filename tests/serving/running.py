@@ -83,10 +83,10 @@ def joined(chunks: list[dict[str, Any]], index: int = 0) -> str:
 
 
 @contextlib.contextmanager
-def running(service: Service, key: str = "", **around: Any) -> Iterator[Client]:
+def running(service: Service, key: str = "") -> Iterator[Client]:
     """A server that is ready, on a thread."""
     bound = lifecycle.listen_on("127.0.0.1", 0)
-    app = application(service, **around)
+    app = application(service)
     server = lifecycle.Server(lifecycle.config(app, service), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()

@@ -187,6 +187,30 @@ def test_media_stand_where_their_parts_stand() -> None:
         assert text.startswith("You say: see\n\nthen\n\nend") and b"AAAA".hex() in text
 
 
+def test_frames_that_come_as_pictures_are_a_film_by_the_models_name() -> None:
+    reader = fake.FakeReader()
+    with running(fake.service(reader=reader)) as client:
+
+        def ask(name: str, content: Any) -> Any:
+            asked = {"messages": [{"role": "user", "content": content}], "model": name}
+            return client.send("/v1/chat/completions", asked)
+
+        name = f"{fake.NAME}:frames-as-video"
+        told = ask(name, [PICTURE] * 40 + ["what?", PICTURE, PICTURE]).json
+        assert told["model"] == name and len(reader.read_parts) == 42
+        assert told["usage"]["prompt_tokens_details"]["image_tokens"] == 42
+        # Two marks, each on its line, as two films have them.
+        films = ask(fake.NAME, [PICTURE, "what?", PICTURE]).json["usage"]["prompt_tokens_details"]
+        assert told["usage"]["prompt_tokens_details"]["text_tokens"] == films["text_tokens"]
+        apart = ask(fake.NAME, [PICTURE] * 40 + ["what?"]).json["usage"]["prompt_tokens_details"]
+        assert apart["text_tokens"] > films["text_tokens"]  # a new line behind each
+        read = len(reader.read_parts)
+        assert ask(name, [PICTURE] * 300).error["param"] == "input_tokens"
+        film = {"type": "video_url", "video_url": {"url": "data:,"}}
+        assert ask(name, [film]).error["param"] == "video_url"
+        assert len(reader.read_parts) == read
+
+
 def test_completions_are_text_alone(client: Client) -> None:
     def ask(**fields: Any) -> Any:
         asked = {"prompt": "<image> </s> hi", "temperature": 0, **fields}

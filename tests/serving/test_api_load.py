@@ -236,7 +236,7 @@ def test_a_piece_that_comes_with_the_end_does_not_keep_it_going() -> None:
         told = generation.told(pause=9, deadline=time.monotonic() + 9, late=RuntimeError)
         task = asyncio.ensure_future(anext(told))
         await asyncio.sleep(0.01)
-        generation.tickets[0].listener(Piece("a", (), 1))
+        generation.tickets[0].listener(Piece("a", [5]))
         await asyncio.sleep(0)  # it is in the queue, and not yet taken
         task.cancel()
         await asyncio.wait({task}, timeout=1)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from llava_mini_jax.data.text.conversation import IMAGE_TOKEN, TEMPLATES, Turn, encode
-from llava_mini_jax.data.text.templates import pieces, render
+from llava_mini_jax.data.text.prompt_text import pieces, render
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.request import encode_turns, open_turns
 from tests import tiny_model

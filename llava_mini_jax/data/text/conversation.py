@@ -18,14 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llava_mini_jax.data.text.templates import (
-    IMAGE_MARK,
-    TEMPLATES,
-    Template,
-    Turn,
-    check_turns,
-    pieces,
-)
+from llava_mini_jax.data.text.prompt_text import pieces
+from llava_mini_jax.data.text.templates import IMAGE_MARK, TEMPLATES, Template, Turn, check_turns
 from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 
