@@ -8,6 +8,7 @@ MODEL, options --> a socket, at once --> weights --> engine on its own thread
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import logging
 import sys
@@ -26,9 +27,7 @@ SUMMARY = "answer clients of OpenAI's protocol over HTTP"
 USAGE = "llava-mini serve MODEL [--port N] [options]"
 EXAMPLE = """examples:
   llava-mini serve MODEL --port 8000
-  llava-mini serve MODEL --host 0.0.0.0 --api-key-file keys.txt --max-queued 64
-  curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{"messages": [{"role": "user", "content": "What is a compressor?"}]}'"""
+  llava-mini serve MODEL --host 0.0.0.0 --api-key-file keys.txt --max-queued 64"""
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "h11")
 
@@ -119,7 +118,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=300.0,
         metavar="S",
-        help=f"seconds that a request waits for its turn; {default}",
+        help=f"seconds of waiting for a turn; {default}",
     )
     add(
         "--drain-timeout",
@@ -133,7 +132,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="S",
-        help=f"seconds after SIGTERM in which requests are still taken; {default}",
+        help=f"seconds of taking more after SIGTERM; {default}",
     )
 
 
@@ -265,6 +264,9 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         worker = Worker(model, lanes)
         worker.start()
         service = Service(worker, reader, options)
+        worker.engine.on_tokens = functools.partial(
+            service.metrics.observe, "iteration_tokens_total"
+        )
         _log()
         host, port = bound.getsockname()[:2]
         logging.getLogger(__name__).info("listening on http://%s:%d", host, port)

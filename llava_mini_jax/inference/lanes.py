@@ -111,6 +111,7 @@ class Lanes:
             best = min(free, key=lambda n: lane.slots[n].left)
             common[best] = 0
         work.read = work.ticket.usage.cached = min(common[best], len(work.marks) - 1)
+        work.begin()
         self._sit(work, lane, best)
         lane.slots[best].name = name
         self.reading.append(work)

@@ -280,6 +280,17 @@ def test_long_prompts_are_read_in_blocks(model, monkeypatch) -> None:
     assert alone(model, request) == expected
 
 
+def test_times_follow_each_other(model) -> None:
+    engine = Engine(model, LANES)
+    for request in (asked(model, QUESTIONS[0]), asked(model, QUESTIONS[0], 1)):
+        heard = Heard(engine, request)
+        run(engine)
+        usage = heard.ticket.usage
+        assert usage.begun and usage.first and usage.last
+        assert usage.arrived < usage.begun < usage.first < usage.last
+        assert (usage.vision > 0) == (usage.fusion > 0) == bool(request.media)
+
+
 def test_an_answer_ends_where_the_longest_slot_does(model) -> None:
     engine = Engine(model, [LaneSize(1, 64)])
     heard = Heard(engine, asked(model, QUESTIONS[0], 1, max_new_tokens=100, ignore_end=True))
