@@ -81,12 +81,11 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	@if [ -z "$(CHROMIUM)" ]; then \
 	    echo "page-check skipped: no chromium is installed; on Debian: apt-get install chromium"; \
 	else \
-	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,serve,page && \
-	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest tests/serving/browser; \
+	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page && \
+	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
 
 serve-check: $(STAMP) ## AIPerf and EvalScope against the server, in environments of their own (2 GB)
-	@$(INSTALL) -c constraints.txt -e '.[dev,serve]'
 	@tests/serving/clients/run.sh $(BIN)/python
 
 clean: ## remove build products and caches; keeps .venv and out/
