@@ -151,7 +151,13 @@ class _Programs:
         sampling = jax.eval_shape(lambda: make_sampling(self.sizes.rows, 0.0, 1.0, 0, 0, ()))
         x = (_array((self.sizes.length, self.cfg.llm.width), self.cfg.dtype),) * R
         each = _array((R,), number), _array((R,), number), _array((R,), bool)
-        return slots.read_fresh, (self._lane(), x, *each, sampling, _array((self.sizes.rows,), bool))
+        return slots.read_fresh, (
+            self._lane(),
+            x,
+            *each,
+            sampling,
+            _array((self.sizes.rows,), bool),
+        )
 
     def read_block(self) -> tuple[Callable, tuple]:
         """`length` positions of one prompt, behind others."""

@@ -92,7 +92,7 @@ class Engine:
                 " engine with longer slots"
             )
         work = Work(ticket, self.model)
-        work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed + 1)
+        work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed)
         self._waiting.append(work)
 
     @property
