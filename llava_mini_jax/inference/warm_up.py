@@ -178,7 +178,7 @@ def _lanes(
     cfg, params, found = model.bundle.model, model.params, set()
     states = []
     for size in sorted(sizes, key=lambda size: size.length):
-        state = jax.eval_shape(lambda size=size: slots.empty(*size, cfg))
+        state = jax.eval_shape(lambda size=size: slots.empty(size.slots, size.length, cfg))
         sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
 
         def x(S: int) -> Any:
