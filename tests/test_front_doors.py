@@ -68,7 +68,8 @@ KINDS = {
     f" --llm-layers --vision-layers --follow-up {KEPT}",
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
     "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
-    "profile requests": f"--dtype --requests --slots --new-tokens --repeats {KEPT}",
+    "profile requests": f"--dtype --requests --slots --new-tokens --repeats --abstract --llm-layers"
+    f" --vision-layers {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
     " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
 }

@@ -72,7 +72,7 @@ def _settings(args: argparse.Namespace) -> tuple[list[int], list[int], list[int]
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
-    models, side = _candidates(
+    models, side = candidates(
         args, args.dtype or [None], llm_layers=args.llm_layers, vision_layers=args.vision_layers
     )
     request = _request(args, next(iter(models.values())).cfg, side)
@@ -111,14 +111,17 @@ def _flops(cfg: LlavaMiniConfig, request: Request, side: int) -> float:
     return sum(flops_of.forward_flops(cfg, shape).values())
 
 
-def _candidates(
+def candidates(
     args: argparse.Namespace,
     dtypes: list[str | None],
     *,
     llm_layers: int | None = None,
     vision_layers: int | None = None,
 ) -> tuple[dict[str, Candidate], int]:
-    """Models by name in each dtype, LLaVA-1.5 first, and the resolution in pixels."""
+    """Models by name in each dtype, LLaVA-1.5 first, and the resolution in pixels.
+
+    Of `args`: model, abstract, tokens, layers, resolution, vision_tower.
+    """
     if args.model:
         if len(dtypes) > 1:
             raise InputError(f"--dtype has {len(dtypes)} names; give one for a MODEL")
@@ -212,7 +215,7 @@ def _programs(args: argparse.Namespace, cfg: LlavaMiniConfig, request: Request) 
 
 def _measured_peak(args: argparse.Namespace, request: Request) -> int | None:
     """The allocator's, after the model's requests alone: LLaVA-1.5 would have its own peak."""
-    models, _ = _candidates(args, [args.dtype])
+    models, _ = candidates(args, [args.dtype])
     models.pop(BASELINE)
     timing.measure(models, request, 1)
     return inference_memory.allocator_peak()

@@ -145,10 +145,13 @@ class Engine:
             self.answered += 1
 
     def _call_steps(self) -> int:
-        """Tokens of a call: one, while others want to look at pictures, or to enter."""
-        full = self.running == self._ahead and not self._lanes.reading
-        pending = self._seeing.works or self._may_begin() or self._lanes.reading or self._seen
-        return 1 if pending and not full else self._steps
+        """Tokens of a call: one, while others want to look at pictures, or to be read.
+
+        Where they would find no slot they wait for a row to end, and so does the call.
+        """
+        full = bool(self._seen) or self.running == self._ahead
+        looking = (self._seeing.works or self._may_begin()) and not full
+        return 1 if looking or self._lanes.reading else self._steps
 
     def _may_begin(self) -> bool:
         """Whether waiting requests may be looked at: at once where slots are free, else as many
