@@ -59,12 +59,14 @@ stop() { kill "$server"; wait "$server"; server=; } # fails where the server doe
 
 aiperf() { # aiperf FOLDER CONCURRENCY
   # A path with ./ in front: any other it looks up on the hub. Every answer has as many tokens.
+  curl -sf "$url/metrics" >"$out/$1.before"
   (cd "$out" && "$root/.venv-aiperf/bin/aiperf" profile --model served --url "$url" \
       --endpoint-type chat --streaming --tokenizer ./tokenizer --use-server-token-count \
       --synthetic-input-tokens-mean 12 --output-tokens-mean 8 --extra-inputs ignore_eos:true \
       --image-width-mean 64 --image-height-mean 64 --concurrency "$2" --request-count "$requests" \
       --warmup-request-count 16 --random-seed 1 --ui none --artifact-dir "$1" >"$1.log" 2>&1) \
       || { tail -n 40 "$out/$1.log"; exit 1; }
+  curl -sf "$url/metrics" >"$out/$1.after"
 }
 
 lmms() { # the questions of eval.py's own answers, which are in OUT/local
