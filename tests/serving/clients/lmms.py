@@ -33,7 +33,7 @@ def compare(folder: Path, local: Path, items: int) -> int:
     differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
     for key in differing:
         print(f"{key}: here {ours.get(key)}, by lmms-eval {theirs.get(key)}")
-    same, texts = len(ours) - len(differing), len({text for _, text in ours.values()})
+    same, texts = len(ours | theirs) - len(differing), len({text for _, text in ours.values()})
     print(f"lmms-eval: {same} of {items} answers are eval.py's, {texts} different texts.")
     return 1 if differing or same != items else 0
 
