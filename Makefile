@@ -85,7 +85,7 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
 
-serve-check: $(STAMP) ## AIPerf and EvalScope against the server, in environments of their own (2 GB)
+serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in environments of their own (4 GB)
 	@tests/serving/clients/run.sh $(BIN)/python
 
 clean: ## remove build products and caches; keeps .venv and out/
