@@ -15,17 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import powers_of_two
-from llava_mini_jax.inference import bounds, session_programs, slots
-from llava_mini_jax.inference.gallery import Seen
+from llava_mini_jax.inference import blocks, bounds, slots
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, padded_stops
 from llava_mini_jax.inference.ticket import Token
 from llava_mini_jax.inference.work import Work, mark_visual, text_marks
 
-FRESH = 512  # positions of a prompt that are read together, at most
-FRESH_ROWS = (1, 2, 4)  # prompts that are read together
-BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
 USUAL_ANSWER = 256  # tokens that a request's first lane has room for
 
 
@@ -96,7 +91,7 @@ class Lanes:
             return False
         example = work.ticket.request.example
         work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
-        work.visual_VD = _visual(work.seen)
+        work.visual_VD = blocks.visual(work.seen)
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *(seen.first for seen in work.seen))
         common = {n: _common(lane.slots[n], name, work.marks) for n in free}
@@ -185,7 +180,7 @@ class Lanes:
         if self._is_short(first):
             size = self._fresh_size(first)
             others = [w for w in self.reading[1:] if self._is_short(w) and w.lane is first.lane]
-            group += [w for w in others if self._fresh_size(w) == size][: FRESH_ROWS[-1] - 1]
+            group += [w for w in others if self._fresh_size(w) == size][: blocks.FRESH_ROWS[-1] - 1]
         if first.read:
             self._read_block(first)
         else:
@@ -200,20 +195,20 @@ class Lanes:
         return True
 
     def _is_short(self, work: Work) -> bool:
-        return work.read == 0 and len(work.marks) <= fresh_sizes(work.lane.size.length)[-1]
+        return work.read == 0 and len(work.marks) <= blocks.fresh_sizes(work.lane.size.length)[-1]
 
     def _fresh_size(self, work: Work) -> int:
-        return next(s for s in fresh_sizes(work.lane.size.length) if s >= len(work.marks))
+        return next(s for s in blocks.fresh_sizes(work.lane.size.length) if s >= len(work.marks))
 
     def _read_fresh(self, group: list[Work]) -> None:
         lane = group[0].lane
-        most = fresh_sizes(lane.size.length)[-1]
+        most = blocks.fresh_sizes(lane.size.length)[-1]
         counts = [min(most, len(work.marks)) for work in group]
-        size = next(s for s in fresh_sizes(lane.size.length) if s >= max(counts))
-        rows = next(r for r in FRESH_ROWS if r >= len(group))
+        size = next(s for s in blocks.fresh_sizes(lane.size.length) if s >= max(counts))
+        rows = next(r for r in blocks.FRESH_ROWS if r >= len(group))
         filled = [*zip(group, counts, strict=True)]
         filled += filled[:1] * (rows - len(group))
-        x = [self._x(work, 0, count, size) for work, count in filled]
+        x = [blocks.embeddings(work, 0, count, size) for work, count in filled]
         sampling, told_B = lane.settings()
         lane.state, told = slots.read_fresh(
             self._params,
@@ -234,7 +229,7 @@ class Lanes:
 
     def _read_block(self, work: Work) -> None:
         lane, left = work.lane, len(work.marks) - work.read
-        size = block_size(left, lane.size.length)
+        size = blocks.block_size(left, lane.size.length)
         end = work.read + min(left, size)
         # The block ends within the slot; what it reads a second time for that stays what it is.
         first = min(work.read, lane.size.length - size)
@@ -243,7 +238,7 @@ class Lanes:
         lane.state, told = slots.read_block(
             self._params,
             lane.state,
-            self._x(work, first, end - first, size),
+            blocks.embeddings(work, first, end - first, size),
             np.int32(first),
             np.int32(end - first),
             np.int32(work.slot),
@@ -255,23 +250,6 @@ class Lanes:
         work.read = end
         if final:
             self._calls.append(_Call(told, [(0, work)], lane, False))
-
-    def _x(self, work: Work, first: int, count: int, size: int) -> Any:
-        """What stands at `count` positions of a prompt, as embeddings [size, D]."""
-        marks, text = work.marks[first : first + count], work.text_BTD.shape[1]
-        visual_SD = np.zeros((size, self._cfg.llm.width), work.text_BTD.dtype)
-        is_visual = marks < 0
-        # A position's place among the visual tokens, or among the text, counts those before it.
-        visual_before = int((work.marks[:first] < 0).sum())
-        order = np.cumsum(is_visual) - 1 + visual_before
-        if is_visual.any():
-            visual_SD[:count][is_visual] = work.visual_VD[order[is_visual]]
-        text_order = np.cumsum(~is_visual) - 1 + first - visual_before
-        slots_S = np.full(size, -1, np.int32)
-        # Where nothing is text, its order may be -1: the place is not used.
-        places = work.places_T[np.maximum(text_order, 0)] if len(work.places_T) else text_order
-        slots_S[:count] = np.where(is_visual, text + np.arange(count), places)
-        return session_programs.splice_block(work.text_BTD, visual_SD, slots_S)
 
     # -------------------------------------------------------------------------------- decoding
 
@@ -366,24 +344,6 @@ class Lanes:
         return [slot.work for lane in self.lanes for slot in lane.slots if slot.work is not None]
 
 
-def fresh_sizes(length: int) -> tuple[int, ...]:
-    """Positions of prompts that are read from their beginning, in a lane of that length."""
-    most = min(FRESH, length)
-    return powers_of_two(min(bounds.SMALLEST_LENGTH, most), most)
-
-
-def block_sizes(length: int) -> list[int]:
-    """Positions of later blocks, in slots of so many."""
-    most = min(length, session_programs.length(length))
-    return [size for size in BLOCKS if size <= most] or [most]
-
-
-def block_size(left: int, length: int) -> int:
-    """Positions of a prompt's next block, padding included."""
-    sizes = block_sizes(length)
-    return next((size for size in sizes if size >= left), sizes[-1])
-
-
 def _common(slot: _Slot, name: Any, marks: np.ndarray) -> int:
     """Positions at the beginning of a prompt that a slot holds already."""
     if slot.marks is None or slot.name != name:
@@ -406,8 +366,3 @@ def _logprobs(
         return Token(new[n], float(own_N[n]), list(likeliest))
 
     return token
-
-
-def _visual(seen: Sequence[Seen]) -> np.ndarray:
-    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
-    return np.concatenate(chunks) if chunks else np.zeros((0, 0))

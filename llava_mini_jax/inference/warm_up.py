@@ -21,6 +21,7 @@ from llava_mini_jax.compilation import threads_pay
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.inference import (
+    blocks,
     bounds,
     engine,
     generate,
@@ -184,15 +185,15 @@ def _lanes(
         def x(S: int) -> Any:
             return _shape(cfg.dtype, S, cfg.llm.width)
 
-        fresh = lanes.fresh_sizes(size.length)
+        fresh = blocks.fresh_sizes(size.length)
         for S in fresh:
-            for R in lanes.FRESH_ROWS:
+            for R in blocks.FRESH_ROWS:
                 if R > 1 and size.slots == 1:
                     continue
                 places_R = [_shape(np.int32, R)] * 2
                 arguments = (state, (x(S),) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
                 call(slots.read_fresh, params, *arguments)
-        later = lanes.block_sizes(size.length)
+        later = blocks.block_sizes(size.length)
         for S in later:
             numbers = [_shape(np.int32)] * 3
             arguments = (state, x(S), *numbers, _shape(bool), sampling, told_B, cfg)

@@ -272,11 +272,11 @@ def test_a_row_that_outgrows_its_lane_goes_on_in_a_longer_one(model) -> None:
 
 
 def test_long_prompts_are_read_in_blocks(model, monkeypatch) -> None:
-    from llava_mini_jax.inference import lanes
+    from llava_mini_jax.inference import blocks
 
     request = asked(model, " ".join(QUESTIONS) * 3, 1)
     expected = alone(model, request)
-    monkeypatch.setattr(lanes, "FRESH", 32)
+    monkeypatch.setattr(blocks, "FRESH", 32)
     assert alone(model, request) == expected
     # In slots that are hardly longer, a block begins in what is read already.
     needed = len(request.example.ids) + request.settings.max_new_tokens

@@ -1,0 +1,60 @@
+"""A prompt in the pieces that are read of it: their sizes, and what stands at their places.
+
+marks of a prompt, fused text, visual tokens --embeddings--> one block [S, D]
+lengths of slots --fresh_sizes, block_sizes--> the sizes that programs are compiled for
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llava_mini_jax.data.batches.examples import powers_of_two
+from llava_mini_jax.inference import bounds, session_programs
+from llava_mini_jax.inference.gallery import Seen
+from llava_mini_jax.inference.work import Work
+
+FRESH = 512  # positions of a prompt that are read together, at most
+FRESH_ROWS = (1, 2, 4)  # prompts that are read together
+BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
+
+
+def fresh_sizes(length: int) -> tuple[int, ...]:
+    """Positions of prompts that are read from their beginning, in a lane of that length."""
+    most = min(FRESH, length)
+    return powers_of_two(min(bounds.SMALLEST_LENGTH, most), most)
+
+
+def block_sizes(length: int) -> list[int]:
+    """Positions of later blocks, in slots of so many."""
+    most = min(length, session_programs.length(length))
+    return [size for size in BLOCKS if size <= most] or [most]
+
+
+def block_size(left: int, length: int) -> int:
+    """Positions of a prompt's next block, padding included."""
+    sizes = block_sizes(length)
+    return next((size for size in sizes if size >= left), sizes[-1])
+
+
+def embeddings(work: Work, first: int, count: int, size: int) -> Any:
+    """What stands at `count` positions of a prompt, as embeddings [size, D]."""
+    marks, text = work.marks[first : first + count], work.text_BTD.shape[1]
+    visual_SD = np.zeros((size, work.text_BTD.shape[2]), work.text_BTD.dtype)
+    is_visual = marks < 0
+    # A position's place among the visual tokens, or among the text, counts those before it.
+    visual_before = int((work.marks[:first] < 0).sum())
+    order = np.cumsum(is_visual) - 1 + visual_before
+    if is_visual.any():
+        visual_SD[:count][is_visual] = work.visual_VD[order[is_visual]]
+    text_order = np.cumsum(~is_visual) - 1 + first - visual_before
+    slots_S = np.full(size, -1, np.int32)
+    # Where nothing is text, its order may be -1: the place is not used.
+    places = work.places_T[np.maximum(text_order, 0)] if len(work.places_T) else text_order
+    slots_S[:count] = np.where(is_visual, text + np.arange(count), places)
+    return session_programs.splice_block(work.text_BTD, visual_SD, slots_S)
+
+
+def visual(seen: Sequence[Seen]) -> np.ndarray:
+    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
+    return np.concatenate(chunks) if chunks else np.zeros((0, 0))
