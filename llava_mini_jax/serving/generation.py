@@ -31,10 +31,12 @@ class Generation:
             raise
 
     def _listener(self, index: int) -> Callable[[Piece | Exception], None]:
+        loop, queue = self._loop, self._queue  # not self: no circle keeps a film until gc comes
+
         def listen(told: Piece | Exception) -> None:
             # Of a loop that has ended nobody listens any more.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, told))
+                loop.call_soon_threadsafe(queue.put_nowait, (index, told))
 
         return listen
 

@@ -109,6 +109,7 @@ class Reply:
             requests = self._preparing.result()
         finally:
             self._preparing.cancel()
+            self._preparing = None  # its result holds films' files
         self._said = [Said() for _ in requests]
         self._generation = Generation(self._service.worker, requests)
         told = self._generation.told(pause=pause, deadline=self._deadline, late=self._service.late)
