@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from llava_mini_jax.inference.ticket import Piece, Ticket
-from llava_mini_jax.serving.generation import Generation
+from llava_mini_jax.serving.generation import Generation, Post
 from tests.serving import fake
 from tests.serving.running import Client, joined, running, wait_until
 
@@ -232,7 +232,7 @@ def test_a_piece_that_comes_with_the_end_does_not_keep_it_going() -> None:
 
     async def ended() -> bool:
         request: Any = None
-        generation = Generation(cast(Any, Silent()), [request])
+        generation = Generation(cast(Any, Silent()), [request], Post())
         told = generation.told(pause=9, deadline=time.monotonic() + 9, late=RuntimeError)
         task = asyncio.ensure_future(anext(told))
         await asyncio.sleep(0.01)
