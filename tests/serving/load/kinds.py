@@ -1,7 +1,7 @@
 """Requests of every kind that a client may send, for the soak.
 
-    seed --> Kinds --one--> (path, body): a few pictures and films, over and over, so that what the
-                            server remembers of them is complete after a while
+seed --> Kinds --one--> (path, body): a few pictures and films, over and over, so that what the
+                        server remembers of them is complete after a while
 """
 
 import base64
@@ -31,7 +31,8 @@ class Kinds:
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "film.mp4"
             films = [
-                tiny_model.write_video(path, seconds).read_bytes() for seconds in range(2, 2 + FILMS)
+                tiny_model.write_video(path, seconds).read_bytes()
+                for seconds in range(2, 2 + FILMS)
             ]
         self._films = [data(content, "video/mp4") for content in films]
         self._broken = [data(content[: len(content) // 2], "video/mp4") for content in films]

@@ -1,6 +1,6 @@
 """`llava-mini serve` as a process of its own, and what it takes of the machine.
 
-    MODEL --served--> Served: a client, and figures of /proc and /metrics before and after
+MODEL --served--> Served: a client, and figures of /proc and /metrics before and after
 """
 
 import contextlib

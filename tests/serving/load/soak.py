@@ -50,7 +50,9 @@ def soak(server: Served, requests: int, warm_up: int, growth: float) -> None:
     grown = 100 * (after.resident / before.resident - 1)
     print(f"memory grew by {grown:.2f} %; compiled after ready: {after.compilations - compiled}")
     _hold(before, after, grown, growth, compiled)
-    check(not {"5", "?"} & {name[0] for name in told}, f"there were answers of 5xx, or none: {told}")
+    check(
+        not {"5", "?"} & {name[0] for name in told}, f"there were answers of 5xx, or none: {told}"
+    )
     check("Traceback" not in server.stderr, "the server's stderr has a traceback")
     check(server.greedy() == answer, "a greedy question has another answer afterwards")
 
