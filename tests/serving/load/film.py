@@ -2,7 +2,7 @@
 
     python -m tests.serving.load.film MODEL [--hours H] [--chats N]
 
-chats alone --> gaps;  chats and the film --> gaps while it is seen and answered: P99 at most 2 times
+chats alone --> gaps;  beside the film, until it is answered --> gaps: P99 at most 2 times
 `llava-mini ask --video` --> the same answer
 """
 
