@@ -102,10 +102,11 @@ class Server(uvicorn.Server):
         if (state := self._service.worker.state) != self._state:
             self._state = state
             LOG.info("the engine is %s, after %.0f s", state, time.monotonic() - self._began)
-            # What is there now stays: looking through all of JAX for garbage, as Python does now
-            # and then, would stop every answer for tenths of a second.
-            gc.collect()
-            gc.freeze()
+            if threading.current_thread() is threading.main_thread():  # the process is ours
+                # What is there now stays: looking through all of JAX for garbage, as Python does
+                # now and then, would stop every answer for tenths of a second.
+                gc.collect()
+                gc.freeze()
         return await super().on_tick(counter)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
