@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check serve-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,9 +81,12 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	@if [ -z "$(CHROMIUM)" ]; then \
 	    echo "page-check skipped: no chromium is installed; on Debian: apt-get install chromium"; \
 	else \
-	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,serve,page && \
-	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest tests/serving/browser; \
+	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page && \
+	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
+
+serve-check: $(STAMP) ## AIPerf and EvalScope against the server, in environments of their own (2 GB)
+	@tests/serving/clients/run.sh $(BIN)/python
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -156,8 +156,9 @@ def use_mesh(mesh: jax.sharding.Mesh | None) -> AbstractContextManager:
 
 
 def on_mesh() -> bool:
-    """Whether a mesh is set, so that arrays may lie in pieces."""
-    return not jax.sharding.get_abstract_mesh().empty
+    """Whether arrays may lie in pieces: a mesh of several devices is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1
 
 
 def on_one_cpu() -> bool:

@@ -1,6 +1,7 @@
 """The files of launch/: what they start is a command that train.py, or the server, takes."""
 
 import argparse
+import dataclasses
 import os
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import yaml
 
 import train
 from llava_mini_jax.cli import serve
+from llava_mini_jax.serving import metrics
 from llava_mini_jax.training.stages import load_config
 from tests.conftest import ROOT
 
@@ -138,7 +140,8 @@ def test_it_is_scaled_by_a_metric_that_the_server_has(served):
     assert "replicas" not in served["Deployment"]["spec"]
     (metric,) = scaler["metrics"]
     _, name, kind = metric["pods"]["metric"]["name"].split("|")
-    assert (name, kind) == ("llava_mini:num_requests_waiting", "gauge")
+    load = metrics.Load(*[0] * len(dataclasses.fields(metrics.Load)))
+    assert f"# TYPE {name} {kind}" in metrics.Metrics("served", lambda: load).text().decode()
     labels = served["Deployment"]["spec"]["template"]["metadata"]["labels"]
     for kind in ("Deployment", "PodDisruptionBudget", "PodMonitoring"):
         assert served[kind]["spec"]["selector"]["matchLabels"] == labels

@@ -8,6 +8,7 @@ MODEL, options --> a socket, at once --> weights --> engine on its own thread
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import logging
 import sys
@@ -26,9 +27,7 @@ SUMMARY = "answer clients of OpenAI's protocol over HTTP"
 USAGE = "llava-mini serve MODEL [--port N] [options]"
 EXAMPLE = """examples:
   llava-mini serve MODEL --port 8000
-  llava-mini serve MODEL --host 0.0.0.0 --api-key-file keys.txt --max-queued 64
-  curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{"messages": [{"role": "user", "content": "What is a compressor?"}]}'"""
+  llava-mini serve MODEL --host 0.0.0.0 --api-key-file keys.txt --max-queued 64"""
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "h11")
 
@@ -70,7 +69,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="keys of clients, one a line; or in LLAVA_MINI_API_KEYS, between commas",
+        help="keys of clients, a line each (or LLAVA_MINI_API_KEYS)",
     )
     add("--open-metrics", action="store_true", help="/metrics needs no key")
     add("--vllm-metrics", action="store_true", help="metrics also under vLLM's names")
@@ -87,7 +86,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="web pages of others that may ask (CORS); repeatable; default: none",
+        help="web pages of others that may ask (CORS); repeatable",
     )
     add(
         "--limit",
@@ -113,13 +112,20 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         help="positions of slots, prompt and answer; the longer, the fewer; default: 1024,4096 and"
         " the model's own",
     )
+    add(
+        "--media-memory",
+        type=float,
+        default=2.0,
+        metavar="GB",
+        help=f"for pictures and films that were seen before; {default}",
+    )
     add("--max-queued", type=int, default=128, metavar="N", help=f"answers at a time; {default}")
     add(
         "--queue-timeout",
         type=float,
         default=300.0,
         metavar="S",
-        help=f"seconds that a request waits for its turn; {default}",
+        help=f"seconds of waiting for a turn; {default}",
     )
     add(
         "--drain-timeout",
@@ -133,7 +139,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="S",
-        help=f"seconds after SIGTERM in which requests are still taken; {default}",
+        help=f"seconds of taking more after SIGTERM; {default}",
     )
 
 
@@ -173,6 +179,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--port is {args.port}; give 1 to 65535, or 0 for any that is free")
     if args.max_queued < 1:
         raise InputError(f"--max-queued is {args.max_queued}; give 1 or more")
+    if not 0 <= args.media_memory < float("inf"):
+        raise InputError(f"--media-memory is {args.media_memory:g}; give gigabytes, 0 or more")
     for name, least in (("queue_timeout", 0.001), ("drain_timeout", 0), ("drain_delay", 0)):
         value = getattr(args, name)
         if not least <= value < float("inf"):
@@ -247,6 +255,7 @@ def _meshed(devices: int) -> contextlib.AbstractContextManager[Any]:
 
 def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) -> int:
     from llava_mini_jax.inference.model import read
+    from llava_mini_jax.inference.shelf import Budget
     from llava_mini_jax.inference.worker import Worker, default_lanes
     from llava_mini_jax.serving import lifecycle
     from llava_mini_jax.serving.app import application
@@ -262,9 +271,13 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
             model = read(opened)
             options = _options(model, limits, args)
             lanes = default_lanes(model, args.slots, _lengths(args.lengths))
-        worker = Worker(model, lanes)
+        budget = Budget(host=int(args.media_memory * 1e9))
+        worker = Worker(model, lanes, budget=budget)
         worker.start()
         service = Service(worker, reader, options)
+        worker.engine.on_tokens = functools.partial(
+            service.metrics.observe, "iteration_tokens_total"
+        )
         _log()
         host, port = bound.getsockname()[:2]
         logging.getLogger(__name__).info("listening on http://%s:%d", host, port)

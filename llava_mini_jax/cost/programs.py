@@ -3,6 +3,7 @@
     model, Sizes --abstract arrays on the current mesh--> function and arguments, by name
         encode_frames, prefill, decode                              of inference/generate.py
         encode_vision, prefuse_images, prefuse_text, prefill_block  of inference/session_programs.py
+        read_fresh, read_block, decode_slots                        of inference/slots.py
 
 A mesh of the devices has to be set, if only of one.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference import generate, session_programs, slots
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
@@ -136,6 +137,38 @@ class _Programs:
         memory = jax.eval_shape(functools.partial(function, cfg=self.cfg), params, features)[1]
         total, frames = _array((T, D), jnp.float32), _array((), jnp.int32)
         return session_programs.prefuse_text, (total, memory, frames, self._hidden(1, T))
+
+    def decode_slots(self) -> tuple[Callable, tuple]:
+        B = self.sizes.rows
+        sampling = jax.eval_shape(lambda: make_sampling(B, 0.0, 1.0, 0, 0, ()))
+        flags, number = _array((B,), bool), _array((), jnp.int32)
+        self.static["most"] = 2
+        return slots.decode, (self._lane(), sampling, flags, flags, number, number)
+
+    def read_fresh(self) -> tuple[Callable, tuple]:
+        """Up to four prompts of `length` positions."""
+        R, number = min(4, self.sizes.rows), jnp.int32
+        sampling = jax.eval_shape(lambda: make_sampling(self.sizes.rows, 0.0, 1.0, 0, 0, ()))
+        x = (_array((self.sizes.length, self.cfg.llm.width), self.cfg.dtype),) * R
+        each = _array((R,), number), _array((R,), number), _array((R,), bool)
+        return slots.read_fresh, (
+            self._lane(),
+            x,
+            *each,
+            sampling,
+            _array((self.sizes.rows,), bool),
+        )
+
+    def read_block(self) -> tuple[Callable, tuple]:
+        """`length` positions of one prompt, behind others."""
+        sampling = jax.eval_shape(lambda: make_sampling(self.sizes.rows, 0.0, 1.0, 0, 0, ()))
+        x = _array((self.sizes.length, self.cfg.llm.width), self.cfg.dtype)
+        numbers = (_array((), jnp.int32),) * 3
+        told = _array((self.sizes.rows,), bool)
+        return slots.read_block, (self._lane(), x, *numbers, _array((), bool), sampling, told)
+
+    def _lane(self) -> slots.Lane:
+        return jax.eval_shape(lambda: slots.empty(self.sizes.rows, self.sizes.slots, self.cfg))
 
     def prefill_block(self) -> tuple[Callable, tuple]:
         S, number = self.sizes.length, _array((), jnp.int32)

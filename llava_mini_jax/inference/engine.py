@@ -66,6 +66,7 @@ class Engine:
         self._token_seconds = 0.0  # what a step of decode took of late
         self._began, self._plain = 0.0, False  # the last step, and whether it decoded alone
         self.steps = self.answered = 0  # so far: steps, requests
+        self.on_tokens: Callable[[int], Any] = lambda count: None  # of a step that has some
 
     # ------------------------------------------------------------------------------- requests
 
@@ -91,7 +92,7 @@ class Engine:
                 " engine with longer slots"
             )
         work = Work(ticket, self.model)
-        work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed + 1)
+        work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed)
         self._waiting.append(work)
 
     @property
@@ -122,6 +123,8 @@ class Engine:
         self._drop_cancelled()
         rows = len(self._lanes.works())
         tokens = self._lanes.fetch()
+        if tokens:
+            self.on_tokens(tokens)
         self._measure(tokens / rows if rows else 0.0)
         read = self._enter()
         decoding = self._lanes.decode(self._call_steps(), self._ends if self.waiting else NEVER)

@@ -54,17 +54,12 @@ class _Call(NamedTuple):
 class _Lane:
     def __init__(self, size: LaneSize, cfg: Any):
         self.size = size
-        # The last block of a prompt writes its padding behind it.
-        self.state = slots.empty(size.slots, size.length + BLOCKS[0], cfg)
+        self.state = slots.empty(size.slots, size.length, cfg)
         self.slots = [_Slot() for _ in range(size.slots)]
         self.sampling = make_sampling(size.slots, 0.0, 1.0, 0, 0, ())
         self.alive_B = np.zeros(size.slots, bool)
         self.told_B = np.zeros(size.slots, bool)
         self.decoding: dict[int, Work] = {}  # rows whose prompt is read
-
-    @property
-    def places(self) -> int:
-        return self.size.length + BLOCKS[0]
 
     def settings(self) -> tuple[Sampling, np.ndarray]:
         """For a program: copies, because arrays that it was given may still be read."""
@@ -111,6 +106,7 @@ class Lanes:
             best = min(free, key=lambda n: lane.slots[n].left)
             common[best] = 0
         work.read = work.ticket.usage.cached = min(common[best], len(work.marks) - 1)
+        work.begin()
         self._sit(work, lane, best)
         lane.slots[best].name = name
         self.reading.append(work)
@@ -133,8 +129,9 @@ class Lanes:
         lane.told_B[number] = settings.logprobs is not None
 
     def _limit(self, work: Work, lane: _Lane) -> int:
-        """Tokens that the work may have in this lane; the last one is not put into the cache."""
-        return min(work.text.allowance, lane.size.length - len(work.marks) + 1)
+        """Tokens that the work may have in this lane. The last one is not put into the cache, so
+        that a place is left, where a row that has ended writes what nobody reads."""
+        return min(work.text.allowance, lane.size.length - len(work.marks))
 
     def release(self, work: Work) -> None:
         """Takes a request out of its slot, which keeps what it holds."""
@@ -237,23 +234,25 @@ class Lanes:
 
     def _read_block(self, work: Work) -> None:
         lane, left = work.lane, len(work.marks) - work.read
-        size = block_size(left, work.read, lane.places)
-        count = min(left, size)
+        size = block_size(left, lane.size.length)
+        end = work.read + min(left, size)
+        # The block ends within the slot; what it reads a second time for that stays what it is.
+        first = min(work.read, lane.size.length - size)
         sampling, told_B = lane.settings()
-        final = work.read + count == len(work.marks)
+        final = end == len(work.marks)
         lane.state, told = slots.read_block(
             self._params,
             lane.state,
-            self._x(work, work.read, count, size),
-            np.int32(work.read),
-            np.int32(count),
+            self._x(work, first, end - first, size),
+            np.int32(first),
+            np.int32(end - first),
             np.int32(work.slot),
             np.bool_(final),
             sampling,
             told_B,
             self._cfg,
         )
-        work.read += count
+        work.read = end
         if final:
             self._calls.append(_Call(told, [(0, work)], lane, False))
 
@@ -353,7 +352,7 @@ class Lanes:
         self._calls.clear()
         self._news.clear()
         for lane in self.lanes:
-            lane.state = slots.empty(lane.size.slots, lane.places, self._cfg)
+            lane.state = slots.empty(*lane.size, self._cfg)
             for slot in lane.slots:
                 slot.marks = None
 
@@ -373,18 +372,16 @@ def fresh_sizes(length: int) -> tuple[int, ...]:
     return powers_of_two(min(bounds.SMALLEST_LENGTH, most), most)
 
 
-def block_sizes(places: int) -> list[int]:
-    """Positions of later blocks, in slots of so many places."""
-    return [s for s in BLOCKS if s <= min(places, session_programs.length(places))]
+def block_sizes(length: int) -> list[int]:
+    """Positions of later blocks, in slots of so many."""
+    most = min(length, session_programs.length(length))
+    return [size for size in BLOCKS if size <= most] or [most]
 
 
-def block_size(left: int, first: int, places: int) -> int:
-    """Positions of a prompt's next block: they and their padding end within the slot."""
-    sizes = block_sizes(places)
-    for size in sizes:
-        if size >= left and first + size <= places:
-            return size
-    return max(size for size in sizes if size <= max(left, BLOCKS[0]))
+def block_size(left: int, length: int) -> int:
+    """Positions of a prompt's next block, padding included."""
+    sizes = block_sizes(length)
+    return next((size for size in sizes if size >= left), sizes[-1])
 
 
 def _common(slot: _Slot, name: Any, marks: np.ndarray) -> int:

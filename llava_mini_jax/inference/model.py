@@ -2,7 +2,7 @@
 
     load(folder) --> Model: parameters, configuration, tokenizer, buckets
                        |
-    prompts, pictures --request.py--> Examples --bounds.py: see, prefill, decode--> token ids
+    prompts, pictures --request.py--> Examples --engine.py: see, read, decode--> token ids
                                                                                      |
                                  answers, or pieces of one as they arrive <--answer.py
 
@@ -78,6 +78,7 @@ class Model(Loaded):
         then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos; if
         it is None they are one a second, as the model's dialect chooses them.
 
+        `batch_size` prompts are answered at a time; one that is done makes room for the next.
         A row's answer does not depend on the rows beside it, and a sampled one depends on the seed
         and its number in the list: one prompt given n times has n answers. Warns where the model's
         positions are full before an answer ends. Raises InputError for whatever cannot be used.
@@ -118,7 +119,7 @@ class Model(Loaded):
     def answer_requests(
         self, examples: Sequence[Example], settings: Settings, *, batch_size: int
     ) -> list[Answer]:
-        """Answers of `request`s, in their order; ones of the same size are answered together."""
+        """Answers of `request`s, in their order; `batch_size` of them are answered at a time."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
         if not examples:

@@ -178,8 +178,7 @@ def _lanes(
     cfg, params, found = model.bundle.model, model.params, set()
     states = []
     for size in sorted(sizes, key=lambda size: size.length):
-        places = size.length + lanes.BLOCKS[0]
-        state = jax.eval_shape(lambda B=size.slots, S=places: slots.empty(B, S, cfg))
+        state = jax.eval_shape(lambda size=size: slots.empty(size.slots, size.length, cfg))
         sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
 
         def x(S: int) -> Any:
@@ -193,7 +192,7 @@ def _lanes(
                 places_R = [_shape(np.int32, R)] * 2
                 arguments = (state, (x(S),) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
                 call(slots.read_fresh, params, *arguments)
-        later = lanes.block_sizes(places)
+        later = lanes.block_sizes(size.length)
         for S in later:
             numbers = [_shape(np.int32)] * 3
             arguments = (state, x(S), *numbers, _shape(bool), sampling, told_B, cfg)

@@ -50,6 +50,7 @@ HISTOGRAMS: dict[str, tuple[tuple[float, ...], str]] = {
     "request_decode_time_seconds": (_PHASE, "from the first token to the last one"),
     "vision_encode_seconds": (_PHASE, "calls that encoded a request's frames"),
     "media_decode_seconds": (_PHASE, "reading a request's pictures and films"),
+    "iteration_tokens_total": (_TOKENS, "tokens of an engine's step"),
     "request_prompt_tokens": (_TOKENS, "positions of prompts"),
     "request_generation_tokens": (_TOKENS, "tokens of answers"),
     "request_params_n": ((1, 2, 4, 8, 16), "choices asked for"),

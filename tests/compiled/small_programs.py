@@ -27,6 +27,7 @@ from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.training.step_memory import estimate
 from tests.compiled import checks
 
+ROWS = 16  # answered together
 LENGTH, SLOTS, BLOCK, MICRO_BATCHES, DEVICES = 512, 12_288, 128, 2, 4
 IMAGE = configs.CLIP_L_336.grid**2  # positions of a picture in pre-fusion
 TOWER = IMAGE + 1
@@ -119,22 +120,25 @@ def of_training(chip: str, devices: list[Any]) -> Complaints:
     yield from checks.wrong_estimate(found, estimate(given).total)
 
 
-def of_answers(name: str, chip: str, devices: list[Any]) -> Complaints:
+def of_answers(
+    name: str, chip: str, devices: list[Any], rows: int = 1, slots: int = SLOTS
+) -> Complaints:
     cfg, sizes = answers()
+    sizes = dataclasses.replace(sizes, rows=rows, slots=slots)
 
     def trace() -> Any:
         function, arguments, static = programs.call(name, cfg, "bfloat16", sizes)
         return function.trace(*arguments, **static)
 
     found = compiled(MeshConfig(), devices, trace)
-    layer = SLOTS * cfg.llm.kv_heads * cfg.llm.head_width * cfg.dtype.itemsize
+    layer = rows * slots * cfg.llm.kv_heads * cfg.llm.head_width * cfg.dtype.itemsize
     # Of the whole model: what a call needs beside the cache does not grow with its layers.
     cache = 2 * configs.LLAMA_3_1_8B.layers * layer
     yield from checks.temporaries_beside_cache(found, cache)
     yield from checks.copies_of_cache(found, layer)
-    if name == "prefill_block":
+    if name in ("prefill_block", "read_block"):
         yield from checks.unfused(found, KERNEL[chip])
-        yield from checks.written_scores(found, [(BLOCK, SLOTS)])
+        yield from checks.written_scores(found, [(BLOCK, slots)])
 
 
 def all_of(chip: str) -> Iterator[tuple[str, Complaints]]:
@@ -143,4 +147,6 @@ def all_of(chip: str) -> Iterator[tuple[str, Complaints]]:
         yield f"attention {name}", of_attention(name, chip, one)
     for name in ("decode", "prefill_block"):
         yield f"{name}, {SLOTS} slots", of_answers(name, chip, one)
+    yield f"the engine's decode, {ROWS} rows", of_answers("decode_slots", chip, one, ROWS, 1024)
+    yield "the engine's block", of_answers("read_block", chip, one, ROWS, 1024)
     yield f"a training step on {DEVICES}", of_training(chip, several)

@@ -207,13 +207,13 @@ def test_other_settings_do_not_go_into_the_same_answers(whole, model, data, caps
 # Writes an answer every few hundredths of a second, so that a kill finds some written.
 SLOW = """
 import sys, time, eval
-from llava_mini_jax.evaluation.run import runner
+from llava_mini_jax.evaluation.run import sheet
 
 def slowly(*given, **named):
     time.sleep(0.04)
     return line_of(*given, **named)
 
-line_of, runner.line_of = runner.line_of, slowly
+line_of, sheet.line_of = sheet.line_of, slowly
 sys.exit(eval.main(sys.argv[1:]))
 """
 

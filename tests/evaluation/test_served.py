@@ -21,6 +21,7 @@ from llava_mini_jax.evaluation.run.sheet import Shard
 from llava_mini_jax.inference.request import sampling_for
 from tests import tiny, tiny_model
 from tests.evaluation.judge_server import completion
+from tests.serving.process import serving
 
 fast_compilation = tiny.fast_compilation
 
@@ -187,6 +188,14 @@ def test_the_file_is_the_local_runs(model, questions, local, serve, tmp_path):
     assert [b["media_io_kwargs"] for b in bodies if "media_io_kwargs" in b] == [
         {"video": {"fps": 1.0, "num_frames": 4}}
     ] * 2
+
+
+@pytest.mark.slow
+def test_the_file_is_the_local_runs_by_the_server_itself(questions, local, tmp_path):
+    with serving(tiny_model.folder("paper"), "--served-model-name", "tiny") as url:
+        run = ask(served.Server(served.endpoint(url, None, 4, 60.0)), questions, tmp_path)
+    assert (run.asked, run.unreadable) == (len(questions), {})
+    assert (tmp_path / "answers.jsonl").read_bytes() == local
 
 
 def test_what_is_there_is_not_asked_and_shards_are_the_local_ones(

@@ -278,6 +278,24 @@ def test_long_prompts_are_read_in_blocks(model, monkeypatch) -> None:
     expected = alone(model, request)
     monkeypatch.setattr(lanes, "FRESH", 32)
     assert alone(model, request) == expected
+    # In slots that are hardly longer, a block begins in what is read already.
+    needed = len(request.example.ids) + request.settings.max_new_tokens
+    for length in (needed, needed + 5, needed + 31):
+        engine = Engine(model, [LaneSize(2, length)])
+        heard = [Heard(engine, request) for _ in range(2)]
+        run(engine)
+        assert [one.ids for one in heard] == [expected] * 2
+
+
+def test_times_follow_each_other(model) -> None:
+    engine = Engine(model, LANES)
+    for request in (asked(model, QUESTIONS[0]), asked(model, QUESTIONS[0], 1)):
+        heard = Heard(engine, request)
+        run(engine)
+        usage = heard.ticket.usage
+        assert usage.begun and usage.first and usage.last
+        assert usage.arrived < usage.begun < usage.first < usage.last
+        assert (usage.vision > 0) == (usage.fusion > 0) == bool(request.media)
 
 
 def test_an_answer_ends_where_the_longest_slot_does(model) -> None:
@@ -286,7 +304,7 @@ def test_an_answer_ends_where_the_longest_slot_does(model) -> None:
     run(engine)
     answer = heard.pieces[-1].answer
     assert answer is not None and answer.finish == "context"
-    assert heard.ticket.usage.prompt + answer.tokens == 64 + 1
+    assert heard.ticket.usage.prompt + answer.tokens == 64
     with pytest.raises(InputError, match="the engine's longest slot has 63"):
         engine.submit(asked(model, QUESTIONS[0] * 12), lambda _: None)
     for lanes in ([], [LaneSize(0, 64)], [LaneSize(2, 1)]):

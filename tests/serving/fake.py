@@ -229,7 +229,8 @@ def main() -> None:
         bound = lifecycle.listen_on("127.0.0.1", int(sys.argv[1]))
         worker = FakeWorker(pace=float(sys.argv[2]))
         reader = MediaReader(worker.model.bundle, Limits())
-        made = service(worker, reader, drain_delay=0.5, drain_timeout=5.0)
+        delay, timeout = map(float, sys.argv[3:5])
+        made = service(worker, reader, drain_delay=delay, drain_timeout=timeout)
         lifecycle.run(application(made), made, bound)
         return 0
 

@@ -25,11 +25,13 @@ CHAT = "/v1/chat/completions"
 
 
 @contextlib.contextmanager
-def started(pace: float) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+def started(
+    pace: float, *, delay: float = 0.5, timeout: float = 5.0
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.serving.fake", str(port), str(pace)],
+        [sys.executable, "-m", "tests.serving.fake", *map(str, (port, pace, delay, timeout))],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -53,15 +55,17 @@ def started(pace: float) -> Iterator[tuple[subprocess.Popen[str], Client]]:
 
 def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
     """Order: not ready; then closed to new work; what runs ends whole; status 0."""
-    with started(pace=0.02) as (process, client), concurrent.futures.ThreadPoolExecutor(8) as pool:
+    # Long enough for a machine that is busy with other tests.
+    slow = started(pace=0.06, delay=3.0, timeout=60.0)
+    with slow as (process, client), concurrent.futures.ThreadPoolExecutor(8) as pool:
         fields = dict(max_tokens=100, ignore_eos=True)
         streams = [pool.submit(client.chat, f"{n}", stream=True, **fields) for n in range(3)]
         whole = pool.submit(client.chat, "whole", **fields)
         wait_until(lambda: client.send("/load").json["server_load"] == 4)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: client.send("/ready").status == 503, 1)
+        wait_until(lambda: client.send("/ready").status == 503, 2)
         assert client.chat("still taken", max_tokens=1).status == 200  # in the delay
-        wait_until(lambda: client.chat("no more", max_tokens=1).status == 503, 2)
+        wait_until(lambda: client.chat("no more", max_tokens=1).status == 503)
         refused = client.chat("no more")
         assert refused.error["type"] == "ServiceUnavailableError"
         assert refused.headers["connection"] == "close" and "retry-after" in refused.headers
@@ -70,7 +74,7 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
             chunks = events(stream.result().body)
             assert chunks[-1]["choices"][0]["finish_reason"] == "length" and joined(chunks)
         assert whole.result().json["usage"]["completion_tokens"] == 100
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_what_takes_longer_than_the_timeout_ends_with_an_error() -> None:
@@ -82,7 +86,7 @@ def test_what_takes_longer_than_the_timeout_ends_with_an_error() -> None:
         process.send_signal(signal.SIGTERM)
         assert events(stream.result().body)[-1]["error"]["code"] == 503
         assert whole.result().error["type"] == "ServiceUnavailableError"
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -95,7 +99,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
         time.sleep(0.2)
         began = time.monotonic()
         process.send_signal(number)
-        assert process.wait(5) == 128 + number and time.monotonic() - began < 1
+        assert process.wait(30) == 128 + number and time.monotonic() - began < 5
         assert stream.exception() is not None
 
 
@@ -103,7 +107,7 @@ def test_an_idle_server_ends_at_once_with_0_at_ctrl_c() -> None:
     with started(pace=0.0) as (process, client):
         keep = socket.create_connection(("127.0.0.1", client.port))  # nobody waits for it
         process.send_signal(signal.SIGINT)
-        assert process.wait(3) == 0
+        assert process.wait(30) == 0
         keep.close()
 
 

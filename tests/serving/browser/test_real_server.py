@@ -1,20 +1,13 @@
 """The page in front of `llava-mini serve` itself, with a tiny model of random weights."""
 
-import contextlib
 import json
-import re
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests import tiny_model
-from tests.conftest import ROOT
+from tests.serving.process import serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="for make page-check")
 test_page = pytest.importorskip("tests.serving.browser.test_page")
@@ -29,33 +22,8 @@ def url(tmp_path_factory) -> Iterator[str]:
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text(KEY)
     folder = tiny_model.folder("paper")
-    words = ["serve", str(folder), "--port", "0", "--slots", "2", "--api-key-file", str(keys)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "llava_mini_jax", *words],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        for line in server.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                wait_until_ready(found[1])
-                yield found[1]
-                break
-        else:
-            pytest.fail("the server has ended")
-    finally:
-        server.terminate()
-        told = server.stderr.read()
-        assert server.wait() == 0 and "Traceback" not in told, told
-
-
-def wait_until_ready(url: str) -> None:
-    for _ in range(1200):
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/ready"):
-            return
-        time.sleep(0.2)
+    with serving(folder, "--slots", "2", "--api-key-file", str(keys)) as found:
+        yield found
 
 
 def shorter(route: Any) -> None:
