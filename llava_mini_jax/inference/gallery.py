@@ -34,12 +34,17 @@ class Seen:
 
     def settled(self) -> list[np.ndarray]:
         """The visual tokens on the host, which waits for the programs that make them."""
-        for number, chunk in enumerate(self.tokens):
-            if isinstance(chunk, tuple):
-                given, first, count = chunk
-                # A copy: what was computed together with it is not kept.
-                self.tokens[number] = np.asarray(given)[first : first + count].copy()
+        for number in range(len(self.tokens)):
+            self.settle(number)
         return self.tokens
+
+    def settle(self, number: int) -> None:
+        """The same for one chunk."""
+        chunk = self.tokens[number]
+        if isinstance(chunk, tuple):
+            given, first, count = chunk
+            # A copy: what was computed together with it is not kept.
+            self.tokens[number] = np.asarray(given)[first : first + count].copy()
 
     @property
     def complete(self) -> bool:
@@ -85,6 +90,9 @@ class Gallery:
         if seen.name is not None and found:
             following = -(-(seen.expected - seen.frames - count) // count)
             kept = self._shelf.put(count, found, following)
+        if seen.tokens:
+            # It is computed by now. All at the end would take long where a film has thousands.
+            seen.settle(len(seen.tokens) - 1)
         seen.tokens.append((tokens_IQD, first, count))
         seen.kept.append(kept)
         seen.frames += count

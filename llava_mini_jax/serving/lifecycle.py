@@ -8,6 +8,7 @@ SIGTERM, Ctrl-C --> drain: /ready 503, then new work 503, answers end --> status
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,11 @@ class Server(uvicorn.Server):
         if (state := self._service.worker.state) != self._state:
             self._state = state
             LOG.info("the engine is %s, after %.0f s", state, time.monotonic() - self._began)
+            if threading.current_thread() is threading.main_thread():  # the process is ours
+                # What is there now stays: looking through all of JAX for garbage, as Python does
+                # now and then, would stop every answer for tenths of a second.
+                gc.collect()
+                gc.freeze()
         return await super().on_tick(counter)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:

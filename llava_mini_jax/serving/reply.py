@@ -109,8 +109,9 @@ class Reply:
             requests = self._preparing.result()
         finally:
             self._preparing.cancel()
+            self._preparing = None  # its result holds films' files
         self._said = [Said() for _ in requests]
-        self._generation = Generation(self._service.worker, requests)
+        self._generation = Generation(self._service.worker, requests, self._service.post)
         told = self._generation.told(pause=pause, deadline=self._deadline, late=self._service.late)
         async for each in told:
             if each is not None:
@@ -151,17 +152,15 @@ class Reply:
                 if told is None:
                     await stream.comment()
                     continue
-                for chunk in self._chunks(*told):
-                    await stream.event(chunk)
-            for chunk in self._behind():
-                await stream.event(chunk)
+                await stream.events(*self._chunks(*told))
+            await stream.events(*self._behind())
         except Exception as error:
             if not stream.begun:  # still a plain error, with a status
                 raise
             said = errors.of(error)
             if said.status == 500:
                 LOG.exception("a stream failed")
-            await stream.event(said.body())
+            await stream.events(said.body())
             self._failure = error
         await stream.done()
 

@@ -17,6 +17,7 @@ from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.serving.admission import Admission, Place
 from llava_mini_jax.serving.asking import Defaults
 from llava_mini_jax.serving.errors import ApiError
+from llava_mini_jax.serving.generation import Post
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.metrics import Load, Metrics
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
@@ -73,6 +74,7 @@ class Service:
         self.context = max(lane.length for lane in worker.lanes)
         self.admission = Admission(options.max_queued, worker.counts().slots)
         self.metrics = Metrics(options.names[0], self.load, aliases=options.vllm_metrics)
+        self.post = Post()
         self.replies: set[Ending] = set()
         self.draining = self.closed = False
         # Apart, so that no body waits to be read behind a film that is being fetched.

@@ -26,8 +26,10 @@ class EventStream:
     def __init__(self, send: Send):
         self._send, self.begun = send, False
 
-    async def event(self, value: dict[str, Any]) -> None:
-        await self._write(b"data: " + dumps(value) + b"\n\n")
+    async def events(self, *values: dict[str, Any]) -> None:
+        """All in one write."""
+        if values:
+            await self._write(b"".join(b"data: " + dumps(value) + b"\n\n" for value in values))
 
     async def comment(self) -> None:
         """What clients skip; proxies cut connections that are silent."""

@@ -325,6 +325,17 @@ def test_a_new_request_enters_while_others_are_answered(model) -> None:
     assert len(long.ids) == 120
 
 
+def test_a_film_s_tokens_come_to_the_host_while_it_is_seen(model) -> None:
+    """Thousands of chunks at once would be a gap for everybody when it gets its slot."""
+    engine = Engine(model, [LaneSize(2, 256)])
+    heard = Heard(engine, about(model, "What?", film(20, b"long")))
+    most = 0
+    while engine.step():
+        for seen in engine.gallery._known.values():
+            most = max(most, sum(isinstance(chunk, tuple) for chunk in seen.tokens))
+    assert heard.ids and most == 1
+
+
 def test_a_film_delays_others_by_one_chunk_at_a_time(model) -> None:
     engine = Engine(model, LANES, steps=1)
     chat = Heard(engine, asked(model, QUESTIONS[0], max_new_tokens=60, ignore_end=True))

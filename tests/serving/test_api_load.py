@@ -2,18 +2,22 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import random
 import re
 import socket
 import threading
 import time
+import weakref
 from typing import Any, cast
 
 import pytest
 
 from llava_mini_jax.inference.ticket import Piece, Ticket
-from llava_mini_jax.serving.generation import Generation
+from llava_mini_jax.serving import lifecycle
+from llava_mini_jax.serving.app import application
+from llava_mini_jax.serving.generation import Generation, Post
 from tests.serving import fake
 from tests.serving.running import Client, joined, running, wait_until
 
@@ -232,7 +236,7 @@ def test_a_piece_that_comes_with_the_end_does_not_keep_it_going() -> None:
 
     async def ended() -> bool:
         request: Any = None
-        generation = Generation(cast(Any, Silent()), [request])
+        generation = Generation(cast(Any, Silent()), [request], Post())
         told = generation.told(pause=9, deadline=time.monotonic() + 9, late=RuntimeError)
         task = asyncio.ensure_future(anext(told))
         await asyncio.sleep(0.01)
@@ -243,3 +247,55 @@ def test_a_piece_that_comes_with_the_end_does_not_keep_it_going() -> None:
         return task.cancelled()
 
     assert asyncio.run(ended())
+
+
+def test_requests_are_let_go_without_a_search_for_garbage() -> None:
+    """Their media may be files of a temporary folder."""
+
+    class Noting(fake.FakeWorker):
+        def submit(self, request: Any, listener: Any) -> Ticket:
+            asked.append(weakref.ref(request))
+            return super().submit(request, listener)
+
+    asked: list[Any] = []
+    with running(fake.service(Noting())) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            client.streamed("one")
+            client.said("two")
+            client.said("the last one, which the worker still has")
+            wait_until(lambda: asked[0]() is None and asked[1]() is None)
+        finally:
+            gc.enable()
+
+
+def test_the_loop_is_woken_once_for_what_comes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def told() -> tuple[list[Any], list[int]]:
+        loop, queue, post = asyncio.get_running_loop(), asyncio.Queue(), Post()
+        wakes, wake, seen = [], loop.call_soon_threadsafe, []
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *what: (wakes.append(len(seen)), wake(*what))
+        )
+        for first in (0, 3):
+            for number in range(first, first + 3):
+                post.send(loop, queue, number)
+            for _ in range(3):
+                seen.append(await asyncio.wait_for(queue.get(), 5))
+        return seen, wakes
+
+    assert asyncio.run(told()) == ([0, 1, 2, 3, 4, 5], [0, 3])
+
+
+def test_what_is_there_when_the_engine_is_ready_is_no_garbage_to_look_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = fake.service()
+    wait_until(lambda: service.worker.state == "ready")
+    server = lifecycle.Server(lifecycle.config(application(service), service), service)
+    frozen: list[str] = []
+    monkeypatch.setattr(lifecycle.gc, "freeze", lambda: frozen.append("frozen"))
+    for counter in (1, 2):
+        asyncio.run(server.on_tick(counter))
+    assert frozen == ["frozen"]
+    service.worker.stop()
