@@ -237,7 +237,7 @@ def test_a_defect_in_a_stream_is_an_event(ruled: Client) -> None:
     [
         ("cannot read <_io.BytesIO object at 0x7fab12> now", "cannot read ... now"),
         ("at 0x7fab1234", "at ..."),
-        ("no /work/x/y.py here", "no ... here"),
+        ("no /srv/x/y.py here", "no ... here"),
         ("in ~/models/a, ./b/c and ../d/e", "in ..., ... and ..."),
         ("a ValueError: bad", "a ... bad"),
         ("jax.errors.JaxRuntimeError: full", "... full"),
