@@ -135,6 +135,16 @@ def test_tokens_do_not_depend_on_neighbours(model) -> None:
             assert engine.running == engine.waiting == 0
 
 
+def test_tokens_of_bfloat16_do_not_either() -> None:
+    """On a CPU; what another device does with few bits is its own."""
+    model = llava_mini_jax.load(tiny_model.folder("paper"), dtype="bfloat16")
+    expected = [alone(model, make(model)) for make in MIXED[:6]]
+    engine = Engine(model, LANES)
+    heard = [Heard(engine, make(model)) for make in MIXED[:6] * 2]
+    run(engine)
+    assert [one.ids for one in heard] == expected * 2
+
+
 def test_logprobs_do_not_depend_on_neighbours_bit_for_bit(model) -> None:
     request = asked(model, QUESTIONS[0], 1, logprobs=5, max_new_tokens=20)
     engine = Engine(model, LANES)
