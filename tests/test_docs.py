@@ -35,9 +35,10 @@ def test_files_and_functions_that_a_page_names_are_there(page: str, fewest: int)
         assert path.is_file(), f"{page} names {file}"
         for name in names.split(", "):
             outer, _, method = name.partition(".")
-            defined = rf"(?m)^(def {outer}\(|class {outer}\b|{outer}\b.* = )"
+            defined = rf"(?m)^((async )?def {outer}\(|class {outer}\b|{outer}\b.* = )"
             assert re.search(defined, path.read_text()), f"{page} names {name} of {file}"
-            assert not method or f"    def {method}(" in path.read_text(), f"{page} names {name}"
+            method_of = rf"(?m)^    (async )?def {method}\("
+            assert not method or re.search(method_of, path.read_text()), f"{page} names {name}"
 
 
 def test_every_module_stands_in_the_table_of_rooms() -> None:
