@@ -281,6 +281,30 @@ def test_a_server_that_cannot_be_asked_ends_the_run_in_a_sentence(
         ask(server_of(started), questions[:3], tmp_path)
 
 
+def test_those_that_wait_when_it_fails_are_not_waited_for(serve, tmp_path):
+    """Many more than are in flight; none of them is asked any more."""
+    many = [Question(key=f"q{n}", question_id=n, text=f"{n}?", prompt=f"{n}?") for n in range(300)]
+    asked: list[int] = []
+
+    def treat(handler: Any, body: dict[str, Any], nth: int) -> None:
+        asked.append(nth)
+        handler.give(401, {})
+
+    server, told = server_of(serve(treat)), []
+
+    def run() -> None:
+        try:
+            ask(server, many, tmp_path)
+        except InputError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive() and "status 401" in told[0]
+    assert len(asked) < 100
+
+
 def test_the_command_needs_no_device_and_no_folder(serve, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(llava_mini_jax, "load", lambda *given, **more: pytest.fail("loaded"))
     monkeypatch.setenv("KEY", "sk-of-the-server")

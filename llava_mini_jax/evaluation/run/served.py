@@ -162,8 +162,9 @@ def ask(
                     found = future.result()
                 except InputError as error:
                     failure = failure or error
+                    # Those that wait come back at once. Not cancelled: of a future that a pool's
+                    # shutdown cancels `as_completed` never hears.
                     server.stopped.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
                     continue
                 for question, answer in found:
                     sheet.write(question, answer)
@@ -182,7 +183,7 @@ def _answers(
     server: Server, fields: dict[str, Any], benchmark: Benchmark, questions: Sequence[Question]
 ) -> list[tuple[Question, Answer | str]]:
     """Answers to questions about the same picture or film, which is sent with the first."""
-    if not questions:
+    if not questions or server.stopped.is_set():
         return []
     try:
         parts = _parts(questions[0], benchmark)
