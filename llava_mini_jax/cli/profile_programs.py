@@ -29,6 +29,7 @@ from llava_mini_jax.training.stages import TrainConfig, check, load_config, stag
 from llava_mini_jax.training.step_memory import estimate
 from llava_mini_jax.weights import folders, hub
 
+WITH_CACHE = ("decode", "prefill_block", "decode_slots", "read_fresh", "read_block")
 SLOTS, ROOM, LENGTH = 640, 512, 128
 
 
@@ -164,18 +165,18 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
             about=f"{dtype}, {llm.layers} layers; {_sizes_of(name, sizes)}",
             mesh=mesh,
             trace=lambda: _trace(programs.call(name, cfg, dtype, sizes)),
-            cache=keys if name in ("decode", "prefill_block") else 0,
+            cache=keys if name in WITH_CACHE else 0,
         )
 
     return [job(name) for name in names]
 
 
 def _sizes_of(name: str, sizes: programs.Sizes) -> str:
-    if name == "decode":
+    if name in ("decode", "decode_slots"):
         return f"rows {sizes.rows}, slots {sizes.slots}, a token"
-    if name == "prefill_block":
+    if name in ("prefill_block", "read_block"):
         return f"{sizes.length} positions against {sizes.slots} slots"
-    if name == "prefill":
+    if name in ("prefill", "read_fresh"):
         return f"rows {sizes.rows}, positions {sizes.length}"
     return f"frames {sizes.images}, parts {sizes.parts}, text {sizes.length}"
 

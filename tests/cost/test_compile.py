@@ -151,10 +151,10 @@ def test_a_models_programs_are_told(capsys, here, tmp_path):
     sizes = ["--length", "16", "--slots", "64", "--room", "8"]
     status, out, _ = run(capsys, folder, "--chip", "h100", *sizes, "--json", str(file))
     found = json.loads(file.read_text())
-    assert status == 0 and len(found) == len(programs.NAMES) == 7
+    assert status == 0 and len(found) == len(programs.NAMES) == 10
     assert [each["program"].split(", ")[-1] for each in found] == list(programs.NAMES)
     assert all(each["tflop"] > 0 and each["traffic_gb"] > 0 for each in found)
-    assert out.count("copies of a layer's keys or more") == 2  # decode, prefill_block
+    assert out.count("copies of a layer's keys or more") == 5  # decode, prefill_block; slots
 
 
 def test_int8_weights_are_a_quarter(capsys, here, tmp_path):
