@@ -147,6 +147,6 @@ def all_of(chip: str) -> Iterator[tuple[str, Complaints]]:
         yield f"attention {name}", of_attention(name, chip, one)
     for name in ("decode", "prefill_block"):
         yield f"{name}, {SLOTS} slots", of_answers(name, chip, one)
-    yield f"the engine's decode, {ROWS} rows", of_answers("decode_slots", chip, one, ROWS, 1024)
-    yield "the engine's block", of_answers("read_block", chip, one, ROWS, 1024)
+    yield f"the engine's decode, {ROWS} rows", of_answers("decode_slots", chip, one, ROWS, 2048)
+    yield "the engine's block", of_answers("read_block", chip, one, ROWS, 2048)
     yield f"a training step on {DEVICES}", of_training(chip, several)
