@@ -18,6 +18,7 @@ from llava_mini_jax.data.text.tokenizer import told
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.sampling import row_seed
 
+MOST_TOP = 20  # log probabilities that are told of a token, at most
 BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not yet one
 
 
@@ -43,11 +44,24 @@ class Settings:
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
             ("top_k", 0 <= self.top_k < 2**31, "a number from 0 (all tokens) to 2147483647"),
             ("min_tokens", self.min_tokens >= 0, "0 or more"),
+            ("stop_ids", _are_ids(self.stop_ids), "a list of token ids, 0 or more each"),
+            (
+                "logprobs",
+                self.logprobs in (None, *range(MOST_TOP + 1)),
+                f"0 to {MOST_TOP}, or None",
+            ),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
             ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of such"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {expected}")
+
+    def refuse_for_engine(self, who: str) -> None:
+        """InputError for settings that the engine alone knows, where `who` would ignore them."""
+        for name in ("stop_ids", "min_tokens", "ignore_end", "logprobs"):
+            value = getattr(self, name)
+            if value or (name == "logprobs" and value is not None):
+                raise InputError(f"{name} is {value!r}; {who} does not take it: leave it out")
 
     def seeds(self, count: int) -> list[int]:
         """One for each of `count` prompts; InputError for a list of another length."""
@@ -61,6 +75,10 @@ class Settings:
 def _are_seeds(seed: Any) -> bool:
     many = seed if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
     return all(isinstance(one, int | np.integer) and 0 <= one < 2**32 for one in many)
+
+
+def _are_ids(ids: Any) -> bool:
+    return not isinstance(ids, str) and all(isinstance(i, int | np.integer) and i >= 0 for i in ids)
 
 
 def _are_texts(stop: Any) -> bool:

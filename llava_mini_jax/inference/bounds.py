@@ -13,7 +13,6 @@ from llava_mini_jax.data.batches.examples import (
 from llava_mini_jax.inference.answer import AnswerText, Settings
 
 SMALLEST_LENGTH = 64
-SMALLEST_ROOM = 64  # 16 slots are not worth programs of their own: no answer was faster
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
 # may contain a stop string, many otherwise (a keyboard interrupt is noticed between calls).
 STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64

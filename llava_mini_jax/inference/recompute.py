@@ -75,6 +75,8 @@ def answering(
 
     Batches have the settings of their first example, but for seeds. Without `logits`, the model's.
     """
+    for one in settings:
+        one.refuse_for_engine("a model that answers without a cache")
     logits = logits or whole_model(model.params, model.bundle, model.buckets)
     for numbers in batches(examples, model.bundle, batch_size):
         rows = [examples[number] for number in numbers]

@@ -64,6 +64,7 @@ class Session:
                 "inside the language model has nothing like that: use Model.generate or eval.py"
             )
         (settings or Settings()).seeds(1)
+        (settings or Settings()).refuse_for_engine("a session")
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; give 1 or more frames")
         self.model, self.settings = model, model.with_stop_text(settings or Settings())

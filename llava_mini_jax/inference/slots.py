@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from llava_mini_jax import sharding
+from llava_mini_jax.inference.answer import MOST_TOP
 from llava_mini_jax.inference.sampling import Sampling, is_end, next_token
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -24,8 +25,6 @@ from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.params import Array
-
-MOST_TOP = 20  # log probabilities that are told of a token, at most
 
 
 @struct.dataclass

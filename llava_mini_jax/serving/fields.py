@@ -50,6 +50,9 @@ class MediaFields(Strict):
     video: VideoFields | None = None
 
 
+GUIDED = ("guided_json", "guided_regex", "guided_choice")
+
+
 class Fields(Strict):
     """What both ways to ask have in common."""
 
@@ -68,6 +71,15 @@ class Fields(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     logit_bias: dict[str, Any] = {}
+    # Of vLLM's: what changes the tokens or the text, and is known by name to be refused.
+    min_p: float = 0.0
+    use_beam_search: bool = False
+    bad_words: list[Any] = []
+    allowed_token_ids: list[Any] = []
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -154,6 +166,8 @@ def _check(fields: Fields, limits: Limits) -> None:
         ("frequency_penalty", 0),
         ("repetition_penalty", 1),
         ("logit_bias", {}),
+        *(("min_p", 0), ("use_beam_search", False), ("bad_words", []), ("allowed_token_ids", [])),
+        *((name, None) for name in ("structured_outputs", *GUIDED)),
     ):
         if getattr(fields, name) != neutral:
             raise _wrong(name, getattr(fields, name), "it is not supported; leave it out")
