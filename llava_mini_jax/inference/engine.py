@@ -30,7 +30,6 @@ from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
 from llava_mini_jax.inference.work import Work
 
-STEPS = 64  # tokens of a call, at most, where nobody waits for a slot or for text
 NEVER = 2**30  # rows: a call ends with its tokens
 IDLE_SECONDS = 0.001  # while a thread reads the frames that are needed next
 
@@ -49,7 +48,7 @@ class Engine:
         lanes: Sequence[LaneSize],
         *,
         budget: Budget | None = None,
-        steps: int = STEPS,
+        steps: int = bounds.STEPS,
         ends: int = 1,
         timed: bool = True,
     ):
@@ -243,7 +242,7 @@ def answering(
     slots: int,
     hear: Callable[[int, Piece], None],
     *,
-    steps: int = STEPS,
+    steps: int = bounds.STEPS,
 ) -> Iterator[None]:
     """Answers all examples, `slots` of them at a time; each `next` is a step of the engine.
 

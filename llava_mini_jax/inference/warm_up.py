@@ -116,7 +116,7 @@ def of_requests(
     """`model.answer_requests`."""
     texts = {model.buckets.length(max(1, len(example.ids))) for example in examples}
     lanes = engine.lanes_of(model, examples, [settings] * len(examples), batch_size)
-    of_engine(model, call, lanes, texts=sorted(texts), steps=engine.STEPS, films=False)
+    of_engine(model, call, lanes, texts=sorted(texts), steps=bounds.STEPS, films=False)
 
 
 def of_engine(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from llava_mini_jax.data.batches.examples import Example
-from llava_mini_jax.inference import engine
+from llava_mini_jax.inference import bounds, engine
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.ticket import Piece
@@ -23,7 +23,7 @@ def said(
     settings: Settings | Sequence[Settings],
     *,
     slots: int = 8,
-    steps: int = engine.STEPS,
+    steps: int = bounds.STEPS,
 ) -> Said:
     """Settings of all examples, or of each."""
     if isinstance(settings, Settings):
