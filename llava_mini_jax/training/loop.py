@@ -121,6 +121,7 @@ def run_stage(
             arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
             evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
             metrics = Metrics(workdir, stage.name, stage.steps, first_step)
+            unread = None  # a step whose metrics are due, and not read yet
             with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
                 for step, arrival in arrivals:
                     with profiler.step(step) as results:
@@ -129,15 +130,23 @@ def run_stage(
                         results.append(values)
                     if news := compilation.news():
                         note(f"{stage.name}: {news}")
+                    # Of a step before: while its values are read, the device has this one to do.
+                    if unread is not None:
+                        _log(metrics, unread, stage)
                     metrics.add(values, feed.counted(stage, arrival))
                     is_last = step == stage.steps
-                    if step % stage.log_every == 0 or is_last:
-                        rates = learning_rates(stage.optimizer, stage.steps, step)
-                        _check_skipped(metrics.log(step, rates), step, stage)
-                    if stage.heldout and (step % stage.heldout.every == 0 or is_last):
-                        metrics.log_heldout(step, evaluate(step, state))
                     stopping = arrival.stop and not is_last
-                    if step % stage.checkpoint_every == 0 or is_last or stopping:
+                    looks = stage.heldout and (step % stage.heldout.every == 0 or is_last)
+                    saves = step % stage.checkpoint_every == 0 or is_last or stopping
+                    unread = step if step % stage.log_every == 0 or is_last else None
+                    # Held-out data and checkpoints wait for the device anyway, and a run that goes
+                    # on from a checkpoint finds the lines of all steps before it.
+                    if unread is not None and (looks or saves):
+                        _log(metrics, unread, stage)
+                        unread = None
+                    if looks:
+                        metrics.log_heldout(step, evaluate(step, state))
+                    if saves:
                         about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
                         checkpoints.save(
                             step, state, about | {"samples": len(source), "data": data}
@@ -233,7 +242,9 @@ def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
     )
 
 
-def _check_skipped(values: dict[str, float], step: int, stage: TrainConfig) -> None:
+def _log(metrics: Metrics, step: int, stage: TrainConfig) -> None:
+    """Writes the line of `step`; InputError where too many steps in a row were skipped."""
+    values = metrics.log(step, learning_rates(stage.optimizer, stage.steps, step))
     count = int(values["skipped_in_a_row"])
     if count >= stage.max_skipped:
         raise InputError(
