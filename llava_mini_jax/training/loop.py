@@ -39,10 +39,10 @@ from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
-from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
+from llava_mini_jax.training.stages import TrainConfig, abstract_params, bundle_of, check
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
-from llava_mini_jax.training.workdir import date_of_run, leave_model, open_workdir
+from llava_mini_jax.training.workdir import date_of_run, leave_adapter, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hub import resolve_folder
@@ -78,9 +78,14 @@ def run(
     try:
         with _sigterm() as stop:
             folder = open_workdir(workdir, stages, accept_changed_data)
+            before = ""
             for stage in stages:
                 with _mesh(stage):
-                    params = run_stage(stage, folder, params, stop, profile, accept_changed_data)
+                    params = run_stage(
+                        stage, folder, params, stop, profile, accept_changed_data, before
+                    )
+                # What an adapter belongs to may be rounded here: the next one reads both anew.
+                params, before = None if stage.lora.rank else params, stage.name
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written ({error}): make room or give a writable "
@@ -95,13 +100,17 @@ def run_stage(
     stop: Sequence[int] = (),  # no longer empty once this process is asked to stop
     profile: ProfileConfig = NO_PROFILE,
     accept_changed_data: bool = False,
+    before: str = "",
 ) -> LlavaMini:
-    """One stage from its start or its newest checkpoint to its end; returns the parameters."""
+    """One stage from its start or its newest checkpoint to its end; returns the parameters.
+
+    `previous` are those of the stage `before`; None: they are in the folder that it has left.
+    """
     # By name, so that stages of one seed differ; not by `hash`, which Python salts.
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
     tokenizer = _tokenizer(stage)
     stage = _dated(stage, tokenizer, workdir)
-    abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
+    abstract, left = abstract_params(stage), workdir / before / "model" if before else None
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
     folder = workdir / "checkpoints" / stage.name
@@ -110,7 +119,7 @@ def run_stage(
         first = FirstStep(stage, like, optimizer)
         first_step, state, about = checkpoints.resume(like)
         if state is None:
-            params = starting_params(stage, _start(stage, previous), key)
+            params = starting_params(stage, _start(stage, previous, left), key)
             state = init_state(params, stage.trainable, optimizer)
             del params
         del previous  # the state's arrays are donated from here on
@@ -154,7 +163,11 @@ def run_stage(
                     if stopping:
                         raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
     params = param_tree.merge(state.trainable, state.frozen)
-    leave_model(params, bundle_of(stage, tokenizer), workdir / stage.name / "model", tokenizer)
+    target = workdir / stage.name / "model"
+    if stage.lora.rank:
+        leave_adapter(params, stage, target, tokenizer, before)
+    else:
+        leave_model(params, bundle_of(stage, tokenizer), target, tokenizer)
     return params
 
 
@@ -276,14 +289,16 @@ def make_tokenizer(name: str) -> Any:
     return build_tokenizer() if name == "digits" else load_tokenizer(name)
 
 
-def _start(stage: TrainConfig, previous: LlavaMini | None) -> LlavaMini | None:
+def _start(
+    stage: TrainConfig, previous: LlavaMini | None, left: epath.Path | None
+) -> LlavaMini | None:
     if stage.start == "fresh":
         return None
-    if stage.start == "previous":
-        if previous is None:
-            raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
+    if stage.start == "previous" and previous is not None:
         return previous
-    folder = resolve_folder(stage.start)
+    if stage.start == "previous" and left is None:
+        raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
+    folder = resolve_folder(str(left) if stage.start == "previous" else stage.start)
     bundle, published = open_model(folder, compute_dtype=stage.model.compute_dtype)
     return load_params(bundle, published, dtype=stage.param_dtype, unrolled=not stage.scan_layers)
 
