@@ -88,7 +88,14 @@ class _Piece:
             "first moments": trained * self.first,
             "second moments": trained * FLOAT32,
             "batch": self.stage.accumulate * tree_bytes(batch),
-        }
+        } | self.rounded()
+
+    def rounded(self) -> dict[str, int]:
+        """Weights in the dtype of products: compilers cast them in front of the micro-batches."""
+        narrow = self.cfg.dtype.itemsize
+        if self.stage.accumulate == 1 or narrow >= self.size:
+            return {}
+        return {"weights as products take them": (self.count(True) + self.count(False)) * narrow}
 
     def phases(self) -> dict[str, dict[str, int]]:
         trained, size = self.count(True), self.size
