@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         from safetensors import SafetensorError
 
         from llava_mini_jax.config import FLOAT_DTYPES
-        from llava_mini_jax.weights.adapters import tokenizer_folder
+        from llava_mini_jax.weights import adapters
         from llava_mini_jax.weights.export_hf import export_model
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder
@@ -74,18 +74,19 @@ def run(args: argparse.Namespace) -> int:
             f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype == 'int8' else ''}"
         )
     source = resolve_folder(args.llm or args.folders[0])
+    base = None if args.base is None else resolve_folder(args.base)
     with tensor_progress() as bar:
-        bundle, params = _open(args, source, bar.step)
+        bundle, params = _open(args, source, base, bar.step)
         leaves = jax.tree.leaves(params)
         bar.expect(len(leaves), sum(leaf.nbytes for leaf in leaves))
         try:
-            tokenizer = tokenizer_folder(source)
+            tokenizer = adapters.tokenizer_folder(source, base)
             export_model(params, bundle, target, format=args.format, copy_from=tokenizer)
         except SafetensorError as error:  # how that library reports a full disk
             raise InputError(f"{target} cannot be written ({error}): free some space") from error
     # Told to files and pipes too where it was chosen here, and not known of a LLaVA of Vicuna.
     tell = note if args.clip is None and bundle.prompt.template == "vicuna_v1" else print
-    tell(template_told(bundle, source, llava=args.clip is None))
+    tell(template_told(bundle, adapters.described(source, base), llava=args.clip is None))
     note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 
@@ -102,6 +103,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not from_parts:
         refuse(args, PARTS_OPTIONS, "without --clip and --llm")
+        if not args.merge:
+            refuse(args, ["base"], "without --merge")
     if from_parts:
         refuse(args, ["vision_tower"], "with --clip, which names the tower")
         refuse(args, ["merge", "base"], "with --clip and --llm: --merge is for an adapter's folder")
@@ -109,13 +112,14 @@ def _check(args: argparse.Namespace) -> None:
         refuse(args, ["prefusion_init"], "with --prefusion-layers 0")
 
 
-def _open(args: argparse.Namespace, source: Path, watch: Any) -> tuple[Any, Any]:
+def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any) -> tuple[Any, Any]:
     from llava_mini_jax.weights import adapters, lazy_params
     from llava_mini_jax.weights.hub import resolve_folder
 
     if args.clip is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
-        base = None if args.base is None else resolve_folder(args.base)
+        if args.merge and not adapters.is_adapter(source):
+            raise InputError(f"{source} is no adapter: leave out --merge")
         if adapters.is_adapter(source) and not args.merge:
             raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
                              "as one model, which may take many gigabytes")  # fmt: skip

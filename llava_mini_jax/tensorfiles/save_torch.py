@@ -28,7 +28,7 @@ def save_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     Raises InputError for an array of another dtype than torch's floats.
     """
     pickled = [b"\x80\x02}("]  # protocol 2, a dict, its items
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.array(array, order="C") for name, array in tensors.items()}
     for number, (name, array) in enumerate(arrays.items()):
         if array.dtype.name not in _STORAGES:
             raise InputError(

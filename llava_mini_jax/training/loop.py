@@ -290,7 +290,7 @@ def make_tokenizer(name: str) -> Any:
 
 
 def _start(
-    stage: TrainConfig, previous: LlavaMini | None, left: epath.Path | None
+    stage: TrainConfig, previous: LlavaMini | None, left: epath.Path | None = None
 ) -> LlavaMini | None:
     if stage.start == "fresh":
         return None

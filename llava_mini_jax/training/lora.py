@@ -4,67 +4,63 @@ A component that has adapters ("llm") is frozen but for these: `trainable` loses
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.lora import BASES, LEARNT, LoraConfig, is_lora
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.weights.quantize import quantize
 
-if TYPE_CHECKING:
-    from llava_mini_jax.training.stages import TrainConfig
 
+def trainable_with(
+    cfg: LoraConfig, model: LlavaMiniConfig, trainable: Sequence[str]
+) -> tuple[str, ...]:
+    """The path patterns of what is trained: adapters, and of `trainable` what is beside them.
 
-def resolved(stage: "TrainConfig") -> "TrainConfig":
-    """The stage with `trainable` as LoRA leaves it; without LoRA as it is. InputError for targets
-    that match nothing, or no matrix, and for patterns that mean more than one component."""
-    cfg = stage.lora
-    if not cfg.rank or set(LEARNT) <= set(stage.trainable):
-        return stage
-    leaves = param_tree.paths(llava_mini.spec(stage.model))
+    Raises InputError for targets that match nothing, or no matrix, and for patterns that mean a
+    frozen component and another one.
+    """
+    leaves = param_tree.paths(llava_mini.spec(model))
     chosen = {path: leaf for path, leaf in leaves.items() if param_tree.matches(path, cfg.targets)}
-    _check(stage, chosen)
+    _check(cfg, chosen)
     adapted = {path.split("/")[0] for path in chosen}
     kept = []
-    for pattern in stage.trainable:
+    for pattern in trainable:
         components = {p.split("/")[0] for p in leaves if param_tree.matches(p, (pattern,))}
         if components & adapted and components - adapted:
             raise InputError(
-                f'{stage.name}: with lora the pattern "{pattern}" of trainable means '
+                f'with lora the pattern "{pattern}" of trainable means '
                 f"{', '.join(sorted(components & adapted))}, which is frozen, and others: name"
                 ' what is trained beside the adapters, such as "projector/*"'
             )
         kept += [] if components & adapted else [pattern]
-    return dataclasses.replace(stage, trainable=(*kept, *LEARNT))
+    return (*kept, *LEARNT)
 
 
-def _check(stage: "TrainConfig", chosen: dict[str, ParamSpec]) -> None:
-    cfg, where = stage.lora, f"{stage.name}: lora"
+def _check(cfg: LoraConfig, chosen: Mapping[str, ParamSpec]) -> None:
     if cfg.rank < 0 or cfg.alpha < 0:
         raise InputError(
-            f"{where}.rank and .alpha are {cfg.rank} and {cfg.alpha:g}; give 0 or more"
+            f"lora.rank and .alpha are {cfg.rank} and {cfg.alpha:g}; give numbers from 0 on"
         )
     if cfg.base not in BASES:
-        raise InputError(f'{where}.base is "{cfg.base}"; expected {" or ".join(BASES)}')
-    if stage.start == "fresh":
-        raise InputError(
-            f"{where} changes a model that is there, but start is fresh: give a folder"
-        )
+        raise InputError(f'lora.base is "{cfg.base}"; expected {" or ".join(BASES)}')
     for pattern in cfg.targets:
         if not any(param_tree.matches(path, (pattern,)) for path in chosen):
             raise InputError(
-                f'{where}.targets: "{pattern}" matches no parameter; `llava-mini inspect` lists'
-                " the paths"
+                f'lora.targets: "{pattern}" matches no parameter; `llava-mini inspect` lists the'
+                " paths"
             )
     for path, leaf in chosen.items():
         if len(leaf.shape) - leaf.stacked < 2 or not path.endswith("_proj"):
             raise InputError(
-                f"{where}.targets: {path} is no weight of a product in the layers; name some, such"
-                ' as "llm/layers/*_proj"'
+                f"lora.targets: {path} is no weight of a product in the layers; name some, such as"
+                ' "llm/layers/*_proj"'
             )
 
 

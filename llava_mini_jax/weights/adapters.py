@@ -35,7 +35,7 @@ PREFIX = "base_model.model."
 Tensors = Mapping[str, LazyTensor]
 
 # Names of one module before and since transformers 4.52, for adapters trained with the other one.
-_RENAMED = (
+RENAMED = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
@@ -72,9 +72,6 @@ class Adapter:
         _check_base(self.folder, self.base, base)
         pairs, whole = self._read()
         merged = dict(base)
-        for module, factors in pairs.items():
-            name = self._find(base, f"{module}.weight")
-            merged[name] = self._changed(module, base[name], factors)
         own = (self.folder / "config.json").is_file()
         for name, tensor in whole.items():
             # LLaVA's have what the base lacks: a projector, a compressor.
@@ -82,6 +79,9 @@ class Adapter:
             if at in base and base[at].shape != tensor.shape and not own:
                 raise self._other(f"{name} has shape {tensor.shape}, there {base[at].shape}")
             merged[at] = tensor
+        for module, factors in pairs.items():
+            name = self._find(base, f"{module}.weight")
+            merged[name] = self._changed(module, merged[name], factors)
         return merged
 
     def _read(self) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
@@ -98,7 +98,7 @@ class Adapter:
                 raise InputError(f"{file} holds {name}: DoRA and biases of adapters cannot be read")
             found = _PAIR.fullmatch(plain)
             if found is None:
-                whole[plain.replace(".modules_to_save", "")] = tensor
+                whole[re.sub(r"\.(modules_to_save|base_layer)\b", "", plain)] = tensor
             else:
                 pairs.setdefault(found[1], {})[(found[2] or "") + found[3]] = tensor
         beside = self.folder / WHOLE
@@ -142,7 +142,7 @@ class Adapter:
     def _find(self, base: Tensors, name: str) -> str:
         """The base's name of a tensor; InputError where it has none."""
         names = [name]
-        for one, other in _RENAMED:
+        for one, other in RENAMED:
             names += [other + name.removeprefix(one)] if name.startswith(one) else []
             names += [one + name.removeprefix(other)] if name.startswith(other) else []
         for each in names:
@@ -205,10 +205,15 @@ def open_adapter(folder: Path, base: Path | None = None) -> Adapter:
     return Adapter(folder, found, f)
 
 
-def tokenizer_folder(folder: Path) -> Path:
+def described(folder: Path, base: Path | None = None) -> Path:
+    """The folder with a model's config.json: of an adapter without one, its base's."""
+    return open_adapter(folder, base).described if is_adapter(folder) else folder
+
+
+def tokenizer_folder(folder: Path, base: Path | None = None) -> Path:
     """Where a model's tokenizer lies: an adapter may have left it with its base."""
     has = any(path.name.startswith(("tokenizer", "vocab.json")) for path in folder.iterdir())
-    return folder if has or not is_adapter(folder) else open_adapter(folder).base
+    return folder if has or not is_adapter(folder) else open_adapter(folder, base).base
 
 
 def digest(tensors: Tensors) -> str:
