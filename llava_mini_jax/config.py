@@ -14,8 +14,9 @@ from typing import Any
 from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.models import compressors
 from llava_mini_jax.models.clip import ClipConfig
-from llava_mini_jax.models.compressor import CompressorConfig
+from llava_mini_jax.models.compressors import CompressorConfig, GridConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.projector import ProjectorConfig
@@ -144,7 +145,7 @@ def build(
     vision: ClipConfig,
     dialect: str,
     *,
-    compressor: str | None = None,
+    compressor: str | CompressorConfig | None = None,
     grid: int = 1,
     prefusion_layers: int = 4,
     inside_layers: int = 0,
@@ -154,19 +155,17 @@ def build(
 ) -> LlavaMiniConfig:
     """A LLaVA-Mini of these parts in a dialect ("paper" or "release", design table in docs/).
 
-    `compressor` replaces the dialect's form ("none" and `prefusion_layers` 0 give LLaVA-1.5);
-    `grid` is C, so that an image becomes C*C tokens. `inside_layers` moves compression and
-    pre-fusion into the language model, behind that many of its layers. `remat` is
-    what of each layer is kept for the backward pass: "none" of it is recomputed, or "matmuls",
-    "attention", "full" (least memory; ops/layers.py).
+    `compressor` replaces the dialect's form ("none" and `prefusion_layers` 0 give LLaVA-1.5), or is
+    another method's configuration and stands where that method does; `grid` is C, so that an image
+    becomes C*C tokens. `inside_layers` moves compression and pre-fusion into the language model,
+    behind that many of its layers. `remat` is what of each layer is kept for the backward pass:
+    "none" of it is recomputed, or "matmuls", "attention", "full" (least memory; ops/layers.py).
     """
     if dialect not in DIALECTS:
         raise InputError(f'dialect "{dialect}" is unknown; use one of {", ".join(DIALECTS)}')
     choice = DIALECTS[dialect]
-    return LlavaMiniConfig(
-        vision=vision,
-        projector=ProjectorConfig(kind=projector, in_width=vision.width, out_width=llm.width),
-        compressor=CompressorConfig(
+    if not isinstance(compressor, CompressorConfig):
+        compressor = GridConfig(
             kind=compressor or choice.compressor,
             width=vision.width
             if choice.compress == "features" and not inside_layers
@@ -174,8 +173,13 @@ def build(
             heads=8,
             grid=grid,
             norm_eps=1e-5,
-        ),
-        compress=choice.compress,
+        )
+    places = compressors.declare(compressor).places
+    return LlavaMiniConfig(
+        vision=vision,
+        projector=ProjectorConfig(kind=projector, in_width=vision.width, out_width=llm.width),
+        compressor=compressor,
+        compress=choice.compress if choice.compress in places else places[0],
         prefusion_layers=0 if inside_layers else prefusion_layers,
         fuse_compressed=choice.fuse_compressed,
         detach_text=choice.detach_text,

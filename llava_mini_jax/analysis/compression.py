@@ -7,6 +7,7 @@ For high resolution the map is over all sub-images as one, which is what is comp
 every frame has a map of its own.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -15,8 +16,10 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.generate import refuse_inside
-from llava_mini_jax.models import compressor, llava_mini, projector
+from llava_mini_jax.models import compressors, llava_mini, projector
+from llava_mini_jax.models.compressors.signature import PROJECTED
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.parts import what_is_compressed
 from llava_mini_jax.params import Array
 
 CHUNK = 8  # pictures or frames at a time
@@ -50,12 +53,11 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 @partial(jax.jit, static_argnames="cfg")
 def attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
     """[I, Q, P], for a chunk of pictures or frames."""
-    features_IJPE = llava_mini.encode_vision(params, pixels_IJYXC, cfg)
-    I, J, P, E = features_IJPE.shape
-    patches, _ = llava_mini.detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
-    if cfg.compress == "projected":
-        patches = projector.apply(params.projector, patches)
-    attention_IQP = compressor.apply(params.compressor, patches, cfg.compressor)[1]
+    seen, _ = what_is_compressed(llava_mini.encode_vision(params, pixels_IJYXC, cfg))
+    if params.projector is not None and cfg.compress == PROJECTED:
+        projected = projector.apply(params.projector, seen.patches_IPE)
+        seen = dataclasses.replace(seen, patches_IPE=projected)
+    attention_IQP = compressors.apply(params.compressor, seen, cfg.compressor).attention_IQP
     assert attention_IQP is not None
     return attention_IQP.astype(jnp.float32)
 
@@ -79,7 +81,7 @@ def evenness(map_YX: np.ndarray) -> float:
 
 def position_note(cfg: LlavaMiniConfig) -> str | None:
     """What is missing for one query in the release's dialect; None where positions tell."""
-    if cfg.compressor.kind != "multi_head" or cfg.compressor.grid > 1:
+    if cfg.compressor.kind != "multi_head" or cfg.tokens_per_image(1) > 1:
         return None
     return (
         "C = 1, release's dialect: its position table has one entry, which is resized to the same"

@@ -9,14 +9,27 @@ for how well it answers.
 import dataclasses
 from typing import Any
 
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.compressors import GridConfig
+from llava_mini_jax.models.compressors.signature import INSTEAD, PROJECTED
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 
 
 def llava_1_5(cfg: LlavaMiniConfig) -> LlavaMiniConfig:
-    """The configuration with every patch as a token and no pre-fusion."""
+    """The configuration with every patch as a token and no pre-fusion.
+
+    Raises InputError for a model without a projector of its own.
+    """
+    if cfg.compress == INSTEAD:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" is the projector, so the model has none to make a'
+            " LLaVA-1.5 of: compare it with a folder of LLaVA-1.5"
+        )
+    every_patch = GridConfig(kind="none", width=cfg.llm.width, heads=1, grid=1, norm_eps=1e-5)
     return dataclasses.replace(
         cfg,
-        compressor=dataclasses.replace(cfg.compressor, kind="none"),
+        compressor=every_patch,
+        compress=PROJECTED,
         prefusion_layers=0,
         inside_layers=0,
     )

@@ -25,7 +25,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate, session_programs
 from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.sampling import make_sampling
-from llava_mini_jax.models import compressor, llava_mini
+from llava_mini_jax.models import compressors, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product, quantize
 
@@ -91,7 +91,7 @@ def random_candidates(
     whole = param_tree.init(key, llava_mini.unrolled(llava_mini.spec(deepest)), dtype)
     found = {}
     for name, cfg in cfgs.items():
-        own = param_tree.init(key, compressor.spec(cfg.compressor), dtype)
+        own = param_tree.init(key, compressors.spec(cfg.compressor), dtype)
         fusion = None
         if whole.prefusion is not None and cfg.prefusion_layers:
             layers = whole.prefusion.layers[: cfg.prefusion_layers]

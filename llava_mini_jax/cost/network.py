@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.compressors.grid import KINDS, GridConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
@@ -142,15 +144,10 @@ def products(cfg: LlavaMiniConfig, shape: Shape, *, unread: bool = False) -> Ite
     return _Forward(cfg, shape, unread).products()
 
 
-def compresses(cfg: LlavaMiniConfig) -> bool:
-    """Whether images are compressed in front of the language model."""
-    return cfg.compressor.kind != "none" and not cfg.inside_layers
-
-
 def projected(cfg: LlavaMiniConfig, parts: int, *, unread: bool = False) -> tuple[int, int]:
     """(patches, compressed tokens) of an image that go through the projector."""
-    features = compresses(cfg) and cfg.compress == "features"
-    if cfg.prefusion_layers or not compresses(cfg) or unread:
+    features = cfg.compresses and cfg.compress == "features"
+    if cfg.prefusion_layers or not cfg.compresses or unread:
         patches = cfg.patches_per_image(parts)
     else:
         patches = 0 if features else cfg.detail_per_image(parts)
@@ -160,7 +157,7 @@ def projected(cfg: LlavaMiniConfig, parts: int, *, unread: bool = False) -> tupl
 def prefused(cfg: LlavaMiniConfig, parts: int) -> tuple[int, int]:
     """(positions of an image in pre-fusion, how many of them the language model reads)."""
     tokens = cfg.tokens_per_image(parts) if cfg.fuse_compressed else 0
-    added = tokens if cfg.compressor.kind != "none" else 0  # else the patches are the tokens
+    added = tokens if cfg.declared.compresses else 0  # else the patches are the tokens
     return cfg.patches_per_image(parts) + added, tokens
 
 
@@ -207,7 +204,7 @@ class _Forward:
         patches, tokens = projected(self.cfg, self.shape.parts, unread=self.unread)
         if patches:
             yield from self.projector(patches, ("vision",))
-        if compresses(self.cfg):
+        if self.cfg.compresses:
             yield from self.compressor(("vision",) if tokens else ("vision", "projector"))
         if tokens:
             yield from self.projector(tokens, ("vision", "compressor"))
@@ -221,6 +218,11 @@ class _Forward:
     def compressor(self, behind: Behind) -> Iterator[Product]:
         """`behind` is what the patches depend on."""
         cfg, patches = self.cfg.compressor, self.cfg.detail_per_image(self.shape.parts)
+        if not isinstance(cfg, GridConfig):
+            raise InputError(
+                f'the products of compressor "{cfg.kind}" are not counted here; compare models with'
+                f" one of {', '.join(KINDS)}"
+            )
         E, Q, all_patches = cfg.width, cfg.grid**2, self.pictures * patches
         own: Behind = ("compressor",)
         either, each = behind + own, 2.0 * Q * all_patches * E

@@ -24,6 +24,7 @@ from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.weights.quantize import is_product
 
@@ -128,7 +129,7 @@ class _Programs:
     def prefuse_images(self) -> tuple[Callable, tuple]:
         vision, sizes = self.cfg.vision, self.sizes
         features = (sizes.images, sizes.parts, vision.grid**2, vision.width)
-        return session_programs.prefuse_images, (_array(features, self.cfg.dtype),)
+        return session_programs.prefuse_images, (Seen(_array(features, self.cfg.dtype)),)
 
     def prefuse_text(self) -> tuple[Callable, tuple]:
         T, D = self.sizes.length, self.cfg.llm.width

@@ -82,7 +82,7 @@ def one_frame(
     assert params.prefusion is not None
     patches_ISD, compressed_IQD = llava_mini.encode_and_compress(params, pixels_JYXC[None], cfg)
     image_ISD, Q = patches_ISD, compressed_IQD.shape[1]
-    if cfg.fuse_compressed and cfg.compressor.kind != "none":
+    if cfg.fuse_compressed and cfg.declared.compresses:
         image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
     size = image_ISD.shape[1]
     fuse_IT = jnp.ones((1, len(text_TD)), bool)

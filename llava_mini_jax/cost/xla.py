@@ -16,10 +16,11 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.cost.network import COMPONENTS, Shape, compresses, projected
+from llava_mini_jax.cost.network import COMPONENTS, Shape, projected
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import clip, compressor, llama, llava_mini, projector
+from llava_mini_jax.models import clip, compressors, llama, llava_mini, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.params import Array
 
 
@@ -60,9 +61,10 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
     for positions in filter(None, projected(cfg, size.parts)):
         features = array(1, positions, cfg.vision.width)
         found["projector"] += counted(projector.apply, params.projector, features)
-    if compresses(cfg):
-        compress = partial(compressor.apply, cfg=cfg.compressor)
-        patches = array(1, cfg.detail_per_image(size.parts), cfg.compressor.width)
+    if cfg.compresses:
+        compress = partial(compressors.apply, cfg=cfg.compressor)
+        width = cfg.vision.width if cfg.compress == "features" else cfg.llm.width
+        patches = Seen(array(1, cfg.detail_per_image(size.parts), width))
         found["compressor"] = counted(compress, params.compressor, patches)
     if cfg.prefusion_layers:
         fuse, text = partial(_prefuse, cfg=cfg), array(1, size.fused_text, D)

@@ -20,6 +20,7 @@ from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.prefusion import ImageMemory
+from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
@@ -56,9 +57,9 @@ def block(positions: int) -> int:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    """The tower's features [I, J, P, E] of a chunk."""
-    return _everywhere(llava_mini.encode_vision(params, pixels_IJYXC, cfg))
+def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Seen:
+    """What the tower hands over of a chunk, [I, J, ...]."""
+    return jax.tree.map(_everywhere, llava_mini.encode_vision(params, pixels_IJYXC, cfg))
 
 
 def _everywhere(x: Array) -> Array:
@@ -68,10 +69,11 @@ def _everywhere(x: Array) -> Array:
 
 @partial(jax.jit, static_argnames="cfg")
 def prefuse_images(
-    params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
+    params: LlavaMini, seen: Seen, cfg: LlavaMiniConfig
 ) -> tuple[Array, ImageMemory | None]:
     """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
-    patches_ISD, compressed_IQD = llava_mini.project_and_compress(params, features_IJPE, cfg)
+    patches_ISD, compressed = llava_mini.project_and_compress(params, seen, cfg)
+    compressed_IQD = compressed.tokens_IQE
     if params.prefusion is None:
         return _everywhere(compressed_IQD), None
     tokens_IQD, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)

@@ -1,6 +1,7 @@
 """CLIP vision transformer: pictures to patch features, never trained.
 
     pixels_IYXC --patch_embed--> [class | patches] + position --norm--> layers --> patches_IPE
+                                                                          '--> more, as declared
 
 Only the layers that are read are run: with `select_layer` -2 (LLaVA) that is 23 of 24. The others
 and the final norm are kept as parameters (`unread_*`) so that an export is complete.
@@ -12,11 +13,13 @@ token, E width, N heads, H = E / N, M MLP width.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax.models.seen import PATCHES, Reads, Seen
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
 from llava_mini_jax.ops.layers import fold_layers
@@ -146,13 +149,89 @@ def apply(
     uint8 pixels are rescaled and normalised here, on the device: a quarter of the bytes to
     transfer. Floating-point pixels are taken as already normalised.
     """
+    return look(params, pixels_IYXC, cfg, dtype, PATCHES, attention=attention).patches_IPE
+
+
+def look(
+    params: Clip,
+    pixels_IYXC: Array,
+    cfg: ClipConfig,
+    dtype: jnp.dtype,
+    reads: Reads,
+    *,
+    attention: str = "auto",
+) -> Seen:
+    """`apply`, and beside its patches what `reads` declares: nothing else is computed."""
+    _check_reads(reads, cfg)
     with jax.named_scope("vision"):
         pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
         x_ISE = _embed(params, pixels_IYXC, cfg)
         # No mask: every position sees every other.
         block = partial(_block, attends=attend(Mask(), attention), cfg=cfg)
-        x_ISE, _ = fold_layers(block, params.layers, x_ISE)
-        return x_ISE[:, 1:]
+        wanted = {*reads.levels} if reads.heads_of is None else {*reads.levels, reads.heads_of}
+        kept, at = {}, 0
+        # Run from level to level that is read: where none is, that is one loop.
+        for level in sorted(wanted | {cfg.used_layers}):
+            if level > at:
+                x_ISE, _ = fold_layers(block, _some_layers(params.layers, at, level), x_ISE)
+            kept[level], at = x_ISE, level
+        seen = Seen(
+            patches_IPE=x_ISE[:, 1:],
+            class_IE=x_ISE[:, 0] if reads.class_token else None,
+            levels=tuple(kept[level][:, 1:] for level in reads.levels),
+        )
+        if reads.heads_of is None:
+            return seen
+        layer = layer_of(params, reads.heads_of, cfg)
+        query_INH, keys_ISNH = heads_of(layer, kept[reads.heads_of], cfg)
+        return dataclasses.replace(seen, query_INH=query_INH, keys_ISNH=keys_ISNH)
+
+
+def _check_reads(reads: Reads, cfg: ClipConfig) -> None:
+    levels = reads.levels if reads.heads_of is None else (*reads.levels, reads.heads_of)
+    for level in levels:
+        if not 0 <= level <= cfg.used_layers:
+            raise ValueError(
+                f"level {level} is read of a tower of {cfg.layers} layers that runs up to level"
+                f" {cfg.used_layers}: give one from 0 to that"
+            )
+    if reads.heads_of is not None and reads.heads_of >= cfg.layers:
+        raise ValueError(
+            f"attention of layer {reads.heads_of} is read of a tower whose last one is"
+            f" {cfg.layers - 1}"
+        )
+
+
+def _some_layers(layers: Any, first: int, last: int) -> Any:
+    """Layers first..last - 1 of a stack, or of a tuple; the stack itself if these are all."""
+    count = len(layers) if isinstance(layers, tuple) else layers.q_proj.bias.shape[0]
+    if (first, last) == (0, count):
+        return layers
+    if isinstance(layers, tuple):
+        return layers[first:last]
+    return jax.tree.map(lambda a: a[first:last], layers)
+
+
+def layer_of(params: Clip, number: int, cfg: ClipConfig) -> ClipLayer:
+    read = number < cfg.used_layers
+    layers = params.layers if read else params.unread_layers
+    number = number if read else number - cfg.used_layers
+    if isinstance(layers, tuple):
+        return layers[number]
+    return jax.tree.map(lambda a: a[number], layers)
+
+
+def heads_of(layer: ClipLayer, x_ISE: Array, cfg: ClipConfig) -> tuple[Array, Array]:
+    """The class token's query [I, N, H] and all keys [I, S, N, H] of a layer, in float32.
+
+    In full precision: what selects by them jumps where two scores swap.
+    """
+    with jax.default_matmul_precision("highest"):
+        y_ISE = layer_norm(x_ISE.astype(jnp.float32), layer.attn_norm, cfg.norm_eps)
+        axes = ("batch", None, "heads", None)
+        query = linear("ISE,NHE->ISNH", y_ISE[:, :1], layer.q_proj, axes)
+        keys_ISNH = linear("ISE,NHE->ISNH", y_ISE, layer.k_proj, axes)
+    return query[:, 0], keys_ISNH
 
 
 def normalize(pixels: Array, cfg: ClipConfig) -> Array:

@@ -12,13 +12,15 @@ V = I * P visual tokens of a row, Q compressed tokens of an image, D width.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from llava_mini_jax.models import compressor
-from llava_mini_jax.models.compressor import Compressor, CompressorConfig
+from llava_mini_jax.models import compressors
+from llava_mini_jax.models.compressors import CompressorConfig
 from llava_mini_jax.models.llama import Llama
+from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
@@ -35,7 +37,7 @@ def split_llm(llm: Llama, first: int) -> tuple[Llama, Llama]:
 
 
 def squeeze(
-    params: Compressor,
+    params: Any,
     hidden_BUD: Array,
     wide_slots_BU: Array,
     slots_BS: Array,
@@ -62,7 +64,7 @@ def squeeze(
     places_BW = jax.vmap(places)(wide_slots_BU)
     source_BWD = jnp.take_along_axis(hidden_BUD, places_BW[..., None], axis=1)
     patches_IPD = source_BWD[:, T:].reshape(B, I, P, D).reshape(B * I, P, D)
-    tokens_IQD, _ = compressor.apply(params, patches_IPD[:, :detail], cfg)
+    tokens_IQD = compressors.apply(params, Seen(patches_IPD[:, :detail]), cfg).tokens_IQE
     # Split first, then joined: on a mesh JAX refuses to do both to a sharded axis at once.
     Q = tokens_IQD.shape[1]
     visual_BVD = tokens_IQD.reshape(B, I, Q, D).reshape(B, I * Q, D)

@@ -17,8 +17,9 @@ whole picture last; 1 without high resolution), Y X C pixels, P patches of a par
 in pre-fusion or LLM positions, Q compressed tokens of an image, T text, F text that takes part in
 pre-fusion, D language width.
 
-LLaVA-1.5 and the paper's ablations are configurations of the same code: compressor "none" and no
-pre-fusion layers is LLaVA-1.5.
+LLaVA-1.5, the paper's ablations and the compressors that it is compared with are configurations of
+the same code: compressor "none" and no pre-fusion layers is LLaVA-1.5. What a compressor reads and
+where it sits it declares itself (models/compressors/).
 """
 
 import dataclasses
@@ -29,8 +30,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.models import clip, compressor, inner_compression, llama, prefusion, projector
-from llava_mini_jax.models.splice import splice
+from llava_mini_jax.models import clip, compressors, inner_compression, llama, prefusion, projector
+from llava_mini_jax.models.compressors import Compressed, CompressorConfig, Declaration, place
+from llava_mini_jax.models.compressors.signature import FEATURES, INSTEAD, PROJECTED
+from llava_mini_jax.models.parts import what_is_compressed
+from llava_mini_jax.models.seen import Seen
+from llava_mini_jax.models.splice import repeat_last, splice, splice_valid
 from llava_mini_jax.ops.attention import check_attention
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.params import Array, Leaf, unstack
@@ -42,8 +47,8 @@ FRAMES_TOGETHER = 8  # of a device's rows, where a backward pass computes them a
 class LlavaMiniConfig:
     vision: clip.ClipConfig
     projector: projector.ProjectorConfig
-    compressor: compressor.CompressorConfig
-    compress: str  # "projected" patches (paper) or raw vision "features" (release)
+    compressor: CompressorConfig
+    compress: str  # "projected" patches (paper), vision "features" (release), or "instead" of both
     prefusion_layers: int  # 0: none
     fuse_compressed: (
         bool  # compressed tokens pass through pre-fusion (release) or around it (paper)
@@ -58,14 +63,16 @@ class LlavaMiniConfig:
     def __post_init__(self):
         check_remat(self.remat)
         check_attention(self.attention)
-        if self.compress not in ("projected", "features"):
-            raise ValueError(f'compress "{self.compress}" must be "projected" or "features"')
+        place.check(
+            self.compressor.kind,
+            self.declared,
+            self.compress,
+            prefusion_layers=self.prefusion_layers,
+            fuse_compressed=self.fuse_compressed,
+            inside_layers=self.inside_layers,
+        )
         if self.prefusion_layers < 0:
             raise ValueError(f"{self.prefusion_layers} pre-fusion layers; give 0 (none) or more")
-        if self.inside_layers and (self.prefusion_layers or self.compressor.kind == "none"):
-            raise ValueError(
-                "compression inside the LLM needs a compressor and no pre-fusion layers"
-            )
         if not 0 <= self.inside_layers < self.llm.layers:
             raise ValueError(f"inside_layers {self.inside_layers} of {self.llm.layers} LLM layers")
 
@@ -73,11 +80,21 @@ class LlavaMiniConfig:
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(self.compute_dtype)
 
+    @property
+    def declared(self) -> Declaration:
+        """What the compressor needs and is."""
+        return compressors.declare(self.compressor)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether images are compressed in front of the language model."""
+        return self.declared.compresses and not self.inside_layers
+
     def tokens_per_image(self, parts: int) -> int:
-        """Q: visual tokens that an image of J parts gives the language model."""
-        if self.compressor.kind == "none":
+        """Q: visual tokens that an image of J parts gives the language model, at most."""
+        if not self.declared.compresses:
             return self.patches_per_image(parts)
-        return self.compressor.grid**2
+        return compressors.tokens(self.compressor, round(self.detail_per_image(parts) ** 0.5))
 
     def patches_per_image(self, parts: int) -> int:
         return self.vision.grid**2 * parts
@@ -95,8 +112,8 @@ class LlavaMiniConfig:
 @struct.dataclass
 class LlavaMini:
     vision: clip.Clip
-    projector: projector.Projector
-    compressor: compressor.Compressor
+    projector: Any  # a projector.Projector; None where the compressor is the projector
+    compressor: Any  # its own struct; None where it has no parameters
     prefusion: prefusion.Prefusion | None
     llm: llama.Llama
 
@@ -111,6 +128,7 @@ class Inputs:
     frames_BI: Leaf  # bool: a real image or frame, not padding
     slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
     wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
+    question_BT: Leaf = None  # int32 ids of a compressor that reads the question; -1: padding
     # Where `slots_BS` is padded: "right" or "left"; None: not known. On the right no valid position
     # sees padding, causal as attention is, and kernels need not be told of it.
     padding_side: str | None = struct.field(pytree_node=False, default=None)
@@ -123,58 +141,75 @@ class Inputs:
 def spec(cfg: LlavaMiniConfig) -> LlavaMini:
     return LlavaMini(
         vision=clip.spec(cfg.vision),
-        projector=projector.spec(cfg.projector),
-        compressor=compressor.spec(cfg.compressor),
+        projector=None if cfg.compress == INSTEAD else projector.spec(cfg.projector),
+        compressor=compressors.spec(cfg.compressor),
         prefusion=prefusion.spec(cfg.prefusion_layers, cfg.llm),
         llm=llama.spec(cfg.llm),
     )
 
 
 def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
-    """Hidden states [B, S, D] of the language model, after its final norm."""
-    x_BSD, llm = embed_inputs(params, inputs, cfg), params.llm
+    """Hidden states [B, S, D] of the language model, after its final norm.
+
+    Where a picture has fewer tokens than slots, an empty slot has the state before it: whatever
+    follows is predicted from the last token that is there.
+    """
+    (x_BSD, valid_BS), llm = _embed(params, inputs, cfg), params.llm
     if cfg.inside_layers:
         first, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
-        valid_BU = inputs.valid(inputs.wide_slots_BU)
         x_BSD = llama.run_whole(
-            first.layers, x_BSD, valid_BU, cfg.llm, remat=cfg.remat, attention=cfg.attention
+            first.layers, x_BSD, valid_BS, cfg.llm, remat=cfg.remat, attention=cfg.attention
         )
         I, J = inputs.pixels_BIJYXC.shape[1:3]
         sizes = (inputs.ids_BT.shape[1], I, cfg.patches_per_image(J), cfg.detail_per_image(J))
         x_BSD = inner_compression.squeeze(
             params.compressor, x_BSD, inputs.wide_slots_BU, inputs.slots_BS, sizes, cfg.compressor
         )
-    valid_BS = inputs.valid(inputs.slots_BS)
-    return llama.apply(llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat, attention=cfg.attention)
+        valid_BS = inputs.valid(inputs.slots_BS)
+    x_BSD = llama.apply(llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat, attention=cfg.attention)
+    if cfg.declared.adaptive and valid_BS is not None:
+        return repeat_last(x_BSD, valid_BS)
+    return x_BSD
 
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
+    return _embed(params, inputs, cfg)[0]
+
+
+def _embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Array, Array | None]:
+    """`embed_inputs`, and which positions hold something (`Inputs.valid`)."""
     slots_BS = inputs.wide_slots_BU if cfg.inside_layers else inputs.slots_BS
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
     B, I = inputs.pixels_BIJYXC.shape[:2]
     if I == 0:
         # Text alone is not fused, unless `blank_image` has given it a picture.
-        return splice(text_BTD, text_BTD[:, :0], slots_BS)
+        return splice(text_BTD, text_BTD[:, :0], slots_BS), inputs.valid(slots_BS)
     text_BFD = prefusion.take_fused(text_BTD, inputs.fuse_BF)
-    total_BFD, tokens_BIQD = _encode_rows(params, inputs, text_BFD, cfg)
+    total_BFD, visual = _encode_rows(params, inputs, text_BFD, cfg)
     text_BTD = put_mean(total_BFD, inputs.frames_BI.sum(axis=1), text_BTD, inputs.fuse_BF)
-    return splice(text_BTD, tokens_BIQD.reshape(B, -1, text_BTD.shape[-1]), slots_BS)
+    visual_BVD = visual.tokens_IQE.reshape(B, -1, text_BTD.shape[-1])
+    if visual.valid_IQ is None:
+        valid_BS = inputs.valid(slots_BS)
+    else:
+        valid_BS = splice_valid(inputs.ids_BT, visual.valid_IQ.reshape(B, -1), slots_BS)
+    return splice(text_BTD, visual_BVD, slots_BS), valid_BS
 
 
 def _encode_rows(
     params: LlavaMini, inputs: Inputs, text_BFD: Array, cfg: LlavaMiniConfig
-) -> tuple[Array, Array]:
+) -> tuple[Array, Compressed]:
     """(float32 sum of the fused text over each row's frames, visual tokens [B, I, Q, D]).
 
     Where layers are recomputed, long videos are too, a few frames after the other: each frame is
     fused with the whole text, so all at once would take gigabytes a row.
     """
     B, I = inputs.frames_BI.shape
+    text = text_BFD, inputs.question_BT
     together = frames_together(I, sharding.piece((B,), ("batch",))[0], cfg)
     if together == I:
-        features_BIJPE = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
-        return _fuse_frames(params, features_BIJPE, inputs.frames_BI, text_BFD, cfg)
+        seen = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
+        return _fuse_frames(params, seen, inputs.frames_BI, text, cfg)
 
     def chunks(x: Array) -> Array:
         """[B, I, ...] -> [chunks, B, together, ...]."""
@@ -184,7 +219,7 @@ def _encode_rows(
 
     # Outside of what is recomputed: no gradient goes into the tower, so its features (1.2 MB a
     # frame) are all that a second pass would give.
-    features = jax.lax.map(
+    seen = jax.lax.map(
         lambda pixels_BIJYXC: _encode_frames(params, pixels_BIJYXC, cfg),
         chunks(inputs.pixels_BIJYXC),
     )
@@ -193,16 +228,20 @@ def _encode_rows(
     whole = dataclasses.replace(params, prefusion=prefusion_whole)
     once = chunk_config(cfg)
 
-    def add(total_BFD: Array, some: tuple[Array, Array]) -> tuple[Array, Array]:
-        more_BFD, tokens_BIQD = _fuse_frames(whole, *some, text_BFD, once)
-        return total_BFD + more_BFD, tokens_BIQD
+    def add(total_BFD: Array, some: tuple[Seen, Array]) -> tuple[Array, Compressed]:
+        more_BFD, visual = _fuse_frames(whole, *some, text, once)
+        return total_BFD + more_BFD, visual
 
     # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
     add = jax.checkpoint(add, prevent_cse=False)
     zeros_BFD = jnp.zeros_like(text_BFD, jnp.float32)
-    total_BFD, tokens = jax.lax.scan(add, zeros_BFD, (features, chunks(inputs.frames_BI)))
-    tokens_BIQD = jnp.moveaxis(tokens, 0, 1).reshape(B, -1, *tokens.shape[3:])
-    return total_BFD, tokens_BIQD[:, :I]
+    total_BFD, visual = jax.lax.scan(add, zeros_BFD, (seen, chunks(inputs.frames_BI)))
+
+    def rows(x: Array) -> Array:
+        """[chunks, B, together, ...] -> [B, I, ...]."""
+        return jnp.moveaxis(x, 0, 1).reshape(B, -1, *x.shape[3:])[:, :I]
+
+    return total_BFD, jax.tree.map(rows, visual)
 
 
 def frames_together(frames: int, rows: int, cfg: LlavaMiniConfig) -> int:
@@ -220,35 +259,37 @@ def chunk_config(cfg: LlavaMiniConfig) -> LlavaMiniConfig:
     return dataclasses.replace(cfg, remat="matmuls")
 
 
-def _encode_frames(params: LlavaMini, pixels_BIJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    """The tower's features [B, I, J, P, E]."""
+def _encode_frames(params: LlavaMini, pixels_BIJYXC: Array, cfg: LlavaMiniConfig) -> Seen:
+    """What the tower hands over of each frame, [B, I, J, ...]."""
     B, I, *part_shape = pixels_BIJYXC.shape
-    features_IJPE = encode_vision(params, pixels_BIJYXC.reshape(B * I, *part_shape), cfg)
-    return features_IJPE.reshape(B, I, *features_IJPE.shape[1:])
+    seen = encode_vision(params, pixels_BIJYXC.reshape(B * I, *part_shape), cfg)
+    return jax.tree.map(lambda x: x.reshape(B, I, *x.shape[1:]), seen)
 
 
 def _fuse_frames(
     params: LlavaMini,
-    features_BIJPE: Array,
+    seen: Seen,
     frames_BI: Array,
-    text_BFD: Array,
+    text: tuple[Array, Array | None],
     cfg: LlavaMiniConfig,
-) -> tuple[Array, Array]:
-    """`_encode_rows` of frames whose features are there."""
-    B, I, *part_shape = features_BIJPE.shape
-    # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
-    text_BIFD = jnp.broadcast_to(text_BFD[:, None], (B, I, *text_BFD.shape[1:]))
-    tokens_IQD, fused_IFD = fuse_images(
-        params,
-        features_BIJPE.reshape(B * I, *part_shape),
-        text_BIFD.reshape(B * I, *text_BFD.shape[1:]),
-        cfg,
-    )
+) -> tuple[Array, Compressed]:
+    """`_encode_rows` of frames that the tower has seen; `text`: to be fused, and the question."""
+    B, I = frames_BI.shape
+
+    def for_each(x: Array) -> Array:
+        """[B, ...] -> [B * I, ...]: each frame with the text of its row."""
+        # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
+        return jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:])).reshape(B * I, *x.shape[1:])
+
+    text_IFD, question_IT = jax.tree.map(for_each, text)
+    seen = jax.tree.map(lambda x: x.reshape(B * I, *x.shape[2:]), seen)
+    seen = dataclasses.replace(seen, question_IT=question_IT)
+    visual, fused_IFD = fuse_images(params, seen, text_IFD, cfg)
     # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
     fused_BIFD = fused_IFD.astype(jnp.float32).reshape(B, I, *fused_IFD.shape[1:])
     # Paper section 4.2 pools over the frames of a video; several images do the same.
     total_BFD = jnp.where(frames_BI[:, :, None, None], fused_BIFD, 0.0).sum(axis=1)
-    return total_BFD, tokens_IQD.reshape(B, I, *tokens_IQD.shape[1:])
+    return total_BFD, jax.tree.map(lambda x: x.reshape(B, I, *x.shape[1:]), visual)
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
@@ -260,63 +301,71 @@ def encode_images(
     params: LlavaMini, pixels_IJYXC: Array, text_IFD: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(visual tokens [I, Q, D], fused text [I, F, D]) of images, each with its own text."""
-    return fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
+    visual, fused_IFD = fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
+    return visual.tokens_IQE, fused_IFD
 
 
 def fuse_images(
-    params: LlavaMini, features_IJPE: Array, text_IFD: Array, cfg: LlavaMiniConfig
-) -> tuple[Array, Array]:
-    """`encode_images` from the tower's features on."""
-    patches_ISD, compressed_IQD = project_and_compress(params, features_IJPE, cfg)
+    params: LlavaMini, seen: Seen, text_IFD: Array, cfg: LlavaMiniConfig
+) -> tuple[Compressed, Array]:
+    """(visual tokens in the LLM's width, fused text) of images that the tower has seen."""
+    patches_ISD, compressed = project_and_compress(params, seen, cfg)
     if params.prefusion is None:
-        return compressed_IQD, text_IFD
-    tokens_IQD, memory = prefuse_images(params, patches_ISD, compressed_IQD, cfg)
-    return tokens_IQD, prefuse_text(params, memory, text_IFD, cfg)
+        return compressed, text_IFD
+    tokens_IQD, memory = prefuse_images(params, patches_ISD, compressed.tokens_IQE, cfg)
+    fused_IFD = prefuse_text(params, memory, text_IFD, cfg)
+    return dataclasses.replace(compressed, tokens_IQE=tokens_IQD), fused_IFD
 
 
 def encode_and_compress(
     params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig
 ) -> tuple[Array, Array]:
     """(patches [I, S, D], compressed [I, Q, D]) of images in the language model's width."""
-    return project_and_compress(params, encode_vision(params, pixels_IJYXC, cfg), cfg)
+    seen = encode_vision(params, pixels_IJYXC, cfg)
+    patches_ISD, compressed = project_and_compress(params, seen, cfg)
+    return patches_ISD, compressed.tokens_IQE
 
 
-def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    """The tower's features [I, J, P, E] of images of J parts."""
+def encode_vision(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Seen:
+    """What the tower hands over of images of J parts, [I, J, ...]: just what is read of them."""
     I, J = pixels_IJYXC.shape[:2]
+    place.check_pictures(cfg.compressor.kind, cfg.declared, I, J)
     pixels_RYXC = pixels_IJYXC.reshape(I * J, *pixels_IJYXC.shape[2:])
-    features_RPE = clip.apply(
-        params.vision, pixels_RYXC, cfg.vision, cfg.dtype, attention=cfg.attention
+    reads = cfg.declared.reads
+    seen = clip.look(
+        params.vision, pixels_RYXC, cfg.vision, cfg.dtype, reads, attention=cfg.attention
     )
-    return features_RPE.reshape(I, J, *features_RPE.shape[1:])
+    return jax.tree.map(lambda x: x.reshape(I, J, *x.shape[1:]), seen)
 
 
 def project_and_compress(
-    params: LlavaMini, features_IJPE: Array, cfg: LlavaMiniConfig
-) -> tuple[Array, Array]:
-    """`encode_and_compress` from the tower's features on.
+    params: LlavaMini, seen: Seen, cfg: LlavaMiniConfig
+) -> tuple[Array, Compressed]:
+    """(patches [I, S, D], tokens [I, Q, D]) from what the tower has seen, [I, J, ...], on.
 
-    High resolution (J = k*k + 1): the sub-images' patches are one map of k times the side, which
-    alone is compressed; in pre-fusion the whole picture's patches follow it (paper section 4.2).
+    A compressor that is the projector leaves no patches (S = 0). High resolution (J = k*k + 1):
+    the sub-images' patches are one map of k times the side, which alone is compressed; in
+    pre-fusion the whole picture's patches follow it (paper section 4.2).
     """
-    I, J, P, E = features_IJPE.shape
-    detail, whole = detail_and_whole(features_IJPE.reshape(I * J, P, E), I, J)
-    detail_ISD = projector.apply(params.projector, detail)
-    if cfg.inside_layers:
-        compressed_IQD = detail_ISD  # left as they are until the language model's layer is reached
-    elif cfg.compressor.kind == "none" or cfg.compress == "projected":
-        compressed_IQD, _ = compressor.apply(params.compressor, detail_ISD, cfg.compressor)
-    else:
-        tokens_IQE, _ = compressor.apply(params.compressor, detail, cfg.compressor)
-        compressed_IQD = projector.apply(params.projector, tokens_IQE)
-    patches_ISD = detail_ISD
-    if whole is not None:
-        whole_IPD = projector.apply(params.projector, whole)
-        patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
-    # Where nothing is compressed the whole picture's patches are tokens, too: LLaVA-1.5 at
-    # 672 pixels has 5 x 576.
-    uncompressed = cfg.compressor.kind == "none" or cfg.inside_layers
-    return patches_ISD, patches_ISD if uncompressed else compressed_IQD
+    detail, whole_IPE = what_is_compressed(seen)
+    patches_ISD = detail.patches_IPE[:, :0]
+    if params.projector is not None:
+        patches_ISD = detail_ISD = projector.apply(params.projector, detail.patches_IPE)
+        if whole_IPE is not None:
+            whole_IPD = projector.apply(params.projector, whole_IPE)
+            patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
+        if not cfg.compresses:
+            # The whole picture's patches are tokens, too: LLaVA-1.5 at 672 pixels has 5 x 576.
+            # With compression inside the LLM they stay so until its layer is reached.
+            return patches_ISD, Compressed(patches_ISD)
+        if cfg.compress == PROJECTED:
+            detail = dataclasses.replace(detail, patches_IPE=detail_ISD)
+    compressed = compressors.apply(params.compressor, detail, cfg.compressor)
+    tokens_IQD = compressed.tokens_IQE
+    if params.projector is not None and cfg.compress == FEATURES:
+        tokens_IQD = projector.apply(params.projector, tokens_IQD)
+    # What the queries look at is for those who call the compressor by itself.
+    return patches_ISD, Compressed(tokens_IQD, valid_IQ=compressed.valid_IQ)
 
 
 def prefuse_images(
@@ -329,7 +378,7 @@ def prefuse_images(
         outputs, image_ISD = 0, patches_ISD
     else:
         outputs, image_ISD = compressed_IQD.shape[1], patches_ISD
-        if cfg.compressor.kind != "none":  # with "none" the tokens are the patches themselves
+        if cfg.declared.compresses:  # else the tokens are the patches themselves
             image_ISD = jnp.concatenate([patches_ISD, compressed_IQD], axis=1)
     fused_IQD, memory = prefusion.prefuse_image(
         params.prefusion, image_ISD, outputs, cfg.llm, remat=cfg.remat, attention=cfg.attention
@@ -356,21 +405,6 @@ def put_mean(total_BFD: Array, count_B: Array, text_BTD: Array, fuse_BF: Array) 
     mean_BFD = total_BFD / jnp.maximum(count_B, 1)[:, None, None]
     fused_BTD = prefusion.put_fused(text_BTD, mean_BFD, fuse_BF)
     return jnp.where((count_B > 0)[:, None, None], fused_BTD, text_BTD)
-
-
-def detail_and_whole(features_RPE: Array, I: int, J: int) -> tuple[Array, Array | None]:
-    """What is compressed, [I, k*k*P, E] as one row-major map, and the whole picture [I, P, E]."""
-    if J == 1:
-        return features_RPE, None
-    P, E = features_RPE.shape[1:]
-    k, side = round((J - 1) ** 0.5), round(P**0.5)
-    if k * k + 1 != J:
-        raise ValueError(f"{J} parts are not k*k sub-images and a whole picture")
-    parts = features_RPE.reshape(I, J, P, E)
-    # [I, (row, column) of the sub-image, (y, x) of the patch, E] -> rows of the whole map.
-    rows = parts[:, :-1].reshape(I, k, k, P, E).reshape(I, k, k, side, side, E)
-    rows = rows.transpose(0, 1, 3, 2, 4, 5)
-    return rows.reshape(I, k * side * k * side, E), parts[:, -1]
 
 
 def unrolled(tree: LlavaMini) -> LlavaMini:

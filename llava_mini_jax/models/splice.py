@@ -62,3 +62,20 @@ def splice(text_BTD: Array, visual_BVD: Array, slots_BS: Array) -> Array:
         index_BS = jnp.maximum(slots_BS, 0)
         inputs_BSD = jnp.take_along_axis(source_BUD, index_BS[..., None], axis=1)
         return jnp.where((slots_BS >= 0)[..., None], inputs_BSD, 0)
+
+
+def splice_valid(ids_BT: Array, valid_BV: Array, slots_BS: Array) -> Array:
+    """Which positions [B, S] hold something: all text, and of the visual tokens those of `valid`.
+
+    Attention sees the others as it sees padding, and positions are counted without them.
+    """
+    whole_BW = jnp.concatenate([jnp.ones_like(ids_BT, bool), valid_BV], axis=1)
+    found_BS = jnp.take_along_axis(whole_BW, jnp.maximum(slots_BS, 0), axis=1)
+    return found_BS & (slots_BS >= 0)
+
+
+def repeat_last(x_BSD: Array, valid_BS: Array) -> Array:
+    """Each position's vector, or of one that holds nothing that of the last before it that does."""
+    places_BS = jnp.where(valid_BS, jnp.arange(valid_BS.shape[1]), 0)
+    last_BS = jax.lax.cummax(places_BS, axis=1)
+    return jnp.take_along_axis(x_BSD, last_BS[..., None], axis=1)

@@ -10,7 +10,6 @@ call at a time: `CaseBatch.calls` has what each saw, and intermediate arrays lie
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -30,37 +29,20 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import Sampling
-from llava_mini_jax.models import clip, compressor, llama, llava_mini, prefusion, projector
+from llava_mini_jax.models import clip, compressors, llama, llava_mini, prefusion, projector
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.models.parts import detail_and_whole
+from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import pad_slots, plan_row
+from llava_mini_jax.reproduce import verify_compressors
+from llava_mini_jax.reproduce.check import Check, read_case
 from llava_mini_jax.training.loss import next_token_loss
 from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_hf import published_tensors
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.import_hf import load_params
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    array: str
-    shape: tuple[int, ...]
-    error: float  # largest absolute error; for gradients relative to the tensor's largest value
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.error <= self.tolerance)  # False for nan
-
-    def line(self) -> str:
-        verdict = "ok" if self.passed else "FAILED"
-        shape = "x".join(map(str, self.shape)) or "scalar"
-        return (
-            f"{self.array:<60} {shape:>16}  largest error {self.error:9.2e}"
-            f"  tolerance {self.tolerance:.0e}  {verdict}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +58,14 @@ class Case:
 
 def open_case(folder: Path) -> Case:
     """Reads a case; InputError where a file is missing or is not what the format says."""
-    for name in ("case.json", "inputs.npz", "outputs.npz", "model/config.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is no golden case: {name} is missing")
-    about = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    arrays = []
-    for name in ("inputs.npz", "outputs.npz"):
-        try:
-            with np.load(folder / name, allow_pickle=False) as file:
-                arrays.append({key: file[key] for key in file.files})
-        except Exception as error:
-            raise InputError(f"{folder / name} cannot be read ({error}): restore it") from None
+    about, inputs, outputs = read_case(folder, "model/config.json")
     bundle, published = open_model(folder / "model", compute_dtype="float32")
     tolerance = about.get("suggested_tolerance", {})
     return Case(
         bundle=bundle,
         published=published,
-        inputs=arrays[0],
-        outputs=arrays[1],
+        inputs=inputs,
+        outputs=outputs,
         about=about,
         forward_tolerance=_first_number(tolerance.get("forward"), 2e-4),
         gradient_tolerance=_first_number(tolerance.get("gradients"), 1e-3),
@@ -107,6 +79,9 @@ def _first_number(text: str | None, default: float) -> float:
 
 def verify(folder: Path, *, attention: str = "auto") -> Iterator[Check]:
     """One Check for every array of outputs.npz; an array that nothing here computes fails."""
+    if verify_compressors.is_case(folder):
+        yield from verify_compressors.verify(folder)
+        return
     case = open_case(folder)
     model = dataclasses.replace(case.bundle.model, attention=attention)
     case = dataclasses.replace(case, bundle=dataclasses.replace(case.bundle, model=model))
@@ -267,12 +242,13 @@ def _call_arrays(
     arrays: dict[str, jax.Array | None] = {"clip_features": features}
     if params.prefusion is None:
         return arrays | {"projected_features": projector.apply(params.projector, features)}
-    detail, _ = llava_mini.detail_and_whole(features, R, J)
-    tokens, attention = compressor.apply(params.compressor, detail, cfg.compressor)
+    detail, _ = detail_and_whole(features, R, J)
+    compressed = compressors.apply(params.compressor, Seen(detail), cfg.compressor)
+    tokens = compressed.tokens_IQE
     parts = projector.apply(params.projector, features).reshape(R, J, *features.shape[1:2], -1)
     arrays |= {
         "compressor_out": tokens,
-        "compressor_attn": attention,
+        "compressor_attn": compressed.attention_IQP,
         "projected_compressed": projector.apply(params.projector, tokens),
         "projected_global": parts[:, -1],
         "projected_hd": parts[:, :-1],

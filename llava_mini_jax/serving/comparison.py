@@ -41,7 +41,7 @@ _alone = threading.Lock()  # comparisons come one after the other, or they would
 
 def comparable(cfg: LlavaMiniConfig) -> bool:
     """Whether there is something to compare: LLaVA-1.5 itself has no other side."""
-    return cfg.compressor.kind != "none" and not cfg.inside_layers
+    return cfg.compresses
 
 
 def compare(worker: Worker, request: Request) -> dict[str, Any]:

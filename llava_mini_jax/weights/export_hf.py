@@ -43,9 +43,9 @@ def published_tensors(
     Leaves that are None are left out. Raises InputError for a parameter that the layout lacks.
     """
     spec = llava_mini.spec(cfg)
-    if isinstance(params.llm.layers, tuple):
+    if params.llm is not None and isinstance(params.llm.layers, tuple):
         spec = llava_mini.unrolled(spec)
-    table = names.table(layout, linear_projector=cfg.projector.kind == "linear")
+    table = names.table(layout, cfg)
     specs = param_tree.paths(spec)
     packed: dict[str, list[np.ndarray | None]] = {}
     for path, leaf in param_tree.paths(params).items():

@@ -10,6 +10,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.json_fields import SECTION
 from llava_mini_jax.models.clip import ClipConfig
+from llava_mini_jax.models.compressors import GridConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.weights.own_section import section_of
@@ -48,11 +49,13 @@ def _llava_hf_json(model: LlavaMiniConfig) -> dict[str, Any]:
 def _release_json(bundle: Bundle) -> dict[str, Any]:
     model = bundle.model
     kind = {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
-    if model.compressor.kind != "none" or model.prefusion_layers > 0:
+    own = model.compressor
+    # Another method's model has no fields of the release's: our own section says what it is.
+    if isinstance(own, GridConfig) and (own.kind != "none" or model.prefusion_layers > 0):
         kind = {
             "architectures": ["LlavaMiniLlamaForCausalLM"],
             "model_type": "llava_mini_llama",
-            "compressor_size": model.compressor.grid,
+            "compressor_size": own.grid,
             "prefusion_layer_num": model.prefusion_layers,
         }
     return {

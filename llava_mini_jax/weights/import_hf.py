@@ -89,7 +89,14 @@ def load_params(
     """
     spec = llava_mini.spec(bundle.model)
     spec = llava_mini.unrolled(spec) if unrolled else spec
-    plan = make_plan(spec, bundle.model, folders)
+    return load_tree(spec, bundle.model, folders, dtype=dtype, int8=int8)
+
+
+def load_tree(
+    spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], *, dtype: Any, int8: bool
+) -> Any:
+    """Parameters of a spec tree, or of a part of one whose rest is None."""
+    plan = make_plan(spec, model, folders)
     dtype = jnp.dtype(dtype)
     return param_tree.map_paths(
         lambda path, leaf: _assemble(path, leaf, plan[path], dtype, int8), spec
@@ -120,8 +127,7 @@ def make_plan(
 
     What matches a pattern of `fresh` may be in none. Raises InputError with every problem at once.
     """
-    linear = model.projector.kind == "linear"
-    tables = [names.table(folder.layout, linear_projector=linear) for folder in folders]
+    tables = [names.table(folder.layout, model) for folder in folders]
     plan: Pieces = {}
     used: set[tuple[int, str]] = set()
     missing: dict[str, list[str]] = {}

@@ -13,6 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 
 
@@ -63,19 +64,100 @@ LLAMA = {
 
 PREFUSION = {f"layers/{o}": f"{{}}.{t}" for o, t in LLAMA_LAYER.items()}
 
-# torch's MultiheadAttention packs the three input projections into one tensor: "name#k/n" is the
-# k-th of n equal parts of a tensor along its first axis.
-COMPRESSOR = {
-    "query": "query",
-    "position": "pos_embed",
-    **_pair("query_norm", "ln_q"),
-    **_pair("patch_norm", "ln_kv"),
-    **{
-        f"{name}/{ours}": f"attn.in_proj_{theirs}#{part}/3"
+
+def _packed(theirs: str) -> dict[str, str]:
+    """torch's MultiheadAttention, which packs the three input projections into one tensor.
+
+    "name#k/n" is the k-th of n equal parts of a tensor along its first axis.
+    """
+    inputs = {
+        f"{name}/{ours}": f"{theirs}.in_proj_{kind}#{part}/3"
         for part, name in enumerate(("q_proj", "k_proj", "v_proj"))
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-    },
-    **_pair("o_proj", "attn.out_proj"),
+        for ours, kind in (("kernel", "weight"), ("bias", "bias"))
+    }
+    return inputs | _pair("o_proj", f"{theirs}.out_proj")
+
+
+def _mlp(ours: str, theirs: str) -> dict[str, str]:
+    """Linear, activation, linear."""
+    return _pair(f"{ours}/fc1", f"{theirs}.0") | _pair(f"{ours}/fc2", f"{theirs}.2")
+
+
+def _under(module: str, inner: dict[str, str]) -> dict[str, str]:
+    return {ours: f"{module}.{theirs}" for ours, theirs in inner.items()}
+
+
+_RELEASE = _under(
+    "compressor",
+    {"query": "query", "position": "pos_embed"}
+    | _pair("query_norm", "ln_q")
+    | _pair("patch_norm", "ln_kv")
+    | _packed("attn"),
+)
+_BERT = "vlm_att_encoder.bert"
+
+
+def _bert_attention(ours: str, theirs: str) -> dict[str, str]:
+    return (
+        _pair(f"{ours}/q_proj", f"{theirs}.self.query")
+        | _pair(f"{ours}/k_proj", f"{theirs}.self.key")
+        | _pair(f"{ours}/v_proj", f"{theirs}.self.value")
+        | _pair(f"{ours}/o_proj", f"{theirs}.output.dense")
+        | _pair(f"{ours}/norm", f"{theirs}.output.LayerNorm")
+    )
+
+
+def _bert_mlp(ours: str, more: str) -> dict[str, str]:
+    return (
+        _pair(f"{ours}/fc1", f"intermediate{more}.dense")
+        | _pair(f"{ours}/fc2", f"output{more}.dense")
+        | _pair(f"{ours}/norm", f"output{more}.LayerNorm")
+    )
+
+
+_QFORMER_LAYER = (
+    _bert_attention("attention", "attention")
+    | _bert_attention("cross", "crossattention")
+    | _bert_mlp("query_mlp", "_query")
+    | _bert_mlp("text_mlp", "")
+)
+_LLAMA_VID = {
+    "qformer/query": "vlm_att_query",
+    "qformer/embed_tokens": f"{_BERT}.embeddings.word_embeddings.weight",
+    "qformer/position": f"{_BERT}.embeddings.position_embeddings.weight",
+    **_pair("qformer/norm", f"{_BERT}.embeddings.LayerNorm"),
+    **{f"qformer/layers/{o}": f"{_BERT}.encoder.layer.{{}}.{t}" for o, t in _QFORMER_LAYER.items()},
+    **_pair("picture_in", "vlm_att_bert_proj"),
+    **_pair("picture_norm", "vlm_att_ln"),
+    **_pair("query_out", "vlm_att_projector"),
+    **_pair("key_proj", "vlm_att_key_projector"),
+    **_pair("context_out", "vlm_att_val_projector"),
+    **_mlp("projector", "mm_projector"),
+}
+# By kind, as each method's authors name their parts; kinds that are not here have no parameters.
+COMPRESSORS = {
+    "similarity": {"query": _RELEASE["query"]},
+    "multi_head": _RELEASE,
+    "mqt": _under(
+        "query_abstractor",
+        {"query": "query", "position": "pos_embed", "into_llm": "proj"}
+        | _pair("query_norm", "ln_q")
+        | _pair("key_norm", "ln_k")
+        | _pair("value_norm", "ln_v")
+        | _packed("attn"),
+    ),
+    "token_packer": _under(
+        "mm_projector",
+        {"query_in": "q_proj_1.weight"}
+        | _mlp("key_in", "k_proj_1")
+        | _mlp("value_in", "v_proj_1")
+        | _pair("query_norm", "ln_q_1")
+        | _pair("key_norm", "ln_k_1")
+        | _pair("value_norm", "ln_v_1")
+        | _packed("clip_attn")
+        | _mlp("into_llm", "mlp"),
+    ),
+    "llama_vid": _LLAMA_VID,
 }
 
 
@@ -98,7 +180,7 @@ LAYOUTS = {
         llm="model.",
         head="lm_head",
         projector=("model.mm_projector.0", "model.mm_projector.2"),
-        compressor="model.compressor.",
+        compressor="model.",
         prefusion="model.prefusion_layers.",
     ),
     # LLaVA-1.5 as Hugging Face's own class publishes it, and as that class saves it since 4.52.
@@ -139,7 +221,7 @@ IGNORED = (
 )
 
 
-def table(layout: Layout, *, linear_projector: bool) -> dict[str, str]:
+def table(layout: Layout, cfg: LlavaMiniConfig) -> dict[str, str]:
     """{our path (stacked form): their name}, "{}" standing for the layer number."""
     names: dict[str, str] = {}
 
@@ -150,11 +232,11 @@ def table(layout: Layout, *, linear_projector: bool) -> dict[str, str]:
     add("vision", layout.vision, VISION)
     add("llm", layout.llm, LLAMA)
     add("llm", layout.head, {"lm_head": ".weight"})
-    add("compressor", layout.compressor, COMPRESSOR)
+    add("compressor", layout.compressor, COMPRESSORS.get(cfg.compressor.kind, {}))
     add("prefusion", layout.prefusion, PREFUSION)
     if layout.projector is not None:
         first, second = layout.projector
-        if linear_projector:
+        if cfg.projector.kind == "linear":
             first = first.removesuffix(".0")
         names.update(_pair("projector/fc1", first) | _pair("projector/fc2", second))
     return names

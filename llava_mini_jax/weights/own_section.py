@@ -4,11 +4,13 @@ Bundle --section_of--> {"model": {..}, "prompt": {..}, "images": {..}} --with_se
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.json_fields import SECTION, Fields
+from llava_mini_jax.models import compressors
+from llava_mini_jax.models.compressors import CompressorConfig
 
 
 def with_section(bundle: Bundle, f: Fields) -> Bundle:
@@ -24,13 +26,52 @@ def with_section(bundle: Bundle, f: Fields) -> Bundle:
             raise InputError(
                 f'{where}: "{SECTION}" has an unknown part "{part}"; known: {", ".join(parts)}'
             )
+        if part == "model" and "compressor" in changes:  # the only part of a part
+            own = _compressor(bundle, changes["compressor"], f"{where}: {SECTION}.model")
+            changes = {**changes, "compressor": own}
         for field, value in changes.items():
-            _check_field(parts[part], field, value, f"{where}: {SECTION}.{part}")
-        if "compressor" in changes:  # the only part of a part
-            compressor = dataclasses.replace(bundle.model.compressor, **changes["compressor"])
-            changes = {**changes, "compressor": compressor}
+            if not isinstance(value, CompressorConfig):
+                _check_field(parts[part], field, value, f"{where}: {SECTION}.{part}")
         parts[part] = dataclasses.replace(parts[part], **changes)
     return dataclasses.replace(bundle, **parts)
+
+
+def _compressor(bundle: Bundle, said: Any, where: str) -> CompressorConfig:
+    """The compressor as the section says; another method than the bundle's needs all its fields."""
+    current = bundle.model.compressor
+    if not isinstance(said, dict):
+        raise InputError(f"{where}.compressor is {short(said)}, expected an object; correct it")
+    kind = said.get("kind", current.kind)
+    known = isinstance(kind, str) and kind in compressors.METHODS
+    config = compressors.config_of(kind) if known else type(current)
+    if isinstance(current, config):
+        for field, value in said.items():
+            _check_field(current, field, value, f"{where}.compressor")
+        return dataclasses.replace(current, **said)
+    hints = get_type_hints(config)
+    fields = {name: said[name] for name in hints if name in said}
+    if fields.keys() != hints.keys() or said.keys() != hints.keys():
+        raise InputError(
+            f'{where}.compressor is of kind "{kind}" with the fields {", ".join(said)}; expected '
+            f"{', '.join(hints)}"
+        )
+    for name, value in said.items():
+        fields[name] = _of_type(value, hints[name], f"{where}.compressor.{name}")
+    return config(**fields)
+
+
+def _of_type(value: Any, expected: Any, where: str) -> Any:
+    """A json value as a config's field; lists of whole numbers are tuples there."""
+    plain = get_origin(expected) is None
+    fits = type(value) is expected if plain else _is_row(value)
+    if not fits:
+        word = expected.__name__ if plain else "whole numbers"
+        raise InputError(f"{where} is {short(value)}, expected {word}; correct it")
+    return value if plain else tuple(value)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 def _check_field(config: Any, field: str, value: Any, where: str) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.params import ParamSpec
 
-# Looked up or added, so that there is no product whose scale could be taken out of it.
-_TABLES = ("embed_tokens", "position", "class_token", "query")
+# Looked up or added, so that there is no product whose scale could be taken out of it; and MQT's
+# `into_llm`, which is published with its input features first.
+_TABLES = ("embed_tokens", "position", "class_token", "query", "into_llm")
 _LARGEST = 127
 TOGETHER = 2**22  # numbers that are rounded together where that is done in parts
 XLA_ALIGNMENT = 64  # bytes

@@ -1,6 +1,7 @@
 """Compressors: bicubic positions against torch, pooling against loops, what attention sees."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.models import compressor
-from llava_mini_jax.models.compressor import CompressorConfig
+from llava_mini_jax.models import compressors
+from llava_mini_jax.models.compressors import GridConfig
+from llava_mini_jax.models.compressors.positions import resize_positions, sincos
+from llava_mini_jax.models.seen import Seen
 from tests import tiny
 
 fast_compilation = tiny.fast_compilation
@@ -19,7 +22,13 @@ RESIZE_ATOL = 5e-6
 # One attention over 16 patches of order 1, float32 against float64.
 ATOL = 5e-6
 
-apply = jax.jit(compressor.apply, static_argnames="cfg")
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def apply(params, patches, cfg):
+    found = compressors.apply(params, Seen(patches), cfg)
+    assert found.valid_IQ is None
+    return found.tokens_IQE, found.attention_IQP
+
 
 # torch.nn.functional.interpolate(table, size, mode="bicubic", align_corners=False), torch 2.13.
 TORCH_BICUBIC = [
@@ -59,14 +68,14 @@ TORCH_BICUBIC = [
 def test_positions_are_resized_as_torch_does(table: list, expected: list) -> None:
     grid, side = len(table), len(expected)
     position = np.stack([np.ravel(table), -np.ravel(table)], axis=1).astype(np.float32)
-    found = compressor.resize_positions(jnp.asarray(position), grid, side)
+    found = resize_positions(jnp.asarray(position), grid, side)
     np.testing.assert_allclose(found[:, 0], np.ravel(expected), atol=RESIZE_ATOL)
     np.testing.assert_allclose(found[:, 1], -np.ravel(expected), atol=RESIZE_ATOL)
 
 
 def test_positions_of_the_same_size_are_unchanged() -> None:
     position = jnp.asarray(np.random.default_rng(0).standard_normal((9, 4)), jnp.bfloat16)
-    assert compressor.resize_positions(position, 3, 3) is position
+    assert resize_positions(position, 3, 3) is position
 
 
 @pytest.mark.parametrize(("side", "grid"), [(4, 1), (4, 2), (5, 3), (5, 2), (3, 3), (24, 8)])
@@ -92,12 +101,12 @@ def test_average_pooling_is_that_of_torch() -> None:
     np.testing.assert_allclose(found[0, :, 0], expected, rtol=1e-6)
 
 
-def config(kind: str, grid: int, width: int = 32) -> CompressorConfig:
-    return CompressorConfig(kind=kind, width=width, heads=8, grid=grid, norm_eps=1e-5)
+def config(kind: str, grid: int, width: int = 32) -> GridConfig:
+    return GridConfig(kind=kind, width=width, heads=8, grid=grid, norm_eps=1e-5)
 
 
-def random(cfg: CompressorConfig):
-    spec = compressor.spec(cfg)
+def random(cfg: GridConfig):
+    spec = compressors.spec(cfg)
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32),
@@ -157,11 +166,11 @@ def test_none_gives_the_patches() -> None:
     tokens, attention = apply(None, patches, cfg)
     np.testing.assert_array_equal(tokens, patches)
     assert attention is None
-    assert compressor.spec(cfg) is None
+    assert compressors.spec(cfg) is None
 
 
 def test_the_position_table_starts_as_sinusoids_of_column_and_row() -> None:
-    table = compressor.sincos(3, 8)
+    table = sincos(3, 8)
     omega = [1.0, 10000**-0.5]
     for y, x in np.ndindex(3, 3):
         expected = [f(place * w) for place in (x, y) for f in (math.sin, math.cos) for w in omega]

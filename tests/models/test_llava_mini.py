@@ -11,6 +11,7 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import Buckets, fused_places
 from llava_mini_jax.models import clip, llama, llava_mini, prefusion
+from llava_mini_jax.models.parts import detail_and_whole
 from tests import tiny
 
 fast_compilation = tiny.fast_compilation
@@ -29,7 +30,7 @@ tower = jax.jit(clip.apply, static_argnames=("cfg", "dtype"))
 def test_sub_images_become_one_row_major_map(k: int, side: int) -> None:
     images, parts, width = 2, k * k + 1, 5
     features = np.random.default_rng(0).standard_normal((images * parts, side * side, width))
-    detail, whole = llava_mini.detail_and_whole(jnp.asarray(features), images, parts)
+    detail, whole = detail_and_whole(jnp.asarray(features), images, parts)
     assert detail.shape == (images, (k * side) ** 2, width)
     for i in range(images):
         for y in range(k * side):
@@ -44,13 +45,13 @@ def test_sub_images_become_one_row_major_map(k: int, side: int) -> None:
 
 def test_a_single_part_is_both() -> None:
     features = jnp.ones((3, 16, 5))
-    detail, whole = llava_mini.detail_and_whole(features, 3, 1)
+    detail, whole = detail_and_whole(features, 3, 1)
     assert detail is features and whole is None
 
 
 def test_parts_that_are_no_square_and_a_whole() -> None:
     with pytest.raises(ValueError, match="4 parts are not"):
-        llava_mini.detail_and_whole(jnp.ones((4, 16, 5)), 1, 4)
+        detail_and_whole(jnp.ones((4, 16, 5)), 1, 4)
 
 
 VARIANTS = {

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import clip, compressor, llama, prefusion, projector
+from llava_mini_jax.models import clip, compressors, llama, prefusion, projector
 from llava_mini_jax.ops import attention
 from llava_mini_jax.reproduce.verify import verify
 from tests import tiny
@@ -37,8 +37,8 @@ ALL = [
 
 # Parts to compile, with their static arguments: operation after operation takes twice the time.
 PARTS = {
-    (clip, "apply"): ("cfg", "dtype", "attention"),
-    (compressor, "apply"): ("cfg",),
+    (clip, "look"): ("cfg", "dtype", "reads", "attention"),
+    (compressors, "apply"): ("cfg",),
     (projector, "apply"): (),
     (prefusion, "prefuse_image"): ("outputs", "cfg", "remat", "attention"),
     (prefusion, "prefuse_text"): ("cfg", "remat", "attention"),

@@ -24,7 +24,7 @@ EIGHT_B = configs.build(configs.LLAMA_3_1_8B, configs.CLIP_L_336, "release")
 def named(cfg, layout: str, unrolled: bool = False) -> dict[str, list[names.Source] | None]:
     spec = llava_mini.spec(cfg)
     spec = llava_mini.unrolled(spec) if unrolled else spec
-    table = names.table(names.LAYOUTS[layout], linear_projector=cfg.projector.kind == "linear")
+    table = names.table(names.LAYOUTS[layout], cfg)
     return {
         path: names.sources(path, leaf, table, cfg.vision.used_layers)
         for path, leaf in param_tree.paths(spec).items()

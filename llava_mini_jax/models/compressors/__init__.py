@@ -1,0 +1,104 @@
+"""Visual-token compressors, a method a file, behind one signature (signature.py).
+
+    cfg.kind --METHODS--> the method's module
+                            |-- declare: where it sits, what it reads of the tower
+                            '-- spec, apply: Seen --> Compressed
+
+How to add one: docs/architecture.md, "Compressors".
+"""
+
+from typing import Any
+
+import jax
+
+from llava_mini_jax.models.compressors import (
+    average_pool,
+    llama_vid,
+    m3,
+    mqt,
+    multi_head,
+    none,
+    prumerge,
+    prumerge_plus,
+    similarity,
+    token_packer,
+    visionzip,
+)
+from llava_mini_jax.models.compressors.grid import GridConfig
+from llava_mini_jax.models.compressors.signature import (
+    Compressed,
+    CompressorConfig,
+    Declaration,
+)
+from llava_mini_jax.models.seen import Seen
+
+__all__ = [
+    "METHODS",
+    "Compressed",
+    "CompressorConfig",
+    "Declaration",
+    "GridConfig",
+    "apply",
+    "config_of",
+    "declare",
+    "method",
+    "spec",
+    "tokens",
+]
+
+# The modules of all methods, by the name that configs and folders give them.
+METHODS: dict[str, Any] = {
+    "none": none,
+    "average_pool": average_pool,
+    "similarity": similarity,
+    "multi_head": multi_head,
+    "m3": m3,
+    "mqt": mqt,
+    "token_packer": token_packer,
+    "prumerge": prumerge,
+    "prumerge_plus": prumerge_plus,
+    "visionzip": visionzip,
+    "llama_vid": llama_vid,
+}
+
+
+def method(cfg: CompressorConfig) -> Any:
+    """The module of a configuration's method."""
+    return _known(cfg.kind, type(cfg))
+
+
+def config_of(kind: str) -> type[CompressorConfig]:
+    """The class of a method's configuration; ValueError for a method that is unknown."""
+    return _known(kind).Config
+
+
+def _known(kind: str, config: type | None = None) -> Any:
+    if kind not in METHODS:
+        raise ValueError(f'compressor "{kind}" is unknown; use one of {", ".join(METHODS)}')
+    found = METHODS[kind]
+    if config is not None and config is not found.Config:
+        raise ValueError(
+            f'compressor "{kind}" is configured by {found.Config.__name__}, not by'
+            f" {config.__name__}: give its own fields"
+        )
+    return found
+
+
+def declare(cfg: CompressorConfig) -> Declaration:
+    """Where the method sits, what it reads, and what its tokens depend on."""
+    return method(cfg).declare(cfg)
+
+
+def tokens(cfg: CompressorConfig, side: int) -> int:
+    """Tokens of a map of `side` x `side` patches; of an adaptive method the most there can be."""
+    return method(cfg).tokens(cfg, side)
+
+
+def spec(cfg: CompressorConfig) -> Any:
+    return method(cfg).spec(cfg)
+
+
+def apply(params: Any, seen: Seen, cfg: CompressorConfig) -> Compressed:
+    """The tokens of I pictures; `seen` has what the method declares."""
+    with jax.named_scope("compressor"):
+        return method(cfg).apply(params, seen, cfg)

@@ -1,0 +1,62 @@
+"""Whether a compressor may stand where a model puts it: one sentence for each that may not.
+
+declaration, place, the model's other switches --check--> nothing, or ValueError
+"""
+
+from llava_mini_jax.models.compressors.signature import (
+    INSTEAD,
+    PLACES,
+    PROJECTED,
+    Declaration,
+)
+from llava_mini_jax.models.seen import PATCHES
+
+
+def check(
+    kind: str,
+    declared: Declaration,
+    place: str,
+    *,
+    prefusion_layers: int,
+    fuse_compressed: bool,
+    inside_layers: int,
+) -> None:
+    if place not in PLACES:
+        raise ValueError(f'compress "{place}" is unknown; use one of {", ".join(PLACES)}')
+    if place not in declared.places:
+        raise ValueError(
+            f'compressor "{kind}" cannot be put at compress "{place}"; use '
+            f"{' or '.join(declared.places)}"
+        )
+    if prefusion_layers and place == INSTEAD:
+        raise ValueError(
+            f'compressor "{kind}" is the projector, so pre-fusion has no patches to read: set'
+            " prefusion_layers to 0"
+        )
+    if prefusion_layers and fuse_compressed and declared.adaptive:
+        raise ValueError(
+            f'compressor "{kind}" gives pictures different numbers of tokens, which cannot go'
+            " through pre-fusion: set fuse_compressed to false"
+        )
+    if inside_layers and (prefusion_layers or not declared.compresses):
+        raise ValueError("compression inside the LLM needs a compressor and no pre-fusion layers")
+    if inside_layers and (
+        PROJECTED not in declared.places or declared.reads != PATCHES or declared.adaptive
+    ):
+        raise ValueError(
+            f'compressor "{kind}" does not work on hidden states of the LLM: set inside_layers to 0'
+        )
+
+
+def check_pictures(kind: str, declared: Declaration, images: int, parts: int) -> None:
+    """ValueError for a call's pictures that the method is not defined on."""
+    if parts > 1 and not declared.parts:
+        raise ValueError(
+            f'compressor "{kind}" is defined on whole pictures, not on {parts} parts of one: set'
+            " the images' grid to 1"
+        )
+    if images > 1 and declared.pooled:
+        raise ValueError(
+            f'compressor "{kind}" shares one ratio among the {images} pictures of a call, padding'
+            " among them: give one picture, or set pooled to false"
+        )
