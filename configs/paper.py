@@ -3,7 +3,7 @@
 The other files of this folder name runs: each says in what it differs from these. Folders are
 examples, relative to where train.py is started; give your own with --start, --data and --tokenizer.
 
-    llava-mini convert --clip CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
+    llava-mini convert --vision CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
     python train.py configs/stage1_vicuna_7b.py --workdir out/7b-stage1
     python train.py configs/stage2_vicuna_7b.py --workdir out/7b-stage2
 

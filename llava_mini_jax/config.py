@@ -35,8 +35,12 @@ CLIP_L_336 = ClipConfig(
     heads=16,
     norm_eps=1e-5,
     activation="quick_gelu",
+    class_token=True,
+    pre_norm=True,
+    patch_bias=False,
     select_layer=-2,
     select_feature="patch",
+    resample="bicubic",
     mean=CLIP_MEAN,
     std=CLIP_STD,
 )
@@ -53,6 +57,10 @@ VICUNA_7B = LlamaConfig(
     rope=RopeConfig(theta=10000.0, scaling=None),
     max_positions=4096,
     tied_head=False,
+    qkv_bias=False,
+    qk_norm=False,
+    window=None,
+    nope_layers=(),
     init_stddev=0.02,
 )
 
@@ -80,6 +88,10 @@ LLAMA_3_1_8B = LlamaConfig(
     ),
     max_positions=131072,
     tied_head=False,
+    qkv_bias=False,
+    qk_norm=False,
+    window=None,
+    nope_layers=(),
     init_stddev=0.02,
 )
 
@@ -208,6 +220,7 @@ def image_config(dialect: str, vision: ClipConfig, *, grid: int = 1) -> ImageCon
         repeat_whole=False,
         mean=vision.mean,
         std=vision.std,
+        resample=vision.resample,
     )
 
 
