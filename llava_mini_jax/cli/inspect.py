@@ -93,7 +93,7 @@ def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     try:
         model = configs.build(
             configs.backbone(args.abstract),
-            configs.CLIP_L_336,
+            configs.tower_of(args.abstract),
             args.dialect or "paper",
             grid=1 if args.grid is None else args.grid,
             prefusion_layers=4 if args.prefusion_layers is None else args.prefusion_layers,

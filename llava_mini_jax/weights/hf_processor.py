@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax.backbones import SIGLIP_MEAN, SIGLIP_STD
 from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, FILTERS, ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields, read_json
@@ -22,7 +23,6 @@ FILES = ("processor_config.json", "preprocessor_config.json")
 _CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor")
 _LLAVA_PROCESSORS = ("LlavaImageProcessor",)
 _SIGLIP_PROCESSORS = ("SiglipImageProcessor",)
-HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and deviation
 _HARMLESS = words(
     """
     processor_class data_format input_data_format device return_tensors disable_grouping
@@ -98,8 +98,8 @@ def processor_of(values: dict[str, Any], where: str) -> Processor:
         raise InputError(
             f"{where}: crop_size {crop} with size {size}; only a crop to the same size is supported"
         )
-    mean = _colours(f, "image_mean", HALF if siglip else CLIP_MEAN)
-    std = _colours(f, "image_std", HALF if siglip else CLIP_STD)
+    mean = _colours(f, "image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
+    std = _colours(f, "image_std", SIGLIP_STD if siglip else CLIP_STD)
     if min(std) <= 0:
         raise f.wrong("image_std", "three numbers above 0")
     # PIL's numbers, which the files hold.
