@@ -34,8 +34,12 @@ VISION = ClipConfig(
     heads=4,
     norm_eps=1e-5,
     activation="quick_gelu",
+    class_token=True,
+    pre_norm=True,
+    patch_bias=False,
     select_layer=-1,
     select_feature="patch",
+    resample="bicubic",
     mean=CLIP_MEAN,
     std=CLIP_STD,
 )
@@ -51,6 +55,10 @@ LLM = LlamaConfig(
     rope=RopeConfig(theta=10000.0, scaling=None),
     max_positions=256,
     tied_head=False,
+    qkv_bias=False,
+    qk_norm=False,
+    window=None,
+    nope_layers=(),
     init_stddev=0.06,
 )
 BASELINE = build(

@@ -3,7 +3,7 @@
 The other files of this folder name runs: each says in what it differs from these. Folders are
 examples, relative to where train.py is started; give your own with --start, --data and --tokenizer.
 
-    llava-mini convert --clip CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
+    llava-mini convert --vision CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
     python train.py configs/stage1_vicuna_7b.py --workdir out/7b-stage1
     python train.py configs/stage2_vicuna_7b.py --workdir out/7b-stage2
 
@@ -18,6 +18,7 @@ import math
 from llava_mini_jax.config import CLIP_L_336, build, image_config, prompt_config
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
+from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig
@@ -37,8 +38,6 @@ INSTRUCTION_SAMPLES = 665_298
 BATCH = 256
 LENGTHS = (128, 256, 512, 768, 1024, 1536, 2048)
 
-IMAGES = image_config("paper", CLIP_L_336)
-
 
 def adam(learning_rate: float, projector_rate: float | None = None) -> OptimizerConfig:
     """Table 9: cosine decay, 3 % warm-up; its "MM Learning Rate" is the projector's."""
@@ -57,12 +56,12 @@ def adam(learning_rate: float, projector_rate: float | None = None) -> Optimizer
     )
 
 
-def stage_1(llm: LlamaConfig, start: str) -> TrainConfig:
+def stage_1(llm: LlamaConfig, start: str, vision: ClipConfig = CLIP_L_336) -> TrainConfig:
     """Vision-language pretraining: patches as they are, only the projector learns; 1 epoch."""
     return TrainConfig(
         name="stage1",
-        model=build(llm, CLIP_L_336, "paper", compressor="none", prefusion_layers=0, remat="full"),
-        images=IMAGES,
+        model=build(llm, vision, "paper", compressor="none", prefusion_layers=0, remat="full"),
+        images=image_config("paper", vision),
         prompt=prompt_config("paper", "plain", LENGTHS[-1]),
         tokenizer=start,
         data=CAPTIONS,
@@ -91,12 +90,14 @@ def stage_1(llm: LlamaConfig, start: str) -> TrainConfig:
     )
 
 
-def stage_2(llm: LlamaConfig, template: str, start: str) -> TrainConfig:
+def stage_2(
+    llm: LlamaConfig, template: str, start: str, vision: ClipConfig = CLIP_L_336
+) -> TrainConfig:
     """Instruction tuning: compressor and pre-fusion are new, all but the tower learns; 2 epochs."""
     return dataclasses.replace(
-        stage_1(llm, start),
+        stage_1(llm, start, vision),
         name="stage2",
-        model=build(llm, CLIP_L_336, "paper", grid=1, prefusion_layers=4, remat="full"),
+        model=build(llm, vision, "paper", grid=1, prefusion_layers=4, remat="full"),
         prompt=prompt_config("paper", template, LENGTHS[-1]),
         data=INSTRUCTIONS,
         fresh=(),

@@ -1,16 +1,36 @@
 """Model configurations: named parts, dialects, and what a model folder says as a Bundle.
 
-    named models:     build(llm=VICUNA_7B, vision=CLIP_L_336, dialect="paper", ...) --.
+    named parts:      build(llm=VICUNA_7B, vision=CLIP_L_336, dialect="paper", ...) --.
     model folders:    config.json (+ the tower's, + preprocessor_config.json) ---------+--> Bundle
                                                                                        |
     Bundle = model (architecture) + images (pictures to pixels) + prompt (text to ids)
 
-Hugging Face's json is read and written in weights/ (hf_config.py, hf_processor.py, export_hf.py).
+The parts are in backbones.py, whose names are names of this module too. Hugging Face's json is read
+and written in weights/ (hf_config.py, hf_processor.py, export_hf.py).
 """
 
 import dataclasses
 from typing import Any
 
+from llava_mini_jax.backbones import (
+    BACKBONES,
+    CLIP_L_336,
+    LLAMA_1_1B,
+    LLAMA_3_1_8B,
+    QWEN2_5_0_5B,
+    QWEN2_5_3B,
+    QWEN2_5_7B,
+    QWEN3_4B,
+    SIGLIP2_BASE_256,
+    SIGLIP2_SO400M_384,
+    SMOLLM2_1_7B,
+    SMOLLM2_135M,
+    SMOLLM2_360M,
+    VICUNA_7B,
+    VICUNA_13B,
+    backbone,
+    tower_of,
+)
 from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.errors import InputError
@@ -20,89 +40,42 @@ from llava_mini_jax.models.compressors import CompressorConfig, GridConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.projector import ProjectorConfig
-from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
+
+__all__ = [
+    "ASKING_DTYPES",
+    "BACKBONES",
+    "CLIP_L_336",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "DIALECTS",
+    "FLOAT_DTYPES",
+    "LLAMA_1_1B",
+    "LLAMA_3_1_8B",
+    "QWEN2_5_0_5B",
+    "QWEN2_5_3B",
+    "QWEN2_5_7B",
+    "QWEN3_4B",
+    "SIGLIP2_BASE_256",
+    "SIGLIP2_SO400M_384",
+    "SMOLLM2_1_7B",
+    "SMOLLM2_135M",
+    "SMOLLM2_360M",
+    "VICUNA_7B",
+    "VICUNA_13B",
+    "Bundle",
+    "Dialect",
+    "backbone",
+    "build",
+    "dialect_of",
+    "image_config",
+    "prompt_config",
+    "tower_of",
+]
 
 # What parameters may be stored, trained, converted and computed in; and what they may be asked in:
 # int8 rounds the weights of products as they are loaded (weights/quantize.py), and is no format.
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 ASKING_DTYPES = (*FLOAT_DTYPES, "int8")
-
-CLIP_L_336 = ClipConfig(
-    image_size=336,
-    patch_size=14,
-    width=1024,
-    mlp_width=4096,
-    layers=24,
-    heads=16,
-    norm_eps=1e-5,
-    activation="quick_gelu",
-    select_layer=-2,
-    select_feature="patch",
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-)
-
-VICUNA_7B = LlamaConfig(
-    vocab_size=32000,
-    width=4096,
-    mlp_width=11008,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    head_width=128,
-    norm_eps=1e-5,
-    rope=RopeConfig(theta=10000.0, scaling=None),
-    max_positions=4096,
-    tied_head=False,
-    init_stddev=0.02,
-)
-
-VICUNA_13B = dataclasses.replace(
-    VICUNA_7B, width=5120, mlp_width=13824, layers=40, heads=40, kv_heads=40
-)
-
-LLAMA_3_1_8B = LlamaConfig(
-    vocab_size=128256,
-    width=4096,
-    mlp_width=14336,
-    layers=32,
-    heads=32,
-    kv_heads=8,
-    head_width=128,
-    norm_eps=1e-5,
-    rope=RopeConfig(
-        theta=500000.0,
-        scaling=Llama3Scaling(
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=8192,
-        ),
-    ),
-    max_positions=131072,
-    tied_head=False,
-    init_stddev=0.02,
-)
-
-# TinyLlama: small enough to be timed on a CPU.
-LLAMA_1_1B = dataclasses.replace(
-    VICUNA_7B, width=2048, mlp_width=5632, layers=22, kv_heads=4, head_width=64
-)
-
-# Published language models, by the name that commands take.
-BACKBONES = {
-    "vicuna-7b": VICUNA_7B,
-    "vicuna-13b": VICUNA_13B,
-    "llama-3.1-8b": LLAMA_3_1_8B,
-    "llama-1.1b": LLAMA_1_1B,
-}
-
-
-def backbone(name: str) -> LlamaConfig:
-    """A published language model; InputError for a name that is unknown."""
-    if name not in BACKBONES:
-        raise InputError(f'backbone "{name}" is unknown; use one of {", ".join(BACKBONES)}')
-    return BACKBONES[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +185,7 @@ def image_config(dialect: str, vision: ClipConfig, *, grid: int = 1) -> ImageCon
         repeat_whole=False,
         mean=vision.mean,
         std=vision.std,
+        resample=vision.resample,
     )
 
 

@@ -31,6 +31,7 @@ FLOORS = (
     ("data.prompt", "data.media", "data.text", "data.digits"),
     ("data.sets",),
     ("data.batches",),
+    ("backbones",),
     ("config",),
     ("weights",),
     ("inference",),

@@ -68,12 +68,12 @@ def corrupt_video(model: Path) -> Path:
     return truncated(path, path.stat().st_size // 2)
 
 
-def siglip(model: Path) -> Path:
+def naflex(model: Path) -> Path:
     """A folder of another kind of tower."""
-    folder = model / "siglip"
+    folder = model / "siglip2"
     folder.mkdir()
     vision = {"hidden_act": "gelu_pytorch_tanh", "image_size": 32}
-    config = {"model_type": "siglip", "vision_config": vision}
+    config = {"model_type": "siglip2", "vision_config": vision}
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
     return folder
@@ -211,8 +211,8 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     ),
     "mark, dry run": (lambda m: ["ask", m, "<image>", "--dry-run"], "1 times for 0 pictures"),
     "another tower": (
-        lambda m: ["convert", "--clip", siglip(m), "--llm", m, m / "o"],
-        'vision tower of model_type "siglip" is not supported',
+        lambda m: ["convert", "--vision", naflex(m), "--llm", m, m / "o"],
+        'vision tower of model_type "siglip2" (NaFlex: ',
     ),
     "class token": (
         lambda m: ["inspect", changed_config(m, "mm_vision_select_feature", value="cls_patch")],

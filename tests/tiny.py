@@ -50,8 +50,12 @@ VISION = ClipConfig(
     heads=4,
     norm_eps=1e-5,
     activation="quick_gelu",
+    class_token=True,
+    pre_norm=True,
+    patch_bias=False,
     select_layer=-2,
     select_feature="patch",
+    resample="bicubic",
     mean=configs.CLIP_MEAN,
     std=configs.CLIP_STD,
 )
@@ -72,6 +76,10 @@ LLM = LlamaConfig(
     rope=RopeConfig(theta=10000.0, scaling=None),
     max_positions=256,
     tied_head=False,
+    qkv_bias=False,
+    qk_norm=False,
+    window=None,
+    nope_layers=(),
     init_stddev=0.02,
 )
 

@@ -35,7 +35,7 @@ from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.generate import refuse_inside
-from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models import decoder, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import attention_weights, under
@@ -112,20 +112,20 @@ def observe(params: LlavaMini, batch: TrainBatch, bins_SG: Array, cfg: LlavaMini
     slots_BS = batch.inputs.slots_BS
     valid_BS = slots_BS >= 0
     kinds_BSK = jax.nn.one_hot(kinds(batch), len(KINDS))  # zeros at padding, which is -1
-    mask_BTS = masks.causal(valid_BS)
+    mask_BTS = masks.causal(valid_BS, cfg.llm.window)
     angles_BSH = angles(masks.running_positions(valid_BS), cfg.llm.head_width, cfg.llm.rope)
 
     def look(q_BTNH: Array, k_BKSH: Array) -> Summary:
         weights_BTS = attention_weights(q_BTNH, k_BKSH, mask_BTS)
         return summarise(weights_BTS, kinds_BSK, mask_BTS, bins_SG)
 
-    def body(layer: llama.Block, x_BSD: Array, _: None) -> tuple[Array, Summary]:
-        x_BSD, (_, summary) = llama.block(
+    def body(layer: decoder.Layer, x_BSD: Array, _: None) -> tuple[Array, Summary]:
+        x_BSD, (_, summary) = decoder.block(
             layer, x_BSD, angles_BSH, under(mask_BTS), cfg.llm, observe=look
         )
         return x_BSD, summary
 
-    return fold_layers(body, params.llm.layers, x_BSD)[1]
+    return fold_layers(body, decoder.each(params.llm.layers, cfg.llm), x_BSD)[1]
 
 
 def kinds(batch: TrainBatch) -> Array:

@@ -31,7 +31,7 @@ from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.model import Model, answer_all
-from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models import decoder, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import under
@@ -105,15 +105,15 @@ def _blinded(
     cfg: LlavaMiniConfig,
 ) -> Array:
     """The language model's layers; where `hidden_L` says so, text does not see vision tokens."""
-    mask_BUU = masks.causal(valid_BU)
+    mask_BUU = masks.causal(valid_BU, cfg.llm.window)
     blind_BUU = mask_BUU & ~(~is_vision_BU[:, :, None] & is_vision_BU[:, None, :])
     angles_BUH = angles(masks.running_positions(valid_BU), cfg.llm.head_width, cfg.llm.rope)
 
-    def body(layer: llama.Block, x_BUD: Array, hidden: Array) -> tuple[Array, None]:
+    def body(layer: decoder.Layer, x_BUD: Array, hidden: Array) -> tuple[Array, None]:
         mask = jnp.where(hidden, blind_BUU, mask_BUU)
-        return llama.block(layer, x_BUD, angles_BUH, under(mask), cfg.llm)[0], None
+        return decoder.block(layer, x_BUD, angles_BUH, under(mask), cfg.llm)[0], None
 
-    return fold_layers(body, llm.layers, x_BUD, hidden_L)[0]
+    return fold_layers(body, decoder.each(llm.layers, cfg.llm), x_BUD, hidden_L)[0]
 
 
 def scores(

@@ -1,7 +1,7 @@
 """`llava-mini convert`: a model folder in another format, or a training run's starting point.
 
 SRC (release, LLaVA-1.5, llava-hf) --------------------.
---clip FOLDER --llm FOLDER + fresh parts --lazy leaves--+--one tensor at a time--> DST
+--vision FOLDER --llm FOLDER + fresh parts --lazy leaves--+--one tensor at a time--> DST
 """
 
 import argparse
@@ -14,11 +14,11 @@ from llava_mini_jax.terminal import human_bytes, note, tensor_progress, waiting
 
 SUMMARY = "write a model folder in another format, or make the start of a training run"
 USAGE = """llava-mini convert SRC DST [options]
-       llava-mini convert --clip FOLDER --llm FOLDER DST [options]"""
+       llava-mini convert --vision FOLDER --llm FOLDER DST [options]"""
 EXAMPLE = """examples:
   llava-mini convert llava-v1.5-7b llava-hf-7b --format llava-hf
   llava-mini convert out/stage2/model whole --merge
-  llava-mini convert --clip clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --dialect paper"""
+  llava-mini convert --vision clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --grid 2"""
 
 PARTS_OPTIONS = ("dialect", "grid", "prefusion_layers", "prefusion_init", "seed")
 
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="FOLDER", help="the adapter's base (default: what it names)")
     parts = parser.add_argument_group("the start of a training run")
     add = parts.add_argument
-    add("--clip", metavar="FOLDER", help="CLIP's folder")
-    add("--llm", metavar="FOLDER", help="LLaMA's or Vicuna's folder")
+    add("--vision", "--clip", metavar="FOLDER", help="the tower's folder: CLIP's or SigLIP's")
+    add("--llm", metavar="FOLDER", help="the language model's folder (docs/weights.md: families)")
     add("--dialect", help="paper or release (default: paper)")
     add("--grid", type=int, metavar="C", help="C*C tokens an image (default: 1)")
     add("--prefusion-layers", type=int, metavar="N", help="default: 4")
@@ -85,29 +85,31 @@ def run(args: argparse.Namespace) -> int:
         except SafetensorError as error:  # how that library reports a full disk
             raise InputError(f"{target} cannot be written ({error}): free some space") from error
     # Told to files and pipes too where it was chosen here, and not known of a LLaVA of Vicuna.
-    tell = note if args.clip is None and bundle.prompt.template == "vicuna_v1" else print
-    tell(template_told(bundle, adapters.described(source, base), llava=args.clip is None))
+    tell = note if args.vision is None and bundle.prompt.template == "vicuna_v1" else print
+    tell(template_told(bundle, adapters.described(source, base), llava=args.vision is None))
     note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    from_parts = args.clip is not None or args.llm is not None
-    if from_parts and (args.clip is None or args.llm is None):
-        raise InputError("--clip and --llm belong together: give both folders")
+    from_parts = args.vision is not None or args.llm is not None
+    if from_parts and (args.vision is None or args.llm is None):
+        raise InputError("--vision and --llm belong together: give both folders")
     wanted = 1 if from_parts else 2
     if len(args.folders) != wanted:
         raise InputError(
             f"{len(args.folders)} folders are given ({', '.join(args.folders)}), expected"
-            f" {'DST alone beside --clip and --llm' if from_parts else 'SRC and DST'}"
+            f" {'DST alone beside --vision and --llm' if from_parts else 'SRC and DST'}"
         )
     if not from_parts:
-        refuse(args, PARTS_OPTIONS, "without --clip and --llm")
+        refuse(args, PARTS_OPTIONS, "without --vision and --llm")
         if not args.merge:
             refuse(args, ["base"], "without --merge")
     if from_parts:
-        refuse(args, ["vision_tower"], "with --clip, which names the tower")
-        refuse(args, ["merge", "base"], "with --clip and --llm: --merge is for an adapter's folder")
+        refuse(args, ["vision_tower"], "with --vision, which names the tower")
+        refuse(
+            args, ["merge", "base"], "with --vision and --llm: --merge is for an adapter's folder"
+        )
     if args.prefusion_layers == 0:
         refuse(args, ["prefusion_init"], "with --prefusion-layers 0")
 
@@ -116,7 +118,7 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
     from llava_mini_jax.weights import adapters, lazy_params
     from llava_mini_jax.weights.hub import resolve_folder
 
-    if args.clip is None:
+    if args.vision is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
         if args.merge and not adapters.is_adapter(source):
             raise InputError(f"{source} is no adapter: leave out --merge")
@@ -127,7 +129,7 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
             source, vision_tower=tower, base=base, dtype=args.dtype, watch=watch
         )
     return lazy_params.start_from_parts(
-        resolve_folder(args.clip),
+        resolve_folder(args.vision),
         source,
         dialect=args.dialect or "paper",
         grid=1 if args.grid is None else args.grid,

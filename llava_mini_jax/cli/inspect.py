@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
     print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
     print(f"dialect: {dialect_of(model)}")
-    print(f"attention here: {describe(model.attention, model.dtype, model.llm.head_width)}")
+    width, windowed = model.llm.head_width, model.llm.window is not None
+    print(f"attention here: {describe(model.attention, model.dtype, width, windowed=windowed)}")
     if args.model is not None:
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder
@@ -92,7 +93,7 @@ def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
     try:
         model = configs.build(
             configs.backbone(args.abstract),
-            configs.CLIP_L_336,
+            configs.tower_of(args.abstract),
             args.dialect or "paper",
             grid=1 if args.grid is None else args.grid,
             prefusion_layers=4 if args.prefusion_layers is None else args.prefusion_layers,

@@ -189,7 +189,7 @@ def _trace(call: programs.Call) -> Any:
 def _bundle(name: str) -> Bundle:
     """A published shape in the release's dialect, or what a folder says."""
     if name in configs.BACKBONES:
-        vision = configs.CLIP_L_336
+        vision = configs.tower_of(name)
         return Bundle(
             model=configs.build(configs.BACKBONES[name], vision, "release"),
             images=configs.image_config("release", vision),

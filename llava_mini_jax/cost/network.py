@@ -193,7 +193,7 @@ class _Forward:
         cfg, parts = self.cfg.vision, self.pictures * self.shape.parts
         yield self.linear("vision/patch_embed", parts * cfg.grid**2, ())
         names = ("patch_embed", "class_token", "position", "pre_norm", "layers")
-        behind, S = tuple(f"vision/{name}" for name in names), cfg.grid**2 + 1
+        behind, S = tuple(f"vision/{name}" for name in names), cfg.positions
         run = functools.partial(self.layers, keys=S, behind=behind)
         yield from run("vision/layers", cfg.used_layers * parts * S)
         if self.unread:

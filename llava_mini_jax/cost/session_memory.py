@@ -63,7 +63,7 @@ class SessionMemory:
 
         `cast`: one weight at a time is held in the products' dtype beside its own.
         """
-        cfg, llm, S = self.cfg, layer(self.cfg.llm), self.cfg.vision.grid**2 + 1
+        cfg, llm, S = self.cfg, layer(self.cfg.llm), self.cfg.vision.positions
         tower = self._layer(layer(cfg.vision), self.chunk * self.parts, S, S)
         found = {}
         if pictures:

@@ -183,7 +183,7 @@ def published(name: str, frames: int, *, dtype: str, chunk: int) -> Plan:
         raise InputError(
             f'dtype "{dtype}" is unknown; use one of {", ".join(configs.ASKING_DTYPES)}'
         )
-    llm, vision = configs.backbone(name), configs.CLIP_L_336
+    llm, vision = configs.backbone(name), configs.tower_of(name)
     bundle = Bundle(
         model=configs.build(llm, vision, "release"),
         images=configs.image_config("release", vision),

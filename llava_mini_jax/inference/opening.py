@@ -63,7 +63,7 @@ def open_folder(
     bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
     model = replace(bundle.model, attention=attention)
     # Before the weights are read: a kernel that is not there is refused at once.
-    describe(attention, model.dtype, model.llm.head_width)
+    describe(attention, model.dtype, model.llm.head_width, windowed=model.llm.window is not None)
     bundle = prompt_template.with_prompt(replace(bundle, model=model), template, max_length)
     tokenizer = load_tokenizer(adapters.tokenizer_folder(path))
     return Opened(prompt_template.with_tokenizer(bundle, tokenizer), tokenizer, published, dtype)

@@ -22,7 +22,7 @@ from llava_mini_jax.inference.sampling import Sampling, is_end, next_token
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.attention import attend
-from llava_mini_jax.ops.masks import Mask
+from llava_mini_jax.ops.masks import Mask, seen_from
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.params import Array
 
@@ -120,7 +120,7 @@ def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Ar
     used_B = lane.used_B
     # Plain embeddings, never fused: so the release generates, too.
     x_B1D = llama.embed(params.llm, lane.token_B[:, None], cfg.dtype)
-    attends = attend(Mask(valid_BS=jnp.arange(S) <= used_B[:, None]), cfg.attention)
+    attends = attend(Mask(valid_BS=seen_from(used_B, S, cfg.llm.window)), cfg.attention)
 
     def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
         k_BKSH = _put_rows(lane.keys[layer], k_BK1H, used_B)
@@ -250,7 +250,7 @@ def read_fresh(
 
     # Padding stands behind every reader, and is written over by what comes next.
     positions_RS = jnp.broadcast_to(jnp.arange(S), (R, S))
-    attends = attend(Mask(first=0), cfg.attention)
+    attends = attend(Mask(first=0, window=cfg.llm.window), cfg.attention)
     x_RSD, _ = llama.run_remembering(
         params.llm.layers, x_RSD, positions_RS, attends, remember, cfg.llm
     )
@@ -286,7 +286,7 @@ def read_block(
         return own[0], own[1], None
 
     positions_1S = (first + jnp.arange(len(x_SD)))[None]
-    attends = attend(Mask(first=first), cfg.attention)
+    attends = attend(Mask(first=first, window=cfg.llm.window), cfg.attention)
     x_1SD, _ = llama.run_remembering(
         params.llm.layers, x_SD[None], positions_1S, attends, remember, cfg.llm
     )

@@ -1,13 +1,16 @@
-"""CLIP vision transformer: pictures to patch features, never trained.
+"""Vision transformers, CLIP's and SigLIP's: pictures to patch features, never trained.
 
     pixels_IYXC --patch_embed--> [class | patches] + position --norm--> layers --> patches_IPE
                                                                           '--> more, as declared
 
+SigLIP has no class token and no norm in front of its layers, but a bias behind `patch_embed`; its
+pooling head gives one vector of a picture, which nobody here reads.
+
 Only the layers that are read are run: with `select_layer` -2 (LLaVA) that is 23 of 24. The others
 and the final norm are kept as parameters (`unread_*`) so that an export is complete.
 
-Dimensions: I images, Y X pixel rows and columns, C colours, P patches, S = P + 1 with the class
-token, E width, N heads, H = E / N, M MLP width.
+Dimensions: I images, Y X pixel rows and columns, C colours, P patches, S = P, or P + 1 with the
+class token, E width, N heads, H = E / N, M MLP width.
 """
 
 import dataclasses
@@ -30,6 +33,7 @@ from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, stack, zeros
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -42,11 +46,15 @@ class ClipConfig:
     layers: int
     heads: int
     norm_eps: float
-    activation: str  # "quick_gelu" (OpenAI's weights) or "gelu"
+    activation: str  # "quick_gelu" (OpenAI's weights), "gelu" or "gelu_pytorch_tanh" (SigLIP)
+    class_token: bool  # CLIP
+    pre_norm: bool  # CLIP
+    patch_bias: bool  # SigLIP
     select_layer: (
         int  # as in Hugging Face's hidden_states: -1 the last block's output, -2 the one before
     )
     select_feature: str  # "patch": all but the class token, the only one there is
+    resample: str  # of pictures that are made for it (data/media/images.py: FILTERS)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -64,8 +72,13 @@ class ClipConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Patches along one side. Pixels beyond the last whole patch are left out."""
         return self.image_size // self.patch_size
+
+    @property
+    def positions(self) -> int:
+        """S, of the patches and, where there is one, the class token."""
+        return self.grid**2 + self.class_token
 
     @property
     def used_layers(self) -> int:
@@ -89,9 +102,10 @@ class ClipLayer:
 @struct.dataclass
 class Clip:
     patch_embed: Leaf
+    patch_bias: Leaf  # None, as the class token and the norm, where the config says so
     class_token: Leaf
     position: Leaf
-    pre_norm: LayerNorm
+    pre_norm: LayerNorm | None
     layers: ClipLayer
     unread_layers: ClipLayer | None  # None where every layer is read
     unread_norm: LayerNorm
@@ -127,9 +141,10 @@ def spec(cfg: ClipConfig) -> Clip:
     side, unread = cfg.patch_size, cfg.layers - cfg.used_layers
     return Clip(
         patch_embed=ParamSpec((E, 3, side, side), ("tower", None, None, None), init),
-        class_token=ParamSpec((E,), ("norm",), normal(E**-0.5)),
-        position=ParamSpec((cfg.grid**2 + 1, E), (None, "norm"), normal(E**-0.5)),
-        pre_norm=layer_norm_spec(E),
+        patch_bias=ParamSpec((E,), ("norm",), zeros) if cfg.patch_bias else None,
+        class_token=ParamSpec((E,), ("norm",), normal(E**-0.5)) if cfg.class_token else None,
+        position=ParamSpec((cfg.positions, E), (None, "norm"), normal(E**-0.5)),
+        pre_norm=layer_norm_spec(E) if cfg.pre_norm else None,
         layers=stack(cfg.used_layers, layer),
         unread_layers=stack(unread, layer) if unread else None,
         unread_norm=layer_norm_spec(E),
@@ -176,9 +191,9 @@ def look(
                 x_ISE, _ = fold_layers(block, _some_layers(params.layers, at, level), x_ISE)
             kept[level], at = x_ISE, level
         seen = Seen(
-            patches_IPE=x_ISE[:, 1:],
+            patches_IPE=x_ISE[:, cfg.class_token :],
             class_IE=x_ISE[:, 0] if reads.class_token else None,
-            levels=tuple(kept[level][:, 1:] for level in reads.levels),
+            levels=tuple(kept[level][:, cfg.class_token :] for level in reads.levels),
         )
         if reads.heads_of is None:
             return seen
@@ -188,6 +203,11 @@ def look(
 
 
 def _check_reads(reads: Reads, cfg: ClipConfig) -> None:
+    if not cfg.class_token and (reads.class_token or reads.heads_of is not None):
+        raise ValueError(
+            "the class token is read of a tower that has none, as SigLIP: take CLIP's, or a method"
+            " that reads patches alone"
+        )
     levels = reads.levels if reads.heads_of is None else (*reads.levels, reads.heads_of)
     for level in levels:
         if not 0 <= level <= cfg.used_layers:
@@ -244,6 +264,8 @@ def normalize(pixels: Array, cfg: ClipConfig) -> Array:
 
 def _embed(params: Clip, pixels_IYXC: Array, cfg: ClipConfig) -> Array:
     images, side, grid = pixels_IYXC.shape[0], cfg.patch_size, cfg.grid
+    if grid * side < cfg.image_size:
+        pixels_IYXC = pixels_IYXC[:, : grid * side, : grid * side]
     # A convolution whose stride is its kernel is one product over the pixels of each patch. The
     # axes are split one by one: an Explicit mesh allows only such reshapes.
     rows = pixels_IYXC.reshape(images, grid, side, grid * side, 3)
@@ -252,11 +274,16 @@ def _embed(params: Clip, pixels_IYXC: Array, cfg: ClipConfig) -> Array:
     patches_IyxE = einsum(
         "IyuxvC,ECuv->IyxE", cells, params.patch_embed, ("batch", None, None, None)
     )
-    patches_IPE = patches_IyxE.reshape(images, grid * grid, cfg.width)
-    # Made from the patches, it lies on the mesh as they do; plain zeros could not join them.
-    class_I1E = jnp.zeros_like(patches_IPE[:, :1]) + params.class_token.astype(patches_IPE.dtype)
-    x_ISE = jnp.concatenate([class_I1E, patches_IPE], axis=1)
+    x_ISE = patches_IyxE.reshape(images, grid * grid, cfg.width)
+    if params.patch_bias is not None:
+        x_ISE = x_ISE + params.patch_bias.astype(x_ISE.dtype)
+    if params.class_token is not None:
+        # Made from the patches, it lies on the mesh as they do; plain zeros could not join them.
+        class_I1E = jnp.zeros_like(x_ISE[:, :1]) + params.class_token.astype(x_ISE.dtype)
+        x_ISE = jnp.concatenate([class_I1E, x_ISE], axis=1)
     x_ISE = x_ISE + params.position.astype(x_ISE.dtype)
+    if params.pre_norm is None:
+        return x_ISE
     return layer_norm(x_ISE, params.pre_norm, cfg.norm_eps)
 
 

@@ -1,15 +1,14 @@
-"""LLaMA: Vicuna, LLaMA-2, LLaMA-3.1 and any other decoder of that shape.
+"""LLaMA and its relatives: Vicuna, LLaMA 2 and 3, Qwen2, Qwen3, Mistral, SmolLM2 and SmolLM3.
 
     ids_BT --embed--> x_BTD --[ norm, attention, norm, MLP ] x L--> final norm --head--> logits_BTV
 
-The language model and the pre-fusion module run the same `block`: what differs is where earlier
-keys and values come from, which the caller passes in as `remember`.
+The language model and the pre-fusion module run the same `block` (models/decoder.py): what differs
+is where earlier keys and values come from, which the caller passes in as `remember`.
 
 Dimensions: B batch, T query and S key positions, D width, M MLP width, N heads, K key/value heads,
 H head width, V vocabulary, L layers.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,48 +19,14 @@ from flax import struct
 
 from llava_mini_jax import sharding
 from llava_mini_jax.models import cache as kv
+from llava_mini_jax.models.decoder import Block, Layer, LlamaConfig, block, block_spec, each
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import einsum
-from llava_mini_jax.ops.layers import attention_name, fold_layers
+from llava_mini_jax.ops.layers import fold_layers
 from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.norm import rms_norm
-from llava_mini_jax.ops.rope import RopeConfig, angles, rotate
+from llava_mini_jax.ops.rope import angles
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
-    vocab_size: int
-    width: int
-    mlp_width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    norm_eps: float
-    rope: RopeConfig
-    max_positions: int
-    tied_head: bool  # the head is the embedding table
-    init_stddev: float
-
-    def __post_init__(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads"
-            )
-
-
-@struct.dataclass
-class Block:
-    attn_norm: Leaf
-    q_proj: Leaf
-    k_proj: Leaf
-    v_proj: Leaf
-    o_proj: Leaf
-    mlp_norm: Leaf
-    gate_proj: Leaf
-    up_proj: Leaf
-    down_proj: Leaf
 
 
 @struct.dataclass
@@ -70,24 +35,6 @@ class Llama:
     layers: Block
     final_norm: Leaf
     lm_head: Leaf  # None: tied to embed_tokens
-
-
-def block_spec(cfg: LlamaConfig) -> Block:
-    D, N, K, H, M = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.mlp_width
-    init = normal(cfg.init_stddev)
-    # K may be less than the tensor axis has devices: then these stay whole (sharding.partition).
-    into_kv = ParamSpec((K, H, D), ("heads", None, "embed"), init)
-    return Block(
-        attn_norm=ParamSpec((D,), ("norm",), ones),
-        q_proj=ParamSpec((N, H, D), ("heads", None, "embed"), init),
-        k_proj=into_kv,
-        v_proj=into_kv,
-        o_proj=ParamSpec((D, N, H), ("embed", "heads", None), init),
-        mlp_norm=ParamSpec((D,), ("norm",), ones),
-        gate_proj=ParamSpec((M, D), ("mlp", "embed"), init),
-        up_proj=ParamSpec((M, D), ("mlp", "embed"), init),
-        down_proj=ParamSpec((D, M), ("embed", "mlp"), init),
-    )
 
 
 def spec(cfg: LlamaConfig) -> Llama:
@@ -150,13 +97,13 @@ def run_whole(
     """
     # Left padding is counted, to no effect: rotary attention sees differences of positions only.
     positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-    attends = attend(Mask(first=0, valid_BS=valid_BT), attention)
+    attends = attend(Mask(first=0, valid_BS=valid_BT, window=cfg.window), attention)
     with jax.named_scope("llm"):
-        return run_layers(layers, x_BTD, positions_BT, attends, cfg, remat=remat)
+        return run_layers(each(layers, cfg), x_BTD, positions_BT, attends, cfg, remat=remat)
 
 
 def run_layers(
-    layers: Block | tuple,
+    layers: Layer | tuple,
     x_BTD: Array,
     positions_BT: Array,
     attends: Callable,
@@ -164,10 +111,10 @@ def run_layers(
     *,
     remat: str = "none",
 ) -> Array:
-    """A stack of blocks over whole sequences, without the final norm."""
+    """A stack of blocks, as `each` gives it, over whole sequences, without the final norm."""
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
 
-    def body(layer: Block, x_BTD: Array, _: None) -> tuple[Array, None]:
+    def body(layer: Layer, x_BTD: Array, _: None) -> tuple[Array, None]:
         x_BTD, _ = block(layer, x_BTD, angles_BTH, attends, cfg)
         return x_BTD, None
 
@@ -209,7 +156,7 @@ def run_cached(
     # Before the mask is made: a new token attends to itself.
     valid_BS = kv.extend_valid(cache, valid_BT)
     # Free slots are keys too: the shape is the same for every token, and the mask hides them.
-    attends = attend(Mask(first=cache.used, valid_BS=valid_BS), attention)
+    attends = attend(Mask(first=cache.used, valid_BS=valid_BS, window=cfg.window), attention)
 
     def remember(layer: int, k_BKTH: Array, v_BKTH: Array):
         k_BKSH = kv.write(cache.keys[layer], k_BKTH, cache.used)
@@ -239,8 +186,7 @@ def run_remembering(
     memories = []
     with jax.named_scope("llm"):
         # One by one: a scan would put the layers' caches together, and copy them.
-        each = layers if isinstance(layers, tuple) else unstack(layers)
-        for number, layer in enumerate(each):
+        for number, layer in enumerate(unstack(each(layers, cfg))):
             own = partial(remember, number)
             x_BTD, memory = block(layer, x_BTD, angles_BTH, attends, cfg, own)
             memories.append(memory)
@@ -253,53 +199,3 @@ def logits(params: Llama, x_BTD: Array) -> Array:
         head = params.embed_tokens if params.lm_head is None else params.lm_head
         # Widened behind the product, as Hugging Face does: loss and sampling need float32.
         return einsum("BTD,VD->BTV", x_BTD, head, ("batch", None, "vocab")).astype(jnp.float32)
-
-
-def _only_these(k_BKTH: Array, v_BKTH: Array) -> tuple[Array, Array, None]:
-    return k_BKTH, v_BKTH, None
-
-
-def block(
-    layer: Block,
-    x_BTD: Array,
-    angles_BTH: Array,
-    attends: Callable[[Array, Array, Array], Array],
-    cfg: LlamaConfig,
-    remember: Callable = _only_these,
-    observe: Callable | None = None,
-) -> tuple[Array, Any]:
-    """One decoder layer over T positions; returns (x, memory).
-
-    `remember(k, v)` puts the new keys and values [B, K, T, H] to the earlier ones and returns all
-    [B, K, S, H] to attend to, and whatever the caller wants to keep; `attends` lets queries
-    [B, T, N, H] attend to them (ops/attention.py). With `observe(queries, keys)` the memory is a
-    pair of that and of what it returns: a layer's output for analyses, which changes nothing.
-    """
-    y_BTD = rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps)
-    q_BTNH = attention_name(rotate(_project("BTD,NHD->BTNH", y_BTD, layer.q_proj), angles_BTH))
-    k_BKSH, v_BKSH, memory = remember(*_keys_values(layer, y_BTD, angles_BTH))
-    if observe is not None:
-        memory = memory, observe(q_BTNH, k_BKSH)
-    mixed_BTNH = attention_name(attends(q_BTNH, k_BKSH, v_BKSH))
-    x_BTD = x_BTD + einsum("BTNH,DNH->BTD", mixed_BTNH, layer.o_proj, ("batch", None, None))
-    y_BTD = rms_norm(x_BTD, layer.mlp_norm, cfg.norm_eps)
-    gate_BTM = einsum("BTD,MD->BTM", y_BTD, layer.gate_proj, ("batch", None, "mlp"))
-    up_BTM = einsum("BTD,MD->BTM", y_BTD, layer.up_proj, ("batch", None, "mlp"))
-    y_BTM = jax.nn.silu(gate_BTM) * up_BTM
-    return x_BTD + einsum("BTM,DM->BTD", y_BTM, layer.down_proj, ("batch", None, None)), memory
-
-
-def keys_values(
-    layer: Block, x_BTD: Array, angles_BTH: Array, cfg: LlamaConfig
-) -> tuple[Array, Array]:
-    """A layer's keys and values only: all that positions whose output is not read must give."""
-    return _keys_values(layer, rms_norm(x_BTD, layer.attn_norm, cfg.norm_eps), angles_BTH)
-
-
-def _keys_values(layer: Block, y_BTD: Array, angles_BTH: Array) -> tuple[Array, Array]:
-    k_BTKH = rotate(_project("BTD,KHD->BTKH", y_BTD, layer.k_proj), angles_BTH)
-    v_BTKH = _project("BTD,KHD->BTKH", y_BTD, layer.v_proj)
-    return attention_name(k_BTKH.swapaxes(1, 2)), attention_name(v_BTKH.swapaxes(1, 2))
-
-
-_project = partial(einsum, axes=("batch", None, "heads", None))

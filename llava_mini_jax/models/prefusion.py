@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.models import llama
-from llava_mini_jax.models.llama import Block, LlamaConfig
+from llava_mini_jax.models import decoder, llama
+from llava_mini_jax.models.decoder import Block, Layer, LlamaConfig
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.layers import fold_layers
@@ -47,7 +47,7 @@ class ImageMemory:
 
 def spec(layers: int, cfg: LlamaConfig) -> Prefusion | None:
     """`layers` blocks of the language model's own shape; None without pre-fusion."""
-    return Prefusion(layers=stack(layers, llama.block_spec(cfg))) if layers else None
+    return Prefusion(layers=stack(layers, decoder.block_spec(cfg))) if layers else None
 
 
 def prefuse_image(
@@ -63,32 +63,32 @@ def prefuse_image(
     images, size = image_ISD.shape[:2]
     positions_IS = jnp.broadcast_to(jnp.arange(size), (images, size))
     angles_ISH = angles(positions_IS, cfg.head_width, cfg.rope)
-    attends = attend(Mask(first=0), attention)
+    attends = attend(Mask(first=0, window=cfg.window), attention)
 
     def keep(k: Array, v: Array):
         return k, v, (k, v)
 
-    def body(layer: Block, x_ISD: Array, _: None):
-        return llama.block(layer, x_ISD, angles_ISH, attends, cfg, keep)
+    def body(layer: Layer, x_ISD: Array, _: None):
+        return decoder.block(layer, x_ISD, angles_ISH, attends, cfg, keep)
 
-    def read_last(layer: Block, x_ISD: Array, _: None):
-        k_IKSH, v_IKSH = llama.keys_values(layer, x_ISD, angles_ISH, cfg)
+    def read_last(layer: Layer, x_ISD: Array, _: None):
+        k_IKSH, v_IKSH = decoder.keys_values(layer, x_ISD, angles_ISH, cfg)
         tail = slice(size - outputs, size)
         x_IQD = x_ISD[:, tail]
         # The paper's dialect reads no output of the last layer, so no query is left there.
         if outputs:
-            x_IQD, _ = llama.block(
+            x_IQD, _ = decoder.block(
                 layer,
                 x_IQD,
                 angles_ISH[:, tail],
-                attend(Mask(first=size - outputs), attention),
+                attend(Mask(first=size - outputs, window=cfg.window), attention),
                 cfg,
                 lambda k, v: (k_IKSH, v_IKSH, None),
             )
         return x_IQD, (k_IKSH, v_IKSH)
 
     with jax.named_scope("prefusion_image"):
-        earlier, last = _split_last(params.layers)
+        earlier, last = _split_last(decoder.each(params.layers, cfg, whole=False))
         x_ISD, memories = image_ISD, []
         if earlier is not None:
             x_ISD, memory = fold_layers(body, earlier, x_ISD, remat=remat)
@@ -100,7 +100,7 @@ def prefuse_image(
         return x_IQD, ImageMemory(keys_NIKSH=keys, values_NIKSH=values)
 
 
-def _split_last(layers: Block | tuple) -> tuple[Block | tuple | None, Block]:
+def _split_last(layers: Layer | tuple) -> tuple[Layer | tuple | None, Layer]:
     """(all layers but the last as a stack, or None; the last one)."""
     if isinstance(layers, tuple):
         return layers[:-1] or None, layers[-1]
@@ -127,20 +127,21 @@ def prefuse_text(
     # Position ids run on behind the image's.
     positions_IF = jnp.broadcast_to(size + jnp.arange(text_IFD.shape[1]), text_IFD.shape[:2])
     angles_IFH = angles(positions_IF, cfg.head_width, cfg.rope)
-    attends = attend(Mask(first=size), attention)
+    attends = attend(Mask(first=size, window=cfg.window), attention)
+    layers = decoder.each(params.layers, cfg, whole=False)
 
-    def body(layer: Block, x_IFD: Array, image: tuple[Array, Array]):
+    def body(layer: Layer, x_IFD: Array, image: tuple[Array, Array]):
         def remember(k: Array, v: Array):
             # The image in front: the mask counts slots from its first patch.
             return *(
                 jnp.concatenate(pair, axis=2) for pair in zip(image, (k, v), strict=True)
             ), None
 
-        return llama.block(layer, x_IFD, angles_IFH, attends, cfg, remember)
+        return decoder.block(layer, x_IFD, angles_IFH, attends, cfg, remember)
 
     with jax.named_scope("prefusion_text"):
         stacked = (memory.keys_NIKSH, memory.values_NIKSH)
-        return fold_layers(body, params.layers, text_IFD, stacked, remat=remat)[0]
+        return fold_layers(body, layers, text_IFD, stacked, remat=remat)[0]
 
 
 def take_fused(text_BTD: Array, fuse_BF: Array) -> Array:
@@ -176,9 +177,8 @@ def apply_whole(
     image_IS = jnp.ones_like(image_ISD[..., 0], dtype=bool)
     valid_IS = jnp.concatenate([image_IS, fuse_IT], axis=1)
     positions_IS = masks.running_positions(valid_IS)
-    mask = Mask(first=0, valid_BS=valid_IS)
+    mask = Mask(first=0, valid_BS=valid_IS, window=cfg.window)
     x_ISD = jnp.concatenate([image_ISD, text_ITD], axis=1)
-    outputs_ISD = llama.run_layers(
-        unstack(params.layers), x_ISD, positions_IS, attend(mask, "xla"), cfg
-    )
-    return outputs_ISD, positions_IS, masks.causal(valid_IS)
+    layers = decoder.each(unstack(params.layers), cfg, whole=False)
+    outputs_ISD = llama.run_layers(layers, x_ISD, positions_IS, attend(mask, "xla"), cfg)
+    return outputs_ISD, positions_IS, masks.causal(valid_IS, cfg.window)

@@ -53,10 +53,11 @@ def attention(
     reads them. N query heads share K key/value heads in groups of N/K. A query that may attend to
     nothing gets something finite that no one reads.
 
-    Raises InputError for an implementation that this platform, head width or dtype does not have.
+    Raises InputError for an implementation that this platform, head width, dtype or mask does not
+    have.
     """
     heads, kv_heads = q_BTNH.shape[2], k_BKSH.shape[1]
-    run, opaque = _kernel(q_BTNH, implementation)
+    run, opaque = _kernel(q_BTNH, implementation, windowed=mask.window is not None)
     # None: there is no mesh. P(None): there is one, and the axis stays whole on it.
     split_heads = sharding.partition((heads,), ("heads",)) not in (None, jax.P(None))
     if split_heads and sharding.partition((kv_heads,), ("heads",)) == jax.P(None):
@@ -91,9 +92,16 @@ def check_attention(implementation: str) -> None:
 
 
 def choose(
-    implementation: str, platform: str, dtype: jnp.dtype, head_width: int
+    implementation: str,
+    platform: str,
+    dtype: jnp.dtype,
+    head_width: int,
+    *,
+    windowed: bool = False,
 ) -> tuple[str, str]:
     """(implementation for many queries, why) on a platform ("cpu", "gpu" or "tpu").
+
+    `windowed`: queries see a window of the keys only (`Mask.window`).
 
     "auto" takes the platform's kernel, and falls back on "xla" where that refuses; one that is
     asked for by name is refused with an InputError.
@@ -105,7 +113,7 @@ def choose(
         kernel = next((name for name, where in PLATFORM.items() if where == platform), None)
         if kernel is None:
             return "xla", f"no fused kernel on {platform}"
-        refusal = _refusal(kernel, dtype, head_width)
+        refusal = _refusal(kernel, dtype, head_width, windowed)
         return ("xla", refusal) if refusal else (kernel, f"{platform} has it")
     needed = PLATFORM[implementation]
     if platform != needed and (implementation, platform) != ("splash", "cpu"):
@@ -113,21 +121,24 @@ def choose(
             f'attention "{implementation}" needs a {needed.upper()}, and this program is for'
             f' {platform.upper()}: take "auto", which picks what is there'
         )
-    refusal = _refusal(implementation, dtype, head_width)
+    refusal = _refusal(implementation, dtype, head_width, windowed)
     if refusal:
         raise InputError(f'attention "{implementation}": {refusal}; take "auto" or "xla"')
     return implementation, "asked for"
 
 
-def describe(implementation: str, dtype: jnp.dtype, head_width: int) -> str:
+def describe(
+    implementation: str, dtype: jnp.dtype, head_width: int, *, windowed: bool = False
+) -> str:
     """One line for people: "splash from 128 queries on, else xla (tpu has it)"."""
-    name, why = choose(implementation, sharding.platform(), dtype, head_width)
+    platform = sharding.platform()
+    name, why = choose(implementation, platform, dtype, head_width, windowed=windowed)
     fewest = f" from {FEWEST_QUERIES[name]} queries on, else xla" if name in FEWEST_QUERIES else ""
     return f"{name}{fewest} ({why})"
 
 
-def _refusal(kernel: str, dtype: jnp.dtype, head_width: int) -> str:
-    """What a kernel has against a dtype or head width, "" if nothing."""
+def _refusal(kernel: str, dtype: jnp.dtype, head_width: int, windowed: bool) -> str:
+    """What a kernel has against a dtype, head width or window, "" if nothing."""
     takes = {"cudnn": cudnn, "splash": splash}[kernel]
     if kernel == "cudnn" and (why := cudnn.missing()):
         return why
@@ -136,13 +147,17 @@ def _refusal(kernel: str, dtype: jnp.dtype, head_width: int) -> str:
     if head_width % takes.WIDTH_STEP or head_width > takes.WIDEST:
         step, most = takes.WIDTH_STEP, takes.WIDEST
         return f"its heads are multiples of {step} wide up to {most}, not {head_width}"
+    if windowed and not takes.WINDOWS:
+        return "it has no sliding window, which this language model has"
     return ""
 
 
-def _kernel(q_BTNH: Array, implementation: str) -> tuple[Callable[..., Array], bool]:
+def _kernel(
+    q_BTNH: Array, implementation: str, *, windowed: bool
+) -> tuple[Callable[..., Array], bool]:
     """(what computes it, whether that is opaque to `sharding.local`)."""
     platform, queries = sharding.platform(), q_BTNH.shape[1]
-    name, why = choose(implementation, platform, q_BTNH.dtype, q_BTNH.shape[3])
+    name, why = choose(implementation, platform, q_BTNH.dtype, q_BTNH.shape[3], windowed=windowed)
     if name in FEWEST_QUERIES and queries >= FEWEST_QUERIES[name]:
         if name == "cudnn":
             return cudnn.attention, False

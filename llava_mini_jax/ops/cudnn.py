@@ -15,6 +15,7 @@ from llava_mini_jax.params import Array
 
 DTYPES = ("bfloat16", "float16")
 WIDTH_STEP, WIDEST = 8, 128  # head widths: multiples, and the most before Hopper
+WINDOWS = True  # a part of the dense mask
 OLDEST = 8  # compute capability: Ampere
 
 
@@ -34,7 +35,8 @@ def missing() -> str:
 def attention(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, mask: Mask) -> Array:
     """ops/attention.py's `attention` on a CUDA device; any length, any mask."""
     T, S = q_BTNH.shape[1], k_BKSH.shape[2]
-    causal = isinstance(mask.first, int) and mask.first == 0 and T == S
+    whole = isinstance(mask.first, int) and mask.first == 0 and T == S
+    causal = whole and mask.window is None
     rest = dataclasses.replace(mask, first=None) if causal else mask
     dense_BTS = rest.dense(T, S)
     # Gradients want even lengths. What is added stands last: causality hides it, or a mask does.

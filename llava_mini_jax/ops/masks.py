@@ -20,6 +20,14 @@ class Mask:
             query 1, in slot 3:  1 1 0 1 0
 
     Padding behind the last valid query needs no `valid_BS`: its slots are behind every reader.
+
+    With a `window` (Mistral's `sliding_window`) a query sees the last so many valid keys only, the
+    one in its own slot included. Keys that hold nothing are not counted, so that a row means the
+    same with padding and without:
+
+        Mask(first=2, valid_BS=[[1, 1, 0, 1, 1]], window=2) =
+            query 0, in slot 2:  1 1 0 0 0
+            query 1, in slot 3:  0 1 0 1 0
     """
 
     first: int | Array | None = None  # slot of query 0; None: queries see keys in all slots
@@ -27,6 +35,7 @@ class Mask:
     # int32: sequences packed into one row, by number. Both or neither.
     query_segments_BT: Array | None = None
     key_segments_BS: Array | None = None
+    window: int | None = None  # how many keys a query sees; None: all
 
     def arrays(self) -> dict[str, Array]:
         """The parts that are data, by name: not those left out, nor a `first` known to the host."""
@@ -44,6 +53,8 @@ class Mask:
         if self.query_segments_BT is not None:
             assert self.key_segments_BS is not None
             allowed.append(self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :])
+        if self.window is not None:
+            allowed.append(self._near(queries, keys, self.window))
         if not allowed:
             return None
         mask_BTS = allowed[0]
@@ -51,12 +62,32 @@ class Mask:
             mask_BTS = mask_BTS & more
         return jnp.broadcast_to(mask_BTS, (mask_BTS.shape[0], queries, keys))
 
+    def _near(self, queries: int, keys: int, window: int) -> Array:
+        """Who is among the last `window` valid keys of whom, or behind it: bool [B or 1, T, S]."""
+        assert self.first is not None, "a window belongs to queries that have slots"
+        valid_BS = jnp.ones((1, keys), bool) if self.valid_BS is None else self.valid_BS
+        counted_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.int32)
+        counted_BT = jnp.take(counted_BS, self.first + jnp.arange(queries), axis=1, mode="clip")
+        return counted_BT[:, :, None] - counted_BS[:, None, :] < window
 
-def causal(valid_BS: Array) -> Array:
+
+def causal(valid_BS: Array, window: int | None = None) -> Array:
     """The whole mask [B, S, S] of sequences whose every valid position is a query too."""
-    mask_BSS = Mask(first=0, valid_BS=valid_BS).dense(valid_BS.shape[1], valid_BS.shape[1])
+    mask = Mask(first=0, valid_BS=valid_BS, window=window)
+    mask_BSS = mask.dense(valid_BS.shape[1], valid_BS.shape[1])
     assert mask_BSS is not None
     return mask_BSS
+
+
+def seen_from(slot_B: Array, slots: int, window: int | None) -> Array:
+    """bool [B, S]: the slots that a query in slot `slot_B` of its row sees, all of them filled.
+
+    seen_from([2], 5, window=2) = [[0, 1, 1, 0, 0]]
+    """
+    seen_BS = jnp.arange(slots) <= slot_B[:, None]
+    if window is None:
+        return seen_BS
+    return seen_BS & (jnp.arange(slots) > slot_B[:, None] - window)
 
 
 def running_positions(valid_BT: Array, first: int | Array = 0) -> Array:

@@ -17,6 +17,8 @@ from llava_mini_jax.params import Array
 
 DTYPES = ("bfloat16", "float32")
 WIDTH_STEP, WIDEST = 1, 256  # any head width: padded to a multiple of LANES / 2
+# A window counts valid keys, which are data; the kernel's own local mask counts slots.
+WINDOWS = False
 LANES = 128
 LARGEST_BLOCK = 1024  # queries or keys that a core holds at a time
 
@@ -28,6 +30,7 @@ def attention(
 
     Has no gradient where `mask.first` is an array: only caches have that, and nothing trains there.
     """
+    assert mask.window is None, "ops/attention.py refuses it"
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     # Zeros behind a head change no product, and what they add to the result is cut off again.
     q_BNTH = _padded(q_BTNH.swapaxes(1, 2) * H**-0.5, 3, LANES // 2)

@@ -29,6 +29,7 @@ from llava_mini_jax.training.step_memory import estimate, groups
 
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
 DEVICES = {
+    "24 GB GPU": 24,
     "80 GB GPU": 80,
     "141 GB GPU": 140,
     "TPU v5e": 16,

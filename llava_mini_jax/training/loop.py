@@ -247,11 +247,12 @@ def _say(line: str) -> None:
 
 def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
     mesh = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(stage.mesh).items())
+    model, llm = stage.model, stage.model.llm
     return (
         f"{stage.name}: process {jax.process_index()} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} devices, mesh {mesh}, continues from "
         f"step {first_step}; {feed.epochs(stage, samples)}; attention "
-        f"{describe(stage.model.attention, stage.model.dtype, stage.model.llm.head_width)}"
+        f"{describe(model.attention, model.dtype, llm.head_width, windowed=llm.window is not None)}"
     )
 
 

@@ -28,7 +28,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost import network
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory, tree_bytes
-from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models import decoder, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.lora import with_changes
 from llava_mini_jax.ops.attention import attend
@@ -179,7 +179,7 @@ class _Piece:
     def work(self, queries: int, keys: int, rows: int) -> int:
         """One decoder layer's, recomputed and gone through backwards, and its gathered weights."""
         cfg = self.cfg
-        layer = param_tree.abstract(llama.block_spec(cfg.llm), self.stage.param_dtype)
+        layer = param_tree.abstract(decoder.block_spec(cfg.llm), self.stage.param_dtype)
         K, H = cfg.llm.kv_heads, cfg.llm.head_width
         earlier = jax.ShapeDtypeStruct((rows, K, keys - queries, H), cfg.dtype)
         args = layer, self._hidden(rows, queries), earlier, earlier
@@ -189,8 +189,9 @@ class _Piece:
                 return *(jnp.concatenate(p, axis=2) for p in zip((k, v), new, strict=True)), None
 
             angles = jnp.zeros((rows, queries, H // 2), jnp.float32)
-            attends = attend(Mask(first=keys - queries), cfg.attention)
-            return llama.block(layer, x, angles, attends, cfg.llm, remember)[0]
+            attends = attend(Mask(first=keys - queries, window=cfg.llm.window), cfg.attention)
+            own = decoder.Layer(layer, None)
+            return decoder.block(own, x, angles, attends, cfg.llm, remember)[0]
 
         trained = self.count(True, "llm/layers/*")
 
@@ -226,7 +227,7 @@ class _Piece:
         tower, tensor = self.cfg.vision, self.stage.mesh.tensor
         heads, width = (_share(n, tensor) for n in (tower.heads, tower.mlp_width))
         layer = dataclasses.replace(network.layer(tower), heads=heads, mlp_width=width)
-        pictures, S = self.images_together * self.stage.images.parts, tower.grid**2 + 1
+        pictures, S = self.images_together * self.stage.images.parts, tower.positions
         scores = 0 if _fuses(self.cfg) else 2 * layer.scores(S, S) * FLOAT32
         mlp = layer.mlp(S) * self.cfg.dtype.itemsize
         return pictures * max(scores, mlp)

@@ -82,7 +82,7 @@ def lora_tensors(
     if isinstance(params.llm.layers, tuple):
         spec = llava_mini.unrolled(spec)
     specs = param_tree.paths(spec)
-    table = names.table(LAYOUT, linear_projector=bundle.model.projector.kind == "linear")
+    table = names.table(LAYOUT, bundle.model)
     for path, leaf in param_tree.paths(params).items():
         weight, _, factor = path.rpartition("/lora_")
         if not weight:

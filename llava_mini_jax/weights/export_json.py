@@ -7,12 +7,15 @@ import dataclasses
 from typing import Any
 
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.media.images import FILTERS, ImageConfig
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.json_fields import SECTION
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.compressors import GridConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+from llava_mini_jax.weights.families import FAMILIES, family_of, own_json
+from llava_mini_jax.weights.hf_rope import rope_json
 from llava_mini_jax.weights.own_section import section_of
 from llava_mini_jax.weights.towers import KNOWN_TOWERS
 
@@ -29,7 +32,7 @@ def config_files(bundle: Bundle, format: str) -> dict[str, dict[str, Any]]:
     return {
         "config.json": {**own, "torch_dtype": model.compute_dtype, **ids},
         "generation_config.json": ids,
-        "preprocessor_config.json": _preprocessor_json(model)
+        "preprocessor_config.json": _preprocessor_json(bundle.images)
         | (padding if format == "llava-hf" and pads else {}),
     }
 
@@ -38,23 +41,25 @@ def _llava_hf_json(model: LlavaMiniConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "text_config": {"model_type": "llama", **llama_json(model.llm)},
+        "text_config": {"model_type": family_of(model.llm), **llama_json(model.llm)},
         "vision_config": _vision_json(model.vision),
         "vision_feature_layer": model.vision.select_layer,
-        "vision_feature_select_strategy": "default",
+        "vision_feature_select_strategy": _strategy(model.vision),
         "projector_hidden_act": "gelu",
     }
 
 
 def _release_json(bundle: Bundle) -> dict[str, Any]:
     model = bundle.model
-    kind = {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
+    family = family_of(model.llm)
+    word = FAMILIES[family].word
+    kind = {"architectures": [f"Llava{word}ForCausalLM"], "model_type": f"llava_{family}"}
     own = model.compressor
     # Another method's model has no fields of the release's: our own section says what it is.
     if isinstance(own, GridConfig) and (own.kind != "none" or model.prefusion_layers > 0):
         kind = {
-            "architectures": ["LlavaMiniLlamaForCausalLM"],
-            "model_type": "llava_mini_llama",
+            "architectures": [f"LlavaMini{word}ForCausalLM"],
+            "model_type": f"llava_mini_{family}",
             "compressor_size": own.grid,
             "prefusion_layer_num": model.prefusion_layers,
         }
@@ -97,8 +102,9 @@ def with_image_token(
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE_MARK,
             "patch_size": vision.patch_size,
-            "vision_feature_select_strategy": "default",
-            "num_additional_image_tokens": 1,  # the tower's class token, which "default" drops
+            "vision_feature_select_strategy": _strategy(vision),
+            # The tower's class token, which "default" drops.
+            "num_additional_image_tokens": int(vision.class_token),
         },
     }
 
@@ -113,9 +119,7 @@ def _tower_name(vision: ClipConfig) -> str:
 
 
 def llama_json(cfg: LlamaConfig) -> dict[str, Any]:
-    scaling = None
-    if cfg.rope.scaling is not None:
-        scaling = {"rope_type": "llama3", **vars(cfg.rope.scaling)}
+    """The fields of a language model, of whichever family it is (`family_of`)."""
     return {
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.width,
@@ -126,17 +130,26 @@ def llama_json(cfg: LlamaConfig) -> dict[str, Any]:
         "head_dim": cfg.head_width,
         "hidden_act": "silu",
         "rms_norm_eps": cfg.norm_eps,
-        "rope_theta": cfg.rope.theta,
-        "rope_scaling": scaling,
+        **rope_json(cfg.rope),
+        **own_json(cfg),
         "max_position_embeddings": cfg.max_positions,
         "tie_word_embeddings": cfg.tied_head,
         "initializer_range": cfg.init_stddev,
     }
 
 
+def _strategy(vision: ClipConfig) -> str:
+    """All patches, in the words of transformers' LLaVA."""
+    return "default" if vision.class_token else "full"
+
+
 def _vision_json(vision: ClipConfig) -> dict[str, Any]:
+    kind = {"model_type": "clip_vision_model"}
+    if not vision.class_token:
+        # Without the pooling head, which is not kept.
+        kind = {"model_type": "siglip_vision_model", "vision_use_head": False}
     return {
-        "model_type": "clip_vision_model",
+        **kind,
         "hidden_size": vision.width,
         "intermediate_size": vision.mlp_width,
         "num_hidden_layers": vision.layers,
@@ -148,19 +161,24 @@ def _vision_json(vision: ClipConfig) -> dict[str, Any]:
     }
 
 
-def _preprocessor_json(model: LlavaMiniConfig) -> dict[str, Any]:
-    size = model.vision.image_size
-    return {
+def _preprocessor_json(images: ImageConfig) -> dict[str, Any]:
+    both = {"height": images.size, "width": images.size}
+    steps = {
         "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": images.size},
+        "do_center_crop": True,
+        "crop_size": both,
+    }
+    if images.aspect == "squeeze":
+        steps = {"image_processor_type": "SiglipImageProcessor", "size": both}
+    return {
+        **steps,
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "resample": int(FILTERS[images.resample]),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(model.vision.mean),
-        "image_std": list(model.vision.std),
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }

@@ -78,8 +78,8 @@ def _open_llava(
     folder: Path, f: Fields, tensors: Tensors, vision_tower: Path | None, compute_dtype: str
 ) -> tuple[Bundle, list[Published]]:
     hf_config.refuse_other_llava(f)
-    kind = "mistral" if f.get("model_type", str) == "llava_mistral" else "llama"
-    llm = _with_head(hf_config.llama_from_hf(f, kind), tensors, names.LAYOUTS["release"])
+    kind = f.get("model_type", str).removeprefix("llava").removeprefix("_mini").removeprefix("_")
+    llm = _with_head(hf_config.llama_from_hf(f, kind or "llama"), tensors, names.LAYOUTS["release"])
     tower = towers.find_tower(folder, f, tensors, vision_tower)
     processor = read_processor(folder, tower)
     vision = towers.tower_config(f, tower, processor)

@@ -1,18 +1,20 @@
-"""What a folder says about its pictures' way to pixels: CLIP's steps, or a refusal by name.
+"""What a folder says about its pictures' way to pixels: CLIP's steps or SigLIP's, or a refusal.
 
     processor_config.json  (transformers 5: everything under "image_processor")  --.
     preprocessor_config.json                                                      --+--> Processor
 
-The steps that are supported are CLIP's: shortest side to `size` with a bicubic filter, centre crop
-to the same size, numbers between 0 and 1, mean and deviation; and before them, if LLaVA's own image
-processor says `do_pad`, a square canvas of the mean colour. Field names: transformers 5.24.
+The steps that are supported are CLIP's: shortest side to `size` with a bicubic or bilinear filter,
+centre crop to the same size, numbers between 0 and 1, mean and deviation; before them, if LLaVA's
+own image processor says `do_pad`, a square canvas of the mean colour. SigLIP's have no crop: both
+sides become `size`, which squeezes a picture that is no square. Field names: transformers 5.24.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, ImageConfig
+from llava_mini_jax.backbones import SIGLIP_MEAN, SIGLIP_STD
+from llava_mini_jax.data.media.images import CLIP_MEAN, CLIP_STD, FILTERS, ImageConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.weights.hf_fields import words
@@ -20,7 +22,7 @@ from llava_mini_jax.weights.hf_fields import words
 FILES = ("processor_config.json", "preprocessor_config.json")
 _CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor")
 _LLAVA_PROCESSORS = ("LlavaImageProcessor",)
-_BICUBIC = 3  # PIL's number, which the files hold
+_SIGLIP_PROCESSORS = ("SiglipImageProcessor",)
 _HARMLESS = words(
     """
     processor_class data_format input_data_format device return_tensors disable_grouping
@@ -38,9 +40,12 @@ class Processor:
     squeezes: bool  # pictures that are no squares lose their shape
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resample: str
 
 
-OPENAI_CLIP = Processor(size=None, pad=False, squeezes=False, mean=CLIP_MEAN, std=CLIP_STD)
+OPENAI_CLIP = Processor(
+    size=None, pad=False, squeezes=False, mean=CLIP_MEAN, std=CLIP_STD, resample="bicubic"
+)
 
 
 def read_processor(*folders: Path | None) -> Processor:
@@ -74,34 +79,53 @@ def processor_of(values: dict[str, Any], where: str) -> Processor:
     f = Fields(values, where)
     kind = f.get("image_processor_type", str, f.get("feature_extractor_type", str, "CLIP"))
     name = kind.removesuffix("Fast").removesuffix("Pil")  # the same steps on another library
-    if name not in (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS, "CLIP"):
+    known = (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS, *_SIGLIP_PROCESSORS)
+    if name not in (*known, "CLIP"):
+        flexible = " (NaFlex: as many patches as a picture needs)" if "Siglip2" in name else ""
         raise InputError(
-            f'{where}: image_processor_type "{kind}" is not supported; use one of'
-            f" {', '.join(_CLIP_PROCESSORS + _LLAVA_PROCESSORS)}"
+            f'{where}: image_processor_type "{kind}"{flexible} is not supported; use one of'
+            f" {', '.join(known)}"
         )
-    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
+    siglip = name in _SIGLIP_PROCESSORS
+    _refuse_other_steps(f, siglip)
+    pad = f.get("do_pad", bool, False)
+    if pad and name not in _LLAVA_PROCESSORS:
+        raise InputError(f'{where}: "do_pad" is true for {kind}; only LLaVA\'s processors pad')
+    size, squeezes = _side(f, "size"), siglip or _is_pair(f, "size")
+    if siglip and f.values.get("size") is not None and not _is_pair(f, "size"):
+        raise f.wrong("size", 'both sides in pixels, such as {"height": 384, "width": 384}')
+    if not siglip and size != (crop := _side(f, "crop_size")):
+        raise InputError(
+            f"{where}: crop_size {crop} with size {size}; only a crop to the same size is supported"
+        )
+    mean = _colours(f, "image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
+    std = _colours(f, "image_std", SIGLIP_STD if siglip else CLIP_STD)
+    if min(std) <= 0:
+        raise f.wrong("image_std", "three numbers above 0")
+    # PIL's numbers, which the files hold.
+    filters = {int(number): name for name, number in FILTERS.items()}
+    f.only("resample", *filters, because="pictures are resized with another filter")
+    resample = filters[f.values.get("resample") or int(FILTERS["bicubic"])]
+    f.finish(_HARMLESS)
+    return Processor(size=size, pad=pad, squeezes=squeezes, mean=mean, std=std, resample=resample)
+
+
+def _refuse_other_steps(f: Fields, siglip: bool) -> None:
+    """Fields with which pictures go another way than CLIP's, or SigLIP's."""
+    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         f.only(step, True, because="a step of CLIP's is left out")
-    f.only("resample", _BICUBIC, because="pictures are resized with another filter")
+    if siglip:
+        f.only("do_center_crop", False, because="pictures are cropped, which SigLIP's are not")
+        f.only("crop_size", because="pictures are cropped, which SigLIP's are not")
+        f.only("default_to_square", False, True, because="")  # both sides are said: no effect
+    else:
+        f.only("do_center_crop", True, because="a step of CLIP's is left out")
+        f.only("default_to_square", False, because="pictures are squeezed to squares")
+        f.only("use_square_size", False, because="pictures are squeezed to squares")
     f.only("rescale_factor", 1 / 255, because="pixels are scaled by another factor")
     f.only("crop_pct", because="pictures are cropped before they are resized")
     f.only("pad_size", because="pictures are padded to a given size")
     f.only("size_divisor", because="sides are rounded to a multiple")
-    f.only("default_to_square", False, because="pictures are squeezed to squares")
-    f.only("use_square_size", False, because="pictures are squeezed to squares")
-    pad = f.get("do_pad", bool, False)
-    if pad and name not in _LLAVA_PROCESSORS:
-        raise InputError(f'{where}: "do_pad" is true for {kind}; only LLaVA\'s processors pad')
-    size, squeezes = _side(f, "size"), _is_pair(f, "size")
-    crop = _side(f, "crop_size")
-    if size != crop:
-        raise InputError(
-            f"{where}: crop_size {crop} with size {size}; only a crop to the same size is supported"
-        )
-    mean, std = _colours(f, "image_mean", CLIP_MEAN), _colours(f, "image_std", CLIP_STD)
-    if min(std) <= 0:
-        raise f.wrong("image_std", "three numbers above 0")
-    f.finish(_HARMLESS)
-    return Processor(size=size, pad=pad, squeezes=squeezes, mean=mean, std=std)
 
 
 def image_config(config: Fields, processor: Processor, size: int) -> ImageConfig:
@@ -133,19 +157,16 @@ def image_settings(processor: Processor, size: int, *, pad: bool, grid: int) -> 
             f"the image processor makes pictures of {processor.size} pixels, but the tower takes"
             f" {size}; use the tower's own preprocessor_config.json"
         )
-    if processor.squeezes and not pad:
-        raise InputError(
-            "the image processor's size has a height and a width, which squeezes pictures that are"
-            ' no squares; only {"shortest_edge": ...} is supported for them'
-        )
+    aspect = "squeeze" if processor.squeezes else "crop"
     return ImageConfig(
         size=size,
-        aspect="pad" if pad else "crop",
+        aspect="pad" if pad else aspect,
         grid=grid,
         split="split_then_pad",
         repeat_whole=False,
         mean=processor.mean,
         std=processor.std,
+        resample=processor.resample,
     )
 
 

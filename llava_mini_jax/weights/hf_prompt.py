@@ -9,6 +9,8 @@ from llava_mini_jax.data.text.tokenizer_files import chat_template_of
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import SECTION, read_json
 from llava_mini_jax.models.llama import LlamaConfig
+from llava_mini_jax.ops.rope import Llama3Scaling
+from llava_mini_jax.weights.families import family_of
 
 
 def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
@@ -37,11 +39,11 @@ def template_of(llm: LlamaConfig, folder: Path, *, llava: bool) -> tuple[str, st
     """
     own = chat_template_of(folder)
     if own is None or "<|start_header_id|>" in own:
-        if llm.rope.scaling is not None:
+        if isinstance(llm.rope.scaling, Llama3Scaling):
             return "llama_3_1", "the language model is a LLaMA-3.1, by its rope scaling"
         if llm.rope.theta == configs.LLAMA_3_1_8B.rope.theta:
             return "llama_3", "the language model is a LLaMA-3, by its rope_theta"
-    vicuna = llm.rope == configs.VICUNA_7B.rope
+    vicuna = llm.rope == configs.VICUNA_7B.rope and family_of(llm) == "llama"
     if llava and vicuna:
         return "vicuna_v1", "the language model is a Vicuna, by its rope_theta"
     if own is not None:

@@ -20,15 +20,18 @@ _SIGNS = (
         "scales of a quantized model: use the original one in float16, bfloat16 or float32",
     ),
     (
-        r"self_attn\.[qkvo]_proj\.bias$",
-        "biases in the attention (attention_bias; Qwen2 has them): not supported",
+        r"self_attn\.o_proj\.bias$",
+        "a bias behind the attention (attention_bias): not supported",
+    ),
+    (
+        r"self_attn\.[qkv]_proj\.bias$",
+        'biases of queries, keys and values: the model_type that has them is "qwen2"',
     ),
     (r"layers\.\d+\.mlp\.\w+\.bias$", "biases in the MLP (mlp_bias): not supported"),
-    (r"\.[qk]_norm\.", "norms of queries and keys (Qwen3's): not supported"),
+    (r"\.[qk]_norm\.", 'norms of queries and keys: the model_type that has them is "qwen3"'),
     (r"(pre|post)_feedforward_layernorm", "norms around the MLP (Gemma 2's): not supported"),
     (r"\.experts\.|block_sparse_moe", "a mixture of experts: not supported"),
     (r"image_newline$", "LLaVA-NeXT's newline between parts of pictures: not supported"),
-    (r"head\.(probe|attention|mlp)", "SigLIP's pooling head: only CLIP towers are supported"),
     (r"vision_resampler|mm_resampler", "a resampler that is not LLaVA-Mini's: not supported"),
 )
 _MISSING_SIGNS = (

@@ -36,6 +36,7 @@ VISION_LAYER = (
 
 VISION = {
     "patch_embed": "embeddings.patch_embedding.weight",
+    "patch_bias": "embeddings.patch_embedding.bias",
     "class_token": "embeddings.class_embedding",
     "position": "embeddings.position_embedding.weight",
     **_pair("pre_norm", "pre_layrnorm"),  # spelt so in every published CLIP
@@ -54,6 +55,8 @@ LLAMA_LAYER = {
     "gate_proj": "mlp.gate_proj.weight",
     "up_proj": "mlp.up_proj.weight",
     "down_proj": "mlp.down_proj.weight",
+    **{f"{one}_bias": f"self_attn.{one}_proj.bias" for one in "qkv"},
+    **{f"{one}_norm": f"self_attn.{one}_norm.weight" for one in "qk"},
 }
 
 LLAMA = {
@@ -217,7 +220,9 @@ TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token, in e
 IGNORED = (
     re.compile(r".*\.rotary_emb\.inv_freq"),
     re.compile(r".*\.position_ids"),
-    re.compile(r"(text_model|text_projection|visual_projection)\..*|logit_scale"),
+    re.compile(r"(text_model|text_projection|visual_projection)\..*|logit_(scale|bias)"),
+    # SigLIP's pooling head.
+    re.compile(r"(model\.)?(vision_tower\.)*(vision_model\.)?head\.(probe|\w+\..*)"),
 )
 
 

@@ -28,7 +28,8 @@ XLA_ALIGNMENT = 64  # bytes
 def is_product(path: str, spec: ParamSpec) -> bool:
     """Whether a parameter is what activations are multiplied with."""
     name = path.rsplit("/", 1)[-1]
-    return len(spec.shape) - spec.stacked > 1 and name != "bias" and name not in _TABLES
+    matrix = len(spec.shape) - spec.stacked > 1 and not name.endswith("bias")
+    return matrix and name not in _TABLES
 
 
 def channel_axes(spec: ParamSpec, outputs: int) -> int:

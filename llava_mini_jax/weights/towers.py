@@ -1,4 +1,4 @@
-"""Vision towers of model folders: where one lies, and its config.json into ClipConfig.
+"""Vision towers of model folders, CLIP's and SigLIP's: where one lies, and its ClipConfig.
 
 mm_vision_tower, --vision-tower --find_tower--> its folder, or None: it is in the model's files
 vision_config, or that folder's config.json --tower_config, clip_from_hf--> ClipConfig
@@ -22,18 +22,42 @@ from llava_mini_jax.weights.hub import expanded, resolve_folder
 # Published towers whose configuration is known without their folder.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": CLIP_L_336}
 
-TYPES = ("clip_vision_model", "clip")
-# What transformers' class leaves out of a file because it is a default.
-_DEFAULTS = dict(
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a family of towers has of its own, as transformers' classes build it."""
+
+    defaults: dict[str, Any]  # what the class leaves out of a file because it is a default
+    own: dict[str, bool]  # fields of ClipConfig
+    harmless: frozenset[str]
+
+
+_SIZES = dict(
     hidden_size=768,
     intermediate_size=3072,
     num_hidden_layers=12,
     num_attention_heads=12,
     image_size=224,
-    patch_size=32,
-    layer_norm_eps=1e-5,
-    hidden_act="quick_gelu",
 )
+_CLIP = _Kind(
+    _SIZES | dict(patch_size=32, layer_norm_eps=1e-5, hidden_act="quick_gelu"),
+    dict(class_token=True, pre_norm=True, patch_bias=False),
+    hf_fields.CLIP_HARMLESS,
+)
+_SIGLIP = _Kind(
+    _SIZES | dict(patch_size=16, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh"),
+    dict(class_token=False, pre_norm=False, patch_bias=True),
+    # The pooling head gives one vector of a picture, which nobody here reads.
+    hf_fields.CLIP_HARMLESS | {"vision_use_head"},
+)
+# SigLIP 2 of a fixed resolution has SigLIP's type.
+TYPES = {
+    "clip_vision_model": _CLIP,
+    "clip": _CLIP,
+    "siglip_vision_model": _SIGLIP,
+    "siglip": _SIGLIP,
+}
+_WHOLE = ("clip", "siglip")  # with a text model beside the tower, which is nested
 
 
 def find_tower(
@@ -97,15 +121,15 @@ def clip_from_hf(
 ) -> ClipConfig:
     """ClipConfig of a tower's config.json (a full CLIP's is nested under `vision_config`).
 
-    Pictures are normalised with `processor`'s mean and deviation.
+    `select_feature` in LLaVA's words or in transformers' ("default", "full"). Pictures are made
+    with `processor`'s filter, and normalised with its mean and deviation.
     """
-    f = _vision_fields(values, where)
+    f, kind = _vision_fields(values, where)
     f.only("num_channels", 3, because="pictures have other channels than red, green and blue")
     f.only("pruned_heads", {}, because="attention heads were cut out")
     f.only("is_encoder_decoder", False, because="the model has an encoder of its own")
     f.only("add_cross_attention", False, because="the model has cross-attention")
     f.only("tie_encoder_decoder", False, because="the model has an encoder of its own")
-    f.only("model_type", *TYPES, because="the tower is no CLIP")
     config = ClipConfig(
         image_size=f.size("image_size"),
         patch_size=f.size("patch_size"),
@@ -115,43 +139,64 @@ def clip_from_hf(
         heads=f.size("num_attention_heads"),
         norm_eps=f.positive("layer_norm_eps"),
         activation=f.get("hidden_act", str),
+        **kind.own,
         select_layer=select_layer,
-        select_feature="patch" if select_feature == "default" else select_feature,
+        select_feature=_feature(select_feature, kind.own["class_token"], where),
+        resample=processor.resample,
         mean=processor.mean,
         std=processor.std,
     )
-    f.finish(hf_fields.CLIP_HARMLESS)
+    f.finish(kind.harmless)
     return config
 
 
-def _vision_fields(values: dict[str, Any], where: str) -> Fields:
-    """The fields that describe the tower; InputError for what is no CLIP."""
-    f = Fields(values, where)
-    kind = f.get("model_type", str, "clip" if "vision_config" in values else "clip_vision_model")
-    if kind not in TYPES:
+def _feature(said: str, class_token: bool, where: str) -> str:
+    """ "patch" where all patches are read, and nothing else; other words as they are."""
+    if said == "default" and not class_token:
         raise InputError(
-            f'{where}: a vision tower of model_type "{kind}" is not supported; use a CLIP'
-            f" ({' or '.join(TYPES)})"
+            f'{where}: vision_feature_select_strategy "default" leaves out the first position,'
+            ' which is a patch in a tower without a class token; only "full" is supported for it'
         )
-    if kind == "clip":
+    whole = "default" if class_token else "full"
+    return "patch" if said == whole else said
+
+
+def _vision_fields(values: dict[str, Any], where: str) -> tuple[Fields, _Kind]:
+    """(the fields that describe the tower, whose it is); InputError for what is neither's."""
+    f = Fields(values, where)
+    name = f.get("model_type", str, "clip" if "vision_config" in values else "clip_vision_model")
+    if name not in TYPES:
+        flexible = " (NaFlex: as many patches as a picture needs)" if "siglip2" in name else ""
+        raise InputError(
+            f'{where}: a vision tower of model_type "{name}"{flexible} is not supported; use a CLIP'
+            f" or a SigLIP of a fixed resolution ({', '.join(TYPES)})"
+        )
+    if name in _WHOLE:
         nested = f.get("vision_config", dict)
-        _refuse_override(f, nested)
+        if name == "clip":
+            _refuse_override(f, nested)
         f = Fields(nested, f"{where}: vision_config")
-    f.defaults = _DEFAULTS
-    for whole, part in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
-        if f.size(whole) % f.size(part):
-            raise InputError(
-                f"{f.where}: {whole} {f.size(whole)} is not a multiple of {part} {f.size(part)}"
-            )
-    return f
+        f.only("model_type", f"{name}_vision_model", name, because="the tower is of another type")
+    f.defaults = TYPES[name].defaults
+    if f.size("hidden_size") % f.size("num_attention_heads"):
+        raise InputError(
+            f"{f.where}: hidden_size {f.size('hidden_size')} is not a multiple of"
+            f" num_attention_heads {f.size('num_attention_heads')}"
+        )
+    if f.size("image_size") < f.size("patch_size"):
+        raise InputError(
+            f"{f.where}: image_size {f.size('image_size')} is below patch_size"
+            f" {f.size('patch_size')}: there is no patch"
+        )
+    return f, TYPES[name]
 
 
 def _refuse_override(f: Fields, nested: dict[str, Any]) -> None:
     """Old files of full CLIPs also have `vision_config_dict`, which wins over `vision_config`."""
     for name, value in f.get("vision_config_dict", dict, {}).items():
-        if name not in _DEFAULTS or value is None:
+        if name not in _CLIP.defaults or value is None:
             continue
-        if value != (other := nested.get(name, _DEFAULTS[name])):
+        if value != (other := nested.get(name, _CLIP.defaults[name])):
             raise InputError(
                 f'{f.where}: "vision_config" and "vision_config_dict" contradict each other in'
                 f' "{name}" ({other!r}, {value!r}); take the wrong one out'

@@ -11,7 +11,7 @@ import pytest
 from llava_mini_jax.analysis import attention
 from llava_mini_jax.analysis.attention import KINDS, MAP_BINS
 from llava_mini_jax.data.batches.examples import Buckets
-from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models import decoder, llava_mini
 from llava_mini_jax.ops import masks
 from llava_mini_jax.ops.attention import under
 from llava_mini_jax.ops.rope import angles, rotate
@@ -40,7 +40,7 @@ def full_attention(params, batch, cfg):
         scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / cfg.llm.head_width**0.5
         weights = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -1e30), axis=-1)
         found.append(weights.mean(axis=1))
-        x_BSD, _ = llama.block(layer, x_BSD, turns, under(mask_BTS), cfg.llm)
+        x_BSD, _ = decoder.block(decoder.Layer(layer, None), x_BSD, turns, under(mask_BTS), cfg.llm)
     return jnp.stack(found), mask_BTS
 
 
@@ -159,9 +159,9 @@ def test_observing_changes_nothing(world):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 32)), jnp.float32)
     turns = angles(jnp.arange(7)[None], cfg.llm.head_width, cfg.llm.rope)
     mask = under(masks.causal(jnp.ones((1, 7), bool)))
-    layer = params.llm.layers[0]
-    plain, _ = llama.block(layer, x, turns, mask, cfg.llm)
-    seen, (memory, shapes) = llama.block(
+    layer = decoder.Layer(params.llm.layers[0], None)
+    plain, _ = decoder.block(layer, x, turns, mask, cfg.llm)
+    seen, (memory, shapes) = decoder.block(
         layer, x, turns, mask, cfg.llm, observe=lambda q, k: (q.shape, k.shape)
     )
     assert (plain == seen).all() and memory is None

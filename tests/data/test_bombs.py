@@ -19,11 +19,11 @@ from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.errors import InputError
 from tests.peak import peak_kilobytes
 cfg = dict(size=336, grid=1, split="split_then_pad", repeat_whole=False)
-cfg |= dict(mean=(0.5,) * 3, std=(1,) * 3)
+cfg |= dict(mean=(0.5,) * 3, std=(1,) * 3, resample="bicubic")
 began, told = time.process_time(), ""
 try:
     image = load_image(sys.argv[1])
-    for aspect in ("pad", "crop"):
+    for aspect in ("pad", "crop", "squeeze"):
         preprocess(image, ImageConfig(aspect=aspect, **cfg))
 except InputError as error:
     told = str(error)

@@ -41,6 +41,7 @@ def make_cfg(aspect="pad", grid=1, split="split_then_pad", repeat_whole=False, s
         repeat_whole=repeat_whole,
         mean=images.CLIP_MEAN,
         std=images.CLIP_STD,
+        resample="bicubic",
     )
 
 
@@ -90,7 +91,10 @@ def test_rows_are_resized_before_columns():
     image = noise(50, 400)
     rows = image.resize((336, 400), Image.Resampling.BICUBIC)
     expected = np.asarray(rows.resize((336, 336), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(images._resize(image, 336, 336, (0, 0, 50, 400)), expected)
+    found = images._resize(image, 336, 336, (0, 0, 50, 400), make_cfg())
+    np.testing.assert_array_equal(found, expected)
+    found = preprocess(image, make_cfg("squeeze"))[0]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_order_and_number_of_parts():

@@ -42,6 +42,7 @@ def make_cfg(aspect="pad", grid=1, size=336):
         repeat_whole=False,
         mean=CLIP_MEAN,
         std=CLIP_STD,
+        resample="bicubic",
     )
 
 

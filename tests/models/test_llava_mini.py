@@ -248,6 +248,27 @@ def test_what_is_no_model(change, said) -> None:
         tiny.model("release", **change)
 
 
+@pytest.mark.parametrize(
+    ("name", "llm", "vision"),
+    [
+        ("smollm2-135m", 134_515_008, 85_843_200),
+        ("smollm2-360m", 361_821_120, 85_843_200),
+        ("smollm2-1.7b", 1_711_376_384, 413_018_352),
+        ("qwen2.5-0.5b", 494_032_768, 85_843_200),
+        ("qwen2.5-3b", 3_085_938_688, 413_018_352),
+        ("qwen2.5-7b", 7_615_616_512, 413_018_352),
+        ("qwen3-4b", 4_022_468_096, 413_018_352),
+    ],
+)
+def test_sizes_of_todays_models(name: str, llm: int, vision: int) -> None:
+    """Parameters as their model cards and safetensors headers count them; of the towers those of
+    transformers' vision model without its pooling head."""
+    cfg = configs.build(configs.backbone(name), configs.tower_of(name), "paper")
+    abstract = param_tree.abstract(llava_mini.spec(cfg))
+    assert param_tree.count(abstract.llm) == llm
+    assert param_tree.count(abstract.vision) == vision
+
+
 # LLaMA's and CLIP's own papers and model cards: 6.738e9, 8.030e9, 13.016e9 and 0.3035e9.
 @pytest.mark.parametrize(
     ("llm", "size"),

@@ -128,6 +128,22 @@ def test_each_implementation_has_the_references_gradients(run, kind: str) -> Non
         np.testing.assert_allclose(found, expected, atol=10 * F32_ATOL)
 
 
+@pytest.mark.parametrize("run", ["xla", "cudnn"], indirect=True)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_window(run, shape: str, padded: bool) -> None:
+    q, k, v = random(shape)
+    valid_BS = masks(shape, "valid").valid_BS if padded else None
+    first = SHAPES[shape][1] - SHAPES[shape][0]
+    mask = Mask(first=first, valid_BS=valid_BS, window=3)
+    dense = np.array(mask.dense(*SHAPES[shape][:2]))
+    expected = reference(q, k, v, dense)
+    np.testing.assert_allclose(run(*f32(q, k, v), mask), expected, atol=F32_ATOL)
+    wider = run(*f32(q, k, v), Mask(first=first, valid_BS=valid_BS, window=5))
+    several = np.array(Mask(first=first, valid_BS=valid_BS).dense(*SHAPES[shape][:2])).sum(-1) > 3
+    assert not several.any() or float(np.abs(wider - expected).max()) > 1000 * F32_ATOL
+
+
 @pytest.mark.parametrize("first", [0, 3, 14])
 def test_a_block_behind_a_cache_whose_fill_is_data(run, first: int) -> None:
     """`first` as an array, and slots behind the block that hold something else's keys."""
@@ -198,6 +214,18 @@ def test_what_is_chosen(asked, platform, dtype, width, chosen) -> None:
 def test_what_is_refused(asked, platform, dtype, width, message) -> None:
     with pytest.raises(InputError, match=message):
         ops.choose(asked, platform, jnp.dtype(dtype), width)
+
+
+def test_a_window_is_refused_by_kernels_that_have_none() -> None:
+    dtype = jnp.dtype("bfloat16")
+    name, why = ops.choose("auto", "tpu", dtype, 128, windowed=True)
+    assert name == "xla" and "it has no sliding window" in why
+    with pytest.raises(InputError, match='"splash": it has no sliding window'):
+        ops.choose("splash", "tpu", dtype, 128, windowed=True)
+    assert ops.choose("auto", "gpu", dtype, 128, windowed=True)[0] == "cudnn"
+    q, k, v = f32(*random("groups"))
+    with pytest.raises(InputError, match="no sliding window"):
+        ops.attention(q, k, v, Mask(first=0, window=2), "splash")
 
 
 def test_auto_says_once_why_it_falls_back(monkeypatch, caplog) -> None:

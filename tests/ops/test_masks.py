@@ -12,6 +12,33 @@ def test_the_docstring_example_of_a_mask() -> None:
     mask = Mask(first=2, valid_BS=jnp.array([[1, 1, 0, 1, 1]], bool)).dense(2, 5)
     assert mask is not None and mask.dtype == bool
     assert mask.astype(int).tolist() == [[[1, 1, 0, 0, 0], [1, 1, 0, 1, 0]]]
+    windowed = Mask(first=2, valid_BS=jnp.array([[1, 1, 0, 1, 1]], bool), window=2).dense(2, 5)
+    assert windowed is not None
+    assert windowed.astype(int).tolist() == [[[1, 1, 0, 0, 0], [0, 1, 0, 1, 0]]]
+    assert masks.seen_from(jnp.array([2]), 5, window=2).astype(int).tolist() == [[0, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("first", [0, 3, jnp.int32(3)])
+@pytest.mark.parametrize("window", [1, 2, 5, 9])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_window_is_the_last_valid_keys(first, window: int, padded: bool) -> None:
+    valid = np.random.default_rng(window).random((2, 7)) < 0.6 if padded else np.ones((2, 7), bool)
+    found = Mask(first, jnp.asarray(valid) if padded else None, window=window).dense(4, 7)
+    assert found is not None
+    for b, t in np.ndindex(2, 4):
+        slot = int(first) + t
+        last = [s for s in range(slot + 1) if valid[b, s]][-window:]
+        # A query that is padding itself is read by nobody.
+        if valid[b, slot]:
+            assert np.flatnonzero(found[b if padded else 0, t]).tolist() == last
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_what_is_seen_from_a_slot(window: int | None) -> None:
+    found = np.asarray(masks.seen_from(jnp.array([0, 2, 5]), 6, window))
+    for row, slot in zip(found, (0, 2, 5), strict=True):
+        expected = Mask(first=slot, window=window).dense(1, 6)
+        assert expected is not None and row.tolist() == expected[0, 0].tolist()
 
 
 def test_the_docstring_example_of_running_positions() -> None:

@@ -1,5 +1,6 @@
 """Rotary positions: frequencies against transformers' numbers, rotation against complex ones."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -8,7 +9,13 @@ import pytest
 
 from llava_mini_jax.config import LLAMA_3_1_8B
 from llava_mini_jax.ops import rope
-from llava_mini_jax.ops.rope import Llama3Scaling, RopeConfig
+from llava_mini_jax.ops.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 # float32 powers and the order of products differ in the last bits between the libraries.
 FREQUENCY_RTOL = 1e-6
@@ -37,7 +44,11 @@ def formula(head_width: int, cfg: RopeConfig) -> list[float]:
     frequencies = []
     for pair in range(head_width // 2):
         frequency = cfg.theta ** (-2 * pair / head_width)
-        if cfg.scaling is not None:
+        if isinstance(cfg.scaling, LinearScaling):
+            frequency /= cfg.scaling.factor
+        elif isinstance(cfg.scaling, YarnScaling):
+            frequency *= yarn(pair, head_width, cfg)
+        elif isinstance(cfg.scaling, Llama3Scaling):
             s, wavelength = cfg.scaling, 2 * math.pi / frequency
             longest = s.original_max_position_embeddings / s.low_freq_factor
             shortest = s.original_max_position_embeddings / s.high_freq_factor
@@ -49,6 +60,34 @@ def formula(head_width: int, cfg: RopeConfig) -> list[float]:
                 frequency = (1 - kept) * frequency / s.factor + kept * frequency
         frequencies.append(frequency)
     return frequencies
+
+
+def yarn(pair: int, head_width: int, cfg: RopeConfig) -> float:
+    """What YaRN multiplies a pair's frequency with."""
+    s = cfg.scaling
+    assert isinstance(s, YarnScaling)
+
+    def whose(turns: float) -> float:
+        """The pair that turns so often in the original length."""
+        longest = s.original_max_position_embeddings / (2 * math.pi * turns)
+        return head_width / 2 * math.log(longest, cfg.theta)
+
+    low, high = whose(s.beta_fast), whose(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_width - 1)
+    kept = 1 - min(max((pair - low) / (high - low), 0), 1)
+    return kept + (1 - kept) / s.factor
+
+
+YARN = YarnScaling(
+    factor=4.0,
+    original_max_position_embeddings=32768,
+    beta_fast=32.0,
+    beta_slow=1.0,
+    truncate=True,
+    attention_factor=1.1,
+)
 
 
 def test_llama_3_1_frequencies_are_those_of_transformers() -> None:
@@ -73,8 +112,12 @@ def test_llama_3_1_frequencies_are_those_of_transformers() -> None:
                 original_max_position_embeddings=64,
             ),
         ),
+        RopeConfig(theta=10000.0, scaling=LinearScaling(factor=4.0)),
+        RopeConfig(theta=10000.0, scaling=DynamicScaling(factor=4.0)),
+        RopeConfig(theta=1e6, scaling=YARN),
+        RopeConfig(theta=1e6, scaling=dataclasses.replace(YARN, truncate=False)),
     ],
-    ids=["plain", "llama3", "llama3, other numbers"],
+    ids=["plain", "llama3", "llama3, other numbers", "linear", "dynamic", "yarn", "yarn, broken"],
 )
 def test_frequencies_follow_the_formula(head_width: int, cfg: RopeConfig) -> None:
     np.testing.assert_allclose(
@@ -98,3 +141,12 @@ def test_angles_are_float32_and_rotation_keeps_the_dtype() -> None:
     angles = rope.angles(jnp.array([[100_000]]), 8, cfg)
     assert angles.dtype == jnp.float32
     assert rope.rotate(jnp.ones((1, 1, 2, 8), jnp.bfloat16), angles).dtype == jnp.bfloat16
+
+
+def test_a_stretch_multiplies_what_was_turned() -> None:
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 2, 8)), jnp.float32)
+    angles = rope.angles(jnp.arange(3)[None], 8, RopeConfig(theta=100.0, scaling=None))
+    np.testing.assert_array_equal(
+        rope.rotate(x, angles, 1.25), rope.rotate(x, angles) * jnp.float32(1.25)
+    )
+    np.testing.assert_array_equal(rope.rotate(x, 0 * angles), x)

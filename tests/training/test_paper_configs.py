@@ -1,6 +1,7 @@
 """The paper's runs: what its tables say of them, written down a second time."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -103,12 +104,32 @@ RUNS = {
     "ablations/table12_inside_llm": NO_PREFUSION(inside=4),
 }
 
+# Width, and vision tokens of stage 1.
+SIGLIP2 = {
+    "smollm2-135m": (576, 256),
+    "smollm2-360m": (960, 256),
+    "smollm2-1.7b": (2048, 576),
+    "qwen2.5-0.5b": (896, 256),
+    "qwen2.5-3b": (2048, 576),
+    "qwen2.5-7b": (3584, 576),
+    "qwen3-4b": (2560, 576),
+}
+FILES = {name: re.sub("[-.]", "_", name) for name in SIGLIP2}
+for name, (width, tokens) in SIGLIP2.items():
+    start = f"out/{name}-stage1/stage1/model"
+    RUNS |= {
+        f"stage1_{FILES[name]}": stage_1(name, width=width, tokens=tokens),
+        f"stage2_{FILES[name]}": Said(width=width, template="chat", start=start),
+    }
+
 # One of each architecture; tracing one takes a second or two.
 ARCHITECTURES = [
     "stage1_vicuna_7b",
     "stage2_vicuna_7b",
     "stage2_vicuna_7b_hd",
     "stage2_llama_3_1_8b_release",
+    "stage1_qwen2_5_0_5b",
+    "stage2_qwen3_4b",
     "ablations/table7_no_prefusion_16_tokens",
     "ablations/table8_average_pool_4_tokens",
     "ablations/table11_no_compression",
@@ -125,7 +146,7 @@ def test_every_run_is_listed_here():
     folder = ROOT / "configs"
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
     small = {name for name in files if name.startswith("digits")}
-    assert files - small - {"paper", "release"} == set(RUNS)
+    assert files - small - {"paper", "release", "siglip2"} == set(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -178,6 +199,7 @@ def test_stage_2_begins_from_what_stage_1_leaves():
             "13b-stage1": "stage1_vicuna_13b",
             "8b-stage1": "stage1_llama_3_1_8b",
             "8b-release-stage1": "stage1_llama_3_1_8b_release",
+            **{f"{name}-stage1": f"stage1_{file}" for name, file in FILES.items()},
         }.items()
     }
     for name in RUNS.keys() - {name for name in RUNS if name.startswith("stage1")}:

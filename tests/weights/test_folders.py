@@ -146,8 +146,8 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "other activation": ({"hidden_act": "gelu"}, "the MLP has another activation"),
     "attention biases": ({"attention_bias": True}, "q, k, v and o have biases"),
     "unknown scaling": (
-        {"rope_scaling": {"type": "yarn", "factor": 2.0}},
-        'rope_scaling: scaling "yarn" is not supported; use "llama3" or none',
+        {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+        'rope_scaling: scaling "longrope" is not supported; use one of linear, dynamic, llama3',
     ),
     "incomplete scaling": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -236,7 +236,7 @@ def config_is_a_list(case: Path) -> None:
 
 
 def tower_activation(case: Path) -> None:
-    change(case.parent / "clip", hidden_act="gelu_pytorch_tanh")
+    change(case.parent / "clip", hidden_act="gelu_fast")
 
 
 def tower_config_is_text(case: Path) -> None:
@@ -257,7 +257,7 @@ BAD_FILES: list[tuple[Callable[[Path], None], str]] = [
     (config_is_text, r"config\.json is not valid json"),
     (config_is_binary, r"config\.json is not valid json"),
     (config_is_a_list, r"config\.json holds a list, not a json object"),
-    (tower_activation, 'activation "gelu_pytorch_tanh" is unknown; use one of quick_gelu, gelu'),
+    (tower_activation, 'activation "gelu_fast" is unknown; use one of quick_gelu, gelu'),
     (tower_config_is_text, r"clip/config\.json is not valid json"),
     (no_weights, "holds no model weights"),
     (other_preprocessor, 'preprocessor_config.json: field "do_center_crop" is False'),

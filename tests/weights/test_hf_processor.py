@@ -40,7 +40,9 @@ CLIP_336 = {
     "rescale_factor": 0.00392156862745098,
     "size": {"shortest_edge": 336},
 }
-READ = Processor(size=336, pad=False, squeezes=False, mean=CLIP_MEAN, std=CLIP_STD)
+READ = Processor(
+    size=336, pad=False, squeezes=False, mean=CLIP_MEAN, std=CLIP_STD, resample="bicubic"
+)
 
 
 def found(**fields: Any) -> Processor:
@@ -72,7 +74,8 @@ def test_a_file_without_a_size_means_the_class_default() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resample": 2}, '"resample" is 2'),
+        ({"resample": 1}, '"resample" is 1'),
+        ({"resample": "bicubic"}, '"resample" is'),
         ({"rescale_factor": 1 / 127.5}, '"rescale_factor"'),
         ({"do_center_crop": False}, '"do_center_crop" is False'),
         ({"do_resize": False}, '"do_resize"'),
@@ -89,7 +92,7 @@ def test_a_file_without_a_size_means_the_class_default() -> None:
         ({"size": True}, "one side in pixels"),
         ({"do_pad": True}, 'do_pad" is true for CLIPImageProcessor'),
         ({"pad_size": {"height": 400, "width": 400}}, '"pad_size"'),
-        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
+        ({"image_processor_type": "Siglip2ImageProcessorFast"}, "NaFlex"),
         ({"image_processor_type": "LlavaNextImageProcessor"}, "LlavaNextImageProcessor"),
         ({"image_mean": None, "image_std": [1, 1]}, '"image_std".*three numbers'),
         ({"image_mean": 0.5}, '"image_mean"'),
@@ -104,6 +107,50 @@ def test_a_file_without_a_size_means_the_class_default() -> None:
 def test_steps_that_are_not_supported(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         found(**fields)
+
+
+SIGLIP_384 = {
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "SiglipImageProcessor",
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "SiglipProcessor",
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 384, "width": 384},
+}
+
+
+def test_what_siglip_does() -> None:
+    half = (0.5, 0.5, 0.5)
+    read = Processor(size=384, pad=False, squeezes=True, mean=half, std=half, resample="bilinear")
+    assert processor_of(SIGLIP_384, "x") == read
+    short = {"image_processor_type": "SiglipImageProcessor"}  # the class's own values
+    assert processor_of(short, "x") == dataclasses.replace(read, size=224, resample="bicubic")
+    assert image_settings(read, 384, pad=False, grid=1).aspect == "squeeze"
+    assert image_settings(read, 384, pad=True, grid=1).resample == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"do_center_crop": True}, '"do_center_crop" is True'),
+        ({"crop_size": {"height": 384, "width": 384}}, '"crop_size"'),
+        ({"size": {"shortest_edge": 384}}, '"size".*both sides'),
+        ({"size": {"height": 384, "width": 512}}, '"size".*one side'),
+        ({"rescale_factor": 1 / 127.5}, '"rescale_factor"'),
+        ({"do_normalize": False}, '"do_normalize"'),
+        ({"max_num_patches": 256}, '"max_num_patches"'),
+        ({"resample": 0}, '"resample" is 0'),
+    ],
+    ids=str,
+)
+def test_what_siglip_does_not(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        processor_of(SIGLIP_384 | fields, "x")
 
 
 def write(folder: Path, name: str, values: dict[str, Any]) -> None:
@@ -146,6 +193,7 @@ def test_image_settings_of_llava_folders() -> None:
         repeat_whole=False,
         mean=CLIP_MEAN,
         std=CLIP_STD,
+        resample="bicubic",
     )
     assert settings(image_aspect_ratio="pad", resolution_ratio=2) == padded
     assert settings(image_aspect_ratio="square").aspect == settings().aspect == "crop"
@@ -171,20 +219,22 @@ def test_padding_and_squeezing_must_agree_with_the_model() -> None:
         settings(llava, image_aspect_ratio="square")
     squeezing = found(size={"height": 336, "width": 336})
     assert settings(squeezing, image_aspect_ratio="pad").aspect == "pad"  # squares stay squares
-    with pytest.raises(InputError, match="squeezes"):
-        image_settings(squeezing, 336, pad=False, grid=1)
+    # As CLIP's class does it: both sides to 336, whatever the picture's shape.
+    assert image_settings(squeezing, 336, pad=False, grid=1).aspect == "squeeze"
 
 
-@pytest.mark.parametrize("aspect", ["pad", "crop"])
+@pytest.mark.parametrize("aspect", ["pad", "crop", "squeeze"])
 @pytest.mark.parametrize("format", ["llava-hf", "llava-1.5"])
 def test_an_export_says_whether_pictures_are_padded(
     tmp_path: Path, format: str, aspect: str
 ) -> None:
     given = bundle(tiny.model("llava-1.5"))
-    given = dataclasses.replace(given, images=dataclasses.replace(given.images, aspect=aspect))
+    images = dataclasses.replace(given.images, aspect=aspect, resample="bilinear")
+    given = dataclasses.replace(given, images=images)
     for name, values in config_files(given, format).items():
         write(tmp_path, name, values)
     tensor = {"model.vision_tower.vision_tower.x": np.ones(1)}
     save_file(tensor, tmp_path / "model.safetensors")
     found, _ = open_model(tmp_path, compute_dtype="float32")
-    assert found.images.aspect == aspect
+    assert (found.images.aspect, found.images.resample) == (aspect, "bilinear")
+    assert found.model.vision.resample == "bilinear"

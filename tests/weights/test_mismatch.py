@@ -31,9 +31,10 @@ def test_one_renamed_prefix_is_one_reason(old: str, new: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("model.layers.0.self_attn.q_proj.bias", "attention_bias"),
+        ("model.layers.0.self_attn.q_proj.bias", 'is "qwen2"'),
+        ("model.layers.0.self_attn.o_proj.bias", "attention_bias"),
         ("model.layers.0.mlp.up_proj.bias", "mlp_bias"),
-        ("model.layers.0.self_attn.q_norm.weight", "Qwen3"),
+        ("model.layers.0.self_attn.q_norm.weight", 'is "qwen3"'),
         ("model.layers.3.self_attn.q_proj.lora_A.weight", "LoRA"),
         ("model.layers.3.self_attn.q_proj.weight_scale_inv", "quantized"),
         ("model.layers.3.self_attn.q_proj.weight.absmax", "quantized"),
@@ -41,7 +42,6 @@ def test_one_renamed_prefix_is_one_reason(old: str, new: str, how: str) -> None:
         ("model.layers.3.self_attn.q_proj.qweight", "quantized"),
         ("model.layers.3.mlp.experts.0.up_proj.weight", "experts"),
         ("model.image_newline", "LLaVA-NeXT"),
-        ("vision_tower.vision_model.head.probe", "SigLIP"),
     ],
 )
 def test_what_an_unexpected_tensor_tells(name: str, reason: str) -> None:

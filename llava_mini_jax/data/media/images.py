@@ -2,7 +2,7 @@
 
     file / bytes / PIL --image_file.load_image--> upright RGB picture
         --split into grid x grid sub-images (grid > 1), the whole picture last-->
-        --pad to a square, or shortest side + centre crop; bicubic--> uint8 [J, size, size, 3]
+        --pad to a square, or shortest side + centre crop, or squeeze--> uint8 [J, size, size, 3]
 
 Rescaling and normalising happen on the device (`ImageConfig.mean`, `ImageConfig.std`): uint8 is a
 quarter of the bytes of float32.
@@ -26,7 +26,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LARGEST_RESIZED = 2**25
 _LARGEST_WORK = 2**28  # pixels of a padded picture that are resized one by one
 _LARGEST_ROWS = 2**28  # bytes
-_BICUBIC = Image.Resampling.BICUBIC
+# SigLIP 2's published folders resize with the second one. A filter that reaches further than two
+# pixels would read beyond what is cut out for it below.
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +41,20 @@ class ImageConfig:
     """
 
     size: int  # side of one part in pixels
-    aspect: str  # "pad": square canvas of the mean colour; "crop": shortest side + centre crop
+    # "pad": square canvas of the mean colour; "crop": shortest side + centre crop; "squeeze": the
+    # whole picture, whatever its shape (SigLIP's own)
+    aspect: str
     grid: int  # k: k * k sub-images and the whole picture; 1: the whole picture alone
     split: str  # "pad_then_split" | "split_then_pad"
     repeat_whole: bool  # release's ScienceQA and EgoSchema scripts: grid 1 gives the picture twice
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resample: str  # one of FILTERS
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("aspect", self.aspect, ("pad", "crop")),
+            ("aspect", self.aspect, ("pad", "crop", "squeeze")),
+            ("resample", self.resample, tuple(FILTERS)),
             ("split", self.split, ("pad_then_split", "split_then_pad")),
         ):
             if value not in known:
@@ -84,8 +90,10 @@ def preprocess(image: Image.Image, cfg: ImageConfig) -> np.ndarray:
         ]
         if cfg.aspect == "pad":
             parts = [_resize_window(crop, *_square(crop), cfg) for crop in crops]
+        elif cfg.aspect == "squeeze":
+            parts = [_resize(crop, cfg.size, cfg.size, (0, 0, *crop.size), cfg) for crop in crops]
         else:
-            parts = [_resize_and_crop(crop, cfg.size) for crop in crops]
+            parts = [_resize_and_crop(crop, cfg) for crop in crops]
     return np.stack([np.asarray(part) for part in parts])
 
 
@@ -113,16 +121,20 @@ def _square(image: Image.Image) -> tuple[int, int, int]:
 
 
 def _resize(
-    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]
+    image: Image.Image,
+    width: int,
+    height: int,
+    box: tuple[float, float, float, float],
+    cfg: ImageConfig,
 ) -> Image.Image:
-    """Bicubic, along rows first and then along columns, each rounded to uint8.
+    """By the filter, along rows first and then along columns, each rounded to uint8.
 
     Two calls, because Pillow 13 began to choose the order by the shape, which moves pixels by
     several grey levels; all earlier versions, and so the release, do the rows first.
     """
-    left, top, right, bottom = box
-    rows = image.resize((width, image.height), _BICUBIC, (left, 0, right, image.height))
-    return rows.resize((width, height), _BICUBIC, (0, top, width, bottom))
+    (left, top, right, bottom), by = box, FILTERS[cfg.resample]
+    rows = image.resize((width, image.height), by, (left, 0, right, image.height))
+    return rows.resize((width, height), by, (0, top, width, bottom))
 
 
 def _resize_window(
@@ -137,7 +149,7 @@ def _resize_window(
     Raises TooLargeError for a picture so long that even the resized rows take too much memory.
     """
     if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
-        return image  # bicubic at the same size changes nothing
+        return image  # no filter changes anything at the same size
     fill = tuple(int(mean * 255) for mean in cfg.mean)  # cut off, as in the release
     if 4 * cfg.size * side > _LARGEST_ROWS:
         raise TooLargeError(
@@ -162,20 +174,20 @@ def _resize_window(
         band = Image.new("RGB", (x1 - x0, min(band_height, last - y)), fill)
         band.paste(image, (-left - x0, -top - y))
         size = (columns[1] - columns[0], band.height)
-        shown = band.resize(size, _BICUBIC, (box[0], 0, box[1], band.height))
+        shown = band.resize(size, FILTERS[cfg.resample], (box[0], 0, box[1], band.height))
         rows.paste(shown, (columns[0], y))
-    return rows.resize((cfg.size, cfg.size), _BICUBIC)
+    return rows.resize((cfg.size, cfg.size), FILTERS[cfg.resample])
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shortest side to `size`, then the centre: CLIP's image processor (long side rounded down)."""
-    width, height = image.size
+def _resize_and_crop(image: Image.Image, cfg: ImageConfig) -> Image.Image:
+    """Shortest side to the size, then the centre, as CLIP's image processor (long side cut off)."""
+    (width, height), size = image.size, cfg.size
     short, long = min(width, height), max(width, height)
     new_long = int(size * long / short)
     new_width, new_height = (size, new_long) if width <= height else (new_long, size)
     left, top = (new_width - size) // 2, (new_height - size) // 2
     if new_long * size <= _LARGEST_RESIZED:
-        whole = _resize(image, new_width, new_height, (0, 0, width, height))
+        whole = _resize(image, new_width, new_height, (0, 0, width, height), cfg)
         return whole.crop((left, top, left + size, top + size))
     # Hundreds of times longer than wide: the release would need gigabytes for a picture of which
     # it keeps one square. Only what that square shows is resized (the same to one grey level).
@@ -185,4 +197,4 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     x0, y0 = max(0, int(box[0]) - margin), max(0, int(box[1]) - margin)
     x1, y1 = min(width, int(box[2]) + margin), min(height, int(box[3]) + margin)
     shown = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
-    return _resize(image.crop((x0, y0, x1, y1)), size, size, shown)
+    return _resize(image.crop((x0, y0, x1, y1)), size, size, shown, cfg)

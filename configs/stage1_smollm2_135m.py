@@ -1,0 +1,8 @@
+"""Stage 1 of LLaVA-Mini with SmolLM2-135M-Instruct and SigLIP 2, base at 256 pixels."""
+
+from configs import siglip2
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return siglip2.stage_1("smollm2-135m")

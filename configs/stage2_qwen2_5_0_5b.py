@@ -1,0 +1,8 @@
+"""Stage 2 of LLaVA-Mini with Qwen2.5-0.5B-Instruct and SigLIP 2, base at 256 pixels."""
+
+from configs import siglip2
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    return siglip2.stage_2("qwen2.5-0.5b")
