@@ -25,7 +25,7 @@ from flax import struct
 from llava_mini_jax.models.seen import PATCHES, Reads, Seen
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
-from llava_mini_jax.ops.layers import fold_layers
+from llava_mini_jax.ops.layers import fold_layers, some_layers
 from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, stack, zeros
@@ -227,9 +227,7 @@ def _some_layers(layers: Any, first: int, last: int) -> Any:
     count = len(layers) if isinstance(layers, tuple) else layers.q_proj.bias.shape[0]
     if (first, last) == (0, count):
         return layers
-    if isinstance(layers, tuple):
-        return layers[first:last]
-    return jax.tree.map(lambda a: a[first:last], layers)
+    return some_layers(layers, first, last)
 
 
 def layer_of(params: Clip, number: int, cfg: ClipConfig) -> ClipLayer:

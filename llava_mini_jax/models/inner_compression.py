@@ -22,18 +22,17 @@ from llava_mini_jax.models.compressors import CompressorConfig
 from llava_mini_jax.models.llama import Llama
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import splice
+from llava_mini_jax.ops.layers import some_layers
 from llava_mini_jax.params import Array
 
 
 def split_llm(llm: Llama, first: int) -> tuple[Llama, Llama]:
     """The first layers of the language model, and the rest of it (embedding and head in both)."""
 
-    def part(layers: slice) -> Llama:
-        if isinstance(llm.layers, tuple):
-            return dataclasses.replace(llm, layers=llm.layers[layers])
-        return dataclasses.replace(llm, layers=jax.tree.map(lambda a: a[layers], llm.layers))
+    def part(start: int, end: int | None) -> Llama:
+        return dataclasses.replace(llm, layers=some_layers(llm.layers, start, end))
 
-    return part(slice(0, first)), part(slice(first, None))
+    return part(0, first), part(first, None)
 
 
 def squeeze(

@@ -38,6 +38,7 @@ from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import repeat_last, splice, splice_valid
 from llava_mini_jax.ops.attention import check_attention
 from llava_mini_jax.ops.layers import check_remat
+from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.params import Array, Leaf, unstack
 
 FRAMES_TOGETHER = 8  # of a device's rows, where a backward pass computes them again
@@ -70,6 +71,7 @@ class LlavaMiniConfig:
             prefusion_layers=self.prefusion_layers,
             fuse_compressed=self.fuse_compressed,
             inside_layers=self.inside_layers,
+            vocabulary=self.llm.vocab_size,
         )
         if self.prefusion_layers < 0:
             raise ValueError(f"{self.prefusion_layers} pre-fusion layers; give 0 (none) or more")
@@ -84,6 +86,11 @@ class LlavaMiniConfig:
     def declared(self) -> Declaration:
         """What the compressor needs and is."""
         return compressors.declare(self.compressor)
+
+    @property
+    def cached(self) -> bool:
+        """Whether answers can be decoded with a KV cache; else whole sequences are run anew."""
+        return not self.inside_layers and not self.declared.inside
 
     @property
     def compresses(self) -> bool:
@@ -155,6 +162,11 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     follows is predicted from the last token that is there.
     """
     (x_BSD, valid_BS), llm = _embed(params, inputs, cfg), params.llm
+    if cfg.declared.inside:
+        how = compressors.How(cfg.llm, cfg.remat, cfg.attention)
+        placed = _placed(inputs, cfg)
+        x_BSD = compressors.run(params.compressor, llm, x_BSD, placed, cfg.compressor, how)
+        return rms_norm(x_BSD, llm.final_norm, cfg.llm.norm_eps)
     if cfg.inside_layers:
         first, llm = inner_compression.split_llm(params.llm, cfg.inside_layers)
         x_BSD = llama.run_whole(
@@ -170,6 +182,18 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     if cfg.declared.adaptive and valid_BS is not None:
         return repeat_last(x_BSD, valid_BS)
     return x_BSD
+
+
+def _placed(inputs: Inputs, cfg: LlavaMiniConfig) -> compressors.Placed:
+    """What stands where, for a method that goes on inside the language model."""
+    J, text = inputs.pixels_BIJYXC.shape[2], inputs.ids_BT.shape[1]
+    visual_BS = inputs.slots_BS - text
+    return compressors.Placed(
+        valid_BS=inputs.slots_BS >= 0,
+        visual_BS=visual_BS >= 0,
+        place_BS=visual_BS % cfg.tokens_per_image(J),
+        patches=cfg.patches_per_image(J),
+    )
 
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:

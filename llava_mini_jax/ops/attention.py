@@ -36,6 +36,7 @@ _PARTS = {
     "valid_BS": ("batch", None),
     "query_segments_BT": ("batch", None),
     "key_segments_BS": ("batch", None),
+    "until_BS": ("batch", None),
 }
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def attention(
     have.
     """
     heads, kv_heads = q_BTNH.shape[2], k_BKSH.shape[1]
-    run, opaque = _kernel(q_BTNH, implementation, windowed=mask.window is not None)
+    windowed, ending = mask.window is not None, mask.until_BS is not None
+    run, opaque = _kernel(q_BTNH, implementation, windowed=windowed, ending=ending)
     # None: there is no mesh. P(None): there is one, and the axis stays whole on it.
     split_heads = sharding.partition((heads,), ("heads",)) not in (None, jax.P(None))
     if split_heads and sharding.partition((kv_heads,), ("heads",)) == jax.P(None):
@@ -98,10 +100,12 @@ def choose(
     head_width: int,
     *,
     windowed: bool = False,
+    ending: bool = False,
 ) -> tuple[str, str]:
     """(implementation for many queries, why) on a platform ("cpu", "gpu" or "tpu").
 
-    `windowed`: queries see a window of the keys only (`Mask.window`).
+    `windowed`: queries see a window of the keys only (`Mask.window`); `ending`: there are keys that
+    only queries up to some slot see (`Mask.until_BS`).
 
     "auto" takes the platform's kernel, and falls back on "xla" where that refuses; one that is
     asked for by name is refused with an InputError.
@@ -113,7 +117,7 @@ def choose(
         kernel = next((name for name, where in PLATFORM.items() if where == platform), None)
         if kernel is None:
             return "xla", f"no fused kernel on {platform}"
-        refusal = _refusal(kernel, dtype, head_width, windowed)
+        refusal = _refusal(kernel, dtype, head_width, windowed, ending)
         return ("xla", refusal) if refusal else (kernel, f"{platform} has it")
     needed = PLATFORM[implementation]
     if platform != needed and (implementation, platform) != ("splash", "cpu"):
@@ -121,7 +125,7 @@ def choose(
             f'attention "{implementation}" needs a {needed.upper()}, and this program is for'
             f' {platform.upper()}: take "auto", which picks what is there'
         )
-    refusal = _refusal(implementation, dtype, head_width, windowed)
+    refusal = _refusal(implementation, dtype, head_width, windowed, ending)
     if refusal:
         raise InputError(f'attention "{implementation}": {refusal}; take "auto" or "xla"')
     return implementation, "asked for"
@@ -137,8 +141,8 @@ def describe(
     return f"{name}{fewest} ({why})"
 
 
-def _refusal(kernel: str, dtype: jnp.dtype, head_width: int, windowed: bool) -> str:
-    """What a kernel has against a dtype, head width or window, "" if nothing."""
+def _refusal(kernel: str, dtype: jnp.dtype, head_width: int, windowed: bool, ending: bool) -> str:
+    """What a kernel has against a dtype, head width or mask, "" if nothing."""
     takes = {"cudnn": cudnn, "splash": splash}[kernel]
     if kernel == "cudnn" and (why := cudnn.missing()):
         return why
@@ -149,15 +153,20 @@ def _refusal(kernel: str, dtype: jnp.dtype, head_width: int, windowed: bool) -> 
         return f"its heads are multiples of {step} wide up to {most}, not {head_width}"
     if windowed and not takes.WINDOWS:
         return "it has no sliding window, which this language model has"
+    if ending:
+        return "it has no keys that end to be seen, which this compressor has"
     return ""
 
 
 def _kernel(
-    q_BTNH: Array, implementation: str, *, windowed: bool
+    q_BTNH: Array, implementation: str, *, windowed: bool, ending: bool
 ) -> tuple[Callable[..., Array], bool]:
     """(what computes it, whether that is opaque to `sharding.local`)."""
     platform, queries = sharding.platform(), q_BTNH.shape[1]
-    name, why = choose(implementation, platform, q_BTNH.dtype, q_BTNH.shape[3], windowed=windowed)
+    width = q_BTNH.shape[3]
+    name, why = choose(
+        implementation, platform, q_BTNH.dtype, width, windowed=windowed, ending=ending
+    )
     if name in FEWEST_QUERIES and queries >= FEWEST_QUERIES[name]:
         if name == "cudnn":
             return cudnn.attention, False

@@ -28,6 +28,13 @@ def attention_name(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, ATTENTION)
 
 
+def some_layers(layers: Any, first: int, last: int | None) -> Any:
+    """Layers first..last - 1 of a stack, stacked or in a tuple; None: up to the last one."""
+    if isinstance(layers, tuple):
+        return layers[first:last]
+    return jax.tree.map(lambda a: a[first:last], layers)
+
+
 def fold_layers(
     block: Callable[[Any, Any, Any], tuple[Any, Any]],
     layers: Any,

@@ -28,6 +28,13 @@ class Mask:
         Mask(first=2, valid_BS=[[1, 1, 0, 1, 1]], window=2) =
             query 0, in slot 2:  1 1 0 0 0
             query 1, in slot 3:  0 1 0 1 0
+
+    With `until_BS` a key is seen by queries up to that slot only (VoCo: patches are, by what comes
+    before their picture's last token):
+
+        Mask(first=2, until_BS=[[9, 2, 2, 9, 9]]) =
+            query 0, in slot 2:  1 1 1 0 0
+            query 1, in slot 3:  1 0 0 1 0
     """
 
     first: int | Array | None = None  # slot of query 0; None: queries see keys in all slots
@@ -36,6 +43,7 @@ class Mask:
     query_segments_BT: Array | None = None
     key_segments_BS: Array | None = None
     window: int | None = None  # how many keys a query sees; None: all
+    until_BS: Array | None = None  # int32: the last slot whose query sees a key; None: any does
 
     def arrays(self) -> dict[str, Array]:
         """The parts that are data, by name: not those left out, nor a `first` known to the host."""
@@ -50,6 +58,10 @@ class Mask:
             allowed.append((jnp.arange(keys) <= slots_T[:, None])[None])
         if self.valid_BS is not None:
             allowed.append(self.valid_BS[:, None, :])
+        if self.until_BS is not None:
+            assert self.first is not None, "only queries that have slots come before another"
+            slots_T = self.first + jnp.arange(queries)
+            allowed.append(slots_T[None, :, None] <= self.until_BS[:, None, :])
         if self.query_segments_BT is not None:
             assert self.key_segments_BS is not None
             allowed.append(self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :])

@@ -36,6 +36,7 @@ from llava_mini_jax.models.compressors import (
 )
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.models.seen import Seen
+from llava_mini_jax.reproduce import verify_inside
 from llava_mini_jax.reproduce.check import Check, read_case
 from llava_mini_jax.reproduce.compressor_cases import (
     Case,
@@ -325,4 +326,5 @@ RUNNERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "prumerge_plus": _prumerge,
     "visionzip": _visionzip,
     "llamavid": _llama_vid,
+    **verify_inside.RUNNERS,
 }

@@ -2,7 +2,8 @@
 
     cfg.kind --METHODS--> the method's module
                             |-- declare: where it sits, what it reads of the tower
-                            '-- spec, apply: Seen --> Compressed
+                            |-- spec, apply: Seen --> Compressed
+                            '-- run, of a method inside the language model
 
 How to add one: docs/architecture.md, "Compressors".
 """
@@ -13,6 +14,7 @@ import jax
 
 from llava_mini_jax.models.compressors import (
     average_pool,
+    fastv,
     llama_vid,
     m3,
     mqt,
@@ -23,12 +25,15 @@ from llava_mini_jax.models.compressors import (
     similarity,
     token_packer,
     visionzip,
+    voco,
 )
 from llava_mini_jax.models.compressors.grid import GridConfig
 from llava_mini_jax.models.compressors.signature import (
     Compressed,
     CompressorConfig,
     Declaration,
+    How,
+    Placed,
 )
 from llava_mini_jax.models.seen import Seen
 
@@ -38,10 +43,13 @@ __all__ = [
     "CompressorConfig",
     "Declaration",
     "GridConfig",
+    "How",
+    "Placed",
     "apply",
     "config_of",
     "declare",
     "method",
+    "run",
     "spec",
     "tokens",
 ]
@@ -59,6 +67,8 @@ METHODS: dict[str, Any] = {
     "prumerge_plus": prumerge_plus,
     "visionzip": visionzip,
     "llama_vid": llama_vid,
+    "voco": voco,
+    "fastv": fastv,
 }
 
 
@@ -102,3 +112,11 @@ def apply(params: Any, seen: Seen, cfg: CompressorConfig) -> Compressed:
     """The tokens of I pictures; `seen` has what the method declares."""
     with jax.named_scope("compressor"):
         return method(cfg).apply(params, seen, cfg)
+
+
+def run(
+    params: Any, llm: Any, x_BSD: jax.Array, placed: Placed, cfg: CompressorConfig, how: How
+) -> jax.Array:
+    """The language model's layers over whole sequences, as a method inside of it runs them."""
+    with jax.named_scope("llm"):
+        return method(cfg).run(params, llm, x_BSD, placed, cfg, how)

@@ -20,6 +20,7 @@ def check(
     prefusion_layers: int,
     fuse_compressed: bool,
     inside_layers: int,
+    vocabulary: int,
 ) -> None:
     if place not in PLACES:
         raise ValueError(f'compress "{place}" is unknown; use one of {", ".join(PLACES)}')
@@ -40,6 +41,16 @@ def check(
         )
     if inside_layers and (prefusion_layers or not declared.compresses):
         raise ValueError("compression inside the LLM needs a compressor and no pre-fusion layers")
+    if declared.inside and (prefusion_layers or inside_layers):
+        raise ValueError(
+            f'compressor "{kind}" goes on inside the LLM: set prefusion_layers and inside_layers'
+            " to 0"
+        )
+    if vocabulary < declared.vocabulary:
+        raise ValueError(
+            f'compressor "{kind}" has a token of id {declared.vocabulary - 1}, but the LLM knows'
+            f" {vocabulary} tokens: give the id of one that it knows"
+        )
     if inside_layers and (
         PROJECTED not in declared.places or declared.reads != PATCHES or declared.adaptive
     ):

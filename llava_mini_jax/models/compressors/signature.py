@@ -5,6 +5,7 @@
     tokens(cfg, side)      how many tokens a map of side x side patches becomes, at most
     spec(cfg)              its parameters, or None
     apply(params, seen, cfg) -> Compressed
+    run(params, llm, x, placed, cfg, how) -> x    of a method inside the language model: its layers
 
 The package's __init__ alone knows all methods; models/llava_mini.py composes by the declaration.
 """
@@ -13,6 +14,7 @@ import dataclasses
 
 from flax import struct
 
+from llava_mini_jax.models.decoder import LlamaConfig
 from llava_mini_jax.models.seen import PATCHES, Reads, Seen
 from llava_mini_jax.params import Leaf
 
@@ -38,6 +40,8 @@ class Declaration:
     parts: bool = False  # defined on the map of a high-resolution picture's parts, too
     videos: bool = False  # defined on frames, too
     compresses: bool = True  # else every patch is a token
+    inside: bool = False  # it goes on in the language model, whose layers its `run` runs
+    vocabulary: int = 0  # tokens that the language model must know
 
 
 @struct.dataclass
@@ -45,6 +49,25 @@ class Compressed:
     tokens_IQE: Leaf  # in the width of what was read, or in the LLM's if it is the projector
     valid_IQ: Leaf = None  # bool: which of them are there; None: all of them
     attention_IQP: Leaf = None  # each token's weights of the patches, averaged over heads
+
+
+@struct.dataclass
+class Placed:
+    """What stands in each position of the language model's sequence."""
+
+    valid_BS: Leaf  # bool: something does
+    visual_BS: Leaf  # bool: a picture's token
+    place_BS: Leaf  # int32: which of its picture's tokens, from 0
+    patches: int = struct.field(pytree_node=False)  # of a picture, which stand first
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a method inside the language model runs its layers."""
+
+    llm: LlamaConfig
+    remat: str
+    attention: str
 
 
 def side_of(seen: Seen) -> int:
