@@ -162,7 +162,7 @@ def look(
     attention: str = "auto",
 ) -> Seen:
     """`apply`, and beside its patches what `reads` declares: nothing else is computed."""
-    _check_reads(reads, cfg)
+    check_reads(reads, cfg)
     with jax.named_scope("vision"):
         pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
         x_ISE = _embed(params, pixels_IYXC, cfg)
@@ -187,7 +187,8 @@ def look(
         return dataclasses.replace(seen, query_INH=query_INH, keys_ISNH=keys_ISNH)
 
 
-def _check_reads(reads: Reads, cfg: ClipConfig) -> None:
+def check_reads(reads: Reads, cfg: ClipConfig) -> None:
+    """ValueError for what the tower does not have."""
     levels = reads.levels if reads.heads_of is None else (*reads.levels, reads.heads_of)
     for level in levels:
         if not 0 <= level <= cfg.used_layers:

@@ -38,6 +38,8 @@ class Declaration:
     parts: bool = False  # defined on the map of a high-resolution picture's parts, too
     videos: bool = False  # defined on frames, too
     compresses: bool = True  # else every patch is a token
+    # Of what it reads of the tower and gives to the language model, where its parameters fix them.
+    widths: tuple[int, int] | None = None
 
 
 @struct.dataclass
