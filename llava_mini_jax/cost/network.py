@@ -26,10 +26,12 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.cost import traced
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models import clip, compressors, llava_mini
 from llava_mini_jax.models.clip import ClipConfig
-from llava_mini_jax.models.compressors.grid import KINDS, GridConfig
+from llava_mini_jax.models.compressors.grid import GridConfig
+from llava_mini_jax.models.compressors.signature import INSTEAD
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
@@ -146,6 +148,8 @@ def products(cfg: LlavaMiniConfig, shape: Shape, *, unread: bool = False) -> Ite
 
 def projected(cfg: LlavaMiniConfig, parts: int, *, unread: bool = False) -> tuple[int, int]:
     """(patches, compressed tokens) of an image that go through the projector."""
+    if cfg.compress == INSTEAD:
+        return 0, 0
     features = cfg.compresses and cfg.compress == "features"
     if cfg.prefusion_layers or not cfg.compresses or unread:
         patches = cfg.patches_per_image(parts)
@@ -159,6 +163,28 @@ def prefused(cfg: LlavaMiniConfig, parts: int) -> tuple[int, int]:
     tokens = cfg.tokens_per_image(parts) if cfg.fuse_compressed else 0
     added = tokens if cfg.declared.compresses else 0  # else the patches are the tokens
     return cfg.patches_per_image(parts) + added, tokens
+
+
+@functools.cache
+def traced_products(cfg: LlavaMiniConfig, pictures: int) -> list:
+    """(FLOPs, what either operand depends on) of a compressor's products: parameters by path, and
+    "seen"."""
+    vision, dtype, side = cfg.vision, jnp.dtype("float32"), cfg.vision.image_size
+    pixels = jax.ShapeDtypeStruct((pictures, side, side, 3), dtype)
+    seen = jax.eval_shape(
+        lambda tower, pixels: clip.look(tower, pixels, vision, dtype, cfg.declared.reads),
+        param_tree.abstract(clip.spec(vision)),
+        pixels,
+    )
+    if cfg.compress == "projected":
+        D = cfg.llm.width
+        patches = jax.ShapeDtypeStruct((*seen.patches_IPE.shape[:2], D), "float32")
+        seen = dataclasses.replace(seen, patches_IPE=patches)
+    params = param_tree.abstract(compressors.spec(cfg.compressor))
+    names = [frozenset({f"compressor/{path}"}) for path in param_tree.paths(params)]
+    names += [frozenset({"seen"})] * len(jax.tree.leaves(seen))
+    compress = functools.partial(compressors.apply, cfg=cfg.compressor)
+    return traced.products(compress, (params, seen), names)
 
 
 class _Forward:
@@ -196,6 +222,10 @@ class _Forward:
         behind, S = tuple(f"vision/{name}" for name in names), cfg.positions
         run = functools.partial(self.layers, keys=S, behind=behind)
         yield from run("vision/layers", cfg.used_layers * parts * S)
+        if self.cfg.declared.reads.heads_of is not None:
+            # A layer's keys again, and the class token's query, for a compressor.
+            width = 2.0 * cfg.width * cfg.width
+            yield Product("vision", width * parts * (S + 1), (behind, behind))
         if self.unread:
             yield from run("vision/unread_layers", (cfg.layers - cfg.used_layers) * parts * S)
 
@@ -219,10 +249,8 @@ class _Forward:
         """`behind` is what the patches depend on."""
         cfg, patches = self.cfg.compressor, self.cfg.detail_per_image(self.shape.parts)
         if not isinstance(cfg, GridConfig):
-            raise InputError(
-                f'the products of compressor "{cfg.kind}" are not counted here; compare models with'
-                f" one of {', '.join(KINDS)}"
-            )
+            yield from self.traced(behind)
+            return
         E, Q, all_patches = cfg.width, cfg.grid**2, self.pictures * patches
         own: Behind = ("compressor",)
         either, each = behind + own, 2.0 * Q * all_patches * E
@@ -241,6 +269,23 @@ class _Forward:
             for name, count in (vectors | {"o_proj": self.pictures * Q}).items():
                 yield self.linear(f"compressor/{name}/kernel", count, either)
             yield Product("compressor", 2 * each, (either, either))
+
+    def traced(self, behind: Behind) -> Iterator[Product]:
+        """Those of a compressor whose products are read from its trace."""
+        cfg, I = self.cfg, self.pictures
+        if cfg.declared.reads.question:
+            raise InputError(
+                f'the work of compressor "{cfg.compressor.kind}" depends on the length of the'
+                " question, which is not known here"
+            )
+        with traced.without_mesh():
+            found = traced_products(cfg, I)
+        for flops, *operands in found:
+            left, right = (
+                sum((behind if name == "seen" else (name,) for name in sorted(names)), ())
+                for names in operands
+            )
+            yield Product("compressor", flops, (left, right))
 
     def prefusion(self, behind: Behind) -> Iterator[Product]:
         layers, pictures, text = self.cfg.prefusion_layers, self.pictures, self.shape.fused_text

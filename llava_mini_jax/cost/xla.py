@@ -19,8 +19,9 @@ from llava_mini_jax import sharding
 from llava_mini_jax.cost.network import COMPONENTS, Shape, projected
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import clip, compressors, llama, llava_mini, projector
+from llava_mini_jax.models.compressors.signature import INSTEAD
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.models.seen import Seen
+from llava_mini_jax.models.seen import PATCHES, Seen
 from llava_mini_jax.params import Array
 
 
@@ -48,6 +49,11 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
         raise InputError(
             "XLA's count by component is of one row with one picture and compression in front of"
             " the language model; use the formula for other shapes"
+        )
+    if cfg.declared.reads != PATCHES or cfg.compress == INSTEAD:
+        raise InputError(
+            f'XLA counts nothing by component for compressor "{cfg.compressor.kind}"; use the'
+            " formula"
         )
     params, D, S = abstract_params(cfg), cfg.llm.width, size.sequence
     whole, Q = cfg.patches_per_image(size.parts), cfg.tokens_per_image(size.parts)

@@ -245,11 +245,30 @@ class Calls:
 
 
 def refuse_inside(cfg: LlavaMiniConfig) -> None:
-    """InputError for compression inside the language model (inference/recompute.py answers it)."""
+    """InputError for what no cache holds (inference/recompute.py answers it).
+
+    That is compression inside the language model, and different numbers of tokens of pictures.
+    """
+    refuse_question(cfg)
+    if cfg.declared.adaptive:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens and'
+            " decodes without a cache; use Model.generate or eval.py, or give it a fixed ratio"
+        )
     if cfg.inside_layers:
         raise InputError(
             f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes"
             " without a cache; take one that compresses in front of it"
+        )
+
+
+def refuse_question(cfg: LlavaMiniConfig) -> None:
+    """InputError for a compressor that reads the question: requests lack its vocabulary."""
+    if cfg.declared.reads.question:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" reads the question in a vocabulary of its own,'
+            " which requests and data sets do not give; call models/llava_mini.py with"
+            " Inputs.question_BT"
         )
 
 

@@ -161,8 +161,7 @@ class Model(Loaded):
 
     @property
     def _answering(self) -> Callable[..., Iterator[None]]:
-        inside = self.bundle.model.inside_layers
-        return recompute.answering if inside else engine.answering
+        return engine.answering if self.bundle.model.keeps_cache else recompute.answering
 
     def read_pictures(
         self, images: Any, videos: Any, sampling: FrameSampling | None = None

@@ -29,6 +29,7 @@ from llava_mini_jax.data.batches.examples import (
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText, Settings
+from llava_mini_jax.inference.generate import refuse_question
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, next_token
 from llava_mini_jax.inference.ticket import Piece
@@ -75,6 +76,7 @@ def answering(
 
     Batches have the settings of their first example, but for seeds. Without `logits`, the model's.
     """
+    refuse_question(model.bundle.model)
     for one in settings:
         one.refuse_for_engine("a model that answers without a cache")
     logits = logits or whole_model(model.params, model.bundle, model.buckets)

@@ -61,7 +61,13 @@ def read_pictures(
     """
     cfg, sampling = bundle.images, sampling or sampling_for(bundle)
     shown = [_image(image, cfg) for image in _listed(images, Picture, "images", PICTURE)]
-    shown += [_video(video, cfg, sampling) for video in _listed(videos, Video, "videos", VIDEO)]
+    films = _listed(videos, Video, "videos", VIDEO)
+    if films and not bundle.model.declared.videos:
+        raise InputError(
+            f'compressor "{bundle.model.compressor.kind}" is defined on pictures, and a video is'
+            " given; give its frames as images"
+        )
+    shown += [_video(video, cfg, sampling) for video in films]
     # In front of the others: a prompt without pictures has a shape, too.
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
     return Pictures(np.concatenate([none, *shown]), tuple(len(parts) for parts in shown))

@@ -73,6 +73,8 @@ def prefuse_images(
 ) -> tuple[Array, ImageMemory | None]:
     """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
     patches_ISD, compressed = llava_mini.project_and_compress(params, seen, cfg)
+    if compressed.valid_IQ is not None:
+        raise ValueError("tokens of pictures that have different numbers of them cannot be kept")
     compressed_IQD = compressed.tokens_IQE
     if params.prefusion is None:
         return _everywhere(compressed_IQD), None

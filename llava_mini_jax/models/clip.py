@@ -177,7 +177,7 @@ def look(
     attention: str = "auto",
 ) -> Seen:
     """`apply`, and beside its patches what `reads` declares: nothing else is computed."""
-    _check_reads(reads, cfg)
+    check_reads(reads, cfg)
     with jax.named_scope("vision"):
         pixels_IYXC = normalize(pixels_IYXC, cfg).astype(dtype)
         x_ISE = _embed(params, pixels_IYXC, cfg)
@@ -202,7 +202,8 @@ def look(
         return dataclasses.replace(seen, query_INH=query_INH, keys_ISNH=keys_ISNH)
 
 
-def _check_reads(reads: Reads, cfg: ClipConfig) -> None:
+def check_reads(reads: Reads, cfg: ClipConfig) -> None:
+    """ValueError for what the tower does not have."""
     if not cfg.class_token and (reads.class_token or reads.heads_of is not None):
         raise ValueError(
             "the class token is read of a tower that has none, as SigLIP: take CLIP's, or a method"

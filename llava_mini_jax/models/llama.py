@@ -23,7 +23,7 @@ from llava_mini_jax.models.decoder import Block, Layer, LlamaConfig, block, bloc
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import einsum
 from llava_mini_jax.ops.layers import fold_layers
-from llava_mini_jax.ops.masks import Mask
+from llava_mini_jax.ops.masks import Mask, running_positions
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import angles
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
@@ -74,11 +74,24 @@ def apply(
     valid_BT: Array | None,
     cfg: LlamaConfig,
     *,
+    holes: bool = False,
     remat: str = "none",
     attention: str = "auto",
 ) -> Array:
-    """Hidden states [B, T, D] after the final norm for whole sequences of embeddings."""
-    x_BTD = run_whole(params.layers, x_BTD, valid_BT, cfg, remat=remat, attention=attention)
+    """Hidden states [B, T, D] after the final norm for whole sequences of embeddings.
+
+    `holes`: positions are counted without invalid places, which may lie between valid ones.
+    """
+    positions_BT = None if valid_BT is None or not holes else running_positions(valid_BT)
+    x_BTD = run_whole(
+        params.layers,
+        x_BTD,
+        valid_BT,
+        cfg,
+        positions_BT=positions_BT,
+        remat=remat,
+        attention=attention,
+    )
     return rms_norm(x_BTD, params.final_norm, cfg.norm_eps)
 
 
@@ -88,15 +101,17 @@ def run_whole(
     valid_BT: Array | None,
     cfg: LlamaConfig,
     *,
+    positions_BT: Array | None = None,
     remat: str = "none",
     attention: str = "auto",
 ) -> Array:
-    """Layers over whole sequences whose positions are their places, without the final norm.
+    """Layers over whole sequences, without the final norm; positions are places if not given.
 
     `valid_BT` None: nothing but padding on the right is invalid, which no valid position sees.
     """
-    # Left padding is counted, to no effect: rotary attention sees differences of positions only.
-    positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+    if positions_BT is None:
+        # Left padding is counted, to no effect: rotary attention sees differences only.
+        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
     attends = attend(Mask(first=0, valid_BS=valid_BT, window=cfg.window), attention)
     with jax.named_scope("llm"):
         return run_layers(each(layers, cfg), x_BTD, positions_BT, attends, cfg, remat=remat)

@@ -64,15 +64,19 @@ class LlavaMiniConfig:
     def __post_init__(self):
         check_remat(self.remat)
         check_attention(self.attention)
+        kind, declared = self.compressor.kind, self.declared
         place.check(
-            self.compressor.kind,
-            self.declared,
+            kind,
+            declared,
             self.compress,
             prefusion_layers=self.prefusion_layers,
             fuse_compressed=self.fuse_compressed,
             inside_layers=self.inside_layers,
             vocabulary=self.llm.vocab_size,
         )
+        place.check_widths(kind, declared, self.vision.width, self.llm.width)
+        clip.check_reads(declared.reads, self.vision)
+        compressors.tokens(self.compressor, self.vision.grid)  # ValueError for a count it has not
         if self.prefusion_layers < 0:
             raise ValueError(f"{self.prefusion_layers} pre-fusion layers; give 0 (none) or more")
         if not 0 <= self.inside_layers < self.llm.layers:
@@ -96,6 +100,12 @@ class LlavaMiniConfig:
     def compresses(self) -> bool:
         """Whether images are compressed in front of the language model."""
         return self.declared.compresses and not self.inside_layers
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether answers may keep keys and values: what a picture gives never changes, and all of
+        its slots are taken."""
+        return not self.inside_layers and not self.declared.adaptive
 
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most."""
@@ -178,10 +188,9 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
             params.compressor, x_BSD, inputs.wide_slots_BU, inputs.slots_BS, sizes, cfg.compressor
         )
         valid_BS = inputs.valid(inputs.slots_BS)
-    x_BSD = llama.apply(llm, x_BSD, valid_BS, cfg.llm, remat=cfg.remat, attention=cfg.attention)
-    if cfg.declared.adaptive and valid_BS is not None:
-        return repeat_last(x_BSD, valid_BS)
-    return x_BSD
+    holes, how = cfg.declared.adaptive, dict(remat=cfg.remat, attention=cfg.attention)
+    x_BSD = llama.apply(llm, x_BSD, valid_BS, cfg.llm, holes=holes, **how)
+    return repeat_last(x_BSD, valid_BS) if holes and valid_BS is not None else x_BSD
 
 
 def _placed(inputs: Inputs, cfg: LlavaMiniConfig) -> compressors.Placed:
@@ -326,6 +335,8 @@ def encode_images(
 ) -> tuple[Array, Array]:
     """(visual tokens [I, Q, D], fused text [I, F, D]) of images, each with its own text."""
     visual, fused_IFD = fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
+    if visual.valid_IQ is not None:
+        raise ValueError("images have different numbers of tokens: take them by fuse_images")
     return visual.tokens_IQE, fused_IFD
 
 

@@ -100,5 +100,6 @@ def pictures(case: Case) -> jax.Array:
 
 
 def look(params: LlavaMini, case: Case, cfg: LlavaMiniConfig) -> Seen:
-    see = jax.jit(clip.look, static_argnames=("cfg", "dtype", "reads"))
-    return see(params.vision, pictures(case), cfg.vision, cfg.dtype, cfg.declared.reads)
+    reads = cfg.declared.reads
+    see = jax.jit(lambda tower, pixels: clip.look(tower, pixels, cfg.vision, cfg.dtype, reads))
+    return see(params.vision, pictures(case))

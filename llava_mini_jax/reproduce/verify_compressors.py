@@ -201,7 +201,7 @@ def _prumerge(case: Case) -> dict[str, Any]:
     seen, hidden_ISE = _seen_by_last_layer(case, own)
     attention_IP, _ = prumerge.scores(seen)
     chosen = method.choose(attention_IP, own)
-    made = jax.jit(method.apply, static_argnames="cfg")(None, seen, own)
+    made = jax.jit(lambda seen: method.apply(None, seen, own))(seen)
     # A case's pictures keep the same number: what is behind it is not there.
     kept = int(chosen.kept_I[0])
     listed_IL = np.asarray(chosen.listed_IL)
@@ -251,7 +251,7 @@ def _visionzip(case: Case) -> dict[str, Any]:
     # As the authors' function returns them: the class token, then patches by falling attention.
     highest = np.argsort(np.asarray(chosen.rank_IP), axis=1)[:, : own.dominant - 1] + 1
     return {
-        "tokens": jax.jit(visionzip.apply, static_argnames="cfg")(None, seen, own).tokens_IQE,
+        "tokens": jax.jit(lambda seen: visionzip.apply(None, seen, own))(seen).tokens_IQE,
         "dominant_index": np.pad(highest, ((0, 0), (1, 0))),
         "cls_attention_sum": chosen.score_IP,
         "metric": chosen.metric_ISH,

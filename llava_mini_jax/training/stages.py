@@ -149,7 +149,7 @@ def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> Trai
 def check(stage: TrainConfig) -> None:
     """InputError for a stage that cannot be run as it is written."""
     # In this order: patterns are looked for in a model that can be built, sizes that are numbers.
-    for rule in (_name, _patterns, _choices, _counts, _shares, _lengths, _batch):
+    for rule in (_name, _compressor, _patterns, _choices, _counts, _shares, _lengths, _batch):
         for mistake in rule(stage):
             raise InputError(f"{stage.name}: {mistake}")
 
@@ -157,6 +157,22 @@ def check(stage: TrainConfig) -> None:
 def _name(stage: TrainConfig) -> Iterator[str]:
     if not re.fullmatch(r"\w[\w.-]*", stage.name):
         yield "a stage's name is that of its folder in the workdir: use letters, digits, _ and -"
+
+
+def _compressor(stage: TrainConfig) -> Iterator[str]:
+    kind, declared = stage.model.compressor.kind, stage.model.declared
+    if declared.reads.question:
+        yield (
+            f'compressor "{kind}" reads the question in a vocabulary of its own, which data sets'
+            " do not give"
+        )
+    if declared.pooled:
+        yield (
+            f'compressor "{kind}" shares one ratio among the pictures of a batch, padding among'
+            ' them: set its variant to "clean"'
+        )
+    if stage.images.parts > 1 and not declared.parts:
+        yield f'compressor "{kind}" is defined on whole pictures: set images.grid to 1'
 
 
 def _patterns(stage: TrainConfig) -> Iterator[str]:

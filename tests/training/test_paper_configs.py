@@ -146,7 +146,41 @@ def test_every_run_is_listed_here():
     folder = ROOT / "configs"
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
     small = {name for name in files if name.startswith("digits")}
-    assert files - small - {"paper", "release", "siglip2"} == set(RUNS)
+    compared = {name for name in files if name.startswith("compressors/")}
+    assert {name.split("/")[1] for name in compared} == set(COMPARED)
+    assert files - small - compared - {"paper", "release", "compared", "siglip2"} == set(RUNS)
+
+
+# Tokens of an image at most, and what is trained of the model beside its LLM.
+COMPARED = {
+    "m3": (36, {"projector"}),
+    "mqt": (36, {"compressor"}),
+    "token_packer": (144, {"compressor"}),
+    "prumerge": (145, {"projector"}),
+    "prumerge_plus": (145, {"projector"}),
+    "visionzip": (64, {"projector"}),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_another_method_is_trained_as_llava_is(name):
+    tokens, learns = COMPARED[name]
+    stages = stages_of(load_config(str(ROOT / "configs" / "compressors" / f"{name}.py")))
+    for stage in stages:
+        check(stage)
+        assert (stage.model.tokens_per_image(1), stage.model.prefusion_layers) == (tokens, 0)
+    assert stages[-1].model.compressor.kind == name
+    of_llava = load("stage2_llava_1_5_7b")
+    same = ("data", "batch_size", "steps", "optimizer", "seed", "prompt", "images", "lengths")
+    for field in same:
+        assert getattr(stages[-1], field) == getattr(of_llava, field), field
+    paths = param_tree.paths(llava_mini.spec(stages[-1].model))
+    trained = [path for path in paths if param_tree.matches(path, stages[-1].trainable)]
+    assert {path.split("/")[0] for path in trained} == learns | {"llm"}
+    if len(stages) == 2:
+        assert (stages[0].trainable, stages[1].start) == (("compressor/*",), "previous")
+    else:
+        assert stages[0].start == of_llava.start
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -24,6 +24,7 @@ from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.compressors import CompressorConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.tensorfiles.save import save_tensors
 from llava_mini_jax.weights import names
@@ -33,6 +34,7 @@ from llava_mini_jax.weights.folders import open_model, open_parts
 from llava_mini_jax.weights.import_hf import load_params
 from llava_mini_jax.weights.lazy_params import start_from_parts
 from tests import tiny
+from tests.tiny_compressors import METHODS
 from tests.tiny_model import language_config
 
 fast_compilation = tiny.fast_compilation
@@ -149,6 +151,10 @@ def test_llava_1_5_layouts_come_back(layout: str, format: str, dtype: str, tmp_p
     assert_same_tensors(exported, tensors)
 
 
+def compressed(compressor: CompressorConfig) -> LlavaMiniConfig:
+    return tiny.model("paper", compressor=compressor, prefusion_layers=0)
+
+
 VARIANTS = {
     "paper": tiny.model("paper"),
     "release with rope scaling": tiny.release_model(),
@@ -157,6 +163,7 @@ VARIANTS = {
     "no pre-fusion": tiny.model("release", prefusion_layers=0),
     "no compression": tiny.model("release", compressor="none"),
     "llava-1.5": tiny.model("llava-1.5"),
+    **{name: compressed(cfg) for name, cfg in METHODS.items()},
     "tied head": tiny.model("paper", dataclasses.replace(tiny.LLM, tied_head=True)),
     "another tower": tiny.model(
         "release",
@@ -442,3 +449,41 @@ def test_a_part_of_the_parameters_keeps_its_names() -> None:
         n: a for n, a in whole.items() if "mm_projector" in n or n.startswith("model.layers")
     }
     assert_same_tensors(partly, expected)
+
+
+FOREIGN = {
+    "a field that is missing": (
+        dict(kind="mqt", width=32),
+        'of kind "mqt" with the fields kind, width; expected kind, width, out_width',
+    ),
+    "a field of another type": (dict(count="4"), "compressor.count is '4', expected int"),
+    "a count that it does not have": (dict(count=5), "m3 has no 5 tokens of 4 x 4 patches"),
+    "a list that holds no numbers": (
+        dataclasses.asdict(METHODS["token_packer"]) | dict(levels=[1, "2"]),
+        "compressor.levels is .*, expected whole numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_a_method_cannot_be_is_said(case: str, tmp_path: Path) -> None:
+    said, message = FOREIGN[case]
+    cfg = compressed(METHODS["m3"])
+    export_model(tiny.weights(cfg), bundle(cfg), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    own = config["llava_mini_jax"]["model"]["compressor"]
+    config["llava_mini_jax"]["model"]["compressor"] = said if "kind" in said else own | said
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path / "model", "float32")
+
+
+def test_a_weight_with_its_inputs_first_is_not_made_int8(tmp_path: Path) -> None:
+    """A scale for each of its first axis would multiply the wrong numbers, in silence."""
+    cfg = compressed(METHODS["mqt"])
+    export_model(tiny.weights(cfg), bundle(cfg), tmp_path / "model")
+    found, published = open_model(tmp_path / "model", compute_dtype="float32")
+    params = load_params(found, published, dtype="float32", int8=True, unrolled=True)
+    assert isinstance(params.compressor.into_llm, jax.Array)
+    assert not isinstance(params.compressor.q_proj.kernel, jax.Array)

@@ -130,6 +130,7 @@ class BatchLayout:
 
     tokens_per_image: int
     patches_per_image: int = 0  # 0, or of compression inside the LLM, which needs slots for all
+    videos: bool = True  # whether the compressor is defined on frames
     buckets: Buckets  # what rows are padded to,
     padding_side: str  # and where: "right" or "left"
     max_length: int  # positions of a row
@@ -139,7 +140,8 @@ class BatchLayout:
         """That of a model whose images have `parts` parts; `sizes` are the other fields."""
         patches = cfg.patches_per_image(parts) if cfg.inside_layers else 0
         tokens = cfg.tokens_per_image(parts)
-        return cls(tokens_per_image=tokens, patches_per_image=patches, **sizes)
+        videos = cfg.declared.videos
+        return cls(tokens_per_image=tokens, patches_per_image=patches, videos=videos, **sizes)
 
     @property
     def positions_per_image(self) -> int:

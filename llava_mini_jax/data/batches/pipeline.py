@@ -186,6 +186,11 @@ class _Reader:
         try:
             sample = self._source[index]
             example = _cut(self._encode(sample), layout.buckets.lengths[-1])
+            if not layout.videos and any(count > 1 for count in example.frames):
+                raise InputError(
+                    f"sample {sample['id']} has a video, and the model's compressor is defined on"
+                    " pictures; remove it, or train another method"
+                )
             if not learns(example, layout.positions_per_image, layout.max_length):
                 raise InputError(
                     f"sample {sample['id']}: none of its first {layout.max_length} positions is "

@@ -85,7 +85,12 @@ class LlamaVid:
 
 
 def declare(cfg: LlamaVidConfig) -> Declaration:
-    return Declaration(places=(INSTEAD,), reads=Reads(class_token=True, question=True), videos=True)
+    return Declaration(
+        places=(INSTEAD,),
+        reads=Reads(class_token=True, question=True),
+        videos=True,
+        widths=(cfg.width, cfg.out_width),
+    )
 
 
 def tokens(cfg: LlamaVidConfig, side: int) -> int:

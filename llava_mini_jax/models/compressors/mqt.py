@@ -70,7 +70,7 @@ class Mqt:
 
 
 def declare(cfg: MqtConfig) -> Declaration:
-    return Declaration(places=(INSTEAD,))
+    return Declaration(places=(INSTEAD,), widths=(cfg.width, cfg.out_width))
 
 
 def tokens(cfg: MqtConfig, side: int) -> int:

@@ -59,6 +59,14 @@ def check(
         )
 
 
+def check_widths(kind: str, declared: Declaration, tower: int, llm: int) -> None:
+    if declared.widths not in (None, (tower, llm)):
+        raise ValueError(
+            f'compressor "{kind}" is made for widths {declared.widths} of tower and language model,'
+            f" which have {(tower, llm)}: give it theirs"
+        )
+
+
 def check_pictures(kind: str, declared: Declaration, images: int, parts: int) -> None:
     """ValueError for a call's pictures that the method is not defined on."""
     if parts > 1 and not declared.parts:
@@ -69,5 +77,5 @@ def check_pictures(kind: str, declared: Declaration, images: int, parts: int) ->
     if images > 1 and declared.pooled:
         raise ValueError(
             f'compressor "{kind}" shares one ratio among the {images} pictures of a call, padding'
-            " among them: give one picture, or set pooled to false"
+            " among them: give one picture, or set its variant to clean"
         )

@@ -42,6 +42,8 @@ class Declaration:
     compresses: bool = True  # else every patch is a token
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
     vocabulary: int = 0  # tokens that the language model must know
+    # Of what it reads of the tower and gives to the language model, where its parameters fix them.
+    widths: tuple[int, int] | None = None
 
 
 @struct.dataclass

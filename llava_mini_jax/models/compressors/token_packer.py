@@ -79,7 +79,9 @@ class TokenPacker:
 
 
 def declare(cfg: TokenPackerConfig) -> Declaration:
-    return Declaration(places=(INSTEAD,), reads=Reads(levels=cfg.levels))
+    return Declaration(
+        places=(INSTEAD,), reads=Reads(levels=cfg.levels), widths=(cfg.width, cfg.out_width)
+    )
 
 
 def tokens(cfg: TokenPackerConfig, side: int) -> int:

@@ -1,0 +1,42 @@
+"""Other methods' compressors, trained as LLaVA-1.5 is (docs/architecture.md, "Compressors").
+
+The files of configs/compressors/ name a method each. Held equal: tower, data, order, epochs, batch
+and rates; what their authors trained otherwise each file says. A compressor that is the projector
+has a stage 1 of its own; the others begin with LLaVA's.
+
+    python train.py configs/compressors/mqt.py --workdir out/mqt
+"""
+
+import dataclasses
+
+from configs import stage1_vicuna_7b, stage2_llava_1_5_7b
+from llava_mini_jax.models.compressors import CompressorConfig
+from llava_mini_jax.training.stages import TrainConfig, rebuilt
+
+COMPRESSOR = ("compressor/*",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stages:
+    stage1: TrainConfig
+    stage2: TrainConfig
+
+
+def stage_2(compressor: CompressorConfig) -> TrainConfig:
+    """Instruction tuning of a method that keeps LLaVA's projector, from LLaVA's stage 1."""
+    return _tuned(compressor)
+
+
+def stages(compressor: CompressorConfig) -> Stages:
+    """Alignment and instruction tuning of a method that is the projector."""
+    parent = dataclasses.replace(stage1_vicuna_7b.config(), trainable=COMPRESSOR, fresh=COMPRESSOR)
+    return Stages(
+        stage1=rebuilt(parent, compressor=compressor, prefusion_layers=0),
+        stage2=dataclasses.replace(_tuned(compressor), start="previous"),
+    )
+
+
+def _tuned(compressor: CompressorConfig) -> TrainConfig:
+    parent = stage2_llava_1_5_7b.config()
+    parent = dataclasses.replace(parent, trainable=(*parent.trainable, *COMPRESSOR))
+    return rebuilt(parent, compressor=compressor, prefusion_layers=0)

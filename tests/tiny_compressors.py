@@ -1,0 +1,42 @@
+"""A tiny configuration of every method that LLaVA-Mini is compared with."""
+
+from llava_mini_jax.models.compressors import CompressorConfig
+from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
+from llava_mini_jax.models.compressors.m3 import M3Config
+from llava_mini_jax.models.compressors.mqt import MqtConfig
+from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
+from llava_mini_jax.models.compressors.prumerge_plus import PruMergePlusConfig
+from llava_mini_jax.models.compressors.token_packer import TokenPackerConfig
+from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
+from tests import tiny
+
+E, D = tiny.VISION.width, tiny.LLM.width
+PRUMERGE = dict(layer=2, neighbours=5, ratio=0.0, variant="clean")
+METHODS: dict[str, CompressorConfig] = {
+    "m3": M3Config(count=4),
+    "mqt": MqtConfig(width=E, out_width=D, heads=4, queries=9, count=5, norm_eps=1e-6),
+    "token_packer": TokenPackerConfig(
+        width=E, out_width=D, heads=4, levels=(0, 2, 1), scale=2, norm_eps=1e-6
+    ),
+    "prumerge": PruMergeConfig(**PRUMERGE),
+    "prumerge, a quarter": PruMergeConfig(**PRUMERGE | dict(ratio=0.25, variant="release")),
+    "prumerge_plus": PruMergePlusConfig(**PRUMERGE),
+    "prumerge_plus, a quarter": PruMergePlusConfig(**PRUMERGE | dict(ratio=0.25)),
+    "visionzip": VisionZipConfig(layer=1, dominant=4, contextual=3),
+    "llama_vid": LlamaVidConfig(
+        width=E,
+        out_width=D,
+        content=2,
+        vision_norm_eps=1e-5,
+        qformer_width=24,
+        qformer_heads=2,
+        qformer_layers=2,
+        qformer_mlp_width=32,
+        qformer_cross_every=2,
+        qformer_cross_width=28,
+        qformer_queries=3,
+        qformer_vocabulary=11,
+        qformer_positions=8,
+        qformer_norm_eps=1e-12,
+    ),
+}
