@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from llava_mini_jax import cli
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.weights import lazy_params, names
 from llava_mini_jax.weights.export_hf import export_model
 from llava_mini_jax.weights.folders import open_model
@@ -173,3 +174,15 @@ def test_a_model_of_layers_that_differ_does_not_compress_inside() -> None:
     inputs = tiny.batch([example], model).inputs
     with pytest.raises(ValueError, match=r"run by themselves \(inside_layers\)"):
         jax.eval_shape(lambda p: tiny.logits(p, inputs, model), tiny.weights(model))
+
+
+def test_int8_rounds_products_and_no_bias(tmp_path: Path) -> None:
+    bundle, params = start("qwen2_yarn", "siglip")
+    export_model(params, bundle, tmp_path / "start")
+    found, published = open_model(tmp_path / "start", compute_dtype="float32")
+    loaded = load_params(found, published, dtype="float32", int8=True, unrolled=True)
+    layer, own = loaded.llm.layers[0], params.llm.layers[0]
+    assert isinstance(layer.q_proj, Int8Weight)
+    for name in ("q_bias", "k_bias", "v_bias"):
+        np.testing.assert_array_equal(getattr(layer, name), np.asarray(getattr(own, name)))
+    np.testing.assert_array_equal(loaded.vision.patch_bias, np.asarray(params.vision.patch_bias))
