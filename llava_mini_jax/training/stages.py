@@ -27,6 +27,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.lora import LEARNT, NO_LORA, LoraConfig, with_changes
+from llava_mini_jax.ops.rope import DynamicScaling
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import lora
 from llava_mini_jax.training.optimizer import OptimizerConfig
@@ -240,6 +241,13 @@ def _lengths(stage: TrainConfig) -> Iterator[str]:
         yield (
             f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
             f"{longest} positions: add that length, or lower max_length"
+        )
+    llm = stage.model.llm
+    if isinstance(llm.rope.scaling, DynamicScaling) and longest > llm.max_positions:
+        yield (
+            f"prompt.max_length is {longest}, but the language model's rotary positions begin to"
+            f" depend on the length of a text behind {llm.max_positions} positions (dynamic"
+            " scaling), which is not supported: lower max_length, or take linear or yarn scaling"
         )
 
 

@@ -201,7 +201,8 @@ class _Piece:
                 return jax.vjp(block, *args)[1]
             return jax.vjp(functools.partial(block, layer), *activations)[1]
 
-        fused = _fuses(cfg)
+        # TPU's kernel has no window: there the scores are there.
+        fused = _fuses(cfg) and cfg.llm.window is None
         recomputed = 0 if cfg.remat == "none" else _kept(backward, args, fused)
         # Gradients of the widest arrays stand beside them: of attention's scores, or in the MLP.
         sizes = network.layer(cfg.llm)

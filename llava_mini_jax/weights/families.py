@@ -77,7 +77,7 @@ def own_fields(f: Fields, kind: str, layers: int, max_positions: int) -> dict[st
 def _nope_layers(f: Fields, kind: str, layers: int) -> tuple[int, ...]:
     if kind != "smollm3":
         because = "some layers have no rotary positions (SmolLM3's)"
-        f.only("no_rope_layers", [], [1] * min(layers, 10_000), because=because)
+        f.only("no_rope_layers", [], [1] * layers, because=because)
         f.only("no_rope_layer_interval", because=because)
         return ()
     # In spite of its name: 1 where a layer has rotary positions.

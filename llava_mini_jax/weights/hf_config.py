@@ -20,6 +20,7 @@ from llava_mini_jax.weights.families import FAMILIES, own_fields
 from llava_mini_jax.weights.hf_rope import rope_from_hf
 
 LLM_TYPES = tuple(FAMILIES)
+_MOST_LAYERS = 10_000  # lists of what each layer is are made before anything is read
 # "llava_qwen" and others are LLaVA-NeXT's names, whose models are not LLaVA-1.5's.
 LLAVA_TYPES = (
     "llava",
@@ -119,6 +120,8 @@ def llama_from_hf(f: Fields, kind: str, *, nested: bool = False) -> LlamaConfig:
         )
     _refuse_other_arithmetic(f, f.values.get("head_dim") or head_width)
     layers, max_positions = f.size("num_hidden_layers"), f.size("max_position_embeddings")
+    if layers > _MOST_LAYERS:
+        raise f.wrong("num_hidden_layers", f"at most {_MOST_LAYERS}")
     # A null means as many as heads; what is absent is the class's default.
     absent = "num_key_value_heads" not in f.values
     config = LlamaConfig(

@@ -15,9 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 OTHERS = ("model.vision_tower", "model.mm_projector")
+LANGUAGE_MODELS = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
 
 
 def logits_and_ids(
@@ -63,8 +70,9 @@ def problems_of(case: Path) -> list[str]:
     if places != 16:
         wrong.append(f"the processor makes {places} places for a picture of 16 patches")
     text, text_ids = logits_and_ids(original, case, picture=False)
+    language = LANGUAGE_MODELS.get(original.config.text_config.model_type, LlamaForCausalLM)
     for kind in ("llava-1.5", "release"):
-        model, info = read(LlamaForCausalLM, case / f"export-{kind}")
+        model, info = read(language, case / f"export-{kind}")
         strange = [k for k in info["unexpected_keys"] if not k.startswith(OTHERS)]
         found, found_ids = logits_and_ids(model, case, picture=False)
         if info["missing_keys"] or strange or found_ids != text_ids or (found != text).any():

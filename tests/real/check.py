@@ -46,7 +46,7 @@ def check(case: Path, towers: Path) -> dict[str, Any]:
     try:
         if not case.name.startswith("llava"):
             source = case / "start"
-            convert("--clip", towers, "--llm", case / "folder", source, "--prefusion-layers", "1")
+            convert("--vision", towers, "--llm", case / "folder", source, "--prefusion-layers", "1")
         model = load(source, dtype="float32")
     except InputError as error:
         text = str(error).replace(f"{case}/", "")

@@ -37,6 +37,9 @@ from transformers import (
     LlavaProcessor,
     MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SiglipVisionConfig,
 )
 
 NEW_TOKENS = 12
@@ -105,8 +108,12 @@ def excite(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def llava(text: object, **more: object) -> torch.nn.Module:
-    vision = CLIPVisionConfig(**{**VISION, **more.pop("vision", {})})
+# Of a tower without a class token.
+EVERY_PATCH = dict(vision_feature_select_strategy="full", vision_feature_layer=-1)
+
+
+def llava(text: object, tower: type = CLIPVisionConfig, **more: object) -> torch.nn.Module:
+    vision = tower(**{**VISION, **more.pop("vision", {})})
     own = dict(image_token_index=IMAGE, image_seq_length=IMAGE_TOKENS)
     config = LlavaConfig(vision_config=vision, text_config=text, **own, **more)
     return excite(LlavaForConditionalGeneration(config))
@@ -285,6 +292,25 @@ def make_peers(out: Path) -> None:
     peer(out, "llama tied own head", causal("llama", tie_word_embeddings=True), change=own_head)
     peer(out, "mistral", causal("mistral", sliding_window=None))
     peer(out, "mistral wide window", causal("mistral", sliding_window=512))
+    peer(out, "mistral window", causal("mistral", sliding_window=8))
+    make_families(out)
+
+
+def make_families(out: Path) -> None:
+    """What other families have of their own: biases, norms, a window, rotary positions."""
+    for kind in ("linear", "dynamic", "yarn"):
+        rope = dict(rope_type=kind, factor=4.0, rope_theta=10000.0)
+        if kind == "yarn":
+            rope["original_max_position_embeddings"] = 32
+        peer(out, f"llama rope {kind}", causal("llama", rope_parameters=rope))
+    peer(out, "qwen2", causal("qwen2"))
+    window = dict(use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    peer(out, "qwen2 window", causal("qwen2", **window))
+    peer(out, "qwen3 tied", causal("qwen3", head_dim=20, tie_word_embeddings=True))
+    peer(out, "smollm3", causal("smollm3", no_rope_layers=[1, 0, 1], pad_token_id=0))
+    peer(out, "llava qwen2", llava(Qwen2Config(**LLM)))
+    siglip = llava(Qwen3Config(**LLM, head_dim=20), tower=SiglipVisionConfig, **EVERY_PATCH)
+    peer(out, "llava siglip qwen3", siglip)
 
 
 def make_lookalikes(out: Path) -> None:
@@ -292,7 +318,6 @@ def make_lookalikes(out: Path) -> None:
     granite = dict(embedding_multiplier=3.0, attention_multiplier=0.1, residual_multiplier=0.5)
     for kind, more in {
         "granite": granite | dict(logits_scaling=4.0),
-        "smollm3": dict(no_rope_layers=[1, 0, 1], pad_token_id=0),
         "gemma": small,
         "olmo": {},
         "phi3": dict(pad_token_id=0),
@@ -301,8 +326,6 @@ def make_lookalikes(out: Path) -> None:
         "arcee": {},
         "nemotron": {},
         "hunyuan_v1_dense": small,
-        "qwen2": {},
-        "qwen3": dict(head_dim=12),
         "cohere": dict(pad_token_id=0),
         "starcoder2": {},
     }.items():
@@ -310,13 +333,13 @@ def make_lookalikes(out: Path) -> None:
     refused(out, "llama attention_bias", causal("llama", attention_bias=True), "attention_bias")
     refused(out, "llama mlp_bias", causal("llama", mlp_bias=True), "mlp_bias")
     refused(out, "llama gelu", causal("llama", hidden_act="gelu"), "hidden_act")
-    for kind in ("linear", "dynamic", "yarn"):
-        rope = dict(rope_type=kind, factor=4.0, rope_theta=10000.0)
-        refused(out, f"llama rope {kind}", causal("llama", rope_parameters=rope), kind)
+    mixed = dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    refused(out, "qwen2 two kinds of layers", causal("qwen2", **mixed), "layer_types")
+    biased = causal("qwen3", head_dim=12, attention_bias=True)
+    refused(out, "qwen3 attention_bias", biased, "attention_bias")
     partial = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)
     model = causal("llama", rope_parameters=partial)
     refused(out, "llama partial rotary", model, "partial_rotary_factor")
-    refused(out, "mistral window", causal("mistral", sliding_window=8), "sliding_window")
     refused(out, "llama unknown field", causal("llama"), "mup_scale", change=fields(mup_scale=2.0))
     refused(out, "llama int8 codes", causal("llama"), "int8", change=codes(torch.int8))
     refused(out, "llama fp8 codes", causal("llama"), "float8", change=codes(torch.float8_e4m3fn))

@@ -16,6 +16,7 @@ from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import Sampling
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.ops.rope import RopeConfig, YarnScaling
 from llava_mini_jax.training import step
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig, make_optimizer
 from tests import tiny
@@ -33,16 +34,45 @@ GRADIENT_ATOL = 1e-7
 PARAMETER_ATOL = 5e-6
 
 ONE_KEY_HEAD = dataclasses.replace(tiny.LLM, kv_heads=1)
+# What all families have of their own, in one model: no published one has it all.
+FAMILIES = dataclasses.replace(
+    tiny.LLM,
+    qkv_bias=True,
+    qk_norm=True,
+    window=6,
+    nope_layers=(0,),
+    rope=RopeConfig(
+        theta=100.0,
+        scaling=YarnScaling(
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=2.0,
+            beta_slow=0.25,
+            truncate=True,
+            attention_factor=1.14,
+        ),
+    ),
+)
+SIGLIP = dataclasses.replace(
+    tiny.VISION,
+    image_size=18,
+    class_token=False,
+    pre_norm=False,
+    patch_bias=True,
+    activation="gelu_pytorch_tanh",
+)
 MODELS = {
     "paper": tiny.model("paper", prefusion_layers=1),
     "release": tiny.release_model(),
     "llava-1.5": tiny.model("llava-1.5"),
     # The tensor axis does not divide one key/value head: every device has it.
     "one key head": tiny.model("llava-1.5", ONE_KEY_HEAD),
+    "families": tiny.model("paper", FAMILIES, SIGLIP),
 }
 MESHES = [(2, 2, 2), (1, 4, 2), (8, 1, 1)]
 # Each takes seconds to compile: the rest is slow. (8, 1, 1) and LLaVA-1.5 have tests below.
 QUICK = {("paper", (1, 4, 2)), ("release", (2, 2, 2)), ("one key head", (2, 2, 2))}
+QUICK |= {("families", (1, 4, 2))}
 
 
 def place(params: LlavaMini, cfg: LlavaMiniConfig) -> LlavaMini:

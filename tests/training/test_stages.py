@@ -13,6 +13,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.ops.rope import DynamicScaling, RopeConfig
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.optimizer import Group, make_optimizer
 from llava_mini_jax.training.stages import (
@@ -142,6 +143,21 @@ def test_nested_settings_are_checked_too():
     for message, change in wrong.items():
         with pytest.raises(InputError, match=message):
             check(dataclasses.replace(good, **change))
+
+
+def test_dynamic_rotary_positions_have_an_end():
+    """Behind the model's own positions they would depend on the length of the text."""
+    good = digits.config().stage2
+    rope = RopeConfig(theta=10000.0, scaling=DynamicScaling(factor=2.0))
+
+    def long(rope: RopeConfig, most: int):
+        llm = dataclasses.replace(good.model.llm, rope=rope, max_positions=most)
+        return dataclasses.replace(good, model=dataclasses.replace(good.model, llm=llm))
+
+    check(long(rope, 256))
+    check(long(dataclasses.replace(rope, scaling=None), 255))
+    with pytest.raises(InputError, match=r"prompt.max_length is 256, but .* behind 255 positions"):
+        check(long(rope, 255))
 
 
 def test_no_clipping_and_no_warm_up_are_settings():

@@ -5,7 +5,7 @@ A folder opens or is refused in a sentence that names the file; nothing else may
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.weights.export_json import config_files
-from llava_mini_jax.weights.folders import open_model
+from llava_mini_jax.weights.folders import open_model, open_parts
 from tests import tiny
+from tests.golden_backbones import FOLDER as BACKBONES
 from tests.weights.test_import_export import bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
@@ -61,14 +62,18 @@ def mutants(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{'.'.join(place)} = {junk!r}", copy
 
 
-def check(file: Path, folder: Path) -> int:
+def open_whole(folder: Path) -> None:
+    open_model(folder, compute_dtype="float32")
+
+
+def check(file: Path, folder: Path, opened: Callable[[Path], object] = open_whole) -> int:
     """Opens the folder with each mutant of `file`; how many were refused."""
     values, refused = json.loads(file.read_text()), 0
-    open_model(folder, compute_dtype="float32")
+    opened(folder)
     for what, mutant in mutants(values):
         file.write_text(json.dumps(mutant))
         try:
-            open_model(folder, compute_dtype="float32")
+            opened(folder)
         except InputError as error:
             refused += 1
             assert len(str(error)) < 1000, what
@@ -87,6 +92,25 @@ def test_release_folders(release: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_llava_hf_folders(llava_hf: Path, name: str) -> None:
     assert check(llava_hf / name, llava_hf) > 100
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2_window", "qwen3", "smollm3_yarn"])
+def test_language_models_of_each_family(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(BACKBONES / name, tmp_path / name)
+    clip = BACKBONES / "clip"
+    assert check(folder / "config.json", folder, lambda llm: open_parts(clip, llm)) > 100
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_siglips_folders(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(BACKBONES / "siglip2", tmp_path / "siglip2")
+    llm = BACKBONES / "llama_2"
+    assert check(folder / name, folder, lambda tower: open_parts(tower, llm)) > 100
+
+
+def test_a_llava_of_siglip_and_qwen2(tmp_path: Path) -> None:
+    folder = shutil.copytree(BACKBONES / "llava_siglip_qwen2", tmp_path / "llava")
+    assert check(folder / "config.json", folder) > 100
 
 
 def test_our_own_exports(tmp_path: Path) -> None:

@@ -107,8 +107,9 @@ def apply(
 ) -> str:
     """What the tokenizer's chat template makes of the messages; without a `date`, of `today()`.
 
-    The same as transformers' apply_chat_template, but for its `strftime_now`, which knows the
-    run's day only. Raises InputError where it fails, takes seconds, or writes without end.
+    The same as transformers' apply_chat_template with `enable_thinking=False`, but for its
+    `strftime_now`, which knows the run's day only. Raises InputError where it fails, takes
+    seconds, or writes without end.
     """
     template = of_tokenizer(tokenizer)
     assert template is not None

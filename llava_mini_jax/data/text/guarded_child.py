@@ -109,7 +109,9 @@ def render(
 ) -> str:
     """What transformers' apply_chat_template makes of the messages, of at most `longest` letters.
 
-    `tokens` are the tokenizer's special ones by name, and `date` ("2024-07-26") is today.
+    `tokens` are the tokenizer's special ones by name, and `date` ("2024-07-26") is today. Models
+    that can think aloud (Qwen3, SmolLM3) are told not to: then an open prompt ends with what stands
+    in front of the last answer of a finished conversation, an empty thought.
     """
     today = datetime.datetime.fromisoformat(date)
     pieces, size = [], 0
@@ -119,6 +121,7 @@ def render(
         tools=None,
         documents=None,
         add_generation_prompt=is_open,
+        enable_thinking=False,
         strftime_now=today.strftime,
     ):
         pieces.append(piece)
