@@ -17,6 +17,7 @@ from llava_mini_jax.inference.work import Work
 FRESH = 512  # positions of a prompt that are read together, at most
 FRESH_ROWS = (1, 2, 4)  # prompts that are read together
 BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
+SCORES = 2**21  # of a head: a later block's positions times those of its slot, at most
 
 
 def fresh_sizes(length: int) -> tuple[int, ...]:
@@ -26,8 +27,12 @@ def fresh_sizes(length: int) -> tuple[int, ...]:
 
 
 def block_sizes(length: int) -> list[int]:
-    """Positions of later blocks, in slots of so many."""
-    most = min(length, session_programs.length(length))
+    """Positions of later blocks, in slots of so many.
+
+    Fewer in a long one: their scores against all of its places are what a block's memory is.
+    """
+    # 1 << n.bit_length() - 1: the largest power of two up to n.
+    most = min(length, 1 << max(16, SCORES // length).bit_length() - 1)
     return [size for size in BLOCKS if size <= most] or [most]
 
 
@@ -35,6 +40,18 @@ def block_size(left: int, length: int) -> int:
     """Positions of a prompt's next block, padding included."""
     sizes = block_sizes(length)
     return next((size for size in sizes if size >= left), sizes[-1])
+
+
+def sizes_of(prompt: int, length: int) -> list[int]:
+    """Positions of the pieces that a prompt is read in from its beginning, padding included; the
+    first one is one of `fresh_sizes`."""
+    fresh = fresh_sizes(length)
+    read = min(prompt, fresh[-1])
+    found = [next(size for size in fresh if size >= read)]
+    while read < prompt:
+        found.append(block_size(prompt - read, length))
+        read += min(found[-1], prompt - read)
+    return found
 
 
 def embeddings(work: Work, first: int, count: int, size: int) -> Any:

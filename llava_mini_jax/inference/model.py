@@ -43,8 +43,9 @@ PROGRAMS = (
     generate.embed_text,
     *(session_programs.encode_vision, session_programs.prefuse_images),
     *(session_programs.prefuse_text, session_programs.prefuse_texts),
+    *(session_programs.join, session_programs.one_of, session_programs.add),
+    *(session_programs.mean_text, session_programs.splice_block),
     *(slots.read_fresh, slots.read_block, slots.decode, slots.move),
-    *(generate.upcoming, generate.decode, generate.told, session_programs.prefill_block),
     recompute.whole_logits,
 )
 

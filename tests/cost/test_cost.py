@@ -16,7 +16,7 @@ from llava_mini_jax.cost import follow_up, inference_memory, latency, machine, p
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import session_media
+from llava_mini_jax.inference import session_programs
 from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
 from tests import tiny, tiny_model
@@ -96,9 +96,9 @@ def test_a_follow_up_question_sees_nothing_again(monkeypatch):
     candidate = Candidate(tiny.on_device(tiny.weights(cfg)), cfg)
     model = follow_up.askable(candidate)
     seen, asked = [], []
-    look, ask = session_media.session_programs.encode_vision, follow_up.Session.ask
+    look, ask = session_programs.encode_vision, follow_up.Session.ask
     monkeypatch.setattr(
-        session_media.session_programs,
+        session_programs,
         "encode_vision",
         lambda *given: seen.append(1) or look(*given),
     )

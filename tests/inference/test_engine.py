@@ -409,10 +409,62 @@ def test_who_leaves_frees_everything(model, when) -> None:
     engine.step()
     engine.step()
     assert engine.running == engine.waiting == 0 and len(gone.pieces) == count
-    assert all(not seen.users and seen.complete for seen in engine.gallery._known.values())
+    assert all(not (seen.users or seen.owner) for seen in engine.gallery._known.values())
     after = Heard(engine, asked(model, QUESTIONS[1], 1, b"one"))
     run(engine)
     assert after.ids == alone(model, asked(model, QUESTIONS[1], 1))
+
+
+def test_what_is_left_half_seen_is_seen_to_its_end_by_the_next_one(model) -> None:
+    engine = Engine(model, LANES)
+    gone = Heard(engine, about(model, QUESTIONS[0], film(40, b"film")))
+    engine.step()
+    engine.step()
+    gone.ticket.cancel()
+    later = Heard(engine, about(model, QUESTIONS[0], film(40, b"film")))
+    run(engine)
+    assert later.ids == alone(model, about(model, QUESTIONS[0], film(40)))
+    assert later.ticket.usage.recalled in (8, 16)
+
+
+@pytest.mark.parametrize("frames", [1, 13])
+@pytest.mark.parametrize("budget", [Budget(), Budget(host=0)], ids=["kept", "read again"])
+def test_a_film_that_is_longer_the_next_time(model, frames, budget) -> None:
+    """Other text for the language model, as the mean is another; what was seen is known."""
+    engine = Engine(model, [LaneSize(1, 128)], budget=budget)
+    for count in (frames, frames + 5):
+        heard = Heard(engine, about(model, QUESTIONS[0], film(count, b"film")))
+        run(engine)
+        assert heard.ids == alone(model, about(model, QUESTIONS[0], film(count)))
+    assert (heard.ticket.usage.recalled, heard.ticket.usage.cached) == (frames, 0)
+
+
+def test_what_failed_halfway_is_forgotten(model) -> None:
+    engine = Engine(model, LANES)
+    short = dataclasses.replace(film(20, b"film"), read=film(12).read)
+    assert "of 20 frames" in str(error_of(engine, about(model, QUESTIONS[0], short)))
+    used = engine.gallery.used()
+    assert sum(used.values()) == 0, used
+
+
+def error_of(engine: Engine, request: Request) -> Exception | None:
+    heard = Heard(engine, request)
+    run(engine)
+    return heard.error
+
+
+@pytest.mark.parametrize("best", ["memory", "features"])
+def test_a_picture_that_is_known_is_not_looked_at_again(model, monkeypatch, best) -> None:
+    from llava_mini_jax.inference import session_programs
+
+    engine = Engine(model, LANES, budget=Budget(best=best))
+    Heard(engine, asked(model, QUESTIONS[0], 1, b"one"))
+    run(engine)
+    monkeypatch.setattr(session_programs, "encode_vision", None)
+    again = Heard(engine, asked(model, QUESTIONS[1], 1, b"one"))
+    run(engine)
+    monkeypatch.undo()
+    assert again.ids == alone(model, asked(model, QUESTIONS[1], 1))
 
 
 def test_what_cannot_be_read_ends_its_own_request_alone(model) -> None:
