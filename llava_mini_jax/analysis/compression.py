@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.generate import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.models import compressor, llava_mini, projector
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array

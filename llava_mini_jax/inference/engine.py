@@ -20,11 +20,12 @@ from typing import Any
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import bounds, generate
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.gallery import Gallery
 from llava_mini_jax.inference.lanes import Lanes, LaneSize
 from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.seeing import Seeing
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
@@ -54,7 +55,7 @@ class Engine:
         timed: bool = True,
         chunk: int | None = None,
     ):
-        generate.refuse_inside(model.bundle.model)
+        refuse_inside(model.bundle.model)
         if not lanes or any(size.slots < 1 or size.length < 2 for size in lanes):
             raise InputError(f"the lanes are {list(lanes)}; give 1 or more slots of 2 or more")
         self.model, self._most, self._ends, self._timed = model, steps, ends, timed
@@ -246,6 +247,7 @@ class Engine:
         """Without requests, and with slots that hold nothing, after Ctrl-C anywhere in a step; the
         pictures and frames that were seen stay known."""
         self.gallery.abandon()
+        self._lanes.drop()  # so that there is room for the new ones
         self._begin([lane.size for lane in self._lanes.lanes])
 
 

@@ -50,7 +50,7 @@ class _Call(NamedTuple):
 class _Lane:
     def __init__(self, size: LaneSize, cfg: Any):
         self.size = size
-        self.state = slots.empty(size.slots, size.length, cfg)
+        self.state: Any = slots.empty(size.slots, size.length, cfg)  # a slots.Lane
         self.slots = [_Slot() for _ in range(size.slots)]
         self.sampling = make_sampling(size.slots, 0.0, 1.0, 0, 0, ())
         self.alive_B = np.zeros(size.slots, bool)
@@ -346,6 +346,13 @@ class Lanes:
             lane.state = slots.empty(*lane.size, self._cfg)
             for slot in lane.slots:
                 slot.marks = None
+
+    def drop(self) -> None:
+        """Gives the slots' memory back; these lanes are of no more use."""
+        self._calls.clear()
+        self._news.clear()
+        for lane in self.lanes:
+            lane.state = None
 
     # ---------------------------------------------------------------------------------- counts
 

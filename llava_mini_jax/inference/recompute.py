@@ -27,6 +27,7 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.loaded import Loaded
@@ -37,6 +38,15 @@ from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
 Logits = Callable[[Sequence[Example]], Array]  # [B, V] behind each example's last position
+
+
+def refuse_inside(cfg: LlavaMiniConfig) -> None:
+    """InputError for compression inside the language model, where a cache is needed."""
+    if cfg.inside_layers:
+        raise InputError(
+            f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes"
+            " without a cache; take one that compresses in front of it"
+        )
 
 
 def decode(

@@ -17,7 +17,7 @@ import numpy as np
 
 from llava_mini_jax.data.batches.examples import powers_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference import seeing_programs
 from llava_mini_jax.inference.gallery import Gallery, Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.read_ahead import ReadAhead
@@ -80,7 +80,7 @@ class Seeing:
 
     def add(self, work: Work) -> None:
         ids_BT, fuse_BF = work.ids_BT, work.fuse_BF
-        texts = generate.embed_text(self._params, ids_BT, fuse_BF, self._cfg)
+        texts = seeing_programs.embed_text(self._params, ids_BT, fuse_BF, self._cfg)
         work.text_BTD, work.text_BFD = texts
         work.ticket.usage.frames = sum(medium.frames for medium in work.media)
         self._works.append(work)
@@ -173,7 +173,7 @@ class Seeing:
         """The text with its mean over all frames."""
         if work.total_FD is not None:
             frames = np.int32(work.fused)
-            work.text_BTD = session_programs.mean_text(
+            work.text_BTD = seeing_programs.mean_text(
                 work.total_FD, frames, work.text_BTD, work.fuse_BF
             )
         work.text_BFD = work.total_FD = None
@@ -201,17 +201,17 @@ class Seeing:
             memories = [self._recalled(part.seen.kept[0]) for part in parts]
             memory = memories[0]
             if size > 1:
-                memory = session_programs.join(tuple(_filled(memories, size)))
+                memory = seeing_programs.join(tuple(_filled(memories, size)))
         else:
             memory = self._encode_pictures(parts, size)
         seen_at = time.perf_counter()
         if self._params.prefusion is not None:
             texts = tuple(_filled([part.work.text_BFD for part in parts], size))
-            fused = session_programs.prefuse_texts(self._params, memory, texts, self._cfg)
+            fused = seeing_programs.prefuse_texts(self._params, memory, texts, self._cfg)
             for part, fused_FD in zip(parts, fused, strict=False):
                 total_FD = part.work.total_FD
                 part.work.total_FD = (
-                    fused_FD if total_FD is None else session_programs.add(total_FD, fused_FD)
+                    fused_FD if total_FD is None else seeing_programs.add(total_FD, fused_FD)
                 )
             self._wait(fused)
         for part in parts:
@@ -271,8 +271,8 @@ class Seeing:
 
     def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
         """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
-        features = session_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
-        return *session_programs.prefuse_images(self._params, features, self._cfg), features
+        features = seeing_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
+        return *seeing_programs.prefuse_images(self._params, features, self._cfg), features
 
     # ----------------------------------------------------------------------------------- films
 
@@ -302,7 +302,7 @@ class Seeing:
         if self._params.prefusion is not None:
             if work.total_FD is None:
                 work.total_FD = np.zeros(work.text_BFD.shape[1:], np.float32)
-            work.total_FD = session_programs.prefuse_text(
+            work.total_FD = seeing_programs.prefuse_text(
                 self._params, work.total_FD, memory, np.int32(count), work.text_BFD, self._cfg
             )
             self._wait(work.total_FD)
@@ -318,7 +318,7 @@ class Seeing:
     def _recalled(self, kept: Any) -> Any:
         found = self._gallery.get(kept)
         if kept.tier == "features":
-            return session_programs.prefuse_images(self._params, found, self._cfg)[1]
+            return seeing_programs.prefuse_images(self._params, found, self._cfg)[1]
         return found
 
     def _frames(self, work: Work, count: int) -> list[np.ndarray] | None:
@@ -375,6 +375,6 @@ def _stages(memory: Any, features: Any, number: int, size: int) -> dict[str, Any
     if size == 1:
         return {"memory": memory, "features": features}
     return {
-        "memory": session_programs.one_of(memory, np.int32(number), axis=1),
-        "features": session_programs.one_of(features, np.int32(number), axis=0),
+        "memory": seeing_programs.one_of(memory, np.int32(number), axis=1),
+        "features": seeing_programs.one_of(features, np.int32(number), axis=0),
     }

@@ -113,7 +113,7 @@ class Session:
 
     def memory(self) -> dict[str, int]:
         """Bytes that are kept for the next question: frames by place, and the KV cache."""
-        used = dict.fromkeys((*PLACES, "tokens", "kv cache"), 0)
+        used: dict[str, int] = dict.fromkeys([*PLACES, "tokens", "kv cache"], 0)
         if self._engine is not None:
             used |= self._engine.gallery.used()
             used["kv cache"] = self._engine.cache_bytes()
@@ -208,6 +208,7 @@ class Session:
         engine = self._engine_for(example)
         engine.call_steps = min(steps, bounds.STEPS)
         asked = Request(example, self._media(), self.settings)
+        self._cut_off = True
         self._ticket = engine.submit(asked, heard.append)
         answer: Answer | None = None
         while answer is None:

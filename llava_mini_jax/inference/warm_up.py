@@ -22,10 +22,9 @@ from llava_mini_jax.inference import (
     blocks,
     bounds,
     engine,
-    generate,
     lanes,
     seeing,
-    session_programs,
+    seeing_programs,
     slots,
 )
 from llava_mini_jax.inference.answer import Settings
@@ -75,11 +74,25 @@ def of_question(
 
     The parameters of `model` may be shapes.
     """
-    cfg, T = model.bundle.model, model.buckets.length(text)
     prompt = text - len(media) + sum(media) * bounds.tokens_per_image(model.bundle)
-    answer = min(answer, cfg.llm.max_positions - prompt)
+    answer = min(answer, model.bundle.model.llm.max_positions - prompt)
     length = bounds.slot_length(prompt, answer, model.bundle)
-    texts = _text(model, call, T)
+    of_request(model, call, text=text, media=media, length=length, chunk=chunk, more=more)
+
+
+def of_request(
+    model: Loaded,
+    call: Callable[..., Any],
+    *,
+    text: int,
+    media: Sequence[int],
+    length: int,
+    chunk: int,
+    more: bool = False,
+) -> None:
+    """One request alone, to an engine with one slot of `length` positions, as `of_question`."""
+    prompt = text - len(media) + sum(media) * bounds.tokens_per_image(model.bundle)
+    texts = _text(model, call, model.buckets.length(max(1, text)))
     shown = media or [1] * model.bundle.prompt.blank_image
     sizes = {
         next(size for size in seeing.sizes_up_to(chunk) if size >= min(chunk, left))
@@ -110,9 +123,9 @@ def _fuse(
     (text_BTD, text_BFD, fuse_BF), cfg = texts, model.bundle.model
     total_FD, number = _shape(np.float32, *text_BFD.shape[1:]), _shape(np.int32)
     if 1 in media:
-        call(session_programs.prefuse_texts, model.params, memories[1], (text_BFD,), cfg)
+        call(seeing_programs.prefuse_texts, model.params, memories[1], (text_BFD,), cfg)
         if len(media) > 1:
-            call(session_programs.add, total_FD, total_FD)
+            call(seeing_programs.add, total_FD, total_FD)
     in_films = {
         next(size for size in memories if size >= min(chunk, left))
         for frames in media
@@ -121,8 +134,8 @@ def _fuse(
     }
     for size in sorted(in_films):
         arguments = (total_FD, memories[size], number, text_BFD, cfg)
-        call(session_programs.prefuse_text, model.params, *arguments)
-    call(session_programs.mean_text, total_FD, number, text_BTD, fuse_BF)
+        call(seeing_programs.prefuse_text, model.params, *arguments)
+    call(seeing_programs.mean_text, total_FD, number, text_BTD, fuse_BF)
 
 
 def of_requests(
@@ -157,14 +170,14 @@ def of_engine(
             _, memory = features[size]
             if memory is None:
                 continue
-            call(session_programs.prefuse_texts, params, memory, (text_BFD,) * size, cfg)
+            call(seeing_programs.prefuse_texts, params, memory, (text_BFD,) * size, cfg)
             total_FD = _shape(np.float32, *text_BFD.shape[1:])
             if films:
                 arguments = (total_FD, memory, _shape(np.int32), text_BFD, cfg)
-                call(session_programs.prefuse_text, params, *arguments)
+                call(seeing_programs.prefuse_text, params, *arguments)
         if params.prefusion is not None:
-            call(session_programs.add, total_FD, total_FD)
-            call(session_programs.mean_text, total_FD, _shape(np.int32), text_BTD, fuse_BF)
+            call(seeing_programs.add, total_FD, total_FD)
+            call(seeing_programs.mean_text, total_FD, _shape(np.int32), text_BTD, fuse_BF)
         for S in blocks:
             _splice(model, call, text_BTD, S)
 
@@ -172,13 +185,13 @@ def of_engine(
 def _text(model: Loaded, call: Callable[..., Any], T: int) -> tuple[Any, Any, Any]:
     """(embeddings, what of them is fused, its places) of a text of that bucket."""
     ids_BT = fuse_BF = _shape(np.int32, 1, T)
-    texts = call(generate.embed_text, model.params, ids_BT, fuse_BF, model.bundle.model)
+    texts = call(seeing_programs.embed_text, model.params, ids_BT, fuse_BF, model.bundle.model)
     return *texts, fuse_BF
 
 
 def _splice(model: Loaded, call: Callable[..., Any], text_BTD: Any, S: int) -> None:
     visual_SD = _shape(text_BTD.dtype, S, model.bundle.model.llm.width)
-    call(session_programs.splice_block, text_BTD, visual_SD, _shape(np.int32, S))
+    call(blocks.splice_block, text_BTD, visual_SD, _shape(np.int32, S))
 
 
 def _look(
@@ -187,8 +200,8 @@ def _look(
     """(features, pre-fusion's keys and values) of a chunk."""
     images, cfg = model.bundle.images, model.bundle.model
     pixels = _shape(dtype, size, images.parts, images.size, images.size, 3)
-    features = call(session_programs.encode_vision, model.params, pixels, cfg)
-    return features, call(session_programs.prefuse_images, model.params, features, cfg)[1]
+    features = call(seeing_programs.encode_vision, model.params, pixels, cfg)
+    return features, call(seeing_programs.prefuse_images, model.params, features, cfg)[1]
 
 
 def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
@@ -198,9 +211,9 @@ def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
         features, memory = found[size] = _look(model, call, size)
         if memory is not None and size > 1:
             number = _shape(np.int32)
-            call(session_programs.join, (found[1][1],) * size)
-            call(session_programs.one_of, memory, number, axis=1)
-            call(session_programs.one_of, features, number, axis=0)
+            call(seeing_programs.join, (found[1][1],) * size)
+            call(seeing_programs.one_of, memory, number, axis=1)
+            call(seeing_programs.one_of, features, number, axis=0)
     if model.bundle.prompt.blank_image:
         _look(model, call, 1, np.float32)
     return found
@@ -232,7 +245,7 @@ def _lane(
 ) -> Any:
     """One lane's programs, for blocks of these sizes; returns its state."""
     cfg, params = model.bundle.model, model.params
-    state = jax.eval_shape(lambda: slots.empty(size.slots, size.length, cfg))
+    state = call(slots.empty, size.slots, size.length, cfg)
     sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
     number = _shape(np.int32)
     for S in fresh:

@@ -15,7 +15,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, VICUNA_7B, Bundle
 from llava_mini_jax.cost.video_plan import Plan, plan
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, session, session_programs, slots
+from llava_mini_jax.inference import blocks, seeing_programs, session, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
@@ -77,11 +77,9 @@ def compiled(given: Bundle, chunk: int, text: int, length: int) -> Iterator[tupl
 
     side, count = cfg.vision.image_size, array(dtype=jnp.int32)
     pixels = array(chunk, given.images.parts, side, side, 3, dtype=jnp.uint8)
-    features = jax.eval_shape(
-        lambda p, x: session_programs.encode_vision(p, x, cfg), params, pixels
-    )
+    features = jax.eval_shape(lambda p, x: seeing_programs.encode_vision(p, x, cfg), params, pixels)
     _, memory = jax.eval_shape(
-        lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
+        lambda p, x: seeing_programs.prefuse_images(p, x, cfg), params, features
     )
     lane = jax.eval_shape(lambda: slots.empty(1, length, cfg))
     sampling, flags = make_sampling(1, 0.0, 1.0, 0, 0, ()), array(1, dtype=bool)
@@ -89,11 +87,11 @@ def compiled(given: Bundle, chunk: int, text: int, length: int) -> Iterator[tupl
     fresh, later = blocks.fresh_sizes(length)[-1], blocks.block_sizes(length)[-1]
     words, total = array(1, text, D), array(text, D, dtype=jnp.float32)
     lowered = {
-        "encode vision": (pixels, session_programs.encode_vision.lower(params, pixels, cfg)),
-        "prefuse images": (features, session_programs.prefuse_images.lower(params, features, cfg)),
+        "encode vision": (pixels, seeing_programs.encode_vision.lower(params, pixels, cfg)),
+        "prefuse images": (features, seeing_programs.prefuse_images.lower(params, features, cfg)),
         "prefuse text": (
             memory,
-            session_programs.prefuse_text.lower(params, total, memory, count, words, cfg),
+            seeing_programs.prefuse_text.lower(params, total, memory, count, words, cfg),
         ),
         "first block": (
             None,

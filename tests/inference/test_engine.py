@@ -236,15 +236,15 @@ def test_what_is_not_used_goes_when_the_budget_is_full(model) -> None:
 
 def test_one_picture_of_several_requests_is_looked_at_once(model, monkeypatch) -> None:
     looks: list[int] = []
-    from llava_mini_jax.inference import session_programs
+    from llava_mini_jax.inference import seeing_programs
 
-    encode = session_programs.encode_vision
+    encode = seeing_programs.encode_vision
 
     def watched(params, pixels, cfg):
         looks.append(len(pixels))
         return encode(params, pixels, cfg)
 
-    monkeypatch.setattr(session_programs, "encode_vision", watched)
+    monkeypatch.setattr(seeing_programs, "encode_vision", watched)
     engine = Engine(model, LANES)
     heard = [Heard(engine, asked(model, question, 1, b"one")) for question in QUESTIONS]
     run(engine)
@@ -455,12 +455,12 @@ def error_of(engine: Engine, request: Request) -> Exception | None:
 
 @pytest.mark.parametrize("best", ["memory", "features"])
 def test_a_picture_that_is_known_is_not_looked_at_again(model, monkeypatch, best) -> None:
-    from llava_mini_jax.inference import session_programs
+    from llava_mini_jax.inference import seeing_programs
 
     engine = Engine(model, LANES, budget=Budget(best=best))
     Heard(engine, asked(model, QUESTIONS[0], 1, b"one"))
     run(engine)
-    monkeypatch.setattr(session_programs, "encode_vision", None)
+    monkeypatch.setattr(seeing_programs, "encode_vision", None)
     again = Heard(engine, asked(model, QUESTIONS[1], 1, b"one"))
     run(engine)
     monkeypatch.undo()

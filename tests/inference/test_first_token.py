@@ -1,15 +1,15 @@
 """The first token is there behind the prompt, and no step is computed that no token needs."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.inference import bounds, generate, slots
+from llava_mini_jax.inference import slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
+from llava_mini_jax.reproduce import stepwise
 from tests import tiny_model
 from tests.inference.steps import said
 
@@ -27,17 +27,10 @@ def request(model: Model, question: str = QUESTION):
 
 
 def one_by_one(model: Model, count: int, **how) -> list[int]:
-    """The tokens of an answer, each by a call of its own, as `decode` alone gives them."""
-    cfg, bundle = model.bundle.model, model.bundle
-    longest = bounds.longest_prompt(bundle)
-    state = generate.encode_and_prefill(
-        model.params, cfg, [request(model)], model.buckets, longest, "right", 16
-    )
+    """The tokens of an answer, each by a call of its own."""
     how = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0} | how
     sampling = make_sampling(1, **how, stop_ids=())
-    for step in range(count):
-        state = generate.decode(model.params, state, sampling, jnp.int32(step + 1), cfg)
-    return np.asarray(state.tokens_BN)[0, :count].tolist()
+    return stepwise.answers(model, [request(model)], sampling, count).tokens_BN[0].tolist()
 
 
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])

@@ -16,7 +16,7 @@ import pytest
 import llava_mini_jax
 from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.media.video import FrameSampling
-from llava_mini_jax.inference import session_programs
+from llava_mini_jax.inference import seeing_programs
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
@@ -71,7 +71,7 @@ def on_device(session: Session) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 2**23], ids=["nothing kept", "8 MiB kept"])
 def test_three_hours(model, three_hours, host, monkeypatch, capsys):
-    budget, look = Budget(host=host), session_programs.encode_vision
+    budget, look = Budget(host=host), seeing_programs.encode_vision
     numbers: list[int] = []
     host_bytes: dict[int, int] = {}  # by frames seen before
     device_bytes: list[int] = []  # while frames are seen
@@ -83,7 +83,7 @@ def test_three_hours(model, three_hours, host, monkeypatch, capsys):
         numbers.extend(drawn(pixels_IJYXC))
         return look(params, pixels_IJYXC, cfg)
 
-    monkeypatch.setattr(session_programs, "encode_vision", watched)
+    monkeypatch.setattr(seeing_programs, "encode_vision", watched)
     found, ended = {}, {}
     for frames in (16 * CHUNK, HOURS_3):
         for seen in (numbers, host_bytes, device_bytes):

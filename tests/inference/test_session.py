@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import itertools
 import random
 import threading
 
@@ -15,7 +16,7 @@ from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.media.video import FrameSampling, read_video
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, session_programs, slots
+from llava_mini_jax.inference import blocks, bounds, seeing_programs, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.request import ONE_A_SECOND
@@ -153,8 +154,8 @@ def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
     def refuse(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(session_programs, "encode_vision", refuse)
-    monkeypatch.setattr(session_programs, "prefuse_images", refuse)
+    monkeypatch.setattr(seeing_programs, "encode_vision", refuse)
+    monkeypatch.setattr(seeing_programs, "prefuse_images", refuse)
     before = len(held(session))
     positions = noted(monkeypatch, "read_block", lambda *given: int(given[4]))
     monkeypatch.setattr(slots, "read_fresh", refuse)
@@ -221,6 +222,28 @@ def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, patched):
     text = text_of(session)
     planned = plan(paper.bundle, 11, text, dtype="float32", chunk=8, answer=6, budget=Budget())
     assert first + sizes == [16] * planned.blocks and len(sizes) > 2
+
+
+@pytest.mark.parametrize("dialect", ["paper", "release"])
+def test_a_slot_that_grows_keeps_what_it_holds(dialect, monkeypatch):
+    """A conversation that has outgrown its slot goes on in a longer one, and reads what is new."""
+    model = llava_mini_jax.load(tiny_model.folder(dialect))
+    monkeypatch.setattr(bounds, "slot_length", lambda prompt, answer, _: prompt + answer + 1)
+    session = Session(model, SETTINGS)
+    session.show_image(tiny_model.picture(1))
+    lengths, usages, images = [], [], [tiny_model.picture(1)]
+    for number, question in enumerate(WORDS):
+        marks = "<image>\n" if number == 0 else ""
+        expected = asked_anew(model, session.turns, marks + question, images, None)
+        assert said(session, question) == expected
+        lengths.append(session._engine._lanes.lanes[0].size.length)
+        usages.append(session._ticket.usage)
+    assert lengths == sorted(set(lengths))
+    for before, usage in itertools.pairwise(usages):
+        if dialect == "paper":
+            assert usage.cached > before.prompt
+        else:  # the last answer is fused now that it is history
+            assert before.prompt - 5 < usage.cached <= before.prompt
 
 
 def test_questions_that_stand_alone(model, clip):
@@ -356,12 +379,12 @@ def interrupting(function, call, error, after):
 
 CUT_OFF = {
     # what is interrupted: in which of its calls, and whether its work was done
-    "looking at frames": (session_programs, "encode_vision", 2, False),
-    "frames that were looked at": (session_programs, "encode_vision", 2, True),
-    "reading features": (session_programs, "prefuse_images", 2, True),
+    "looking at frames": (seeing_programs, "encode_vision", 2, False),
+    "frames that were looked at": (seeing_programs, "encode_vision", 2, True),
+    "reading features": (seeing_programs, "prefuse_images", 2, True),
     "keeping frames": (Shelf, "put", 2, True),
-    "fusing": (session_programs, "prefuse_text", 2, True),
-    "text that is fused": (session_programs, "mean_text", 1, True),
+    "fusing": (seeing_programs, "prefuse_text", 2, True),
+    "text that is fused": (seeing_programs, "mean_text", 1, True),
     "making room in the cache": (slots, "empty", 1, True),
     "taking a slot": (Lanes, "_sit", 1, False),
     "a block of the prompt": (slots, "read_fresh", 1, True),
@@ -401,9 +424,9 @@ def test_a_full_disk_loses_no_frame(paper, clip, monkeypatch):
             said(session, WORDS[0])
     assert session.memory()["disk"] == 0
     found = []
-    fuse = session_programs.mean_text
+    fuse = seeing_programs.mean_text
     watched = lambda *given: found.append(fuse(*given)) or found[-1]  # noqa: E731
-    monkeypatch.setattr(session_programs, "mean_text", watched)
+    monkeypatch.setattr(seeing_programs, "mean_text", watched)
     assert said(session, WORDS[0]) == said(whole, WORDS[0])
     np.testing.assert_array_equal(*found)
     assert session.memory()["disk"] == whole.memory()["disk"]
