@@ -67,7 +67,9 @@ def planned(given: Bundle, frames: int, dtype="bfloat16", chunk=8, text=60, answ
 # --------------------------------------------------------------------- against the compiler
 
 
-def compiled(given: Bundle, chunk: int, text: int, length: int) -> Iterator[tuple[str, int]]:
+def compiled(
+    given: Bundle, chunk: int, text: int, length: int, prompt: int
+) -> Iterator[tuple[str, int]]:
     """(phase, bytes without weights and slot) that XLA plans for each program of a session."""
     cfg, D = given.model, given.model.llm.width
     params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(cfg)), cfg.dtype)
@@ -84,7 +86,8 @@ def compiled(given: Bundle, chunk: int, text: int, length: int) -> Iterator[tupl
     lane = jax.eval_shape(lambda: slots.empty(1, length, cfg))
     sampling, flags = make_sampling(1, 0.0, 1.0, 0, 0, ()), array(1, dtype=bool)
     number, numbers = array(1, dtype=jnp.int32), (count,) * 3
-    fresh, later = blocks.fresh_sizes(length)[-1], blocks.block_sizes(length)[-1]
+    fresh, *more = blocks.sizes_of(prompt, length)
+    later = max(more)
     words, total = array(1, text, D), array(text, D, dtype=jnp.float32)
     lowered = {
         "encode vision": (pixels, seeing_programs.encode_vision.lower(params, pixels, cfg)),
@@ -121,8 +124,8 @@ CASES = {
         8,
     ),
     "a long cache": (bundle(), HOURS_3, 8),
-    "large chunks": (bundle(), 300, 32),
-    "high resolution": (bundle(grid=2, dialect="paper"), 300, 4),
+    "large chunks": (bundle(), 800, 32),
+    "high resolution": (bundle(grid=2, dialect="paper"), 800, 4),
 }
 
 
@@ -132,7 +135,8 @@ CASES = {
 def test_the_phases_are_what_the_compiler_reports(name):
     given, frames, chunk = CASES[name]
     found = planned(given, frames, "float32", chunk, text=TEXT)
-    for phase, size in compiled(given, chunk, TEXT, found.slots):
+    prompt = found.tokens + found.text
+    for phase, size in compiled(given, chunk, TEXT, found.slots, prompt):
         assert sum(found.phases[phase].values()) == pytest.approx(size, rel=RTOL), phase
 
 

@@ -439,6 +439,22 @@ def test_a_film_that_is_longer_the_next_time(model, frames, budget) -> None:
     assert (heard.ticket.usage.recalled, heard.ticket.usage.cached) == (frames, 0)
 
 
+def test_a_film_of_which_a_part_in_the_middle_is_kept(model) -> None:
+    """What is read again before and behind it are its own frames."""
+    engine = Engine(model, LANES, budget=Budget(best="features"), chunk=4)
+    Heard(engine, about(model, QUESTIONS[0], film(6, b"film")))
+    run(engine)
+    (seen,) = engine.gallery._known.values()
+    room = seen.kept[1].arrays.nbytes
+    engine = Engine(model, LANES, budget=Budget(host=room, best="features"), chunk=4)
+    for count, question in ((6, QUESTIONS[0]), (8, QUESTIONS[1]), (8, QUESTIONS[2])):
+        heard = Heard(engine, about(model, question, film(count, b"film")))
+        run(engine)
+        assert heard.ids == alone(model, about(model, question, film(count)))
+    (seen,) = engine.gallery._known.values()
+    assert [kept.tier for kept in seen.kept] == ["source", "features", "source"]
+
+
 def test_what_failed_halfway_is_forgotten(model) -> None:
     engine = Engine(model, LANES)
     short = dataclasses.replace(film(20, b"film"), read=film(12).read)
