@@ -71,7 +71,7 @@ KINDS = {
     "profile requests": f"--dtype --requests --slots --new-tokens --repeats --abstract --llm-layers"
     f" --vision-layers {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
-    " --attention --json --text --stage --accumulate --fused --remat --program --slots --room",
+    " --attention --json --text --stage --accumulate --fused --remat --program --slots",
 }
 
 

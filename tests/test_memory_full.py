@@ -14,7 +14,7 @@ import eval as eval_program
 import train
 from llava_mini_jax import cli
 from llava_mini_jax.errors import memory_sentence
-from llava_mini_jax.inference import generate
+from llava_mini_jax.inference import seeing_programs, slots
 from llava_mini_jax.training import checkpoint, loop
 from llava_mini_jax.weights import import_hf
 from tests import tiny_model
@@ -69,8 +69,8 @@ def check(status: int, err: str, name: str, full) -> None:
 def test_asking(place, full, monkeypatch, capsys) -> None:
     where = {
         "load": (import_hf, "_assemble"),
-        "prefill": (generate, "embed_text"),
-        "decode": (generate, "upcoming"),
+        "prefill": (seeing_programs, "embed_text"),
+        "decode": (slots, "decode"),
     }
     monkeypatch.setattr(*where[place], full)
     status = cli.main(["ask", str(tiny_model.folder("paper")), "how many 7s are there?"])

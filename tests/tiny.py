@@ -18,7 +18,9 @@ import pytest
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example, TrainBatch, collate
+from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
@@ -101,6 +103,18 @@ def release_model() -> LlavaMiniConfig:
     """The release's dialect with LLaMA-3.1's rotary scaling."""
     rope = RopeConfig(theta=500.0, scaling=ROPE_SCALING)
     return model("release", dataclasses.replace(LLM, rope=rope))
+
+
+def loaded(cfg: LlavaMiniConfig, params: LlavaMini, buckets: Buckets) -> Loaded:
+    """The model that answering needs, with the digits world's tokenizer."""
+    bundle = configs.Bundle(
+        model=cfg,
+        images=configs.image_config("release", cfg.vision),
+        prompt=configs.prompt_config("release", "vicuna_v1", cfg.llm.max_positions),
+        eos_ids=(),
+        pad_id=0,
+    )
+    return Loaded(params, bundle, build_tokenizer(), buckets)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
-from llava_mini_jax.inference.generate import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.models import decoder, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks

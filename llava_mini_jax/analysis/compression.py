@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.generate import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.models import compressors, llava_mini, projector
 from llava_mini_jax.models.compressors.signature import PROJECTED
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig

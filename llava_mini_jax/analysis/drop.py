@@ -29,8 +29,8 @@ from llava_mini_jax.evaluation.run import runner, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
-from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.model import Model, answer_all
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.models import decoder, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks

@@ -181,7 +181,13 @@ def _warm_up(opened: "Opened", args: argparse.Namespace, settings: "Settings") -
     def programs(call: Callable[..., Any]) -> None:
         ids, counts = _asked(opened, args)
         warm_up.of_question(
-            opened, call, text=ids, media=counts, answer=settings.max_new_tokens, chunk=CHUNK
+            opened.with_shapes(),
+            call,
+            text=ids,
+            media=counts,
+            answer=settings.max_new_tokens,
+            chunk=CHUNK,
+            more=args.interactive,
         )
 
     return warm_up.WarmUp(programs)

@@ -21,7 +21,7 @@ EXAMPLE = """llava-mini profile compile configs/stage2_vicuna_7b.py --chip h100 
   llava-mini profile compile configs/stage2_vicuna_7b.py --chip v5e --slice 8x8 --accumulate 2
   llava-mini profile compile llama-3.1-8b --chip h100 --program decode --slots 12288"""
 _OF_TRAINING = ("accumulate", "fused", "remat", "stage")
-_OF_ANSWERS = ("program", "slots", "room")
+_OF_ANSWERS = ("program", "slots")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("of a model").add_argument
     add("--program", nargs="+", metavar="NAME", help="such as decode (default: all of them)")
     add("--slots", type=int, metavar="S", help="of the KV cache (default: 640)")
-    add("--room", type=int, metavar="N", help="for an answer (default: 512)")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.chip:
         raise InputError("no chip is given; give --chip v5e, v5p, v6e or h100")
-    for option in ("length", "rows", "images", "layers", "accumulate", "fused", "slots", "room"):
+    for option in ("length", "rows", "images", "layers", "accumulate", "fused", "slots"):
         given = getattr(args, option)
         if given is not None and given < 1:
             raise InputError(f"--{option} is {given}; give 1 or more")

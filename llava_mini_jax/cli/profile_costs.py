@@ -79,7 +79,7 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
     runs = {name: timing.runner(model, request) for name, model in models.items()}
     for name, model in models.items():
         if args.follow_up and model.cfg.prefusion_layers:
-            runs[name + FOLLOW_UP] = follow_up.runner(follow_up.askable(model), request)
+            runs[name + FOLLOW_UP] = follow_up.runner(timing.askable(model), request)
     (read, nbytes), (multiply, products) = machine.reader(), machine.multiplier("float32")
     runs |= {"read": timing.timed(read), "products": timing.timed(multiply)}
     with waiting("measuring"):

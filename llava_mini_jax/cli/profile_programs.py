@@ -29,8 +29,8 @@ from llava_mini_jax.training.stages import TrainConfig, check, load_config, stag
 from llava_mini_jax.training.step_memory import estimate
 from llava_mini_jax.weights import folders, hub
 
-WITH_CACHE = ("decode", "prefill_block", "decode_slots", "read_fresh", "read_block")
-SLOTS, ROOM, LENGTH = 640, 512, 128
+WITH_CACHE = ("decode", "read_fresh", "read_block")
+SLOTS, LENGTH = 640, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,6 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
         images=args.images,
         parts=bundle.images.parts,
         slots=args.slots or SLOTS,
-        room=args.room or ROOM,
     )
     mesh = machine.mesh(args.mesh, MeshConfig(tensor=len(machine.devices)))
     llm = cfg.llm
@@ -172,11 +171,11 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
 
 
 def _sizes_of(name: str, sizes: programs.Sizes) -> str:
-    if name in ("decode", "decode_slots"):
+    if name == "decode":
         return f"rows {sizes.rows}, slots {sizes.slots}, a token"
-    if name in ("prefill_block", "read_block"):
+    if name == "read_block":
         return f"{sizes.length} positions against {sizes.slots} slots"
-    if name in ("prefill", "read_fresh"):
+    if name == "read_fresh":
         return f"rows {sizes.rows}, positions {sizes.length}"
     return f"frames {sizes.images}, parts {sizes.parts}, text {sizes.length}"
 

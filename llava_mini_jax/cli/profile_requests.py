@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> "Model":
     from llava_mini_jax.cli.profile_costs import candidates
-    from llava_mini_jax.cost.follow_up import askable
+    from llava_mini_jax.cost.latency import askable
     from llava_mini_jax.inference.model import load
 
     if args.model:

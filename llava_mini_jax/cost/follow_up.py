@@ -11,28 +11,12 @@ import time
 
 import numpy as np
 
-from llava_mini_jax import config as configs
-from llava_mini_jax.cost.latency import Candidate, Request, Runner
-from llava_mini_jax.data.digits.pages import build_tokenizer
-from llava_mini_jax.inference import bounds
+from llava_mini_jax.cost.latency import Request, Runner
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.session import Session
 
 QUESTIONS = ("which digit is the largest?", "which row is it in?")
-
-
-def askable(model: Candidate) -> Model:
-    """A model without a folder, with the digits world's tokenizer: most of its ids say nothing."""
-    tokenizer = build_tokenizer()
-    bundle = configs.Bundle(
-        model=model.cfg,
-        images=configs.image_config("release", model.cfg.vision),
-        prompt=configs.prompt_config("release", "vicuna_v1", model.cfg.llm.max_positions),
-        eos_ids=(),
-        pad_id=0,
-    )
-    return Model(model.params, bundle, tokenizer, bounds.buckets_for(bundle))
 
 
 def runner(model: Model, request: Request) -> Runner:

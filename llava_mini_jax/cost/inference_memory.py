@@ -10,19 +10,19 @@ Training's memory is in training/step_memory.py.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.cost import network
+from llava_mini_jax import sharding
+from llava_mini_jax.cost import network, programs
 from llava_mini_jax.cost.device_memory import tree_bytes
-from llava_mini_jax.cost.latency import Request
-from llava_mini_jax.inference import generate
-from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.cost.latency import CHUNK, Request
+from llava_mini_jax.inference import blocks
+from llava_mini_jax.inference.seeing import sizes_up_to
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
 
 DTYPES = ("float32", "bfloat16", "int8")  # of weights
@@ -66,53 +66,38 @@ class Program:
         return self.weights + self.inputs + self.outputs + self.temporaries
 
 
-def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: Any) -> dict[str, Program]:
+def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: str) -> dict[str, Program]:
     """What the compiler plans for each program of a request; nothing is allocated.
 
     CPUs compute bfloat16 products in float32 and plan room for it, so there the
     figures to compare with are float32's. Raises InputError for compression inside the LLM.
     """
-    generate.refuse_inside(cfg)
-    spec = llava_mini.unrolled(llava_mini.spec(cfg))
-    params = param_tree.abstract(spec, dtype)
-    chunk = next((n for n in generate.FRAME_CHUNKS if n >= request.images), None)
-    pixels, seen, text, inputs = _arguments(cfg, request, chunk or generate.FRAME_CHUNKS[-1])
-    number = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32)
-    images, limit = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), ()))
-    room = request.new_tokens + 1
-    see = (params, seen, pixels, number, number, text, cfg)
-    begin = (params, seen, images, text, inputs, cfg, room)
-    state = jax.eval_shape(lambda *args: generate.prefill(*args, cfg, room), *begin[:5])
-    sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
-    programs = {
-        "see a chunk of pictures": (generate.encode_frames.lower(*see), see[1:-1]),
-        "read the prompt": (generate.prefill.lower(*begin), begin[1:5]),
-        "decode": (generate.decode.lower(params, state, sampling, limit, cfg), state),
-    }
-    weights, found = tree_bytes(params), {}
-    for name, (lowered, given) in programs.items():
-        plan = lowered.compile().memory_analysis()
-        outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
-        found[name] = Program(weights, tree_bytes(given), outputs, plan.temp_size_in_bytes)
-    return found
-
-
-def _arguments(
-    cfg: LlavaMiniConfig, request: Request, chunk: int
-) -> tuple[Any, generate.Encoded, Any, Inputs]:
-    """(pixels of a chunk, what is seen, text, inputs without pixels) as abstract arrays."""
-    T, visual = request.text + 1, request.images * cfg.tokens_per_image(request.parts)
-    shape = network.Shape(
-        rows=1, images=0, parts=request.parts, text=T, sequence=request.text + visual, logits=1
+    positions = request.text + request.images * cfg.tokens_per_image(request.parts)
+    length = positions + request.new_tokens + 1
+    first, *later = blocks.sizes_of(positions, length)
+    sizes = programs.Sizes(
+        rows=1,
+        length=request.text + 1,
+        images=next(n for n in sizes_up_to(CHUNK) if n >= min(CHUNK, request.images)),
+        parts=request.parts,
+        slots=length,
     )
-    chunks = network.inputs(cfg, dataclasses.replace(shape, images=chunk))
-    pixels = jax.ShapeDtypeStruct(chunks.pixels_BIJYXC.shape[1:], jnp.uint8)
-
-    def hidden(positions: int, dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((1, positions, cfg.llm.width), dtype)
-
-    seen = generate.Encoded(hidden(visual, cfg.dtype), hidden(T, jnp.float32))
-    return pixels, seen, hidden(T, cfg.dtype), network.inputs(cfg, shape)
+    calls = {"look at a chunk of pictures": ("encode_vision", sizes)}
+    calls["what patches give"] = ("prefuse_images", sizes)
+    if cfg.prefusion_layers:
+        calls["fuse the text with them"] = ("prefuse_text", sizes)
+    calls["read the prompt"] = ("read_fresh", dataclasses.replace(sizes, length=first))
+    if later:
+        calls["read more of it"] = ("read_block", dataclasses.replace(sizes, length=max(later)))
+    calls["decode"] = ("decode", sizes)
+    weights, found = tree_bytes(programs.weights(cfg, dtype)), {}
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+        for name, (program, own) in calls.items():
+            function, given, static = programs.call(program, cfg, dtype, own)
+            plan = function.lower(*given, **static).compile().memory_analysis()
+            outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+            found[name] = Program(weights, tree_bytes(given[1:]), outputs, plan.temp_size_in_bytes)
+    return found
 
 
 def allocator_peak() -> int | None:

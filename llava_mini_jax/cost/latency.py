@@ -9,27 +9,33 @@ resizing of pictures and tokenising are not.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.batches.examples import Buckets, Example, fused_places, positions
+from llava_mini_jax.data.batches.examples import Example, fused_places, positions
+from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs
-from llava_mini_jax.inference.model import compiled_programs
-from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.inference import bounds, engine, seeing_programs, warm_up
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.model import Model, compiled_programs
+from llava_mini_jax.inference.seeing import sizes_up_to
+from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.models import compressors, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product, quantize
 
 WARM_UPS = 2
+CHUNK = 8  # pictures of a request that are looked at together
 MARK = -200
 
 
@@ -171,12 +177,31 @@ def _run(program: Callable[..., Any], *arguments: Any) -> Any:
     return program(*arguments)
 
 
-class Answering:
-    """A Runner of one example: milliseconds to the first token, and of each after it.
+def askable(model: Candidate, parts: int = 1, lengths: Sequence[int] = ()) -> Model:
+    """A model without a folder, with the digits world's tokenizer: most of its ids say nothing.
 
-    The prompt is padded to the next of `lengths`, or not at all, with `room` for new tokens, or
-    just for those: what examples have in common there is compiled once. Raises InputError where the
-    model has too few positions.
+    Pictures have `parts` parts, texts are padded to the next of `lengths`.
+    """
+    images = configs.image_config("release", model.cfg.vision, grid=max(1, math.isqrt(parts - 1)))
+    bundle = configs.Bundle(
+        model=model.cfg,
+        images=images,
+        prompt=configs.prompt_config("release", "vicuna_v1", model.cfg.llm.max_positions),
+        eos_ids=(),
+        pad_id=0,
+    )
+    buckets = bounds.buckets_for(bundle)
+    buckets = dataclasses.replace(buckets, lengths=tuple(lengths) or buckets.lengths)
+    return Model(model.params, bundle, build_tokenizer(), buckets)
+
+
+class Answering:
+    """A Runner of one example: milliseconds to the first token, and of each after it, as an engine
+    with one slot answers it.
+
+    The slot holds the next of `lengths`, or just the prompt, and `room` new tokens, or just those:
+    what examples have in common there is compiled once. Raises InputError where the model has too
+    few positions.
     """
 
     def __init__(
@@ -193,42 +218,36 @@ class Answering:
                 f"{places} positions and {new_tokens} new tokens are more than the model's"
                 f" {cfg.llm.max_positions}; ask with fewer images, text or tokens"
             )
-        exact = tuple(sorted({len(example.ids), places}))
-        self._model, self._new_tokens = model, new_tokens
-        self._sampling = make_sampling(1, 0.0, 1.0, 0, 0, ())
-        self._prefill = partial(
-            generate.encode_and_prefill,
-            model.params,
-            cfg,
-            [example],
-            Buckets(lengths=tuple(lengths) or exact, images=(max(1, len(example.pixels)),)),
-            cfg.llm.max_positions - 1,
-            "right",
-            (room or new_tokens) + 1,
-        )
+        padded = next((length for length in lengths if length >= places), places)
+        length = min(padded + (room or new_tokens) + 1, cfg.llm.max_positions)
+        self._lane, self._new_tokens = LaneSize(1, length), new_tokens
+        lengths = lengths or (len(example.ids),)
+        self._model = askable(model, example.pixels.shape[1], lengths)
+        # The first one, and as many behind it.
+        settings = Settings(max_new_tokens=new_tokens + 1, ignore_end=True)
+        self._asked = engine.Request(example, engine.media_of(example), settings)
 
     def compile(self, call: Call) -> None:
         """Gives `call` the programs of a run (inference/warm_up.py)."""
-        state = self._prefill(call=call)
-        self._first(state, call)
-        self._rest(state, call)
+        example, length = self._asked.example, self._lane.length
+        sizes = {"text": len(example.ids), "media": example.frames, "length": length}
+        warm_up.of_request(self._model, call, **sizes, chunk=CHUNK)
 
     def __call__(self) -> tuple[float, float]:
+        # Another one each time: it remembers nothing.
+        asking = engine.Engine(self._model, [self._lane], timed=False, chunk=CHUNK)
+        told: list[float] = []
+
+        def hear(news: Piece | Exception) -> None:
+            if isinstance(news, Exception):
+                raise news
+            told.append(time.perf_counter())
+
         began = time.perf_counter()
-        state = self._prefill()
-        np.asarray(self._first(state))
-        first = time.perf_counter()
-        np.asarray(self._rest(state).tokens_BN)
-        end = time.perf_counter()
-        return 1e3 * (first - began), 1e3 * (end - first) / self._new_tokens
-
-    def _first(self, state: Any, call: Call = _run) -> Any:
-        return call(generate.upcoming, state.logits_BV, self._sampling, state.step)
-
-    def _rest(self, state: Any, call: Call = _run) -> Any:
-        params, cfg = self._model.params, self._model.cfg
-        limit = np.int32(self._new_tokens)
-        return call(generate.decode, params, state, self._sampling, limit, cfg)
+        asking.submit(self._asked, hear)
+        while asking.step():
+            pass
+        return 1e3 * (told[0] - began), 1e3 * (told[-1] - told[0]) / self._new_tokens
 
 
 def places_of(model: Candidate, example: Example) -> int:
@@ -243,8 +262,10 @@ class Seeing:
 
     def __init__(self, model: Candidate, example: Example):
         self._model = model
-        chunks = generate.frame_chunks([example])
-        self._chunks = [(pixels, np.int32((rows == 0).sum())) for pixels, rows, _ in chunks]
+        self._chunks = [
+            _chunk(example.pixels[start : start + CHUNK])
+            for start in range(0, len(example.pixels), CHUNK)
+        ]
         self._ids_BT = np.maximum(example.ids, 0)[None]
         self._fuse_BF = fused_places([example.fuse], self._ids_BT.shape[1])
 
@@ -262,24 +283,32 @@ class Seeing:
 
     def _text(self, call: Call = _run) -> Any:
         params, cfg = self._model.params, self._model.cfg
-        return call(generate.embed_text, params, self._ids_BT, self._fuse_BF, cfg)[1]
+        return call(seeing_programs.embed_text, params, self._ids_BT, self._fuse_BF, cfg)[1]
 
     def _look(self, call: Call = _run) -> list[Any]:
         params, cfg = self._model.params, self._model.cfg
-        encode = session_programs.encode_vision
-        return [call(encode, params, pixels, cfg) for pixels, _ in self._chunks]
+        return [
+            call(seeing_programs.encode_vision, params, pixels, cfg) for pixels, _ in self._chunks
+        ]
 
     def _fuse(self, text_BFD: Any, seen: Sequence[Any], call: Call = _run) -> list[Any]:
         params, cfg = self._model.params, self._model.cfg
         total_FD, tokens = jnp.zeros(text_BFD.shape[1:], jnp.float32), []
         for features_IJPE, (_, count) in zip(seen, self._chunks, strict=True):
-            prefuse = session_programs.prefuse_images
-            tokens_IQD, memory = call(prefuse, params, features_IJPE, cfg)
+            tokens_IQD, memory = call(seeing_programs.prefuse_images, params, features_IJPE, cfg)
             tokens.append(tokens_IQD)
             if memory is not None:
-                prefuse = session_programs.prefuse_text
-                total_FD = call(prefuse, params, total_FD, memory, count, text_BFD, cfg)
+                given = (total_FD, memory, count, text_BFD, cfg)
+                total_FD = call(seeing_programs.prefuse_text, params, *given)
         return [*tokens, total_FD]
+
+
+def _chunk(pixels_IJYXC: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """Pictures as a chunk of one of few sizes, padded with the first one; how many they are."""
+    count = len(pixels_IJYXC)
+    size = next(size for size in sizes_up_to(CHUNK) if size >= count)
+    padding = pixels_IJYXC[:1].repeat(size - count, axis=0)
+    return np.concatenate([pixels_IJYXC, padding]), np.int32(count)
 
 
 def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Example:

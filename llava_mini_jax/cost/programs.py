@@ -1,9 +1,8 @@
 """The programs that answer, for arrays that do not exist: what they are compiled and counted for.
 
     model, Sizes --abstract arrays on the current mesh--> function and arguments, by name
-        encode_frames, prefill, decode                              of inference/generate.py
-        encode_vision, prefuse_images, prefuse_text, prefill_block  of inference/session_programs.py
-        read_fresh, read_block, decode_slots                        of inference/slots.py
+        encode_vision, prefuse_images, prefuse_text  of inference/seeing_programs.py
+        read_fresh, read_block, decode               of inference/slots.py
 
 A mesh of the devices has to be set, if only of one.
 """
@@ -19,11 +18,11 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs, slots
+from llava_mini_jax.inference import seeing_programs, slots
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.sampling import make_sampling
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.weights.quantize import is_product
@@ -35,12 +34,11 @@ Call = tuple[Callable, tuple, dict[str, Any]]  # a jitted function, arguments, s
 class Sizes:
     """How large a request is. Raises InputError for numbers below 1."""
 
-    rows: int  # answers decoded together; a session has one
-    length: int  # positions of the prompt, or of the block that is read of it
+    rows: int  # slots: answers decoded together; a session has one
+    length: int  # positions of the text, or of the block that is read of a prompt
     images: int  # pictures or frames that are encoded together
     parts: int  # of a picture, 1 without high resolution
-    slots: int  # of the KV cache
-    room: int = 512  # for an answer
+    slots: int  # positions of a slot
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -63,7 +61,7 @@ def weights(cfg: LlavaMiniConfig, dtype: str) -> LlavaMini:
 
 def call(name: str, cfg: LlavaMiniConfig, dtype: str, sizes: Sizes) -> Call:
     """The program `name` (one of NAMES) of a model whose weights are in `dtype`."""
-    generate.refuse_inside(cfg)
+    refuse_inside(cfg)
     if name == "prefuse_text" and not cfg.prefusion_layers:
         raise InputError("the model has no pre-fusion, so there is no program prefuse_text")
     maker = _Programs(cfg, sizes)
@@ -95,51 +93,24 @@ class _Programs:
         self.cfg, self.sizes = cfg, sizes
         self.static: dict[str, Any] = {}
 
-    def encode_frames(self) -> tuple[Callable, tuple]:
-        chunk = _array((self.sizes.images,), jnp.int32)
-        text = self._hidden(self.sizes.rows, self.sizes.length)
-        return generate.encode_frames, (self._encoded(), self._pixels(), chunk, chunk, text)
-
-    def prefill(self) -> tuple[Callable, tuple]:
-        B, T = self.sizes.rows, self.sizes.length
-        by_row = ("batch", None)
-        inputs = Inputs(
-            ids_BT=_array((B, T), jnp.int32, by_row),
-            fuse_BF=_array((B, T), jnp.int32, by_row),
-            pixels_BIJYXC=None,
-            frames_BI=None,
-            slots_BS=_array((B, T), jnp.int32, by_row),
-        )
-        text = _array((B, T, self.cfg.llm.width), self.cfg.dtype, (*by_row, None))
-        self.static["room"] = self.sizes.room
-        return generate.prefill, (self._encoded(), _array((B,), jnp.int32), text, inputs)
-
-    def decode(self) -> tuple[Callable, tuple]:
-        B = self.sizes.rows
-        logits = _array((B, self.cfg.llm.vocab_size), jnp.float32, ("batch", "vocab"))
-        position = _array((B,), jnp.int32, ("batch",))
-        begun = functools.partial(generate.begun, room=self.sizes.room)
-        state = jax.eval_shape(begun, self._cache(B), logits, position)
-        sampling = jax.eval_shape(lambda: make_sampling(B, 0.0, 1.0, 0, 0, ()))
-        return generate.decode, (state, sampling, _array((), jnp.int32))
-
     def encode_vision(self) -> tuple[Callable, tuple]:
-        return session_programs.encode_vision, (self._pixels(),)
+        return seeing_programs.encode_vision, (self._pixels(),)
 
     def prefuse_images(self) -> tuple[Callable, tuple]:
         vision, sizes = self.cfg.vision, self.sizes
         features = (sizes.images, sizes.parts, vision.grid**2, vision.width)
-        return session_programs.prefuse_images, (Seen(_array(features, self.cfg.dtype)),)
+        return seeing_programs.prefuse_images, (Seen(_array(features, self.cfg.dtype)),)
 
     def prefuse_text(self) -> tuple[Callable, tuple]:
         T, D = self.sizes.length, self.cfg.llm.width
         function, (features,) = self.prefuse_images()
         params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(self.cfg)), self.cfg.dtype)
         memory = jax.eval_shape(functools.partial(function, cfg=self.cfg), params, features)[1]
-        total, frames = _array((T, D), jnp.float32), _array((), jnp.int32)
-        return session_programs.prefuse_text, (total, memory, frames, self._hidden(1, T))
+        total, count = _array((T, D), jnp.float32), _array((), jnp.int32)
+        text = _array((1, T, D), self.cfg.dtype)
+        return seeing_programs.prefuse_text, (total, memory, count, text)
 
-    def decode_slots(self) -> tuple[Callable, tuple]:
+    def decode(self) -> tuple[Callable, tuple]:
         B = self.sizes.rows
         sampling = jax.eval_shape(lambda: make_sampling(B, 0.0, 1.0, 0, 0, ()))
         flags, number = _array((B,), bool), _array((), jnp.int32)
@@ -170,25 +141,6 @@ class _Programs:
 
     def _lane(self) -> slots.Lane:
         return jax.eval_shape(lambda: slots.empty(self.sizes.rows, self.sizes.slots, self.cfg))
-
-    def prefill_block(self) -> tuple[Callable, tuple]:
-        S, number = self.sizes.length, _array((), jnp.int32)
-        hidden = self._hidden(1, S), self._hidden(1, S)
-        slots = _array((1, S), jnp.int32)
-        return session_programs.prefill_block, (self._cache(1), *hidden, slots, number, number)
-
-    def _cache(self, rows: int) -> kv.Cache:
-        llm, slots = self.cfg.llm, self.sizes.slots
-        shape = llm.layers, rows, slots, llm.kv_heads, llm.head_width
-        return jax.eval_shape(lambda: kv.empty(*shape, self.cfg.dtype))
-
-    def _encoded(self) -> generate.Encoded:
-        B, T, D = self.sizes.rows, self.sizes.length, self.cfg.llm.width
-        visual = self.cfg.tokens_per_image(self.sizes.parts)
-        return generate.Encoded(self._hidden(B, visual), _array((B, T, D), jnp.float32))
-
-    def _hidden(self, rows: int, positions: int) -> Any:
-        return _array((rows, positions, self.cfg.llm.width), self.cfg.dtype)
 
     def _pixels(self) -> Any:
         side = self.cfg.vision.image_size

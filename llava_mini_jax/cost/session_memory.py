@@ -3,22 +3,23 @@
     encode vision    a chunk's pixels | a layer of the tower             | features
     prefuse images   features | patches | a layer of pre-fusion          | keys and values
     prefuse text     keys and values | a layer of pre-fusion on the text
-    prefill          a layer of the language model: a block's scores against the whole cache
+    first block      a layer of the language model: the prompt's beginning against itself
+    later blocks     the same: a block's scores against the whole slot
 
 A layer takes the larger one of attention (scores and their softmax in float32) and MLP.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from llava_mini_jax.cost.device_memory import FLOAT32
 from llava_mini_jax.cost.network import Layer, layer, prefused, weights
-from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class SessionMemory:
-    """Bytes of the arrays of session_programs.py's programs."""
+    """Bytes of the arrays of the engine's programs for one request at a time."""
 
     cfg: LlavaMiniConfig
     parts: int
@@ -57,9 +58,10 @@ class SessionMemory:
         return largest * self.cfg.dtype.itemsize
 
     def phases(
-        self, slots: int, block: int, pictures: bool, cast: bool
+        self, slots: int, blocks: Sequence[int], pictures: bool, cast: bool
     ) -> dict[str, dict[str, int]]:
-        """Bytes of each program by what holds them; the prompt is read in blocks of `block`.
+        """Bytes of each program by what holds them; the prompt is read in `blocks`, the first of
+        them where nothing is in the slot.
 
         `cast`: one weight at a time is held in the products' dtype beside its own.
         """
@@ -74,9 +76,12 @@ class SessionMemory:
             fusion = self._layer(llm, self.chunk, self.text, self.positions + self.text)
             sizes = {"keys and values": self.memory()}
             found["prefuse text"] = sizes | {"a layer of pre-fusion": fusion}
-        prefill = self._layer(llm, 1, max(16, power_of_two(block)), slots)
         logits = 2 * cfg.llm.vocab_size * FLOAT32
-        found["prefill"] = {"a layer of the language model": prefill, "logits": logits}
+        reads = {"first block": (blocks[:1], blocks[0]), "later blocks": (blocks[1:], slots)}
+        for name, (sizes, keys) in reads.items():
+            if sizes:
+                read = self._layer(llm, 1, max(sizes), keys)
+                found[name] = {"a layer of the language model": read, "logits": logits}
         copy = {"a weight in the products' dtype": self.largest_weight()} if cast else {}
         return {name: terms | copy for name, terms in found.items()}
 

@@ -4,11 +4,11 @@
 
     model, frames, text --> positions against the model's limit
                         --> device: weights + KV cache + text, and the largest of the phases of
-                              a session's programs (session_memory.py)
+                              the programs that a session's engine runs (session_memory.py)
                         --> host: what the shelf keeps, visual tokens, frames read ahead
                         --> passes over the frames
 
-Sizes are arithmetic on the shapes of session_programs.py; tests/cost/test_video_plan.py says how
+Sizes are arithmetic on the shapes of those programs; tests/cost/test_video_plan.py says how
 far off they are from what XLA plans for them on CPU. Not counted: the runtime's own memory,
 fragmentation, and a file's own index (about 60 bytes a frame of the file, wanted or not).
 """
@@ -24,7 +24,7 @@ from llava_mini_jax.cost.inference_memory import cache_bytes_per_token, weight_b
 from llava_mini_jax.cost.session_memory import SessionMemory
 from llava_mini_jax.data.batches.examples import power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import bounds, session_programs
+from llava_mini_jax.inference import blocks, bounds
 from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.terminal import human_bytes
 
@@ -38,7 +38,7 @@ class Plan(Memory):
     text: int
     answer: int  # the longest
     limit: int  # positions that the model has
-    slots: int  # of the KV cache: positions and what its steps leave free
+    slots: int  # of the KV cache: the positions, and what rounding up leaves free
     per_slot: int  # bytes of the KV cache
     host: dict[str, int]
     kept: dict[tuple[str, str], int]  # frames by (tier, place) of shelf.py
@@ -114,8 +114,9 @@ def plan(
     cfg, Q = bundle.model, bounds.tokens_per_image(bundle)
     prompt = frames * Q + text
     answer = max(0, min(answer, cfg.llm.max_positions - prompt))
-    slots = session_programs.slots(prompt + session_programs.LENGTH + power_of_two(max(1, answer)))
-    length = session_programs.length(slots)
+    slots = bounds.slot_length(prompt, max(1, answer), bundle)
+    # Of a prompt that does not fit, those of as much as fits.
+    read = blocks.sizes_of(min(prompt, slots), slots)
     work = _work(bundle, frames, text, chunk)
     pictures = frames > 0 or bundle.prompt.blank_image
     cast = dtype != cfg.compute_dtype and not in_parts
@@ -129,11 +130,11 @@ def plan(
         slots=slots,
         per_slot=cache_bytes_per_token(cfg, cfg.compute_dtype),
         always=_always(work, slots, dtype),
-        phases=work.phases(slots, min(prompt, length), pictures, cast),
+        phases=work.phases(slots, read, pictures, cast),
         host=host,
         kept=kept,
         chunks=-(-frames // chunk),
-        blocks=-(-prompt // length),
+        blocks=len(read),
     )
 
 
@@ -148,8 +149,7 @@ def _always(work: SessionMemory, slots: int, dtype: str) -> dict[str, int]:
     cfg = work.cfg
     return {
         "weights": sum(weight_bytes(cfg, dtype).values()),
-        # And whether it is valid.
-        "KV cache": slots * (cache_bytes_per_token(cfg, cfg.compute_dtype) + 1),
+        "KV cache": slots * cache_bytes_per_token(cfg, cfg.compute_dtype),
         "text and the sum of fused text": work.texts(),
     }
 

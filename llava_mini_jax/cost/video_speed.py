@@ -30,7 +30,7 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.cost.latency import random_candidates
 from llava_mini_jax.data.media.video import FrameSampling, preprocess_frames, read_video
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import session_programs
+from llava_mini_jax.inference import seeing_programs
 from llava_mini_jax.inference.request import ONE_A_SECOND, resize_of
 from llava_mini_jax.models import llava_mini, prefusion
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -152,10 +152,10 @@ class _Run:
         total_TD, self.memories = self._nothing(), []
         for start in range(0, len(self.pixels), self.size):
             part, began = self.pixels[start : start + self.size], time.perf_counter()
-            features = session_programs.encode_vision(self.params, part, self.cfg)
+            features = seeing_programs.encode_vision(self.params, part, self.cfg)
             jax.block_until_ready(features)
             seen = time.perf_counter()
-            _, memory = session_programs.prefuse_images(self.params, features, self.cfg)
+            _, memory = seeing_programs.prefuse_images(self.params, features, self.cfg)
             self.memories.append(memory)
             total_TD = jax.block_until_ready(self._fuse(total_TD, memory))
             self.seconds += (seen - began, time.perf_counter() - seen)
@@ -175,7 +175,7 @@ class _Run:
         return jnp.zeros(self.text_TD.shape, jnp.float32)
 
     def _fuse(self, total_TD: Array, memory: Any) -> Array:
-        return session_programs.prefuse_text(
+        return seeing_programs.prefuse_text(
             self.params, total_TD, memory, np.int32(self.size), self.text_TD[None], self.cfg
         )
 

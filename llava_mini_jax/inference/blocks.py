@@ -7,16 +7,20 @@ lengths of slots --fresh_sizes, block_sizes--> the sizes that programs are compi
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import powers_of_two
-from llava_mini_jax.inference import bounds, session_programs
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models.splice import splice
+from llava_mini_jax.params import Array
 
 FRESH = 512  # positions of a prompt that are read together, at most
 FRESH_ROWS = (1, 2, 4)  # prompts that are read together
-BLOCKS = (32, 128, 512)  # positions of a prompt's later blocks
+BLOCKS = (32, 64, 128, 256, 512)  # positions of a prompt's later blocks
+SCORES = 2**21  # of a head: a later block's positions times those of its slot, at most
 
 
 def fresh_sizes(length: int) -> tuple[int, ...]:
@@ -26,8 +30,12 @@ def fresh_sizes(length: int) -> tuple[int, ...]:
 
 
 def block_sizes(length: int) -> list[int]:
-    """Positions of later blocks, in slots of so many."""
-    most = min(length, session_programs.length(length))
+    """Positions of later blocks, in slots of so many.
+
+    Fewer in a long one: their scores against all of its places are what a block's memory is.
+    """
+    # 1 << n.bit_length() - 1: the largest power of two up to n.
+    most = min(length, 1 << max(16, SCORES // length).bit_length() - 1)
     return [size for size in BLOCKS if size <= most] or [most]
 
 
@@ -35,6 +43,18 @@ def block_size(left: int, length: int) -> int:
     """Positions of a prompt's next block, padding included."""
     sizes = block_sizes(length)
     return next((size for size in sizes if size >= left), sizes[-1])
+
+
+def sizes_of(prompt: int, length: int) -> list[int]:
+    """Positions of the pieces that a prompt is read in from its beginning, padding included; the
+    first one is one of `fresh_sizes`."""
+    fresh = fresh_sizes(length)
+    read = min(prompt, fresh[-1])
+    found = [next(size for size in fresh if size >= read)]
+    while read < prompt:
+        found.append(block_size(prompt - read, length))
+        read += min(found[-1], prompt - read)
+    return found
 
 
 def embeddings(work: Work, first: int, count: int, size: int) -> Any:
@@ -52,9 +72,15 @@ def embeddings(work: Work, first: int, count: int, size: int) -> Any:
     # Where nothing is text, its order may be -1: the place is not used.
     places = work.places_T[np.maximum(text_order, 0)] if len(work.places_T) else text_order
     slots_S[:count] = np.where(is_visual, text + np.arange(count), places)
-    return session_programs.splice_block(work.text_BTD, visual_SD, slots_S)
+    return splice_block(work.text_BTD, visual_SD, slots_S)
 
 
 def visual(seen: Sequence[Seen]) -> np.ndarray:
     chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
     return np.concatenate(chunks) if chunks else np.zeros((0, 0))
+
+
+@jax.jit
+def splice_block(text_BTD: Array, visual_SD: Array, slots_S: Array) -> Array:
+    """What stands at the places of a block [S, D]; `slots_S` are splice.py's."""
+    return splice(text_BTD, visual_SD[None], slots_S[None])[0]

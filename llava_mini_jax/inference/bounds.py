@@ -8,6 +8,7 @@ from llava_mini_jax.data.batches.examples import (
     Buckets,
     Example,
     positions,
+    power_of_two,
     powers_of_two,
 )
 from llava_mini_jax.inference.answer import AnswerText, Settings
@@ -58,9 +59,11 @@ def empty_text(
     return AnswerText(tokenizer, stop_ids, stop, most, limit, quiet=quiet)
 
 
-def runs_ahead(settings: Settings, steps: int) -> bool:
-    """Whether a call may be dispatched before the one in front of it is read.
+def slot_length(prompt: int, answer: int, bundle: Bundle) -> int:
+    """Positions of a conversation's slot, for a prompt and an answer of so many: one of few sizes.
 
-    The device ends a call at stop tokens; behind a stop string all of its tokens are for nothing.
+    A conversation grows, and each size is compiled for: 512 more at a time, or an eighth.
     """
-    return not settings.stop or steps <= STEPS_STREAMING
+    needed = prompt + answer
+    step = max(512, power_of_two(needed) // 8)
+    return min(-(-needed // step) * step, bundle.model.llm.max_positions)

@@ -20,11 +20,12 @@ from typing import Any
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import bounds, generate
+from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.gallery import Gallery
 from llava_mini_jax.inference.lanes import Lanes, LaneSize
 from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.seeing import Seeing
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
@@ -39,7 +40,8 @@ class Engine:
 
     While requests wait for slots, a call returns once `ends` rows have ended. `timed`: somebody
     watches. Then pictures are looked at no longer between two tokens than a token takes, and the
-    usage of tickets has their seconds, for which the host waits for the device.
+    usage of tickets has their seconds, for which the host waits for the device. `chunk`: frames
+    that are looked at together, at most; None for seeing.py's own sizes.
     """
 
     def __init__(
@@ -51,21 +53,29 @@ class Engine:
         steps: int = bounds.STEPS,
         ends: int = 1,
         timed: bool = True,
+        chunk: int | None = None,
     ):
-        generate.refuse_inside(model.bundle.model)
+        refuse_inside(model.bundle.model)
         if not lanes or any(size.slots < 1 or size.length < 2 for size in lanes):
             raise InputError(f"the lanes are {list(lanes)}; give 1 or more slots of 2 or more")
-        self.model, self._steps, self._ends, self._timed = model, steps, ends, timed
+        self.model, self._most, self._ends, self._timed = model, steps, ends, timed
+        self.call_steps = steps  # tokens of the next calls, at most; never more than `steps`
+        self._chunk = chunk
         self.gallery = Gallery(budget or Budget())
-        self._lanes = Lanes(model, lanes, steps)
-        self._seeing = Seeing(model, self.gallery, self._fail, timed=timed)
-        self._waiting: deque[Work] = deque()  # nothing of them is computed yet
-        self._seen: deque[Work] = deque()  # they want a slot
+        self._begin(lanes)
         self._ahead = sum(size.slots for size in lanes)  # requests that are seen before they do
         self._token_seconds = 0.0  # what a step of decode took of late
         self._began, self._plain = 0.0, False  # the last step, and whether it decoded alone
         self.steps = self.answered = 0  # so far: steps, requests
         self.on_tokens: Callable[[int], Any] = lambda count: None  # of a step that has some
+
+    def _begin(self, lanes: Sequence[LaneSize]) -> None:
+        self._lanes = Lanes(self.model, lanes, self._most)
+        self._seeing = Seeing(
+            self.model, self.gallery, self._fail, timed=self._timed, chunk=self._chunk
+        )
+        self._waiting: deque[Work] = deque()  # nothing of them is computed yet
+        self._seen: deque[Work] = deque()  # they want a slot
 
     # ------------------------------------------------------------------------------- requests
 
@@ -104,6 +114,15 @@ class Engine:
         lanes = self._lanes.lanes
         used = sum(work.read + len(work.drawn) for work in self._lanes.works())
         return self._ahead, used, sum(lane.size.slots * lane.size.length for lane in lanes)
+
+    def lengthen(self, length: int) -> None:
+        """Makes the longest slots at least so long; between requests, and no shorter again."""
+        self._drop_cancelled()
+        self._lanes.lengthen(length)
+
+    def cache_bytes(self) -> int:
+        """Of the keys and values of all slots."""
+        return self._lanes.cache_bytes()
 
     @property
     def waiting(self) -> int:
@@ -150,7 +169,7 @@ class Engine:
         """
         full = bool(self._seen) or self.running == self._ahead
         looking = (self._seeing.works or self._may_begin()) and not full
-        return 1 if looking or self._lanes.reading else self._steps
+        return 1 if looking or self._lanes.reading else self.call_steps
 
     def _may_begin(self) -> bool:
         """Whether waiting requests may be looked at: at once where slots are free, else as many
@@ -194,22 +213,22 @@ class Engine:
 
     def _fail(self, work: Work, error: Exception) -> None:
         """Ends one request; the others go on."""
-        self._remove(work)
+        self._remove(work, failed=True)
         work.tell(error)
 
-    def _remove(self, work: Work) -> None:
+    def _remove(self, work: Work, *, failed: bool = False) -> None:
         for queue in (self._waiting, self._seen):
             if work in queue:
                 queue.remove(work)
         self._seeing.drop(work)
         self._lanes.release(work)
-        self._leave(work)
+        self._leave(work, failed=failed)
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, work: Work, *, failed: bool = False) -> None:
         for seen in work.seen:
             if seen.owner is work:
                 seen.owner = None
-            self.gallery.leave(seen)
+            self.gallery.leave(seen, failed=failed)
         work.seen = []
 
     def _drop_cancelled(self) -> None:
@@ -223,6 +242,13 @@ class Engine:
         for work in [*self._waiting, *self._seeing.works, *self._seen, *self._lanes.works()]:
             self._fail(work, error)
         self._lanes.reset()
+
+    def start_anew(self) -> None:
+        """Without requests, and with slots that hold nothing, after Ctrl-C anywhere in a step; the
+        pictures and frames that were seen stay known."""
+        self.gallery.abandon()
+        self._lanes.drop()  # so that there is room for the new ones
+        self._begin([lane.size for lane in self._lanes.lanes])
 
 
 def media_of(example: Example) -> tuple[Medium, ...]:

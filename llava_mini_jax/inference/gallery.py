@@ -4,6 +4,7 @@
                   --open--> a new one, which the engine fills chunk by chunk
 
 What has not been used for longest goes when the budget is full; what a request works with stays.
+What a request has left half seen is seen to its end by the next one.
 """
 
 import itertools
@@ -23,7 +24,7 @@ class Seen:
     """What is known of one picture or film; complete once it has `expected` frames."""
 
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
-    expected: int  # frames
+    expected: int  # frames; a film that is still being made has more the next time
     first: int  # the number of its first visual token, among all that this gallery has seen
     # [frames, Q, D] of each chunk, or (what a program gives, first frame, frames).
     tokens: list[Any] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Gallery:
         seen = self._known.pop((tenant, medium.key), None) if medium.key else None
         if seen is not None:
             self._known[tenant, medium.key] = seen
+            seen.expected = max(seen.expected, medium.frames)
         return seen
 
     def open(self, tenant: str, medium: Medium) -> Seen:
@@ -76,35 +78,45 @@ class Gallery:
         return seen
 
     def put(
-        self, seen: Seen, tokens_IQD: Any, first: int, count: int, stages: Mapping[str, Any]
+        self,
+        seen: Seen,
+        tokens_IQD: Any,
+        first: int,
+        count: int,
+        stages: Mapping[str, Any],
+        following: int,
     ) -> None:
         """Another `count` frames, whose visual tokens are those of a chunk from `first` on.
 
-        `stages` are Shelf's, without what a reader can give again.
+        `stages` are Shelf's; `following` chunks like this one are still to come.
         """
         kept = Kept("source", "", count, None)
         found = {tier: tree for tier, tree in stages.items() if tree is not None}
         bytes_ = tokens_IQD.nbytes // len(tokens_IQD) * count
         self._make_room(bytes_ + max(map(_size, found.values()), default=0))
-        self._token_bytes += bytes_
         if seen.name is not None and found:
-            following = -(-(seen.expected - seen.frames - count) // count)
             kept = self._shelf.put(count, found, following)
         if seen.tokens:
             # It is computed by now. All at the end would take long where a film has thousands.
             seen.settle(len(seen.tokens) - 1)
-        seen.tokens.append((tokens_IQD, first, count))
-        seen.kept.append(kept)
-        seen.frames += count
+        tokens, all_kept = [*seen.tokens, (tokens_IQD, first, count)], [*seen.kept, kept]
+        frames, taken = seen.frames + count, self._token_bytes + bytes_
+        # In one statement, which Ctrl-C does not divide: a frame is seen or it is not.
+        seen.tokens, seen.kept, seen.frames, self._token_bytes = tokens, all_kept, frames, taken
 
     def get(self, kept: Kept) -> Any:
         return self._shelf.get(kept)
 
-    def leave(self, seen: Seen) -> None:
-        """A request has done with it. What it left half seen is forgotten."""
+    def leave(self, seen: Seen, *, failed: bool = False) -> None:
+        """A request has done with it, or has `failed`: then what is half seen is forgotten."""
         seen.users -= 1
-        if not seen.users and (seen.name is None or not seen.complete):
+        if not seen.users and (seen.name is None or (failed and not seen.complete)):
             self._forget(seen)
+
+    def abandon(self) -> None:
+        """All requests have gone, wherever they stood."""
+        for seen in self._known.values():
+            seen.users, seen.owner = 0, None
 
     def used(self) -> dict[str, int]:
         """Bytes by place, and how many pictures and films are known."""

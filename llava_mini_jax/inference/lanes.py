@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from llava_mini_jax.inference import blocks, bounds, slots
@@ -49,7 +50,7 @@ class _Call(NamedTuple):
 class _Lane:
     def __init__(self, size: LaneSize, cfg: Any):
         self.size = size
-        self.state = slots.empty(size.slots, size.length, cfg)
+        self.state: Any = slots.empty(size.slots, size.length, cfg)  # a slots.Lane
         self.slots = [_Slot() for _ in range(size.slots)]
         self.sampling = make_sampling(size.slots, 0.0, 1.0, 0, 0, ())
         self.alive_B = np.zeros(size.slots, bool)
@@ -93,10 +94,10 @@ class Lanes:
         work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
         work.visual_VD = blocks.visual(work.seen)
         # Text is fused with all media: what it gives is the same only where they are.
-        name = (work.tenant, *(seen.first for seen in work.seen))
+        name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
         common = {n: _common(lane.slots[n], name, work.marks) for n in free}
         best = max(free, key=lambda n: (common[n], -lane.slots[n].left))
-        if 2 * common[best] < len(work.marks):
+        if 2 * common[best] < len(work.marks) and len(lane.slots) > 1:
             # Too little to be worth a block of its own: what others may still want is left alone.
             best = min(free, key=lambda n: lane.slots[n].left)
             common[best] = 0
@@ -325,6 +326,18 @@ class Lanes:
         self._news.clear()
         return finished
 
+    def lengthen(self, length: int) -> None:
+        """Makes the slots of the longest lane at least so long; nobody sits in them, and they keep
+        what they hold."""
+        lane = self.lanes[-1]
+        count, old = lane.size
+        if old >= length:
+            return
+        state = slots.empty(count, length, self._cfg)
+        for number in map(np.int32, range(count)):
+            state = slots.move(lane.state, state, number, number)
+        lane.state, lane.size = state, LaneSize(count, length)
+
     def reset(self) -> None:
         """Lanes that hold nothing, after a program has failed and taken their arrays with it."""
         self._calls.clear()
@@ -334,11 +347,22 @@ class Lanes:
             for slot in lane.slots:
                 slot.marks = None
 
+    def drop(self) -> None:
+        """Gives the slots' memory back; these lanes are of no more use."""
+        self._calls.clear()
+        self._news.clear()
+        for lane in self.lanes:
+            lane.state = None
+
     # ---------------------------------------------------------------------------------- counts
 
     def rows(self) -> int:
         """Slots that are taken."""
         return sum(slot.work is not None for lane in self.lanes for slot in lane.slots)
+
+    def cache_bytes(self) -> int:
+        """Of all slots, with the numbers beside them."""
+        return sum(x.nbytes for lane in self.lanes for x in jax.tree.leaves(lane.state))
 
     def works(self) -> list[Work]:
         return [slot.work for lane in self.lanes for slot in lane.slots if slot.work is not None]

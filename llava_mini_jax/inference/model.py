@@ -25,12 +25,12 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import (
+    blocks,
     bounds,
     engine,
-    generate,
     recompute,
     request,
-    session_programs,
+    seeing_programs,
     slots,
 )
 from llava_mini_jax.inference.answer import Answer, Settings
@@ -40,11 +40,12 @@ from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.inference.ticket import Piece
 
 PROGRAMS = (
-    generate.embed_text,
-    *(session_programs.encode_vision, session_programs.prefuse_images),
-    *(session_programs.prefuse_text, session_programs.prefuse_texts),
-    *(slots.read_fresh, slots.read_block, slots.decode, slots.move),
-    *(generate.upcoming, generate.decode, generate.told, session_programs.prefill_block),
+    seeing_programs.embed_text,
+    *(seeing_programs.encode_vision, seeing_programs.prefuse_images),
+    *(seeing_programs.prefuse_text, seeing_programs.prefuse_texts),
+    *(seeing_programs.join, seeing_programs.one_of, seeing_programs.add),
+    *(seeing_programs.mean_text, blocks.splice_block),
+    *(slots.empty, slots.read_fresh, slots.read_block, slots.decode, slots.move),
     recompute.whole_logits,
 )
 

@@ -17,6 +17,7 @@ from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, prompt_template
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.weights import adapters, folders, hub, import_hf
@@ -42,6 +43,10 @@ class Opened:
     def shapes(self) -> LlavaMini:
         """Those of `weights`."""
         return import_hf.shapes(self.bundle, self.published, **self._dtypes)
+
+    def with_shapes(self) -> Loaded:
+        """What is loaded, with shapes instead of weights."""
+        return Loaded(self.shapes(), self.bundle, self.tokenizer, self.buckets)
 
     @property
     def _dtypes(self) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText, Settings
-from llava_mini_jax.inference.generate import refuse_question
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, next_token
 from llava_mini_jax.inference.ticket import Piece
@@ -38,6 +38,39 @@ from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
 Logits = Callable[[Sequence[Example]], Array]  # [B, V] behind each example's last position
+
+
+def refuse_inside(cfg: LlavaMiniConfig) -> None:
+    """InputError for what no cache holds, where one is needed.
+
+    That is compression inside the language model, and different numbers of tokens of pictures.
+    """
+    refuse_question(cfg)
+    if cfg.declared.adaptive:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens and'
+            " decodes without a cache; use Model.generate or eval.py, or give it a fixed ratio"
+        )
+    if cfg.declared.inside:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
+            " without a cache; use Model.generate or eval.py, or take one that compresses in front"
+        )
+    if cfg.inside_layers:
+        raise InputError(
+            f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes"
+            " without a cache; take one that compresses in front of it"
+        )
+
+
+def refuse_question(cfg: LlavaMiniConfig) -> None:
+    """InputError for a compressor that reads the question: requests lack its vocabulary."""
+    if cfg.declared.reads.question:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" reads the question in a vocabulary of its own,'
+            " which requests and data sets do not give; call models/llava_mini.py with"
+            " Inputs.question_BT"
+        )
 
 
 def decode(

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from llava_mini_jax.data.batches.examples import powers_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference import seeing_programs
 from llava_mini_jax.inference.gallery import Gallery, Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.read_ahead import ReadAhead
@@ -28,12 +29,20 @@ LONG_TEXT = 256
 
 
 def sizes(text: int) -> tuple[int, ...]:
-    """Frames of chunks that are fused with so much text."""
+    """Frames of chunks that are fused with so much text, where all are compiled beforehand."""
     return SIZES if text <= LONG_TEXT else FEW_SIZES
 
 
-def _size(count: int, text: int) -> int:
-    return next(size for size in sizes(text) if size >= count)
+def sizes_up_to(chunk: int) -> tuple[int, ...]:
+    """Frames of chunks of at most `chunk`, where only those are compiled that are met."""
+    return powers_of_two(1, chunk)
+
+
+class _Reading(NamedTuple):
+    """A film that is being read."""
+
+    frames: ReadAhead
+    number: int  # of the frame that it gives next
 
 
 class _Part(NamedTuple):
@@ -54,12 +63,15 @@ class Seeing:
         failed: Callable[[Work, Exception], None],
         *,
         timed: bool,
+        chunk: int | None,
     ):
         self._timed = timed
+        # Frames of chunks: of the engine's own choice, or up to what it was given.
+        self._own_sizes = None if chunk is None else sizes_up_to(chunk)
         self._params, self._cfg = model.params, model.bundle.model
         self._gallery, self._failed = gallery, failed
         self._works: list[Work] = []
-        self._readers: dict[Work, ReadAhead] = {}  # of the film that each looks at
+        self._readers: dict[Work, _Reading] = {}  # of the film that each looks at
         self._frame_seconds = 0.0  # what a frame took of late
 
     @property
@@ -68,7 +80,7 @@ class Seeing:
 
     def add(self, work: Work) -> None:
         ids_BT, fuse_BF = work.ids_BT, work.fuse_BF
-        texts = generate.embed_text(self._params, ids_BT, fuse_BF, self._cfg)
+        texts = seeing_programs.embed_text(self._params, ids_BT, fuse_BF, self._cfg)
         work.text_BTD, work.text_BFD = texts
         work.ticket.usage.frames = sum(medium.frames for medium in work.media)
         self._works.append(work)
@@ -105,11 +117,17 @@ class Seeing:
 
     # ----------------------------------------------------------------------------------- pace
 
+    def _sizes(self, text: int = 0) -> tuple[int, ...]:
+        return sizes(text) if self._own_sizes is None else self._own_sizes
+
+    def _size(self, count: int, text: int) -> int:
+        return next(size for size in self._sizes(text) if size >= count)
+
     def _most(self, seconds: float | None) -> int:
         """Frames that may be looked at in a step."""
         if seconds is None or not self._frame_seconds:
-            return SIZES[-1]
-        return max((s for s in SIZES if s * self._frame_seconds <= seconds), default=SIZES[0])
+            return self._sizes()[-1]
+        return max((s for s in self._sizes() if s * self._frame_seconds <= seconds), default=1)
 
     def _measure(self, seconds: float, frames: int) -> None:
         each = seconds / frames
@@ -134,8 +152,9 @@ class Seeing:
         while True:
             if work.seen:
                 seen = work.seen[-1]
-                if self._params.prefusion is None and seen.complete:
-                    self._passed(work, seen.expected - work.frames)  # its tokens are all it gives
+                if self._params.prefusion is None:  # its tokens are all that it gives
+                    self._passed(work, seen.frames - work.frames)
+                    work.chunk = len(seen.kept)
                 if work.frames < seen.expected:
                     return False
                 self._close(work)
@@ -154,7 +173,7 @@ class Seeing:
         """The text with its mean over all frames."""
         if work.total_FD is not None:
             frames = np.int32(work.fused)
-            work.text_BTD = session_programs.mean_text(
+            work.text_BTD = seeing_programs.mean_text(
                 work.total_FD, frames, work.text_BTD, work.fuse_BF
             )
         work.text_BFD = work.total_FD = None
@@ -177,22 +196,22 @@ class Seeing:
 
     def _pictures(self, first: Work, most: int) -> int:
         parts = self._parts(first, most)
-        size, began = _size(len(parts), first.ids_BT.shape[1]), time.perf_counter()
+        size, began = self._size(len(parts), first.ids_BT.shape[1]), time.perf_counter()
         if parts[0].frame is None:
-            memories = [self._gallery.get(part.seen.kept[0]) for part in parts]
+            memories = [self._recalled(part.seen.kept[0]) for part in parts]
             memory = memories[0]
             if size > 1:
-                memory = session_programs.join(tuple(_filled(memories, size)))
+                memory = seeing_programs.join(tuple(_filled(memories, size)))
         else:
             memory = self._encode_pictures(parts, size)
         seen_at = time.perf_counter()
         if self._params.prefusion is not None:
             texts = tuple(_filled([part.work.text_BFD for part in parts], size))
-            fused = session_programs.prefuse_texts(self._params, memory, texts, self._cfg)
+            fused = seeing_programs.prefuse_texts(self._params, memory, texts, self._cfg)
             for part, fused_FD in zip(parts, fused, strict=False):
                 total_FD = part.work.total_FD
                 part.work.total_FD = (
-                    fused_FD if total_FD is None else session_programs.add(total_FD, fused_FD)
+                    fused_FD if total_FD is None else seeing_programs.add(total_FD, fused_FD)
                 )
             self._wait(fused)
         for part in parts:
@@ -213,7 +232,7 @@ class Seeing:
                 continue
             if work.ids_BT.shape != first.ids_BT.shape or work.frames:
                 continue
-            known = bool(seen.kept) and seen.kept[0].tier == "memory"
+            known = bool(seen.kept) and seen.kept[0].tier != "source"
             if parts and known != (parts[0].frame is None):
                 continue
             if not known:
@@ -244,15 +263,16 @@ class Seeing:
             if not part.seen.complete:
                 known = part.seen.name is not None
                 stages = _stages(memory, features, number, size) if known else {}
-                self._gallery.put(part.seen, tokens_IQD, number, 1, stages)
+                following = _unseen(part.work)
+                self._gallery.put(part.seen, tokens_IQD, number, 1, stages, following - 1)
             part.seen.owner = None
         self._wait(tokens_IQD)
         return memory
 
     def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
         """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
-        features = session_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
-        return *session_programs.prefuse_images(self._params, features, self._cfg), features
+        features = seeing_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
+        return *seeing_programs.prefuse_images(self._params, features, self._cfg), features
 
     # ----------------------------------------------------------------------------------- films
 
@@ -260,11 +280,11 @@ class Seeing:
         seen, began = work.seen[-1], time.perf_counter()
         new = work.chunk == len(seen.kept)
         if new:
-            count = min(max(s for s in sizes(work.ids_BT.shape[1]) if s <= most),
-                        seen.expected - work.frames)  # fmt: skip
+            sizes = (size for size in self._sizes(work.ids_BT.shape[1]) if size <= most)
+            count = min(max(sizes), seen.expected - work.frames)
         else:
             count = seen.kept[work.chunk].frames
-        size = _size(count, work.ids_BT.shape[1])
+        size = self._size(count, work.ids_BT.shape[1])
         if not new and seen.kept[work.chunk].tier != "source":
             memory = self._recalled(seen.kept[work.chunk])
         else:
@@ -274,14 +294,15 @@ class Seeing:
             pixels_IJYXC = np.stack(_filled(frames, size))
             tokens_IQD, memory, features = self._encode(pixels_IJYXC)
             if new:
-                stages = {"memory": memory, "features": features}
-                self._gallery.put(seen, tokens_IQD, 0, count, stages)
+                stages = {} if memory is None else {"memory": memory, "features": features}
+                following = -(-_unseen(work) // count) - 1
+                self._gallery.put(seen, tokens_IQD, 0, count, stages, following)
             self._wait(tokens_IQD)
         seen_at = time.perf_counter()
         if self._params.prefusion is not None:
             if work.total_FD is None:
                 work.total_FD = np.zeros(work.text_BFD.shape[1:], np.float32)
-            work.total_FD = session_programs.prefuse_text(
+            work.total_FD = seeing_programs.prefuse_text(
                 self._params, work.total_FD, memory, np.int32(count), work.text_BFD, self._cfg
             )
             self._wait(work.total_FD)
@@ -297,20 +318,19 @@ class Seeing:
     def _recalled(self, kept: Any) -> Any:
         found = self._gallery.get(kept)
         if kept.tier == "features":
-            return session_programs.prefuse_images(self._params, found, self._cfg)[1]
+            return seeing_programs.prefuse_images(self._params, found, self._cfg)[1]
         return found
 
     def _frames(self, work: Work, count: int) -> list[np.ndarray] | None:
         """The next frames of its film; None while a thread still reads them."""
-        reader = self._readers.get(work)
-        if reader is None:
-            frames = work.media[len(work.seen) - 1].read()
-            # Those that were recalled are passed over.
-            frames = itertools.islice(frames, work.frames, None)
-            reader = self._readers[work] = ReadAhead(frames, SIZES[-1])
-        if not reader.ready(count):
+        reading = self._readers.get(work)
+        if reading is None or reading.number != work.frames:  # what was recalled is passed over
+            self._close(work)
+            reading = self._readers[work] = self._begin_reading(work)
+        if not reading.frames.ready(count):
             return None
-        taken = list(itertools.islice(reader, count))
+        taken = list(itertools.islice(reading.frames, count))
+        self._readers[work] = reading._replace(number=work.frames + len(taken))
         if len(taken) < count:
             raise InputError(
                 f"a film gave {work.frames + len(taken)} of {work.seen[-1].expected} frames; it"
@@ -318,10 +338,25 @@ class Seeing:
             )
         return taken
 
+    def _begin_reading(self, work: Work) -> _Reading:
+        medium, first = work.media[len(work.seen) - 1], work.frames
+        if medium.read_from is not None:
+            frames = medium.read_from(first)
+        else:
+            frames = itertools.islice(medium.read(), first, None)
+        if not isinstance(frames, ReadAhead):
+            frames = ReadAhead(frames, self._sizes()[-1])
+        return _Reading(frames, first)
+
     def _close(self, work: Work) -> None:
-        reader = self._readers.pop(work, None)
-        if reader is not None:
-            reader.close()
+        reading = self._readers.pop(work, None)
+        if reading is not None:
+            reading.frames.close()
+
+
+def _unseen(work: Work) -> int:
+    """Frames of a request that its text is not fused with yet."""
+    return sum(medium.frames for medium in work.media) - work.fused
 
 
 def _filled(items: Sequence[Any], size: int) -> list[Any]:
@@ -340,6 +375,6 @@ def _stages(memory: Any, features: Any, number: int, size: int) -> dict[str, Any
     if size == 1:
         return {"memory": memory, "features": features}
     return {
-        "memory": session_programs.one_of(memory, np.int32(number), axis=1),
-        "features": session_programs.one_of(features, np.int32(number), axis=0),
+        "memory": seeing_programs.one_of(memory, np.int32(number), axis=1),
+        "features": seeing_programs.one_of(features, np.int32(number), axis=0),
     }

@@ -3,14 +3,13 @@
                 kept                                        a question then costs
     memory      pre-fusion's keys and values of patches     its text in pre-fusion
     features    the tower's patches                         that, and the patches in pre-fusion
-    pixels      uint8                                       that, and the tower
-    source      nothing: the file is read again             that, and reading
+    source      nothing: the frames are read again          that, and the tower
 
 Each chunk of frames is kept as the first of these that has room on the device, in the host's
 memory, or on disk, tried in this order, and leaves room for the chunks that follow as the smallest
 of them: looking at a frame again costs more than any of them saves. What has no file to be read
-again is kept as pixels in the host's memory in any case. All give the same numbers: they are stages
-of one computation that does not depend on the question.
+again is kept as pixels in any case, beside the shelf (session_media.py). All give the same numbers:
+they are stages of one computation that does not depend on the question.
 """
 
 import dataclasses
@@ -26,13 +25,16 @@ import numpy as np
 
 from llava_mini_jax.errors import InputError
 
-TIERS = ("memory", "features", "pixels", "source")
+TIERS = ("memory", "features", "pixels", "source")  # "pixels" are not the shelf's: as "source"
 PLACES = ("device", "host", "disk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Bytes that a session may take for its frames; InputError for negative ones."""
+    """Bytes that the frames of an engine or a session may take; InputError for negative ones.
+
+    What a session was given as arrays and pictures stays in the host's memory beside them.
+    """
 
     device: int = 0
     host: int = 2**31
@@ -65,7 +67,7 @@ class _File(NamedTuple):
 
 
 class Shelf:
-    """Chunks of one session; nothing of it is shared with another."""
+    """Chunks of one engine; nothing of it is shared with another."""
 
     def __init__(self, budget: Budget):
         self._budget = budget
@@ -76,7 +78,7 @@ class Shelf:
     def put(self, frames: int, stages: dict[str, Any], following: int) -> Kept:
         """Keeps a chunk's `frames` as one of `stages`, {tier: tree of arrays}.
 
-        Without "pixels" among them it can be read again. `following` chunks are still to come.
+        `following` chunks like it are still to come.
         """
         sizes = {
             tier: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -105,7 +107,7 @@ class Shelf:
             # A richer form only where every chunk to come still fits in its smallest one.
             enough = size == least or size + following * least <= sum(rooms.values())
             for place, room in rooms.items():
-                if (enough and size <= room) or (tier == "pixels" and place == "host"):
+                if enough and size <= room:
                     self._used[place] += size
                     return tier, place
         return "source", ""

@@ -50,7 +50,10 @@ class Told:
     going_B: Array  # bool: more are to come
 
 
+# One program: each array's zeros would be compiled for.
+@partial(jax.jit, static_argnames=("slots", "length", "cfg"))
 def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
+    """A lane that holds nothing."""
     llm = cfg.llm
     shape = (slots, llm.kv_heads, length, llm.head_width)
     # Rows lie whole on every device of the batch axes: programs write single ones.
@@ -101,7 +104,7 @@ def decode(
     def one(carry: tuple[Lane, Told, Array]) -> tuple[Lane, Told, Array]:
         lane, told, step = carry
         going_B = lane.going_B
-        lane, logits_BV = _step(params, lane, cfg)
+        lane, logits_BV = next_logits(params, lane, cfg)
         token_B = _everywhere(next_token(logits_BV, sampling, lane.count_B))
         told = _tell(told, step, token_B, logits_BV, going_B, going_B & told_B)
         return _drawn(lane, token_B, going_B, sampling), told, step + 1
@@ -111,10 +114,11 @@ def decode(
     return lane, dataclasses.replace(told, going_B=lane.going_B)
 
 
-def _step(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Array]:
+def next_logits(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[Lane, Array]:
     """The lane with every row's token in its cache, and the logits [B, V] behind it.
 
-    A row that is not going writes behind what it holds, where nobody reads.
+    How many places a row holds is left as it was: one that is not going writes behind them, where
+    nobody reads.
     """
     S = lane.keys[0].shape[2]
     used_B = lane.used_B
@@ -235,6 +239,20 @@ def read_fresh(
     Where `final_R` says that this is the whole prompt the first token is drawn. A row that is given
     twice, because fewer than R are there, is written twice. `sampling` is of all slots.
     """
+    lane, logits_RV = fresh_logits(params, lane, x, count_R, slot_R, cfg)
+    return _begun(lane, logits_RV, count_R, slot_R, final_R, sampling, told_B)
+
+
+def fresh_logits(
+    params: LlavaMini,
+    lane: Lane,
+    x: tuple[Array, ...],
+    count_R: Array,
+    slot_R: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[Lane, Array]:
+    """The lane with R prompts in its slots, as `read_fresh` is given them, and the logits [R, V]
+    behind each; how many places a row holds is left as it was."""
     x_RSD = jnp.stack(x)
     R, S = x_RSD.shape[:2]
     kept: dict[str, list[Array]] = {"keys": [], "values": []}
@@ -256,7 +274,7 @@ def read_fresh(
     )
     lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
     last_R1D = jnp.take_along_axis(_everywhere(x_RSD), (count_R - 1)[:, None, None], axis=1)
-    return _begun(params, lane, last_R1D, count_R, slot_R, final_R, sampling, told_B, cfg)
+    return lane, _logits(params, last_R1D, cfg)
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
@@ -293,22 +311,19 @@ def read_block(
     lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
     last_11D = jax.lax.dynamic_slice_in_dim(x_1SD, count - 1, 1, axis=1)
     one = (first + count)[None], slot[None], final[None]
-    return _begun(params, lane, last_11D, *one, sampling, told_B, cfg)
+    return _begun(lane, _logits(params, last_11D, cfg), *one, sampling, told_B)
 
 
 def _begun(
-    params: LlavaMini,
     lane: Lane,
-    x_R1D: Array,
+    logits_RV: Array,
     used_R: Array,
     slot_R: Array,
     final_R: Array,
     sampling: Sampling,
     told_B: Array,
-    cfg: LlavaMiniConfig,
 ) -> tuple[Lane, Told]:
     """The lane with R slots that hold `used_R` places, and the first tokens of those read whole."""
-    logits_RV = _logits(params, x_R1D, cfg)
     own = jax.tree.map(lambda setting: jnp.asarray(setting)[slot_R], sampling)
     token_R = _everywhere(next_token(logits_RV, own, jnp.zeros_like(used_R)))
     asked_R = final_R & jnp.asarray(told_B)[slot_R]

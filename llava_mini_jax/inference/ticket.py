@@ -24,6 +24,8 @@ class Medium:
     key: bytes  # of its content and of all that changes its pixels; b"": known to nobody
     frames: int  # 1 for a picture
     read: Callable[[], Iterator[np.ndarray]]  # frames as the model reads them, uint8 [J, Y, X, C]
+    # The same from a frame of that number on, where it takes less than passing over those before.
+    read_from: Callable[[int], Iterator[np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ wrong here is told by the real call, which then compiles for itself.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,24 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.compilation import threads_pay
-from llava_mini_jax.config import Bundle
-from llava_mini_jax.data.batches.examples import Example, power_of_two
+from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.inference import (
     blocks,
     bounds,
     engine,
-    generate,
     lanes,
     seeing,
-    session_programs,
+    seeing_programs,
     slots,
 )
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.loaded import Loaded
-from llava_mini_jax.inference.opening import Opened
 from llava_mini_jax.inference.sampling import make_sampling
-from llava_mini_jax.models import cache as kv
-from llava_mini_jax.models.llava_mini import LlavaMini
 
 
 class WarmUp:
@@ -66,44 +60,82 @@ class WarmUp:
 
 
 def of_question(
-    opened: Opened,
+    model: Loaded,
     call: Callable[..., Any],
     *,
     text: int,
     media: Sequence[int],
     answer: int,
     chunk: int,
+    more: bool = False,
 ) -> None:
     """A session's first question: `text` ids about media of so many frames, in chunks of `chunk`,
-    and an answer of `answer` tokens at most."""
-    bundle, params = opened.bundle, opened.shapes()
-    cfg, T = bundle.model, opened.buckets.length(text)
-    ids_BT = fuse_BF = _shape(np.int32, 1, T)
-    text_BTD, text_BFD = call(generate.embed_text, params, ids_BT, fuse_BF, cfg)
-    sizes = {min(chunk, power_of_two(left)) for n in media for left in range(n, 0, -chunk)}
-    for size in sizes or [1] * bundle.prompt.blank_image:
-        side = (bundle.images.parts, bundle.images.size, bundle.images.size, 3)
-        pixels = _shape(np.uint8, size, *side)
-        features = call(session_programs.encode_vision, params, pixels, cfg)
-        _, memory = call(session_programs.prefuse_images, params, features, cfg)
-        if memory is not None:
-            total_FD, count = _shape(np.float32, T, cfg.llm.width), _shape(np.int32)
-            call(session_programs.prefuse_text, params, total_FD, memory, count, text_BFD, cfg)
-    prompt = text - len(media) + sum(media) * bounds.tokens_per_image(bundle)
-    room = power_of_two(min(answer, cfg.llm.max_positions - prompt))
-    slots, blocks = session_programs.sizes(prompt, room)
-    cache = jax.eval_shape(
-        lambda: kv.empty(cfg.llm.layers, 1, slots, cfg.llm.kv_heads, cfg.llm.head_width, cfg.dtype)
-    )
-    logits_BV: Any = None
-    for size in dict.fromkeys(blocks):
-        visual_BSD = _shape(text_BTD.dtype, 1, size, cfg.llm.width)
-        arguments = (text_BTD, visual_BSD, _shape(np.int32, 1, size), *[_shape(np.int32)] * 2, cfg)
-        logits_BV, cache = call(session_programs.prefill_block, params, cache, *arguments)
-    state = jax.eval_shape(
-        partial(generate.begun, room=room), cache, logits_BV, _shape(np.int32, 1)
-    )
-    _answer(params, bundle, call, state, 1)
+    and an answer of `answer` tokens at most. `more`: others will follow it.
+
+    The parameters of `model` may be shapes.
+    """
+    prompt = text - len(media) + sum(media) * bounds.tokens_per_image(model.bundle)
+    answer = min(answer, model.bundle.model.llm.max_positions - prompt)
+    length = bounds.slot_length(prompt, answer, model.bundle)
+    of_request(model, call, text=text, media=media, length=length, chunk=chunk, more=more)
+
+
+def of_request(
+    model: Loaded,
+    call: Callable[..., Any],
+    *,
+    text: int,
+    media: Sequence[int],
+    length: int,
+    chunk: int,
+    more: bool = False,
+) -> None:
+    """One request alone, to an engine with one slot of `length` positions, as `of_question`."""
+    prompt = text - len(media) + sum(media) * bounds.tokens_per_image(model.bundle)
+    texts = _text(model, call, model.buckets.length(max(1, text)))
+    shown = media or [1] * model.bundle.prompt.blank_image
+    sizes = {
+        next(size for size in seeing.sizes_up_to(chunk) if size >= min(chunk, left))
+        for frames in shown
+        for left in range(frames, 0, -chunk)
+    }
+    pixels = np.uint8 if media else np.float32  # a blank picture is normalised
+    memories = {size: _look(model, call, size, pixels)[1] for size in sorted(sizes)}
+    _fuse(model, call, texts, memories, shown, chunk)
+    fresh, *later = blocks.sizes_of(prompt, length)
+    later = blocks.block_sizes(length) if more else sorted(set(later))
+    _lane(model, call, lanes.LaneSize(1, length), [fresh], later, bounds.STEPS)
+    for S in sorted({fresh, *later}):
+        _splice(model, call, texts[0], S)
+
+
+def _fuse(
+    model: Loaded,
+    call: Callable[..., Any],
+    texts: tuple[Any, Any, Any],
+    memories: dict[int, Any],
+    media: Sequence[int],
+    chunk: int,
+) -> None:
+    """A text's way through pre-fusion with media of so many frames."""
+    if model.params.prefusion is None or not media:
+        return
+    (text_BTD, text_BFD, fuse_BF), cfg = texts, model.bundle.model
+    total_FD, number = _shape(np.float32, *text_BFD.shape[1:]), _shape(np.int32)
+    if 1 in media:
+        call(seeing_programs.prefuse_texts, model.params, memories[1], (text_BFD,), cfg)
+        if len(media) > 1:
+            call(seeing_programs.add, total_FD, total_FD)
+    in_films = {
+        next(size for size in memories if size >= min(chunk, left))
+        for frames in media
+        if frames > 1
+        for left in range(frames, 0, -chunk)
+    }
+    for size in sorted(in_films):
+        arguments = (total_FD, memories[size], number, text_BFD, cfg)
+        call(seeing_programs.prefuse_text, model.params, *arguments)
+    call(seeing_programs.mean_text, total_FD, number, text_BTD, fuse_BF)
 
 
 def of_requests(
@@ -133,42 +165,57 @@ def of_engine(
     features = _frames(model, call)
     cfg, params = model.bundle.model, model.params
     for T in texts:
-        ids_BT = fuse_BF = _shape(np.int32, 1, T)
-        text_BTD, text_BFD = call(generate.embed_text, params, ids_BT, fuse_BF, cfg)
+        text_BTD, text_BFD, fuse_BF = _text(model, call, T)
         for size in seeing.sizes(T):
             _, memory = features[size]
             if memory is None:
                 continue
-            call(session_programs.prefuse_texts, params, memory, (text_BFD,) * size, cfg)
+            call(seeing_programs.prefuse_texts, params, memory, (text_BFD,) * size, cfg)
             total_FD = _shape(np.float32, *text_BFD.shape[1:])
             if films:
                 arguments = (total_FD, memory, _shape(np.int32), text_BFD, cfg)
-                call(session_programs.prefuse_text, params, *arguments)
+                call(seeing_programs.prefuse_text, params, *arguments)
         if params.prefusion is not None:
-            call(session_programs.add, total_FD, total_FD)
-            call(session_programs.mean_text, total_FD, _shape(np.int32), text_BTD, fuse_BF)
+            call(seeing_programs.add, total_FD, total_FD)
+            call(seeing_programs.mean_text, total_FD, _shape(np.int32), text_BTD, fuse_BF)
         for S in blocks:
-            visual_SD = _shape(text_BTD.dtype, S, cfg.llm.width)
-            call(session_programs.splice_block, text_BTD, visual_SD, _shape(np.int32, S))
+            _splice(model, call, text_BTD, S)
+
+
+def _text(model: Loaded, call: Callable[..., Any], T: int) -> tuple[Any, Any, Any]:
+    """(embeddings, what of them is fused, its places) of a text of that bucket."""
+    ids_BT = fuse_BF = _shape(np.int32, 1, T)
+    texts = call(seeing_programs.embed_text, model.params, ids_BT, fuse_BF, model.bundle.model)
+    return *texts, fuse_BF
+
+
+def _splice(model: Loaded, call: Callable[..., Any], text_BTD: Any, S: int) -> None:
+    visual_SD = _shape(text_BTD.dtype, S, model.bundle.model.llm.width)
+    call(blocks.splice_block, text_BTD, visual_SD, _shape(np.int32, S))
+
+
+def _look(
+    model: Loaded, call: Callable[..., Any], size: int, dtype: Any = np.uint8
+) -> tuple[Any, Any]:
+    """(features, pre-fusion's keys and values) of a chunk."""
+    images, cfg = model.bundle.images, model.bundle.model
+    pixels = _shape(dtype, size, images.parts, images.size, images.size, 3)
+    features = call(seeing_programs.encode_vision, model.params, pixels, cfg)
+    return features, call(seeing_programs.prefuse_images, model.params, features, cfg)[1]
 
 
 def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
-    """(features, pre-fusion's keys and values) of chunks of each size."""
-    images, cfg = model.bundle.images, model.bundle.model
+    """`_look` of chunks of each size."""
     found = {}
     for size in seeing.SIZES:
-        pixels = _shape(np.uint8, size, images.parts, images.size, images.size, 3)
-        features = call(session_programs.encode_vision, model.params, pixels, cfg)
-        _, memory = call(session_programs.prefuse_images, model.params, features, cfg)
-        found[size] = features, memory
+        features, memory = found[size] = _look(model, call, size)
         if memory is not None and size > 1:
             number = _shape(np.int32)
-            call(session_programs.join, (found[1][1],) * size)
-            call(session_programs.one_of, memory, number, axis=1)
-            call(session_programs.one_of, features, number, axis=0)
+            call(seeing_programs.join, (found[1][1],) * size)
+            call(seeing_programs.one_of, memory, number, axis=1)
+            call(seeing_programs.one_of, features, number, axis=0)
     if model.bundle.prompt.blank_image:
-        pixels = _shape(np.float32, 1, images.parts, images.size, images.size, 3)
-        call(session_programs.encode_vision, model.params, pixels, cfg)
+        _look(model, call, 1, np.float32)
     return found
 
 
@@ -176,43 +223,43 @@ def _lanes(
     model: Loaded, call: Callable[..., Any], sizes: Sequence[lanes.LaneSize], steps: int
 ) -> list[int]:
     """The programs of all lanes; returns the sizes of blocks that prompts are read in."""
-    cfg, params, found = model.bundle.model, model.params, set()
-    states = []
+    states, found = [], set()
     for size in sorted(sizes, key=lambda size: size.length):
-        state = jax.eval_shape(lambda size=size: slots.empty(size.slots, size.length, cfg))
-        sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
-
-        def x(S: int) -> Any:
-            return _shape(cfg.dtype, S, cfg.llm.width)
-
-        fresh = blocks.fresh_sizes(size.length)
-        for S in fresh:
-            for R in blocks.FRESH_ROWS:
-                if R > 1 and size.slots == 1:
-                    continue
-                places_R = [_shape(np.int32, R)] * 2
-                arguments = (state, (x(S),) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
-                call(slots.read_fresh, params, *arguments)
-        later = blocks.block_sizes(size.length)
-        for S in later:
-            numbers = [_shape(np.int32)] * 3
-            arguments = (state, x(S), *numbers, _shape(bool), sampling, told_B, cfg)
-            call(slots.read_block, params, *arguments)
-        number = _shape(np.int32)
-        arguments = (state, sampling, told_B, told_B, number, number, cfg, steps)
-        call(slots.decode, params, *arguments)
+        fresh, later = blocks.fresh_sizes(size.length), blocks.block_sizes(size.length)
+        state = _lane(model, call, size, fresh, later, steps)
         if states:
+            number = _shape(np.int32)
             call(slots.move, states[-1], state, number, number)
         states.append(state)
         found |= {*fresh, *later}
     return sorted(found)
 
 
-def _answer(params: LlavaMini, bundle: Bundle, call: Callable[..., Any], state: Any, rows: int):
-    sampling = make_sampling(rows, 0.0, 1.0, 0, 0, ())
-    state = call(generate.decode, params, state, sampling, np.int32(1), bundle.model)
-    token_B = call(generate.upcoming, state.logits_BV, sampling, state.step)
-    call(generate.told, state.tokens_BN, token_B, state.step)
+def _lane(
+    model: Loaded,
+    call: Callable[..., Any],
+    size: lanes.LaneSize,
+    fresh: Sequence[int],
+    later: Sequence[int],
+    steps: int,
+) -> Any:
+    """One lane's programs, for blocks of these sizes; returns its state."""
+    cfg, params = model.bundle.model, model.params
+    state = call(slots.empty, size.slots, size.length, cfg)
+    sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
+    number = _shape(np.int32)
+    for S in fresh:
+        x_SD = _shape(cfg.dtype, S, cfg.llm.width)
+        for R in blocks.FRESH_ROWS if size.slots > 1 else (1,):
+            places_R = [_shape(np.int32, R)] * 2
+            arguments = (state, (x_SD,) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
+            call(slots.read_fresh, params, *arguments)
+    for S in later:
+        x_SD = _shape(cfg.dtype, S, cfg.llm.width)
+        arguments = (state, x_SD, *[number] * 3, _shape(bool), sampling, told_B, cfg)
+        call(slots.read_block, params, *arguments)
+    call(slots.decode, params, state, sampling, told_B, told_B, number, number, cfg, steps)
+    return state
 
 
 def _shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:

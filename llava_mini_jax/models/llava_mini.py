@@ -92,11 +92,6 @@ class LlavaMiniConfig:
         return compressors.declare(self.compressor)
 
     @property
-    def cached(self) -> bool:
-        """Whether answers can be decoded with a KV cache; else whole sequences are run anew."""
-        return not self.inside_layers and not self.declared.inside
-
-    @property
     def compresses(self) -> bool:
         """Whether images are compressed in front of the language model."""
         return self.declared.compresses and not self.inside_layers
@@ -105,7 +100,8 @@ class LlavaMiniConfig:
     def keeps_cache(self) -> bool:
         """Whether answers may keep keys and values: what a picture gives never changes, and all of
         its slots are taken."""
-        return not self.inside_layers and not self.declared.adaptive
+        declared = self.declared
+        return not (self.inside_layers or declared.inside or declared.adaptive)
 
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most."""

@@ -29,14 +29,14 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.data.text.conversation import IGNORE
-from llava_mini_jax.inference import generate
+from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling
 from llava_mini_jax.models import clip, compressors, llama, llava_mini, prefusion, projector
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.models.parts import detail_and_whole
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import pad_slots, plan_row
-from llava_mini_jax.reproduce import verify_compressors
+from llava_mini_jax.reproduce import stepwise, verify_compressors
 from llava_mini_jax.reproduce.check import Check, read_case
 from llava_mini_jax.training.loss import next_token_loss
 from llava_mini_jax.weights import names
@@ -284,7 +284,6 @@ def _gradients(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
 
 
 def _generated(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
-    cfg = case.bundle.model
     about = case.about.get("generation", {})
     ids_BT = case.inputs["input_ids"].astype(np.int32)
     rows = _rows_of_pixels(case)
@@ -300,23 +299,12 @@ def _generated(case: Case, params: LlavaMini) -> dict[str, np.ndarray]:
     sizes = powers_of_two(8, case.bundle.prompt.max_length)
     eos = about.get("eos_variant", {}).get("eos_token_id", -1)
 
+    buckets = Buckets(lengths=sizes, images=powers_of_two(1, 1024))
+    model = Loaded(params, case.bundle, None, buckets)
+
     def run(count: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        state = generate.encode_and_prefill(
-            params,
-            cfg,
-            examples,
-            Buckets(lengths=sizes, images=powers_of_two(1, 1024)),
-            case.bundle.prompt.max_length,
-            case.bundle.prompt.padding_side,
-            count,
-        )
-        logits = []
-        while int(state.step) < count and not bool(state.done_B.all()):
-            logits.append(np.asarray(state.logits_BV))  # recorded of every step: a token a call
-            state = generate.decode(
-                params, state, Sampling.greedy(len(examples), (stop,)), state.step + 1, cfg
-            )
-        return np.asarray(state.tokens_BN)[:, : int(state.step)], np.stack(logits, axis=1)
+        found = stepwise.answers(model, examples, Sampling.greedy(len(examples), (stop,)), count)
+        return found.tokens_BN, found.logits_BNV
 
     ids, logits = run(case.outputs["generated_ids"].shape[1], -1)
     found = {"generated_ids": ids, "generated_step_logits": logits}

@@ -21,7 +21,7 @@ from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Answering, Candidate, Runner, Seeing
 from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.generate import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.ticket import Request
 from llava_mini_jax.inference.warm_up import WarmUp
 from llava_mini_jax.inference.worker import Worker

@@ -136,7 +136,7 @@ def of_answers(
     cache = 2 * configs.LLAMA_3_1_8B.layers * layer
     yield from checks.temporaries_beside_cache(found, cache)
     yield from checks.copies_of_cache(found, layer)
-    if name in ("prefill_block", "read_block"):
+    if name == "read_block":
         yield from checks.unfused(found, KERNEL[chip])
         yield from checks.written_scores(found, [(BLOCK, slots)])
 
@@ -145,8 +145,7 @@ def all_of(chip: str) -> Iterator[tuple[str, Complaints]]:
     one, several = (topology.absent_devices(chip, shape) for shape in SLICES[chip])
     for name in ATTENTION:
         yield f"attention {name}", of_attention(name, chip, one)
-    for name in ("decode", "prefill_block"):
-        yield f"{name}, {SLOTS} slots", of_answers(name, chip, one)
-    yield f"the engine's decode, {ROWS} rows", of_answers("decode_slots", chip, one, ROWS, 2048)
-    yield "the engine's block", of_answers("read_block", chip, one, ROWS, 2048)
+    for name in ("decode", "read_block"):
+        yield f"{name}, {SLOTS} positions", of_answers(name, chip, one)
+        yield f"{name}, {ROWS} slots", of_answers(name, chip, one, ROWS, 2048)
     yield f"a training step on {DEVICES}", of_training(chip, several)

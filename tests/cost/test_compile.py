@@ -148,13 +148,13 @@ def test_a_training_step_is_told_of_one_device(capsys, here, tmp_path):
 
 def test_a_models_programs_are_told(capsys, here, tmp_path):
     folder, file = str(tiny_model.folder("release")), tmp_path / "found.json"
-    sizes = ["--length", "16", "--slots", "64", "--room", "8"]
+    sizes = ["--length", "16", "--slots", "64"]
     status, out, _ = run(capsys, folder, "--chip", "h100", *sizes, "--json", str(file))
     found = json.loads(file.read_text())
-    assert status == 0 and len(found) == len(programs.NAMES) == 10
+    assert status == 0 and len(found) == len(programs.NAMES) == 6
     assert [each["program"].split(", ")[-1] for each in found] == list(programs.NAMES)
     assert all(each["tflop"] > 0 and each["traffic_gb"] > 0 for each in found)
-    assert out.count("copies of a layer's keys or more") == 5  # decode, prefill_block; slots
+    assert out.count("copies of a layer's keys or more") == 3  # of slots
 
 
 def test_int8_weights_are_a_quarter(capsys, here, tmp_path):

@@ -16,8 +16,8 @@ from llava_mini_jax.cost import follow_up, inference_memory, latency, machine, p
 from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Candidate, Request
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import session_media
-from llava_mini_jax.models import cache as kv
+from llava_mini_jax.inference import seeing_programs, slots
+from llava_mini_jax.inference.engine import Engine
 from llava_mini_jax.models import llava_mini
 from tests import tiny, tiny_model
 
@@ -29,25 +29,25 @@ REQUEST = Request(text=9, images=2, parts=1, new_tokens=3)
 def test_models_take_turns_and_each_does_its_whole_request(monkeypatch):
     cfg = tiny.model("release")
     models = latency.random_candidates({"base": llava_1_5(cfg), "mini": cfg}, "float32")
-    prefilled, steps = [], []
-    see, decode = latency.generate.encode_and_prefill, latency.generate.decode
+    asked, drawn = [], []
+    submit, decode = Engine.submit, slots.decode
 
-    def watch_see(params, cfg, examples, *rest):
-        prefilled.append((cfg.compressor.kind, [e.frames for e in examples]))
-        return see(params, cfg, examples, *rest)
+    def watch_submit(self, request, listener):
+        asked.append((self.model.bundle.model.compressor.kind, request.example.frames))
+        return submit(self, request, listener)
 
     def watch_decode(*args):
-        state = decode(*args)
-        steps.append(int(state.step))
-        return state
+        lane, told = decode(*args)
+        drawn.append(int((np.asarray(told.tokens_BN) >= 0).sum()))
+        return lane, told
 
     watch_decode._cache_size = decode._cache_size
-    monkeypatch.setattr(latency.generate, "encode_and_prefill", watch_see)
-    monkeypatch.setattr(latency.generate, "decode", watch_decode)
+    monkeypatch.setattr(Engine, "submit", watch_submit)
+    monkeypatch.setattr(slots, "decode", watch_decode)
     times = latency.measure(models, REQUEST, 4)
     rounds = 4 + latency.WARM_UPS
-    assert prefilled == [("none", [(2,)]), ("multi_head", [(2,)])] * rounds
-    assert steps == [3] * 2 * rounds  # no token of an answer ends it
+    assert asked == [("none", (2,)), ("multi_head", (2,))] * rounds
+    assert sum(drawn) == 3 * 2 * rounds  # no token of an answer ends it
     assert {len(t.first) for t in times.values()} == {len(t.token) for t in times.values()} == {4}
 
 
@@ -94,11 +94,11 @@ def test_a_follow_up_question_sees_nothing_again(monkeypatch):
     """The picture is looked at once a round, and the second question continues the first."""
     cfg = tiny.model("release")
     candidate = Candidate(tiny.on_device(tiny.weights(cfg)), cfg)
-    model = follow_up.askable(candidate)
+    model = latency.askable(candidate)
     seen, asked = [], []
-    look, ask = session_media.session_programs.encode_vision, follow_up.Session.ask
+    look, ask = seeing_programs.encode_vision, follow_up.Session.ask
     monkeypatch.setattr(
-        session_media.session_programs,
+        seeing_programs,
         "encode_vision",
         lambda *given: seen.append(1) or look(*given),
     )
@@ -128,8 +128,8 @@ def test_spread_and_requests_that_cannot_be():
 
 def test_cache_bytes_are_those_of_a_cache():
     cfg = tiny.model("paper")
-    cache = kv.empty(cfg.llm.layers, 1, 7, cfg.llm.kv_heads, cfg.llm.head_width, "float32")
-    held = sum(array.nbytes for array in (*cache.keys, *cache.values))
+    slot = slots.empty(1, 7, cfg)
+    held = sum(array.nbytes for array in (*slot.keys, *slot.values))
     assert 7 * inference_memory.cache_bytes_per_token(cfg, "float32") == held
     assert inference_memory.cache_bytes_per_image(cfg, 1, "float32") == held * 4 // 7
 

@@ -15,11 +15,11 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, VICUNA_7B, Bundle
 from llava_mini_jax.cost.video_plan import Plan, plan
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import session, session_programs
+from llava_mini_jax.inference import blocks, seeing_programs, session, slots
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
 from tests import tiny_model
 
@@ -29,6 +29,7 @@ TEXT = 256  # for fewer rows XLA lays out weights anew on CPU, which counts in s
 # Without the CPU's library of fused kernels, which for small blocks holds the scores a third time.
 COMPILER = {"xla_backend_optimization_level": 0, "xla_cpu_experimental_ynn_fusion_type": ""}
 NOTHING = Budget(host=0)
+NUMBERS = 13  # bytes of a slot beside keys and values: its last token, two counts, a flag
 HOURS_3 = 10_800  # frames, one a second
 RTX_3090 = 24 * 2**30
 
@@ -66,8 +67,10 @@ def planned(given: Bundle, frames: int, dtype="bfloat16", chunk=8, text=60, answ
 # --------------------------------------------------------------------- against the compiler
 
 
-def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple[str, int]]:
-    """(phase, bytes without weights and cache) that XLA plans for each program of a session."""
+def compiled(
+    given: Bundle, chunk: int, text: int, length: int, prompt: int
+) -> Iterator[tuple[str, int]]:
+    """(phase, bytes without weights and slot) that XLA plans for each program of a session."""
     cfg, D = given.model, given.model.llm.width
     params = param_tree.abstract(llava_mini.unrolled(llava_mini.spec(cfg)), cfg.dtype)
 
@@ -76,30 +79,33 @@ def compiled(given: Bundle, chunk: int, text: int, slots: int) -> Iterator[tuple
 
     side, count = cfg.vision.image_size, array(dtype=jnp.int32)
     pixels = array(chunk, given.images.parts, side, side, 3, dtype=jnp.uint8)
-    features = jax.eval_shape(
-        lambda p, x: session_programs.encode_vision(p, x, cfg), params, pixels
-    )
+    features = jax.eval_shape(lambda p, x: seeing_programs.encode_vision(p, x, cfg), params, pixels)
     _, memory = jax.eval_shape(
-        lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
+        lambda p, x: seeing_programs.prefuse_images(p, x, cfg), params, features
     )
-    llm = cfg.llm
-    cache = jax.eval_shape(
-        lambda: kv.empty(llm.layers, 1, slots, llm.kv_heads, llm.head_width, cfg.dtype)
-    )
-    length = session_programs.length(slots)
-    block = array(1, length, dtype=jnp.int32)
+    lane = jax.eval_shape(lambda: slots.empty(1, length, cfg))
+    sampling, flags = make_sampling(1, 0.0, 1.0, 0, 0, ()), array(1, dtype=bool)
+    number, numbers = array(1, dtype=jnp.int32), (count,) * 3
+    fresh, *more = blocks.sizes_of(prompt, length)
+    later = max(more)
     words, total = array(1, text, D), array(text, D, dtype=jnp.float32)
     lowered = {
-        "encode vision": (pixels, session_programs.encode_vision.lower(params, pixels, cfg)),
-        "prefuse images": (features, session_programs.prefuse_images.lower(params, features, cfg)),
+        "encode vision": (pixels, seeing_programs.encode_vision.lower(params, pixels, cfg)),
+        "prefuse images": (features, seeing_programs.prefuse_images.lower(params, features, cfg)),
         "prefuse text": (
             memory,
-            session_programs.prefuse_text.lower(params, total, memory, count, words, cfg),
+            seeing_programs.prefuse_text.lower(params, total, memory, count, words, cfg),
         ),
-        "prefill": (
+        "first block": (
             None,
-            session_programs.prefill_block.lower(
-                params, cache, words, array(1, length, D), block, count, count, cfg
+            slots.read_fresh.lower(
+                params, lane, (array(fresh, D),), number, number, flags, sampling, flags, cfg
+            ),
+        ),
+        "later blocks": (
+            None,
+            slots.read_block.lower(
+                params, lane, array(later, D), *numbers, array(dtype=bool), sampling, flags, cfg
             ),
         ),
     }
@@ -118,8 +124,8 @@ CASES = {
         8,
     ),
     "a long cache": (bundle(), HOURS_3, 8),
-    "large chunks": (bundle(), 300, 32),
-    "high resolution": (bundle(grid=2, dialect="paper"), 300, 4),
+    "large chunks": (bundle(), 800, 32),
+    "high resolution": (bundle(grid=2, dialect="paper"), 800, 4),
 }
 
 
@@ -129,7 +135,8 @@ CASES = {
 def test_the_phases_are_what_the_compiler_reports(name):
     given, frames, chunk = CASES[name]
     found = planned(given, frames, "float32", chunk, text=TEXT)
-    for phase, size in compiled(given, chunk, TEXT, found.slots):
+    prompt = found.tokens + found.text
+    for phase, size in compiled(given, chunk, TEXT, found.slots, prompt):
         assert sum(found.phases[phase].values()) == pytest.approx(size, rel=RTOL), phase
 
 
@@ -148,16 +155,16 @@ def test_a_session_holds_what_was_planned(budget, tmp_path):
     chatting.show_video(clip)
     "".join(chatting.ask("how many 7s are there?"))
     assert chatting.answer is not None
-    text = len(chatting._cached) - 11 - chatting.answer.tokens
+    assert chatting._ticket is not None and chatting._engine is not None
+    text = chatting._ticket.usage.prompt - 11
     found = plan(model.bundle, 11, text, dtype="float32", chunk=2, answer=6, budget=budget)
     held = chatting.memory()
-    cache = sum(x.nbytes for x in jax.tree.leaves(chatting._cache))
-    assert held["kv cache"] == cache == found.always["KV cache"] + 4  # how many slots are used
+    assert held["kv cache"] == found.always["KV cache"] + NUMBERS
     assert 2 * held["tokens"] == found.host["visual tokens"]
     assert held["host"] == found.host["frames kept"]
-    (medium,) = chatting._watched.media
+    (seen,) = chatting._engine.gallery._known.values()
     kept = {}
-    for chunk in medium.kept:
+    for chunk in seen.kept:
         kept[chunk.tier, chunk.place] = kept.get((chunk.tier, chunk.place), 0) + chunk.frames
     assert kept == found.kept and sum(kept.values()) == 11
     weights = sum(np.asarray(x).nbytes for x in jax.tree.leaves(model.params))
@@ -193,20 +200,28 @@ def test_follow_up_questions_read_no_frame_again_while_there_is_room():
     assert plan(vicuna, 1900, 60, **sizes).read_again > 0
 
 
-@pytest.mark.parametrize("slots", [512, 4096, 5120, 12_288, 40_960, 131_072])
-def test_blocks_are_smaller_where_the_cache_is_longer(slots):
-    length = session_programs.length(slots)
-    assert length.bit_count() == 1 and 16 <= length <= session_programs.LENGTH
-    assert length * slots <= session_programs.SCORES
-    assert (
-        2 * length * slots > session_programs.SCORES or length == session_programs.LENGTH
-    )  # and no smaller
+@pytest.mark.parametrize("length", [512, 4096, 5120, 12_288, 40_960, 131_072])
+def test_blocks_are_smaller_where_the_slot_is_longer(length):
+    *_, size = sizes = blocks.block_sizes(length)
+    assert size * length <= blocks.SCORES
+    more = next((more for more in blocks.BLOCKS if more > size), size + 1)
+    assert size == blocks.BLOCKS[-1] or more * length > blocks.SCORES  # and no smaller
+    assert sizes == sorted(sizes)
 
 
-def test_the_block_of_the_prompt_is_not_the_peak():
+@pytest.mark.parametrize("prompt", [1, 60, 512, 513, 1000, 1023])
+def test_a_prompt_is_read_in_pieces_that_hold_it(prompt):
+    first, *later = blocks.sizes_of(prompt, 1024)
+    assert first in blocks.fresh_sizes(1024) and set(later) <= set(blocks.block_sizes(1024))
+    assert 0 <= first + sum(later) - prompt < max(first, *later, 0) or not later
+    assert bool(later) == (prompt > blocks.FRESH)
+
+
+def test_reading_the_prompt_is_not_the_peak():
     found = planned(bundle(LLAMA_3_1_8B, CLIP_L_336, dtype="bfloat16"), HOURS_3)
     sizes = {name: sum(terms.values()) for name, terms in found.phases.items()}
-    assert found.peak != "prefill" and sizes["prefill"] < 0.6e9
+    assert "block" not in found.peak
+    assert sizes["first block"] < 0.6e9 and sizes["later blocks"] < 0.6e9
 
 
 def test_vicuna_ends_after_an_hour_and_says_so():

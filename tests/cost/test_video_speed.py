@@ -14,7 +14,7 @@ from llava_mini_jax.cost.video_speed import (
     one_frame,
 )
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import session_programs
+from llava_mini_jax.inference import seeing_programs
 from llava_mini_jax.models import llava_mini
 from tests import tiny
 
@@ -37,10 +37,10 @@ def test_a_frame_of_the_loop_is_a_frame_of_a_chunk(dialect):
     params, cfg = model(dialect)
     pixels, rng = frames(cfg, 2), np.random.default_rng(1)
     text_TD = rng.standard_normal((5, cfg.llm.width)).astype(np.float32)
-    tokens, memory = session_programs.prefuse_images(
-        params, session_programs.encode_vision(params, pixels, cfg), cfg
+    tokens, memory = seeing_programs.prefuse_images(
+        params, seeing_programs.encode_vision(params, pixels, cfg), cfg
     )
-    total = session_programs.prefuse_text(
+    total = seeing_programs.prefuse_text(
         params, 0 * text_TD, memory, np.int32(2), text_TD[None], cfg
     )
     alone = [jax.jit(one_frame, static_argnames="cfg")(params, x, text_TD, cfg) for x in pixels]

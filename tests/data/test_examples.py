@@ -84,7 +84,6 @@ def test_padding_is_no_text_and_no_picture():
     assert (inputs.pixels_BIJYXC[inputs.frames_BI] == 9).all()
     assert (inputs.pixels_BIJYXC[~inputs.frames_BI] == 0).all()
     assert (inputs.fuse_BF >= 0).sum(axis=1).tolist() == [0, 2, 1]
-    assert not batch([PICTURE], with_pixels=False).inputs.pixels_BIJYXC.size
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

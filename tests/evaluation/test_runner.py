@@ -12,7 +12,7 @@ import llava_mini_jax
 from llava_mini_jax.data.media import video as videos
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run import runner
-from llava_mini_jax.inference import session_media, session_programs
+from llava_mini_jax.inference import seeing_programs, session_media
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import sampling_for
 from tests import tiny, tiny_model
@@ -97,13 +97,13 @@ def generated(model: Model, questions) -> dict[str, str]:
 @pytest.fixture
 def looked(monkeypatch) -> list[int]:
     """Frames of each call of the tower, padding included."""
-    sizes, encode = [], session_programs.encode_vision
+    sizes, encode = [], seeing_programs.encode_vision
 
     def noted(params, pixels_IJYXC, cfg):
         sizes.append(len(pixels_IJYXC))
         return encode(params, pixels_IJYXC, cfg)
 
-    monkeypatch.setattr(session_programs, "encode_vision", noted)
+    monkeypatch.setattr(seeing_programs, "encode_vision", noted)
     return sizes
 
 

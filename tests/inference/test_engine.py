@@ -236,15 +236,15 @@ def test_what_is_not_used_goes_when_the_budget_is_full(model) -> None:
 
 def test_one_picture_of_several_requests_is_looked_at_once(model, monkeypatch) -> None:
     looks: list[int] = []
-    from llava_mini_jax.inference import session_programs
+    from llava_mini_jax.inference import seeing_programs
 
-    encode = session_programs.encode_vision
+    encode = seeing_programs.encode_vision
 
     def watched(params, pixels, cfg):
         looks.append(len(pixels))
         return encode(params, pixels, cfg)
 
-    monkeypatch.setattr(session_programs, "encode_vision", watched)
+    monkeypatch.setattr(seeing_programs, "encode_vision", watched)
     engine = Engine(model, LANES)
     heard = [Heard(engine, asked(model, question, 1, b"one")) for question in QUESTIONS]
     run(engine)
@@ -409,10 +409,78 @@ def test_who_leaves_frees_everything(model, when) -> None:
     engine.step()
     engine.step()
     assert engine.running == engine.waiting == 0 and len(gone.pieces) == count
-    assert all(not seen.users and seen.complete for seen in engine.gallery._known.values())
+    assert all(not (seen.users or seen.owner) for seen in engine.gallery._known.values())
     after = Heard(engine, asked(model, QUESTIONS[1], 1, b"one"))
     run(engine)
     assert after.ids == alone(model, asked(model, QUESTIONS[1], 1))
+
+
+def test_what_is_left_half_seen_is_seen_to_its_end_by_the_next_one(model) -> None:
+    engine = Engine(model, LANES)
+    gone = Heard(engine, about(model, QUESTIONS[0], film(40, b"film")))
+    engine.step()
+    engine.step()
+    gone.ticket.cancel()
+    later = Heard(engine, about(model, QUESTIONS[0], film(40, b"film")))
+    run(engine)
+    assert later.ids == alone(model, about(model, QUESTIONS[0], film(40)))
+    assert later.ticket.usage.recalled in (8, 16)
+
+
+@pytest.mark.parametrize("frames", [1, 13])
+@pytest.mark.parametrize("budget", [Budget(), Budget(host=0)], ids=["kept", "read again"])
+def test_a_film_that_is_longer_the_next_time(model, frames, budget) -> None:
+    """Other text for the language model, as the mean is another; what was seen is known."""
+    engine = Engine(model, [LaneSize(1, 128)], budget=budget)
+    for count in (frames, frames + 5):
+        heard = Heard(engine, about(model, QUESTIONS[0], film(count, b"film")))
+        run(engine)
+        assert heard.ids == alone(model, about(model, QUESTIONS[0], film(count)))
+    assert (heard.ticket.usage.recalled, heard.ticket.usage.cached) == (frames, 0)
+
+
+def test_a_film_of_which_a_part_in_the_middle_is_kept(model) -> None:
+    """What is read again before and behind it are its own frames."""
+    engine = Engine(model, LANES, budget=Budget(best="features"), chunk=4)
+    Heard(engine, about(model, QUESTIONS[0], film(6, b"film")))
+    run(engine)
+    (seen,) = engine.gallery._known.values()
+    room = seen.kept[1].arrays.nbytes
+    engine = Engine(model, LANES, budget=Budget(host=room, best="features"), chunk=4)
+    for count, question in ((6, QUESTIONS[0]), (8, QUESTIONS[1]), (8, QUESTIONS[2])):
+        heard = Heard(engine, about(model, question, film(count, b"film")))
+        run(engine)
+        assert heard.ids == alone(model, about(model, question, film(count)))
+    (seen,) = engine.gallery._known.values()
+    assert [kept.tier for kept in seen.kept] == ["source", "features", "source"]
+
+
+def test_what_failed_halfway_is_forgotten(model) -> None:
+    engine = Engine(model, LANES)
+    short = dataclasses.replace(film(20, b"film"), read=film(12).read)
+    assert "of 20 frames" in str(error_of(engine, about(model, QUESTIONS[0], short)))
+    used = engine.gallery.used()
+    assert sum(used.values()) == 0, used
+
+
+def error_of(engine: Engine, request: Request) -> Exception | None:
+    heard = Heard(engine, request)
+    run(engine)
+    return heard.error
+
+
+@pytest.mark.parametrize("best", ["memory", "features"])
+def test_a_picture_that_is_known_is_not_looked_at_again(model, monkeypatch, best) -> None:
+    from llava_mini_jax.inference import seeing_programs
+
+    engine = Engine(model, LANES, budget=Budget(best=best))
+    Heard(engine, asked(model, QUESTIONS[0], 1, b"one"))
+    run(engine)
+    monkeypatch.setattr(seeing_programs, "encode_vision", None)
+    again = Heard(engine, asked(model, QUESTIONS[1], 1, b"one"))
+    run(engine)
+    monkeypatch.undo()
+    assert again.ids == alone(model, asked(model, QUESTIONS[1], 1))
 
 
 def test_what_cannot_be_read_ends_its_own_request_alone(model) -> None:

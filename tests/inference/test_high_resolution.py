@@ -15,8 +15,9 @@ from llava_mini_jax import cli
 from llava_mini_jax import config as configs
 from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.digits.pages import build_tokenizer
-from llava_mini_jax.inference import bounds, generate, session_programs
-from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference import recompute
+from llava_mini_jax.inference.answer import MOST_TOP, Settings
+from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
@@ -122,33 +123,31 @@ def logits_of_generate(model: Model, question: str, images, videos) -> np.ndarra
 
 
 def logits_of(model: Model, example) -> np.ndarray:
-    """Logits [V] behind the prompt, as Model.generate has them."""
-    bundle = model.bundle
-    longest = bounds.longest_prompt(bundle)
-    state = generate.encode_and_prefill(
-        model.params, bundle.model, [example], model.buckets, longest, "right", 16
-    )
-    return np.asarray(state.logits_BV)[0]
+    """Logits [V] behind the prompt, of the whole model without a cache."""
+    logits = recompute.whole_model(model.params, model.bundle, model.buckets)
+    return np.asarray(logits([example]))[0]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_a_video_in_chunks_gives_the_logits_and_answers_of_generate(
     model, clip, chunk, monkeypatch
 ):
-    found, extend = [], session_programs.prefill_block
+    found, tell = [], Lanes.tell
 
-    def noted(*given):
-        logits_BV, cache = extend(*given)
-        found.append(np.asarray(logits_BV)[0])
-        return logits_BV, cache
+    def noted(lanes):
+        found.extend(np.asarray(told.top_logprobs_BNJ)[0, 0] for _, _, told, _ in lanes._news)
+        return tell(lanes)
 
-    monkeypatch.setattr(session_programs, "prefill_block", noted)
-    session = Session(model, SETTINGS, chunk=chunk)
+    monkeypatch.setattr(Lanes, "tell", noted)
+    monkeypatch.setattr(Settings, "refuse_for_engine", lambda *_: None)
+    session = Session(model, dataclasses.replace(SETTINGS, logprobs=MOST_TOP), chunk=chunk)
     session.show_video(clip)
     for question in QUESTIONS:
+        found.clear()
         answer = session.answer_alone(question)
-        expected = logits_of_generate(model, question, None, clip)
-        np.testing.assert_allclose(found[-1], expected, atol=LOGITS_ATOL)
+        logits = logits_of_generate(model, question, None, clip)
+        expected = np.sort(np.asarray(jax.nn.log_softmax(logits)))[::-1][:MOST_TOP]
+        np.testing.assert_allclose(found[0], expected, atol=LOGITS_ATOL)
         assert answer.text == model.generate(question, None, clip, max_new_tokens=TOKENS)
     assert session.frames == FRAMES
 
@@ -168,14 +167,14 @@ def test_what_is_planned_is_what_a_session_holds(model, clip):
     session.show_video(clip)
     answer = session.answer_alone(QUESTIONS[0])
     tokens = FRAMES * model.bundle.model.compressor.grid**2
-    text = len(session._cached) - tokens - answer.tokens
+    text = session._ticket.usage.prompt - tokens
+    assert answer.tokens == TOKENS
     found = plan(
         model.bundle, FRAMES, text, dtype="float32", chunk=2, answer=TOKENS, budget=Budget()
     )
     held = session.memory()
     assert found.tokens == tokens
-    cache = sum(x.nbytes for x in jax.tree.leaves(session._cache))
-    assert held["kv cache"] == cache == found.always["KV cache"] + 4  # how many slots are used
+    assert held["kv cache"] == found.always["KV cache"] + 13  # a slot's token, counts and flag
     assert 2 * held["tokens"] == found.host["visual tokens"]
     assert held["host"] == found.host["frames kept"]
     pixels = model.read_pictures(None, clip).pixels

@@ -271,8 +271,8 @@ def test_frames_in_a_folder_are_pictures_not_squeezed(release: Model, tmp_path: 
     np.testing.assert_array_equal(shown.pixels, expected)
     session = Session(release, Settings(max_new_tokens=6))
     session.show_video(tmp_path)
-    (medium,) = session._watched.media
-    np.testing.assert_array_equal(np.stack(medium.take(8)), expected)
+    (medium,) = session._media()
+    np.testing.assert_array_equal(np.stack(list(medium.read())), expected)
 
 
 def test_videos_are_read_in_the_dialect_of_the_weights(
@@ -287,8 +287,8 @@ def test_videos_are_read_in_the_dialect_of_the_weights(
         np.testing.assert_array_equal(pixels, given)
         session = Session(asked, Settings(max_new_tokens=6))
         session.show_video(clip)
-        (medium,) = session._watched.media
-        np.testing.assert_array_equal(np.stack(medium.take(8)), pixels)
+        (medium,) = session._media()
+        np.testing.assert_array_equal(np.stack(list(medium.read())), pixels)
     ours = model.read_pictures(None, clip).pixels
     assert (ours != release.read_pictures(None, clip).pixels).any()
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import itertools
 import random
 import threading
 
@@ -15,8 +16,9 @@ from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.media.video import FrameSampling, read_video
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference import blocks, bounds, seeing_programs, slots
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget, Shelf
@@ -50,6 +52,24 @@ def clip(tmp_path_factory):
 
 def said(session, question):
     return "".join(session.ask(question))
+
+
+def held(session):
+    """What stands in the session's slot, once its request has left it."""
+    return session._engine._lanes.lanes[0].slots[0].marks
+
+
+def text_of(session):
+    """Positions of text in the last prompt."""
+    usage = session._ticket.usage
+    return usage.prompt - usage.image
+
+
+def noted(monkeypatch, program, what):
+    """`what` of the arguments of each call of one of slots.py's programs."""
+    found, called = [], getattr(slots, program)
+    monkeypatch.setattr(slots, program, lambda *given: found.append(what(*given)) or called(*given))
+    return found
 
 
 def asked_anew(model, turns, question, images, videos):
@@ -120,8 +140,8 @@ def test_a_budget_that_fills_up_keeps_less_of_what_comes_later(paper, clip):
     session = Session(paper, SETTINGS, budget=BUDGETS["some of each"], chunk=2)
     session.show_video(clip)
     said(session, WORDS[0])
-    (medium,) = session._watched.media
-    tiers = [(kept.tier, kept.place) for kept in medium.kept]
+    (seen,) = session._engine.gallery._known.values()
+    tiers = [(kept.tier, kept.place) for kept in seen.kept]
     assert tiers == sorted(tiers, key=[*dict.fromkeys(tiers)].index) and len(set(tiers)) >= 4
     assert tiers[0] == ("memory", "device") and tiers[-1] == ("source", "")
 
@@ -134,19 +154,14 @@ def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
     def refuse(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(session_programs, "encode_vision", refuse)
-    monkeypatch.setattr(session_programs, "prefuse_images", refuse)
-    before = len(session._cached)
-    positions = []
-    extend = session_programs.prefill_block
-    monkeypatch.setattr(
-        session_programs,
-        "prefill_block",
-        lambda *given: positions.append(int(given[6])) or extend(*given),
-    )
+    monkeypatch.setattr(seeing_programs, "encode_vision", refuse)
+    monkeypatch.setattr(seeing_programs, "prefuse_images", refuse)
+    before = len(held(session))
+    positions = noted(monkeypatch, "read_block", lambda *given: int(given[4]))
+    monkeypatch.setattr(slots, "read_fresh", refuse)
     said(session, WORDS[1])
     (new,) = positions  # the question and its frame of words: neither frames nor system prompt
-    assert new < 40 < before < len(session._cached)
+    assert new < 40 < before < len(held(session))
 
 
 def test_live_video(paper):
@@ -164,6 +179,21 @@ def test_live_video(paper):
     assert session.frames == 12
 
 
+@pytest.mark.parametrize("budget", [NOTHING, Budget(best="pixels")], ids=["nothing", "pixels"])
+def test_arrays_are_kept_as_the_pixels_that_the_model_reads(paper, budget):
+    """Whatever becomes of them, and however large they were."""
+    frames = np.stack([tiny_model.picture(seed) for seed in range(5)])
+    expected = [paper.generate(question, None, frames, max_new_tokens=6) for question in WORDS[:2]]
+    session = Session(paper, SETTINGS, budget=budget)
+    session.show_video(frames)
+    assert session.answer_alone(WORDS[0]).text == expected[0]
+    pixels = paper.read_pictures(None, frames).pixels
+    frames[:] = 0
+    assert session.answer_alone(WORDS[1]).text == expected[1]
+    used = session.memory()
+    assert (used["host"], used["device"], used["disk"]) == (pixels.nbytes, 0, 0)
+
+
 def test_frames_appended_to_a_file_that_is_read_again(paper, clip):
     """A budget of nothing: the file's frames are read again, the others have no file."""
     session = Session(paper, SETTINGS, budget=NOTHING, chunk=4)
@@ -177,24 +207,43 @@ def test_frames_appended_to_a_file_that_is_read_again(paper, clip):
         assert said(session, question) == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [("LENGTH", 16), ("SCORES", 16 * 512)])
-def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, name, value):
+@pytest.mark.parametrize("patched", [{"FRESH": 16, "BLOCKS": (16,)}, {"FRESH": 16, "SCORES": 1}])
+def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, patched):
     whole = Session(paper, SETTINGS)
     whole.show_video(clip)
     expected = said(whole, WORDS[0])
-    monkeypatch.setattr(session_programs, name, value)
-    sizes, extend = [], session_programs.prefill_block
-    monkeypatch.setattr(
-        session_programs,
-        "prefill_block",
-        lambda *given: sizes.append(given[4].shape[1]) or extend(*given),
-    )
+    for name, value in patched.items():
+        monkeypatch.setattr(blocks, name, value)
+    first = noted(monkeypatch, "read_fresh", lambda *given: given[2][0].shape[0])
+    sizes = noted(monkeypatch, "read_block", lambda *given: given[2].shape[0])
     session = Session(paper, SETTINGS)
     session.show_video(clip)
     assert said(session, WORDS[0]) == expected
-    text = len(session._cached) - 11 - session.answer.tokens
+    text = text_of(session)
     planned = plan(paper.bundle, 11, text, dtype="float32", chunk=8, answer=6, budget=Budget())
-    assert sizes == [16] * planned.blocks and len(sizes) > 2
+    assert first + sizes == [16] * planned.blocks and len(sizes) > 2
+
+
+@pytest.mark.parametrize("dialect", ["paper", "release"])
+def test_a_slot_that_grows_keeps_what_it_holds(dialect, monkeypatch):
+    """A conversation that has outgrown its slot goes on in a longer one, and reads what is new."""
+    model = llava_mini_jax.load(tiny_model.folder(dialect))
+    monkeypatch.setattr(bounds, "slot_length", lambda prompt, answer, _: prompt + answer + 1)
+    session = Session(model, SETTINGS)
+    session.show_image(tiny_model.picture(1))
+    lengths, usages, images = [], [], [tiny_model.picture(1)]
+    for number, question in enumerate(WORDS):
+        marks = "<image>\n" if number == 0 else ""
+        expected = asked_anew(model, session.turns, marks + question, images, None)
+        assert said(session, question) == expected
+        lengths.append(session._engine._lanes.lanes[0].size.length)
+        usages.append(session._ticket.usage)
+    assert lengths == sorted(set(lengths))
+    for before, usage in itertools.pairwise(usages):
+        if dialect == "paper":
+            assert usage.cached > before.prompt
+        else:  # the last answer is fused now that it is history
+            assert before.prompt - 5 < usage.cached <= before.prompt
 
 
 def test_questions_that_stand_alone(model, clip):
@@ -305,7 +354,7 @@ def test_an_abandoned_answer_spoils_nothing(paper):
     next(session.ask(WORDS[0]))  # and no more of it
     expected = paper.generate(WORDS[1], tiny_model.picture(1), max_new_tokens=6)
     assert said(session, WORDS[1]) == expected
-    assert jax.tree.leaves(session._cache)
+    assert session.memory()["kv cache"] > 0
 
 
 # ----------------------------------------------------------------------------- interruptions
@@ -315,11 +364,11 @@ def interrupting(function, call, error, after):
     """`function`, which raises `error` in, or right behind, one of its calls."""
     calls = iter(range(1, 1000))
 
-    def interrupted(*given):
+    def interrupted(*given, **named):
         now = next(calls) == call
         if now and not after:
             raise error
-        found = function(*given)
+        found = function(*given, **named)
         if now:
             jax.block_until_ready(found)
             raise error
@@ -330,22 +379,26 @@ def interrupting(function, call, error, after):
 
 CUT_OFF = {
     # what is interrupted: in which of its calls, and whether its work was done
-    "looking at frames": (session_programs, "encode_vision", 2, False),
-    "frames that were looked at": (session_programs, "encode_vision", 2, True),
-    "reading features": (session_programs, "prefuse_images", 2, True),
+    "looking at frames": (seeing_programs, "encode_vision", 2, False),
+    "frames that were looked at": (seeing_programs, "encode_vision", 2, True),
+    "reading features": (seeing_programs, "prefuse_images", 2, True),
     "keeping frames": (Shelf, "put", 2, True),
-    "fusing": (session_programs, "prefuse_text", 2, True),
-    "making room in the cache": (session_programs, "with_room", 1, True),
-    "a block of the prompt": (session_programs, "prefill_block", 1, True),
-    "another block of the prompt": (session_programs, "prefill_block", 2, True),
-    "decoding": (generate, "decode", 2, True),
+    "fusing": (seeing_programs, "prefuse_text", 2, True),
+    "text that is fused": (seeing_programs, "mean_text", 1, True),
+    "making room in the cache": (slots, "empty", 1, True),
+    "taking a slot": (Lanes, "_sit", 1, False),
+    "a block of the prompt": (slots, "read_fresh", 1, True),
+    "another block of the prompt": (slots, "read_block", 1, True),
+    "decoding": (slots, "decode", 2, True),
+    "an answer's tokens": (Lanes, "fetch", 3, True),
+    "the end": (Lanes, "release", 1, False),
 }
 
 
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_a_question_that_is_cut_off_spoils_nothing(paper, clip, monkeypatch, name):
     """Ctrl-C anywhere: another question, and the same one again, have their answers."""
-    monkeypatch.setattr(session_programs, "LENGTH", 16)  # several blocks
+    monkeypatch.setattr(blocks, "FRESH", 16)  # several blocks
     whole, session = Session(paper, SETTINGS, chunk=4), Session(paper, SETTINGS, chunk=4)
     whole.show_video(clip)
     session.show_video(clip)
@@ -371,9 +424,9 @@ def test_a_full_disk_loses_no_frame(paper, clip, monkeypatch):
             said(session, WORDS[0])
     assert session.memory()["disk"] == 0
     found = []
-    fuse = Session._fused_text
+    fuse = seeing_programs.mean_text
     watched = lambda *given: found.append(fuse(*given)) or found[-1]  # noqa: E731
-    monkeypatch.setattr(Session, "_fused_text", watched)
+    monkeypatch.setattr(seeing_programs, "mean_text", watched)
     assert said(session, WORDS[0]) == said(whole, WORDS[0])
     np.testing.assert_array_equal(*found)
     assert session.memory()["disk"] == whole.memory()["disk"]

@@ -31,12 +31,6 @@ def test_as_much_is_computed_beforehand_as_leaves_room_for_the_rest(budget, chun
     assert all(shelf.used()[place] <= getattr(budget, place) for place in shelf.used())
 
 
-def test_what_cannot_be_read_again_is_kept_as_pixels_at_least():
-    shelf = Shelf(Budget(host=1))
-    assert shelf.choose({"memory": 10, "features": 4, "pixels": 3}, 0) == ("pixels", "host")
-    assert Shelf(Budget(host=9)).choose({**SIZES, "pixels": 1}, 0)[0] == "features"
-
-
 def test_arrays_come_back_as_they_were_from_every_place():
     tree = {"a": np.arange(6, dtype=np.int16).reshape(2, 3), "b": np.ones(4, bfloat16) / 3}
     for place in ("device", "host", "disk"):

@@ -18,11 +18,10 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import ASKING_DTYPES as DTYPES
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
-from llava_mini_jax.inference import generate, session_programs
+from llava_mini_jax.inference import seeing_programs, slots
 from llava_mini_jax.inference.sampling import make_sampling
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.weights.quantize import is_product
 
@@ -48,8 +47,17 @@ SIZES = {
     "small": (SMALL, dataclasses.replace(CLIP_L_336, image_size=84, layers=4)),
     "135M": (SMOLLM2, dataclasses.replace(CLIP_L_336, layers=12)),
 }
-PROGRAMS = ("embed_text", "encode_frames", "prefill", "upcoming", "decode")
-PROGRAMS += ("look", "read", "fuse", "extend a word", "extend a block")
+PROGRAMS = (
+    "embed_text",
+    "look",
+    "read",
+    "fuse",
+    "fuse two",
+    "begin",
+    "a word",
+    "a block",
+    "decode",
+)
 
 
 def config(size: str, dtype: str) -> LlavaMiniConfig:
@@ -73,8 +81,8 @@ def abstract(cfg: LlavaMiniConfig, dtype: str) -> Any:
 
 
 def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
-    """Every program of generation and of sessions for one row and one picture."""
-    D, llm = cfg.llm.width, cfg.llm
+    """Every large program of the engine, for one slot and one picture."""
+    D = cfg.llm.width
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -82,38 +90,34 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
     side, one, number = cfg.vision.image_size, array(1), array()
     pixels = array(1, 1, side, side, 3, dtype=jnp.uint8)
     text, fuse = array(1, TEXT, D, dtype=cfg.dtype), array(1, TEXT)
-    seen = generate.Encoded(
-        visual_BVD=array(1, 1, D, dtype=cfg.dtype), fused_BFD=array(1, TEXT, D, dtype=jnp.float32)
-    )
-    none = array(1, 0, 1, side, side, 3, dtype=jnp.uint8)
-    ids = array(1, TEXT)
-    inputs = Inputs(ids, fuse, none, array(1, 0, dtype=bool), array(1, TEXT + 1))
-    begin = (params, seen, one, text, inputs)
-    state = jax.eval_shape(lambda *given: generate.prefill(*given, cfg, ROOM), *begin)
-    sampling = jax.eval_shape(lambda: make_sampling(1, 0.0, 1.0, 0, 0, ()))
-    yield "embed_text", generate.embed_text.lower(params, ids, fuse, cfg)
-    see = (params, seen, pixels, one, one, text, cfg)
-    yield "encode_frames", generate.encode_frames.lower(*see)
-    yield "prefill", generate.prefill.lower(*begin, cfg, ROOM)
-    yield "upcoming", generate.upcoming.lower(state.logits_BV, sampling, number)
-    yield "decode", generate.decode.lower(params, state, sampling, number, cfg)
-    yield "look", session_programs.encode_vision.lower(params, pixels, cfg)
-    features = jax.eval_shape(
-        lambda p, x: session_programs.encode_vision(p, x, cfg), params, pixels
-    )
-    yield "read", session_programs.prefuse_images.lower(params, features, cfg)
+    yield "embed_text", seeing_programs.embed_text.lower(params, array(1, TEXT), fuse, cfg)
+    yield "look", seeing_programs.encode_vision.lower(params, pixels, cfg)
+    features = jax.eval_shape(lambda p, x: seeing_programs.encode_vision(p, x, cfg), params, pixels)
+    yield "read", seeing_programs.prefuse_images.lower(params, features, cfg)
     _, memory = jax.eval_shape(
-        lambda p, x: session_programs.prefuse_images(p, x, cfg), params, features
+        lambda p, x: seeing_programs.prefuse_images(p, x, cfg), params, features
     )
     total = array(TEXT, D, dtype=jnp.float32)
     fusing = (params, total, memory, number, text, cfg)
-    yield "fuse", session_programs.prefuse_text.lower(*fusing)
-    cache = jax.eval_shape(
-        lambda: kv.empty(llm.layers, 1, SLOTS, llm.kv_heads, llm.head_width, cfg.dtype)
+    yield "fuse", seeing_programs.prefuse_text.lower(*fusing)
+    both = jax.eval_shape(lambda memory: seeing_programs.join((memory, memory)), memory)
+    yield "fuse two", seeing_programs.prefuse_texts.lower(params, both, (text, text), cfg)
+    lane = jax.eval_shape(lambda: slots.empty(1, SLOTS, cfg))
+    sampling, flags = make_sampling(1, 0.0, 1.0, 0, 0, ()), array(1, dtype=bool)
+
+    def block(size: int) -> Any:
+        return array(size, D, dtype=cfg.dtype)
+
+    begin = (params, lane, (block(128),), one, one, flags, sampling, flags, cfg)
+    yield "begin", slots.read_fresh.lower(*begin)
+    for name, size in (("a word", 32), ("a block", 128)):
+        numbers = (number, number, number, array(dtype=bool))
+        more = (params, lane, block(size), *numbers, sampling, flags, cfg)
+        yield name, slots.read_block.lower(*more)
+    yield (
+        "decode",
+        slots.decode.lower(params, lane, sampling, flags, flags, number, number, cfg, 64),
     )
-    for name, length in (("extend a word", 16), ("extend a block", 128)):
-        block = (array(1, length, D, dtype=cfg.dtype), array(1, length), number, number)
-        yield name, session_programs.prefill_block.lower(params, cache, text, *block, cfg)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,8 +42,8 @@ def opened(dialect: str, dtype: str | None = None) -> Opened:
     )
 
 
-def question(folder: Opened, media: list[int]) -> Callable[[Model], str]:
-    """A question about media of so many frames, as a session is asked it."""
+def question(media: list[int], more: bool) -> Callable[[Model], str]:
+    """A question about media of so many frames, as a session is asked it, and perhaps another."""
 
     def ask(model: Model) -> str:
         session = Session(model, SETTINGS)
@@ -53,25 +53,34 @@ def question(folder: Opened, media: list[int]) -> Callable[[Model], str]:
                 session.show_image(pictures[0])
             else:
                 session.show_video(np.stack(pictures))
+        if more:  # of the same size: a longer text has another bucket
+            session.answer_alone("how many 9s?")
+            session.new_conversation()
         return "".join(session.ask("how many 7s are there?"))
 
     return ask
 
 
 @pytest.mark.parametrize("dialect", ["paper", "release", "llava-1.5"])
-@pytest.mark.parametrize("media", [[], [1], [1, 11]], ids=["text", "picture", "video"])
+@pytest.mark.parametrize(
+    "media", [[], [1], [1, 1, 11]], ids=["text", "picture", "pictures and video"]
+)
 def test_a_question(compiled, dialect, media) -> None:
     if dialect == "llava-1.5" and len(media) > 1:
         media = [1, 2]  # longer ones do not fit
     check(compiled, opened(dialect), media)
 
 
+def test_a_conversation(compiled) -> None:
+    check(compiled, opened("paper"), [1], more=True)
+
+
 def test_a_question_to_int8_weights(compiled) -> None:
     check(compiled, opened("paper", "int8"), [1])
 
 
-def check(compiled: Counter, folder: Opened, media: list[int]) -> None:
-    ask = question(folder, media)
+def check(compiled: Counter, folder: Opened, media: list[int], more: bool = False) -> None:
+    ask = question(media, more)
     from llava_mini_jax.inference import request
 
     turns = request.open_turns("how many 7s are there?", len(media), "the question")
@@ -80,7 +89,13 @@ def check(compiled: Counter, folder: Opened, media: list[int]) -> None:
     )
     programs = warm_up.WarmUp(
         lambda call: warm_up.of_question(
-            folder, call, text=len(prompt.ids), media=media, answer=20, chunk=CHUNK
+            folder.with_shapes(),
+            call,
+            text=len(prompt.ids),
+            media=media,
+            answer=20,
+            chunk=CHUNK,
+            more=more,
         )
     )
     model = read(folder)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -12,11 +11,11 @@ from jax.sharding import PartitionSpec
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.data.batches.examples import Buckets
-from llava_mini_jax.inference import generate
 from llava_mini_jax.inference.sampling import Sampling
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.rope import RopeConfig, YarnScaling
+from llava_mini_jax.reproduce import stepwise
 from llava_mini_jax.training import step
 from llava_mini_jax.training.optimizer import Group, OptimizerConfig, make_optimizer
 from tests import tiny
@@ -242,9 +241,8 @@ def test_generation_with_split_weights() -> None:
     weights = llava_mini.unrolled(tiny.weights(cfg, seed=9))
 
     def answer(params: LlavaMini) -> np.ndarray:
-        state = generate.encode_and_prefill(params, cfg, examples, buckets, 64, "right", 6)
-        sampling = Sampling.greedy(4, ())
-        return np.asarray(generate.decode(params, state, sampling, jnp.int32(6), cfg).tokens_BN)
+        model = tiny.loaded(cfg, params, buckets)
+        return stepwise.answers(model, examples, Sampling.greedy(4, ()), 6).tokens_BN
 
     expected = answer(tiny.on_device(weights))
     with jax.set_mesh(sharding.make_mesh(tensor=2)):

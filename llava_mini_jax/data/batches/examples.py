@@ -149,13 +149,8 @@ class BatchLayout:
         return self.patches_per_image or self.tokens_per_image
 
 
-def collate(
-    examples: Sequence[Example], layout: BatchLayout, *, truncate: bool, with_pixels: bool = True
-) -> TrainBatch:
+def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool) -> TrainBatch:
     """One batch of examples, padded to buckets.
-
-    Without pixels (generation feeds frames in chunks) the batch has no images (I = 0), and all of
-    its text has room among what is fused: prompts mostly are, and more sizes are more programs.
 
     Sequences beyond `layout.max_length` positions are refused with the arithmetic, or cut there if
     `truncate` (the release cuts silently: docs/release.md, "Splice"). With compression inside the
@@ -181,14 +176,12 @@ def collate(
             for wide, row in zip(wide_rows, rows, strict=True)
         ]
     slots_BS = padded_slots(rows)
-    most = max(len(e.pixels) for e in examples)
-    images = buckets.image_count(most) if with_pixels else 0
+    images = buckets.image_count(max(len(e.pixels) for e in examples))
 
     def padded(arrays: Sequence[np.ndarray], length: int) -> np.ndarray:
         out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)
         for row, array in zip(out, arrays, strict=True):
-            # Cut, because batches without pixels have length 0.
-            row[: len(array)] = array[:length]
+            row[: len(array)] = array
         return out
 
     labels_BT = padded([e.labels for e in examples], text)
@@ -198,7 +191,7 @@ def collate(
     fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
-        fuse_BF=fused_places(fuse, _fused_size(fuse, text) if with_pixels else text),
+        fuse_BF=fused_places(fuse, _fused_size(fuse, text)),
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
