@@ -1,6 +1,7 @@
 """A tiny configuration of every method that LLaVA-Mini is compared with."""
 
 from llava_mini_jax.models.compressors import CompressorConfig
+from llava_mini_jax.models.compressors.fastv import FastVConfig
 from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
 from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.models.compressors.mqt import MqtConfig
@@ -8,6 +9,7 @@ from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
 from llava_mini_jax.models.compressors.prumerge_plus import PruMergePlusConfig
 from llava_mini_jax.models.compressors.token_packer import TokenPackerConfig
 from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
+from llava_mini_jax.models.compressors.voco import VoCoConfig
 from tests import tiny
 
 E, D = tiny.VISION.width, tiny.LLM.width
@@ -39,4 +41,9 @@ METHODS: dict[str, CompressorConfig] = {
         qformer_positions=8,
         qformer_norm_eps=1e-12,
     ),
+    "voco": VoCoConfig(count=2, token_id=None, width=D, between=(3,), variant="clean"),
+    "voco, a token of the LLM's": VoCoConfig(
+        count=1, token_id=5, width=D, between=(), variant="release"
+    ),
+    "fastv": FastVConfig(layer=1, keep=5, variant="mask"),
 }

@@ -11,8 +11,11 @@ import pytest
 
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.models import clip, compressors, llama, llava_mini
-from llava_mini_jax.models.compressors import hd_grid
+from llava_mini_jax.models.compressors import hd_grid, voco
+from llava_mini_jax.models.compressors.fastv import FastVConfig
 from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.models.compressors.prumerge import PruMergeConfig, outliers
 from llava_mini_jax.models.compressors.prumerge_plus import PruMergePlusConfig
@@ -31,12 +34,13 @@ E = tiny.VISION.width
 ATOL = 1e-4
 
 ADAPTIVE = [name for name, cfg in METHODS.items() if compressors.declare(cfg).adaptive]
+INSIDE = [name for name, cfg in METHODS.items() if compressors.declare(cfg).inside]
 
 
 def model(name: str, **changes) -> LlavaMiniConfig:
     cfg = METHODS[name]
-    instead = compressors.declare(cfg).places == ("instead",)
-    changes = {"prefusion_layers": 0 if instead else 1} | changes
+    alone = compressors.declare(cfg).places == ("instead",) or name in INSIDE
+    changes = {"prefusion_layers": 0 if alone else 1} | changes
     return tiny.model("paper", compressor=cfg, **changes)
 
 
@@ -282,10 +286,76 @@ def test_clean_prumerge_plus_keeps_each_patch_once_and_reaches_the_last() -> Non
     assert compressors.apply(None, prumerge_seen(scores), release).valid_IQ is None
 
 
+# ------------------------------------------------------------------- inside the language model
+
+
+def test_later_text_knows_a_picture_by_its_voco_tokens_alone() -> None:
+    cfg = METHODS["voco"]
+    placed = compressors.Placed(
+        valid_BS=jnp.ones((1, 12), bool),
+        visual_BS=jnp.asarray([[0, 0, *[1] * 7, 0, 0, 0]], bool),
+        place_BS=jnp.arange(12)[None] - 2,
+        patches=4,
+    )
+    until = np.asarray(voco.seen_until(placed, cfg))[0]
+    # Four patches and the token between: up to the second VoCo token, in position 8.
+    assert until.tolist() == [12, 12, *[8] * 5, 12, 12, 12, 12, 12]
+    release = dataclasses.replace(cfg, variant="release")
+    until = np.asarray(voco.seen_until(placed, release))[0]
+    assert until.tolist() == [8, 8, *[8] * 5, 12, 12, 12, 12, 12]
+    without = dataclasses.replace(placed, visual_BS=jnp.zeros((1, 12), bool))
+    assert (np.asarray(voco.seen_until(without, release)) == 12).all()
+
+
+def test_fastvs_two_variants_answer_alike_and_never_lose_text_in_silence() -> None:
+    mask = model("fastv")
+    drop, whole = (
+        dataclasses.replace(mask, compressor=dataclasses.replace(mask.compressor, **changes))
+        for changes in (dict(variant="drop"), dict(keep=16))
+    )
+    params, rows = tiny.on_device(tiny.weights(mask)), [examples(mask)[0], examples(mask)[2]]
+
+    def answers(cfg: LlavaMiniConfig) -> list[np.ndarray]:
+        return [row[-1] for row in text_logits(params, batch(cfg, rows), cfg)]
+
+    close(answers(drop), answers(mask))
+    none = tiny.model("paper", compressor="none", prefusion_layers=0)
+    close(answers(whole), answers(none))
+    moved = [np.abs(a - b).max() for a, b in zip(answers(mask), answers(none), strict=True)]
+    assert max(moved) > 10 * ATOL
+    # A row of text that is longer than what a row with a picture leaves.
+    long = tiny.example(9, 24, {}, mask, answer=3)
+    found = text_logits(params, batch(drop, [rows[0], long]), drop)
+    assert np.isnan(found[1]).any() and not np.isnan(found[0][-1]).any()
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_answers_of_methods_inside_keep_no_cache(name: str) -> None:
+    assert not model(name).keeps_cache
+    with pytest.raises(InputError, match="goes on inside the language model and decodes without"):
+        refuse_inside(model(name))
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 
 BAD = {
+    "voco, a count": (
+        lambda: dataclasses.replace(METHODS["voco"], count=0),
+        "voco has no 0 tokens",
+    ),
+    "voco, a token that the LLM lacks": (
+        dict(compressor=dataclasses.replace(METHODS["voco"], token_id=32000), prefusion_layers=0),
+        "has a token of id 32000, but the LLM knows",
+    ),
+    "fastv, pre-fusion": (
+        dict(compressor=METHODS["fastv"], prefusion_layers=1),
+        "goes on inside the LLM: set prefusion_layers and inside_layers to 0",
+    ),
+    "fastv, more than there are": (
+        lambda: compressors.tokens(FastVConfig(layer=1, keep=17, variant="mask"), 4),
+        "no 17 of 16 patches to keep",
+    ),
     "m3, a count": (dict(compressor=M3Config(count=5)), "m3 has no 5 tokens of 4 x 4.* 1, 4, 16"),
     "mqt, a count": (
         lambda: dataclasses.replace(METHODS["mqt"], count=10),

@@ -182,6 +182,48 @@ MISTAKES = {
         "text_ITW = 0.5 * _feed(",
         "llamavid_grid2_video",
     ),
+    "VoCo's text sees the prompt's beginning": (
+        "compressors.voco",
+        'if cfg.variant == "clean":',
+        "if True:",
+        "voco_2tokens_padded",
+    ),
+    "VoCo's text sees from the last VoCo token on": (
+        "compressors.voco",
+        "here_S < first_B[:, None], end_B[:, None], S)",
+        "here_S < end_B[:, None], end_B[:, None], S)",
+        "voco_2tokens_padded",
+    ),
+    "VoCo forgets the newline": (
+        "compressors.voco",
+        "(*cfg.between, *[own] * cfg.count)",
+        "(*[own] * len(cfg.between), *[own] * cfg.count)",
+        "voco_greedy",
+    ),
+    "FastV asks a layer later": (
+        "compressors.fastv",
+        "some_layers(layers, cfg.layer - 1, cfg.layer)",
+        "some_layers(layers, cfg.layer, cfg.layer + 1)",
+        "fastv_k2_half_mask",
+    ),
+    "FastV asks the first token": (
+        "compressors.fastv",
+        "jnp.where(placed.valid_BS, positions_BS, 0).max(axis=1)",
+        "jnp.where(placed.valid_BS, positions_BS, 0).min(axis=1) + 3",
+        "fastv_k2_half_mask",
+    ),
+    "FastV drops a layer late": (
+        "compressors.fastv",
+        "rest = some_layers(layers, cfg.layer, None)",
+        "rest = some_layers(layers, cfg.layer + 1, None)",
+        "fastv_k2_half_mask",
+    ),
+    "FastV counts positions anew": (
+        "compressors.fastv",
+        "_run(rest, short_BRD, valid_BR, how, positions_BS=places_BR)",
+        "_run(rest, short_BRD, valid_BR, how)",
+        "fastv_k2_half_drop",
+    ),
     "TokenPacker-HD enlarges more": (
         "compressors.hd_grid",
         "height * 1.4, width * 1.4",
@@ -217,8 +259,10 @@ def about(case: Path, **changes) -> None:
 
 
 def test_a_method_that_is_not_compared(copy: Path) -> None:
-    about(copy, method="voco")
-    with pytest.raises(InputError, match=r'method "voco", which is not compared here; give one of'):
+    about(copy, method="nothing")
+    with pytest.raises(
+        InputError, match=r'method "nothing", which is not compared here; give one of'
+    ):
         list(verify(copy))
 
 
