@@ -125,7 +125,8 @@ def _first_layers(
     layers: Any, x_BSD: Array, placed: Placed, cfg: FastVConfig, how: How
 ) -> tuple[Array, Array]:
     """(x behind layer K - 1, attention [B, S] of each row's last token there, mean over heads)."""
-    x_BSD = _run(some_layers(layers, 0, cfg.layer - 1), x_BSD, placed.valid_BS, how)
+    if cfg.layer > 1:
+        x_BSD = _run(some_layers(layers, 0, cfg.layer - 1), x_BSD, placed.valid_BS, how)
     (layer,) = unstack(some_layers(layers, cfg.layer - 1, cfg.layer))
     B, S, _ = x_BSD.shape
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
