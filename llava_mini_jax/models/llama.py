@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from llava_mini_jax import sharding
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models.decoder import Block, Layer, LlamaConfig, block, block_spec, each
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import einsum
@@ -134,55 +133,6 @@ def run_layers(
         return x_BTD, None
 
     return fold_layers(body, layers, x_BTD, remat=remat)[0]
-
-
-def apply_cached(
-    params: Llama,
-    x_BTD: Array,
-    positions_BT: Array,
-    valid_BT: Array,
-    cache: kv.Cache,
-    cfg: LlamaConfig,
-    *,
-    attention: str = "auto",
-) -> tuple[Array, kv.Cache]:
-    """(hidden states after the final norm, cache) for T positions behind those in the cache.
-
-    Prefill, one decoding step and a follow-up turn are this function with other T. The cache needs
-    T free slots; the caller counts `positions_BT` per row.
-    """
-    x_BTD, cache = run_cached(
-        params.layers, x_BTD, positions_BT, valid_BT, cache, cfg, attention=attention
-    )
-    return rms_norm(x_BTD, params.final_norm, cfg.norm_eps), cache
-
-
-def run_cached(
-    layers: Block | tuple,
-    x_BTD: Array,
-    positions_BT: Array,
-    valid_BT: Array,
-    cache: kv.Cache,
-    cfg: LlamaConfig,
-    *,
-    attention: str = "auto",
-) -> tuple[Array, kv.Cache]:
-    """`apply_cached` for a stack of layers and its cache, without the final norm."""
-    # Before the mask is made: a new token attends to itself.
-    valid_BS = kv.extend_valid(cache, valid_BT)
-    # Free slots are keys too: the shape is the same for every token, and the mask hides them.
-    attends = attend(Mask(first=cache.used, valid_BS=valid_BS, window=cfg.window), attention)
-
-    def remember(layer: int, k_BKTH: Array, v_BKTH: Array):
-        k_BKSH = kv.write(cache.keys[layer], k_BKTH, cache.used)
-        v_BKSH = kv.write(cache.values[layer], v_BKTH, cache.used)
-        return k_BKSH, v_BKSH, (k_BKSH, v_BKSH)
-
-    x_BTD, memories = run_remembering(layers, x_BTD, positions_BT, attends, remember, cfg)
-    keys, values = zip(*memories, strict=True)
-    # Only now: all layers write to the same slots.
-    used = cache.used + x_BTD.shape[1]
-    return x_BTD, kv.Cache(keys=keys, values=values, valid_BS=valid_BS, used=used)
 
 
 def run_remembering(

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import decoder, llama, prefusion
 from llava_mini_jax.ops import masks, norm, rope
 from tests import golden_backbones, tiny
@@ -59,31 +58,6 @@ def test_logits_are_those_of_transformers(name: str, stack: str) -> None:
     if stack == "scanned":
         llm = llm.replace(layers=stacked(llm.layers))
     assert error(name, llm, cfg) < ATOL
-
-
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_blocks_and_steps_behind_a_cache_give_them_too(name: str) -> None:
-    """With padding behind every block, as a prompt in a bucket has it: slots are no positions."""
-    cfg, params = golden_backbones.opened(name)
-    ids_BT, valid_BT, expected = inputs(name)
-    B, T = ids_BT.shape
-    run = jax.jit(llama.apply_cached, static_argnames="cfg")
-    cache = kv.empty(cfg.layers, B, T + 12, cfg.kv_heads, cfg.head_width, jnp.float32)
-    x_BTD = llama.embed(params.llm, ids_BT, jnp.dtype("float32"))
-    found, start = [], 0
-    for size in (9, 9, *[1] * (T - 18)):
-        part = slice(start, start + size)
-        # Three slots of padding behind every block.
-        gap = ((0, 0), (0, 3 if size > 1 else 0))
-        positions_BT = np.pad(np.tile(np.arange(T)[part], (B, 1)), gap)
-        x = np.pad(x_BTD[:, part], (*gap, (0, 0)), constant_values=7.0)
-        valid = np.pad(valid_BT[:, part], gap)
-        hidden, cache = run(params.llm, x, positions_BT, valid, cache, cfg)
-        found.append(llama.logits(params.llm, hidden[:, :size]))
-        start += size
-    np.testing.assert_allclose(
-        np.concatenate(found, axis=1)[valid_BT], expected[valid_BT], atol=ATOL, rtol=0
-    )
 
 
 def scaled(name: str, **changes: Any) -> dict[str, Any]:

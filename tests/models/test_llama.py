@@ -1,4 +1,4 @@
-"""LLaMA: the cache, unrolled layers, recomputation and repeated key heads change nothing."""
+"""LLaMA: unrolled layers, recomputation and repeated key heads change nothing."""
 
 import dataclasses
 import functools
@@ -11,9 +11,7 @@ import pytest
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.models import cache as kv
 from llava_mini_jax.models import llama, llava_mini
-from llava_mini_jax.ops import masks
 from tests import tiny
 
 fast_compilation = tiny.fast_compilation
@@ -41,43 +39,8 @@ def embeddings() -> jax.Array:
 
 
 apply = jax.jit(llama.apply, static_argnames="cfg")
-apply_cached = jax.jit(llama.apply_cached, static_argnames="cfg")
 
 VALID = np.arange(T) < np.array([[9], [4], [7]])  # right padding
-
-
-def in_blocks(params, x_BTD, valid_BT, sizes) -> np.ndarray:
-    """The sequence through `apply_cached` in blocks of `sizes`."""
-    cache = kv.empty(LLM.layers, B, T + 3, LLM.kv_heads, LLM.head_width, jnp.float32)
-    positions_BT = masks.running_positions(jnp.asarray(valid_BT))
-    outputs, start = [], 0
-    for size in sizes:
-        part = slice(start, start + size)
-        y, cache = apply_cached(
-            params, x_BTD[:, part], positions_BT[:, part], valid_BT[:, part], cache, LLM
-        )
-        outputs.append(y)
-        start += size
-    assert int(cache.used) == T
-    return np.concatenate(outputs, axis=1)
-
-
-@pytest.mark.parametrize("sizes", [(9,), (5, 4), (6, 1, 1, 1)], ids=str)
-def test_blocks_behind_a_cache_equal_the_whole_sequence(params, embeddings, sizes) -> None:
-    whole = np.asarray(apply(params, embeddings, VALID, LLM))
-    found = in_blocks(params, embeddings, VALID, sizes)
-    np.testing.assert_allclose(found[VALID], whole[VALID], atol=ATOL)
-
-
-def test_left_padding_and_padding_inside_equal_the_row_alone(params, embeddings) -> None:
-    valid = np.ones((B, T), bool)
-    valid[1, :5] = False
-    valid[2, 3:5] = False
-    found = in_blocks(params, embeddings, valid, (4, 5))
-    for row in range(B):
-        alone = embeddings[row][valid[row]][None]
-        expected = apply(params, alone, np.ones(alone.shape[:2], bool), LLM)[0]
-        np.testing.assert_allclose(found[row][valid[row]], expected, atol=ATOL)
 
 
 def test_what_is_not_valid_is_not_read(params, embeddings) -> None:
@@ -100,11 +63,6 @@ def test_scanned_equals_unrolled(params, embeddings) -> None:
     assert len(tree.layers) == LLM.layers and isinstance(tree.layers, tuple)
     scanned = apply(params, embeddings, VALID, LLM)
     np.testing.assert_allclose(apply(tree, embeddings, VALID, LLM), scanned, atol=ATOL)
-    np.testing.assert_allclose(
-        in_blocks(tree, embeddings, VALID, (5, 4)),
-        in_blocks(params, embeddings, VALID, (5, 4)),
-        atol=ATOL,
-    )
 
 
 def test_grouped_heads_equal_repeated_ones(params, embeddings) -> None:
