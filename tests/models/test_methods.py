@@ -324,7 +324,7 @@ def test_fastvs_two_variants_answer_alike_and_never_lose_text_in_silence() -> No
     moved = [np.abs(a - b).max() for a, b in zip(answers(mask), answers(none), strict=True)]
     assert max(moved) > 10 * ATOL
     # A row of text that is longer than what a row with a picture leaves.
-    long = tiny.example(9, 24, {}, mask, answer=3)
+    long = tiny.example(9, 60, {}, mask, answer=3)
     found = text_logits(params, batch(drop, [rows[0], long]), drop)
     assert np.isnan(found[1]).any() and not np.isnan(found[0][-1]).any()
 
