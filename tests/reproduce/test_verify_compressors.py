@@ -135,7 +135,7 @@ MISTAKES = {
         "tokenpacker_scale2",
     ),
     "TokenPacker's windows are rows": (
-        "compressors.token_packer",
+        "compressors.windows",
         ".swapaxes(2, 3)",
         "",
         "tokenpacker_scale2",
@@ -160,8 +160,8 @@ MISTAKES = {
     ),
     "LLaMA-VID pools the class token, too": (
         "compressors.llama_vid",
-        "cells.mean(axis=(2, 4))",
-        "((16 * cells.mean(axis=(2, 4)) + seen.class_IE[:, None, None]) / 17)",
+        "projector.apply(params.projector, content_IQE)",
+        "projector.apply(params.projector, content_IQE * 16 / 17 + seen.class_IE[:, None] / 17)",
         "llamavid_mean_multiturn",
     ),
     "LLaMA-VID reads padding": (
