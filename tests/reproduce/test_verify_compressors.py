@@ -135,9 +135,9 @@ MISTAKES = {
         "tokenpacker_scale2",
     ),
     "TokenPacker's windows are rows": (
-        "compressors.windows",
-        ".swapaxes(2, 3)",
-        "",
+        "compressors.token_packer",
+        "windows(x, side, cfg.scale) for x in",
+        "x.reshape(len(x), -1, cfg.scale**2, *x.shape[2:]) for x in",
         "tokenpacker_scale2",
     ),
     "VisionZip drops the class token": (
