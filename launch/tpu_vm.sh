@@ -4,7 +4,7 @@
 #     export TPU=NAME ZONE=us-east5-b
 #     launch/tpu_vm.sh install                  # once: this commit, and its packages
 #     launch/tpu_vm.sh configs/stage2_vicuna_7b.py --workdir gs://BUCKET/out/7b-stage2 \
-#         --mesh.fsdp 16
+#         --mesh.fsdp 16 --accumulate 8 --model.remat attention
 #     launch/tpu_vm.sh log                      # of the first host; the run itself needs no terminal
 #     launch/tpu_vm.sh stop                     # with a checkpoint, as SIGTERM does it
 #

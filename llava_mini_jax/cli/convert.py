@@ -17,6 +17,7 @@ USAGE = """llava-mini convert SRC DST [options]
        llava-mini convert --clip FOLDER --llm FOLDER DST [options]"""
 EXAMPLE = """examples:
   llava-mini convert llava-v1.5-7b llava-hf-7b --format llava-hf
+  llava-mini convert out/stage2/model whole --merge
   llava-mini convert --clip clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --dialect paper"""
 
 PARTS_OPTIONS = ("dialect", "grid", "prefusion_layers", "prefusion_init", "seed")
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="release", help="release (default), llava-1.5 or llava-hf")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as it is)")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add(
+        "--merge",
+        action="store_true",
+        help="FOLDER is a LoRA adapter: write base and change as one",
+    )
+    add("--base", metavar="FOLDER", help="the adapter's base (default: what it names)")
     parts = parser.add_argument_group("the start of a training run")
     add = parts.add_argument
     add("--clip", metavar="FOLDER", help="CLIP's folder")
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         from safetensors import SafetensorError
 
         from llava_mini_jax.config import FLOAT_DTYPES
+        from llava_mini_jax.weights import adapters
         from llava_mini_jax.weights.export_hf import export_model
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder
@@ -66,17 +74,19 @@ def run(args: argparse.Namespace) -> int:
             f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype == 'int8' else ''}"
         )
     source = resolve_folder(args.llm or args.folders[0])
+    base = None if args.base is None else resolve_folder(args.base)
     with tensor_progress() as bar:
-        bundle, params = _open(args, source, bar.step)
+        bundle, params = _open(args, source, base, bar.step)
         leaves = jax.tree.leaves(params)
         bar.expect(len(leaves), sum(leaf.nbytes for leaf in leaves))
         try:
-            export_model(params, bundle, target, format=args.format, copy_from=source)
+            tokenizer = adapters.tokenizer_folder(source, base)
+            export_model(params, bundle, target, format=args.format, copy_from=tokenizer)
         except SafetensorError as error:  # how that library reports a full disk
             raise InputError(f"{target} cannot be written ({error}): free some space") from error
     # Told to files and pipes too where it was chosen here, and not known of a LLaVA of Vicuna.
     tell = note if args.clip is None and bundle.prompt.template == "vicuna_v1" else print
-    tell(template_told(bundle, source, llava=args.clip is None))
+    tell(template_told(bundle, adapters.described(source, base), llava=args.clip is None))
     note(f"{target}: {bar.tensors} parameters, {human_bytes(bar.nbytes)}")
     return 0
 
@@ -93,20 +103,28 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not from_parts:
         refuse(args, PARTS_OPTIONS, "without --clip and --llm")
+        if not args.merge:
+            refuse(args, ["base"], "without --merge")
     if from_parts:
         refuse(args, ["vision_tower"], "with --clip, which names the tower")
+        refuse(args, ["merge", "base"], "with --clip and --llm: --merge is for an adapter's folder")
     if args.prefusion_layers == 0:
         refuse(args, ["prefusion_init"], "with --prefusion-layers 0")
 
 
-def _open(args: argparse.Namespace, source: Path, watch: Any) -> tuple[Any, Any]:
-    from llava_mini_jax.weights import lazy_params
+def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any) -> tuple[Any, Any]:
+    from llava_mini_jax.weights import adapters, lazy_params
     from llava_mini_jax.weights.hub import resolve_folder
 
     if args.clip is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
+        if args.merge and not adapters.is_adapter(source):
+            raise InputError(f"{source} is no adapter: leave out --merge")
+        if adapters.is_adapter(source) and not args.merge:
+            raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
+                             "as one model, which may take many gigabytes")  # fmt: skip
         return lazy_params.open_for_export(
-            source, vision_tower=tower, dtype=args.dtype, watch=watch
+            source, vision_tower=tower, base=base, dtype=args.dtype, watch=watch
         )
     return lazy_params.start_from_parts(
         resolve_folder(args.clip),

@@ -97,7 +97,7 @@ def training_step(args: argparse.Namespace, machine: Machine) -> Job:
         f" {stage.accumulate}, remat {stage.model.remat}, {stage.model.llm.layers} layers",
         mesh=stage.mesh,
         trace=lambda: step_program.traced_step(stage, shape),
-        model_flops=step_flops(stage.model, stage.trainable, shape),
+        model_flops=step_flops(stage.model, stage.trainable, shape, stage.lora),
         estimate=estimate(stage, args.images).total,
     )
 

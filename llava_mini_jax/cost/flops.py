@@ -16,13 +16,15 @@ for LLaVA-1.5; ours are 8.77 there.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.cost.network import COMPONENTS, Behind, Product, Shape, products
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llava_mini
-from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.lora import NO_LORA, LoraConfig, plain_paths, with_changes
 
 
 def shape_of(batch: TrainBatch) -> Shape:
@@ -51,23 +53,52 @@ def forward_flops(cfg: LlavaMiniConfig, shape: Shape) -> dict[str, float]:
 
 
 @functools.cache
-def step_flops(cfg: LlavaMiniConfig, trainable: tuple[str, ...], shape: Shape) -> float:
+def step_flops(
+    cfg: LlavaMiniConfig, trainable: tuple[str, ...], shape: Shape, lora: LoraConfig = NO_LORA
+) -> float:
     """FLOPs of a training step over a batch of all devices' rows, whatever `accumulate` is.
 
-    `trainable` are path patterns as in a TrainConfig. The optimiser's work is not counted.
+    `trainable` are path patterns as in a TrainConfig, with its `lora`. The optimiser's work is not
+    counted.
     """
-    trained = _trained(cfg, trainable)
-    return sum(p.flops * (1 + sum(map(trained, p.operands))) for p in products(cfg, shape))
+    spec = with_changes(llava_mini.spec(cfg), lora)
+    trained, changes = _trained(spec, trainable), _changes(spec)
+
+    def flops(product: Product) -> float:
+        path = product.operands[1][0] if product.linear else ""
+        if path not in changes:
+            return product.flops * (1 + sum(map(trained, product.operands)))
+        # The base's own gradient is not computed; of the two thin matrices' products it is.
+        once = 1 + trained(product.operands[0])
+        return product.flops * (once + changes[path] * (once + 1))
+
+    return sum(map(flops, products(cfg, shape)))
+
+
+def _changes(spec: LlavaMini) -> dict[str, float]:
+    """Numbers of a LoRA's two matrices by the path of their weight, as a part of the weight's."""
+    size = {path: math.prod(leaf.shape) for path, leaf in param_tree.paths(spec).items()}
+    return {
+        path: (size[f"{path}/lora_a"] + size[f"{path}/lora_b"]) / size[own]
+        for path, (own, _) in plain_paths(spec).items()
+        if own != path
+    }
 
 
 def recomputed_flops(
-    cfg: LlavaMiniConfig, trainable: tuple[str, ...], shape: Shape, *, loss_chunk: int
+    cfg: LlavaMiniConfig,
+    trainable: tuple[str, ...],
+    shape: Shape,
+    lora: LoraConfig = NO_LORA,
+    *,
+    loss_chunk: int,
 ) -> float:
     """FLOPs beside `step_flops`: of what the backward pass computes again, as nothing kept it.
 
     By `remat`, of the decoder's layers and pre-fusion's; and chunks of logits.
     """
-    trained, chunked = _trained(cfg, trainable), 0 < loss_chunk < shape.logits
+    trained = _trained(with_changes(llava_mini.spec(cfg), lora), trainable)
+    chunked = 0 < loss_chunk < shape.logits
 
     def again(product: Product) -> bool:
         path = product.operands[1][0] if product.linear else "attention"
@@ -91,9 +122,9 @@ _KEPT = {
 }
 
 
-def _trained(cfg: LlavaMiniConfig, trainable: tuple[str, ...]) -> Callable[[Behind], bool]:
+def _trained(spec: LlavaMini, trainable: tuple[str, ...]) -> Callable[[Behind], bool]:
     """Whether anything that an operand depends on is trained."""
-    paths = param_tree.paths(llava_mini.spec(cfg))
+    paths = param_tree.paths(spec)
     names = [path for path in paths if param_tree.matches(path, trainable)]
     return lambda behind: any(
         name == part or name.startswith(f"{part}/") for part in behind for name in names

@@ -90,6 +90,7 @@ class Answer:
     text: str  # without spaces around it, as the release returns it
     tokens: int  # generated tokens, a stop token not counted
     finish: str  # "stop": a stop token or string; "length": max_new_tokens; "context": it is full
+    ended_by: int | str | None = None  # the stop token or string of a "stop"
 
 
 class AnswerText:
@@ -112,6 +113,7 @@ class AnswerText:
         self.ids: list[int] = []
         self.text = ""  # what has gone out
         self.finish: str | None = None
+        self._ended_by: int | str | None = None
         self._raw = ""  # all text that is settled, spaces and beginnings of stop strings included
         self._window = (0, 0)  # ids up to the second are in `_raw`; the first gives them context
 
@@ -126,7 +128,7 @@ class AnswerText:
             if self.finish is not None:
                 break
             if int(token) in self.stop_ids:
-                self.finish = "stop"
+                self.finish, self._ended_by = "stop", int(token)
                 break
             self.ids.append(int(token))
             self._settle()
@@ -140,7 +142,7 @@ class AnswerText:
     @property
     def answer(self) -> Answer:
         assert self.finish is not None
-        return Answer(self.text, len(self.ids), self.finish)
+        return Answer(self.text, len(self.ids), self.finish, self._ended_by)
 
     def _settle(self) -> None:
         """Decodes a small window: what the last ids add to those before them, which settle
@@ -157,9 +159,10 @@ class AnswerText:
             return
         longest = max(map(len, self.stop), default=0)
         # From a little before: a stop string may begin in text that was settled earlier.
-        places = [self._raw.find(stop, max(0, old - longest + 1)) for stop in self.stop]
-        if found := [place for place in places if place >= 0]:
-            self._raw, self.finish = self._raw[: min(found)], "stop"
+        places = [(self._raw.find(stop, max(0, old - longest + 1)), stop) for stop in self.stop]
+        if found := [(place, stop) for place, stop in places if place >= 0]:
+            place, self._ended_by = min(found)
+            self._raw, self.finish = self._raw[:place], "stop"
 
     def _decode(self, ids: list[int]) -> str:
         with told("the tokenizer", "cannot write what the model said"):

@@ -19,7 +19,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, prompt_template
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
-from llava_mini_jax.weights import folders, hub, import_hf
+from llava_mini_jax.weights import adapters, folders, hub, import_hf
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_folder(
     # Before the weights are read: a kernel that is not there is refused at once.
     describe(attention, model.dtype, model.llm.head_width)
     bundle = prompt_template.with_prompt(replace(bundle, model=model), template, max_length)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(adapters.tokenizer_folder(path))
     return Opened(prompt_template.with_tokenizer(bundle, tokenizer), tokenizer, published, dtype)
 
 

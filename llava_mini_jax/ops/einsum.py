@@ -4,14 +4,17 @@ x, weight --on accelerators and meshes--> one product, as its equation says
           '--on one CPU--> x [R, I] times weight [O, I]; a weight that is narrower than
                            float32 some rows at a time, so that it never lies there in float32
                            '--int8, few rows--> not even these: it is widened in registers
+a weight of low rank beside a frozen one (LoRA): both products, added up
 """
 
 import functools
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
@@ -35,7 +38,18 @@ class Int8Weight:
     scale: Leaf  # float32
 
 
-Weight = jax.Array | Int8Weight
+@struct.dataclass
+class LoraWeight:
+    """A frozen weight, and a change of low rank that is learnt (LoRA, Hu et al. 2021, section 4.1):
+    `base` [out.., in..] + `scale` * `lora_b` [out.., rank] `lora_a` [rank, in..]."""
+
+    base: Leaf  # an array, or an Int8Weight
+    lora_a: Leaf
+    lora_b: Leaf
+    scale: float = struct.field(pytree_node=False)
+
+
+Weight = jax.Array | Int8Weight | LoraWeight
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> jax.Array:
@@ -50,6 +64,8 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
         # It may lie split along another axis, and an Explicit mesh refuses to multiply the two.
         scale = sharding.constrain(weight.scale, axes[-weight.scale.ndim :])
         return (product * scale).astype(x.dtype)
+    if isinstance(weight, LoraWeight):
+        return _with_change(equation, x, weight, axes)
     inputs, output = equation.split("->")
     left, right = inputs.split(",")
     # Output features are the letters that the weight alone has; they stand first in it.
@@ -65,6 +81,20 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     if paddable:
         return _with_rows(equation, x, weight, shape, axes)
     return jnp.einsum(equation, x, weight, out_sharding=sharding.partition(shape, axes))
+
+
+def _with_change(equation: str, x: jax.Array, weight: LoraWeight, axes: sharding.Axes) -> jax.Array:
+    """The product with the base, and that with the change: through its rank, never as a matrix."""
+    inputs, output = equation.split("->")
+    left, right = inputs.split(",")
+    rows = "".join(letter for letter in output if letter not in right)
+    outputs, summed = (
+        "".join(letter for letter in right if (letter in output) == kept) for kept in (True, False)
+    )
+    of_rows = tuple(axes[output.index(letter)] for letter in rows)
+    low = einsum(f"{left},r{summed}->{rows}r", x, weight.lora_a, (*of_rows, None))
+    change = einsum(f"{rows}r,{outputs}r->{output}", low, weight.lora_b, axes)
+    return einsum(equation, x, weight.base, axes) + weight.scale * change
 
 
 def _with_rows(
@@ -157,10 +187,12 @@ def _forward(x_RI: jax.Array, weight_OI: jax.Array) -> tuple[jax.Array, tuple]:
     return _widened(x_RI, weight_OI), (x_RI, weight_OI)
 
 
-def _backward(given: tuple, gradient_RO: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(given: tuple, gradient_RO: jax.Array) -> tuple[jax.Array, Any]:
     x_RI, weight_OI = given
     back = jax.vjp(_product, x_RI.astype(jnp.float32), weight_OI.astype(jnp.float32))[1]
     of_x, of_weight = back(gradient_RO)
+    if weight_OI.dtype == jnp.int8:  # whole numbers have no gradient: JAX wants this type for none
+        return of_x.astype(x_RI.dtype), np.zeros(weight_OI.shape, jax.dtypes.float0)
     return of_x.astype(x_RI.dtype), of_weight.astype(weight_OI.dtype)
 
 

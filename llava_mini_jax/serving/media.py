@@ -12,7 +12,7 @@ what a decoder said.
 import hashlib
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +62,7 @@ class MediaReader:
         self._bundle, self._limits = bundle, limits
         self._sources = Sources(limits, hosts, folder)
         self._kept = Kept(limits.kept_bytes)
+        self.fetched: Callable[[float], None] = lambda seconds: None  # a request's remote files
         self._counts: dict[tuple[str, bytes], int] = {}  # frames of films, by tenant and key
         self._decoders = threading.BoundedSemaphore(_DECODERS)
         # A quarter of the context is for text.
@@ -97,6 +98,8 @@ class MediaReader:
             else:
                 medium = self._film(part, name, tenant, left, sampling)
             media.append(medium)
+        if left.seconds:
+            self.fetched(left.seconds)
         return media
 
     def _check_counts(self, images: int, videos: int) -> None:

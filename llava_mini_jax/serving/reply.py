@@ -110,7 +110,8 @@ class Reply:
         finally:
             self._preparing.cancel()
             self._preparing = None  # its result holds films' files
-        self._said = [Said() for _ in requests]
+        stops = (*self._fields.stop, *self._fields.stop_token_ids)
+        self._said = [Said(stops) for _ in requests]
         self._generation = Generation(self._service.worker, requests, self._service.post)
         told = self._generation.told(pause=pause, deadline=self._deadline, late=self._service.late)
         async for each in told:
@@ -172,7 +173,7 @@ class Reply:
         if piece.text or piece.tokens:
             chunks.append(shape.piece(index, piece.text, piece.tokens))
         if said.finish is not None:
-            chunks.append(shape.last(index, said.finish))
+            chunks.append(shape.last(index, said))
         return [self._with_usage(chunk) for chunk in chunks]
 
     def _with_usage(self, chunk: dict[str, Any]) -> dict[str, Any]:

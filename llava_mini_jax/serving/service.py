@@ -32,6 +32,8 @@ _TICK = 0.02  # seconds between two looks at who is left
 class Reader(Protocol):
     """serving/media.py: MediaReader, on a thread."""
 
+    fetched: Callable[[float], None]  # is told the seconds that a request's remote files took
+
     def read(
         self, parts: Sequence[ImagePart | VideoPart], video: VideoOptions, tenant: str
     ) -> list[Medium]: ...
@@ -74,6 +76,7 @@ class Service:
         self.context = max(lane.length for lane in worker.lanes)
         self.admission = Admission(options.max_queued, worker.counts().slots)
         self.metrics = Metrics(options.names[0], self.load, aliases=options.vllm_metrics)
+        reader.fetched = functools.partial(self.metrics.observe, "media_fetch_seconds")
         self.post = Post()
         self.replies: set[Ending] = set()
         self.draining = self.closed = False

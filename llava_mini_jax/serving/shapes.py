@@ -6,7 +6,7 @@ Piece of a choice --first, piece, last--> chat.completion.chunk, ... | text_comp
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,12 @@ FINISH = {"stop": "stop", "length": "length", "context": "length"}
 class Said:
     """A choice as far as it has been told."""
 
+    stops: Collection[str | int] = ()  # texts and tokens that the request wants it to end at
     text: str = ""
     tokens: list[Token] = field(default_factory=list)  # where log probabilities were asked for
     count: int = 0
     finish: str | None = None
+    stop_reason: str | int | None = None  # vLLM's: which of `stops` ended it; None: none of them
     begun: bool = False  # a chunk of it has gone out
 
     def add(self, piece: Piece) -> None:
@@ -32,6 +34,8 @@ class Said:
         self.count += piece.count
         if piece.answer is not None:
             self.count, self.finish = piece.answer.tokens, FINISH[piece.answer.finish]
+            if piece.answer.ended_by in self.stops:
+                self.stop_reason = piece.answer.ended_by
 
 
 class ChatShape:
@@ -54,6 +58,7 @@ class ChatShape:
                 "message": {"role": "assistant", "content": one.text, "refusal": None},
                 "logprobs": self._logprobs(one.tokens),
                 "finish_reason": one.finish,
+                "stop_reason": one.stop_reason,
             }
             for index, one in enumerate(said)
         ]
@@ -65,8 +70,10 @@ class ChatShape:
     def piece(self, index: int, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         return self._chunk(index, {"content": text}, tokens)
 
-    def last(self, index: int, finish: str) -> dict[str, Any]:
-        return self._chunk(index, {}, finish=finish)
+    def last(self, index: int, said: Said) -> dict[str, Any]:
+        chunk = self._chunk(index, {}, finish=said.finish)
+        chunk["choices"][0]["stop_reason"] = said.stop_reason
+        return chunk
 
     def behind(self) -> dict[str, Any]:
         """The chunk of no choice, for what is told of the request."""
@@ -102,7 +109,11 @@ class CompletionShape:
 
     def whole(self, said: Sequence[Said]) -> dict[str, Any]:
         choices = [
-            self._choice(index, one.text, one.tokens, one.finish) for index, one in enumerate(said)
+            {
+                **self._choice(index, one.text, one.tokens, one.finish),
+                "stop_reason": one.stop_reason,
+            }
+            for index, one in enumerate(said)
         ]
         return {**self._shared, "choices": choices}
 
@@ -112,8 +123,9 @@ class CompletionShape:
     def piece(self, index: int, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         return {**self._shared, "choices": [self._choice(index, text, tokens, None)]}
 
-    def last(self, index: int, finish: str) -> dict[str, Any]:
-        return {**self._shared, "choices": [self._choice(index, "", (), finish)]}
+    def last(self, index: int, said: Said) -> dict[str, Any]:
+        choice = {**self._choice(index, "", (), said.finish), "stop_reason": said.stop_reason}
+        return {**self._shared, "choices": [choice]}
 
     def behind(self) -> dict[str, Any]:
         return {**self._shared, "choices": []}

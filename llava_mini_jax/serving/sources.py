@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Left:
     """What a request may still download."""
 
     bytes: int
+    seconds: float = 0.0  # that downloads have taken so far
 
 
 class Sources:
@@ -105,7 +107,9 @@ class Sources:
         if len(url) > _LONGEST_URL:
             raise ApiError(422, f"the url of {name} is malformed", param=param)
         most = min(self._limits.download_bytes, left.bytes)
+        began = time.perf_counter()
         content = self._fetcher.fetch(url, seconds=seconds, most=most, name=name, param=param)
+        left.seconds += time.perf_counter() - began
         left.bytes -= len(content)
         return content
 

@@ -21,11 +21,10 @@ from llava_mini_jax.cost.chips import COMPILED
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory
 from llava_mini_jax.cost.flops import recomputed_flops, step_flops
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.models import llava_mini
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.terminal import GIB, columns, human_bytes
 from llava_mini_jax.training import feed, step_program
-from llava_mini_jax.training.stages import TrainConfig, check
+from llava_mini_jax.training.stages import TrainConfig, check, stacked_spec
 from llava_mini_jax.training.step_memory import estimate, groups
 
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
@@ -79,7 +78,7 @@ def _table(stage: TrainConfig) -> Any:
     for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
         table.add_column(column, justify="left" if column == "component" else "right")
     counts, trained = Counter[str](), Counter[str]()
-    for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+    for path, leaf in param_tree.paths(stacked_spec(stage)).items():
         component, size = path.split("/")[0], math.prod(leaf.shape)
         counts[component] += size
         trained[component] += size * param_tree.matches(path, stage.trainable)
@@ -118,8 +117,10 @@ def _memory_table(stage: TrainConfig) -> Any:
 def _bound(stage: TrainConfig) -> str:
     """What products alone let a step reach, whatever else there is to wait for."""
     shape = step_program.shape_of(stage, step_program.images_of(stage))
-    model = step_flops(stage.model, stage.trainable, shape)
-    again = recomputed_flops(stage.model, stage.trainable, shape, loss_chunk=stage.loss_chunk)
+    model = step_flops(stage.model, stage.trainable, shape, stage.lora)
+    again = recomputed_flops(
+        stage.model, stage.trainable, shape, stage.lora, loss_chunk=stage.loss_chunk
+    )
     total = (model + again) / stage.mesh.devices
     seconds = ", ".join(f"{name} {total / c.tflops / 1e12:.3g} s" for name, c in COMPILED.items())
     return (
@@ -171,7 +172,7 @@ def layout(stage: TrainConfig) -> list[str]:
     """
     rows, itemsize = [], jnp.dtype(stage.param_dtype).itemsize
     with sharding.planned_mesh(stage.mesh):
-        for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+        for path, leaf in param_tree.paths(stacked_spec(stage)).items():
             shape, names = " x ".join(map(str, leaf.shape)), " ".join(a or "-" for a in leaf.axes)
             placed = " ".join(sharding.placement(leaf.shape, leaf.axes))
             piece = math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize

@@ -75,7 +75,7 @@ def open_quarantine(
 
 def counted(stage: TrainConfig, arrival: Arrival) -> Counted:
     """What metrics.py wants to know about a batch."""
-    flops = step_flops(stage.model, stage.trainable, shape_of(arrival.batch))
+    flops = step_flops(stage.model, stage.trainable, shape_of(arrival.batch), stage.lora)
     return Counted(stage.batch_size, arrival.positions, arrival.images, flops, arrival.waited)
 
 

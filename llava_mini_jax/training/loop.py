@@ -39,10 +39,10 @@ from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
-from llava_mini_jax.training.stages import TrainConfig, bundle_of, check, spec_of
+from llava_mini_jax.training.stages import TrainConfig, abstract_params, bundle_of, check
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
-from llava_mini_jax.training.workdir import date_of_run, leave_model, open_workdir
+from llava_mini_jax.training.workdir import date_of_run, leave_adapter, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hub import resolve_folder
@@ -78,9 +78,14 @@ def run(
     try:
         with _sigterm() as stop:
             folder = open_workdir(workdir, stages, accept_changed_data)
+            before = ""
             for stage in stages:
                 with _mesh(stage):
-                    params = run_stage(stage, folder, params, stop, profile, accept_changed_data)
+                    params = run_stage(
+                        stage, folder, params, stop, profile, accept_changed_data, before
+                    )
+                # What an adapter belongs to may be rounded here: the next one reads both anew.
+                params, before = None if stage.lora.rank else params, stage.name
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written ({error}): make room or give a writable "
@@ -95,13 +100,17 @@ def run_stage(
     stop: Sequence[int] = (),  # no longer empty once this process is asked to stop
     profile: ProfileConfig = NO_PROFILE,
     accept_changed_data: bool = False,
+    before: str = "",
 ) -> LlavaMini:
-    """One stage from its start or its newest checkpoint to its end; returns the parameters."""
+    """One stage from its start or its newest checkpoint to its end; returns the parameters.
+
+    `previous` are those of the stage `before`; None: they are in the folder that it has left.
+    """
     # By name, so that stages of one seed differ; not by `hash`, which Python salts.
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
     tokenizer = _tokenizer(stage)
     stage = _dated(stage, tokenizer, workdir)
-    abstract = param_tree.abstract(spec_of(stage), stage.param_dtype)
+    abstract, left = abstract_params(stage), workdir / before / "model" if before else None
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
     folder = workdir / "checkpoints" / stage.name
@@ -110,7 +119,7 @@ def run_stage(
         first = FirstStep(stage, like, optimizer)
         first_step, state, about = checkpoints.resume(like)
         if state is None:
-            params = starting_params(stage, _start(stage, previous), key)
+            params = starting_params(stage, _start(stage, previous, left), key)
             state = init_state(params, stage.trainable, optimizer)
             del params
         del previous  # the state's arrays are donated from here on
@@ -121,6 +130,7 @@ def run_stage(
             arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
             evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
             metrics = Metrics(workdir, stage.name, stage.steps, first_step)
+            unread = None  # a step whose metrics are due, and not read yet
             with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
                 for step, arrival in arrivals:
                     with profiler.step(step) as results:
@@ -129,15 +139,23 @@ def run_stage(
                         results.append(values)
                     if news := compilation.news():
                         note(f"{stage.name}: {news}")
+                    # Of a step before: while its values are read, the device has this one to do.
+                    if unread is not None:
+                        _log(metrics, unread, stage)
                     metrics.add(values, feed.counted(stage, arrival))
                     is_last = step == stage.steps
-                    if step % stage.log_every == 0 or is_last:
-                        rates = learning_rates(stage.optimizer, stage.steps, step)
-                        _check_skipped(metrics.log(step, rates), step, stage)
-                    if stage.heldout and (step % stage.heldout.every == 0 or is_last):
-                        metrics.log_heldout(step, evaluate(step, state))
                     stopping = arrival.stop and not is_last
-                    if step % stage.checkpoint_every == 0 or is_last or stopping:
+                    looks = stage.heldout and (step % stage.heldout.every == 0 or is_last)
+                    saves = step % stage.checkpoint_every == 0 or is_last or stopping
+                    unread = step if step % stage.log_every == 0 or is_last else None
+                    # Held-out data and checkpoints wait for the device anyway, and a run that goes
+                    # on from a checkpoint finds the lines of all steps before it.
+                    if unread is not None and (looks or saves):
+                        _log(metrics, unread, stage)
+                        unread = None
+                    if looks:
+                        metrics.log_heldout(step, evaluate(step, state))
+                    if saves:
                         about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
                         checkpoints.save(
                             step, state, about | {"samples": len(source), "data": data}
@@ -145,7 +163,11 @@ def run_stage(
                     if stopping:
                         raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
     params = param_tree.merge(state.trainable, state.frozen)
-    leave_model(params, bundle_of(stage, tokenizer), workdir / stage.name / "model", tokenizer)
+    target = workdir / stage.name / "model"
+    if stage.lora.rank:
+        leave_adapter(params, stage, target, tokenizer, before)
+    else:
+        leave_model(params, bundle_of(stage, tokenizer), target, tokenizer)
     return params
 
 
@@ -233,7 +255,9 @@ def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
     )
 
 
-def _check_skipped(values: dict[str, float], step: int, stage: TrainConfig) -> None:
+def _log(metrics: Metrics, step: int, stage: TrainConfig) -> None:
+    """Writes the line of `step`; InputError where too many steps in a row were skipped."""
+    values = metrics.log(step, learning_rates(stage.optimizer, stage.steps, step))
     count = int(values["skipped_in_a_row"])
     if count >= stage.max_skipped:
         raise InputError(
@@ -265,14 +289,16 @@ def make_tokenizer(name: str) -> Any:
     return build_tokenizer() if name == "digits" else load_tokenizer(name)
 
 
-def _start(stage: TrainConfig, previous: LlavaMini | None) -> LlavaMini | None:
+def _start(
+    stage: TrainConfig, previous: LlavaMini | None, left: epath.Path | None = None
+) -> LlavaMini | None:
     if stage.start == "fresh":
         return None
-    if stage.start == "previous":
-        if previous is None:
-            raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
+    if stage.start == "previous" and previous is not None:
         return previous
-    folder = resolve_folder(stage.start)
+    if stage.start == "previous" and left is None:
+        raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
+    folder = resolve_folder(str(left) if stage.start == "previous" else stage.start)
     bundle, published = open_model(folder, compute_dtype=stage.model.compute_dtype)
     return load_params(bundle, published, dtype=stage.param_dtype, unrolled=not stage.scan_layers)
 

@@ -26,7 +26,9 @@ from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.lora import LEARNT, NO_LORA, LoraConfig, with_changes
 from llava_mini_jax.sharding import MeshConfig
+from llava_mini_jax.training import lora
 from llava_mini_jax.training.optimizer import OptimizerConfig
 
 STAGE_1 = ("projector/*",)
@@ -73,6 +75,7 @@ class TrainConfig:
     checkpoint_every: int
     keep: int  # newest checkpoints of a stage that are kept
     keep_every: int  # steps whose checkpoints are kept for ever; 0: none
+    lora: LoraConfig = NO_LORA
 
 
 def load_config(path: str) -> Any:
@@ -104,14 +107,29 @@ def load_config(path: str) -> Any:
 def stages_of(config: Any) -> list[TrainConfig]:
     """The stages that a config file's value holds, in order."""
     if isinstance(config, TrainConfig):
-        return [config]
+        return [with_lora(config)]
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise InputError(f"a config file must return a TrainConfig, not {type(config).__name__}")
     values = [getattr(config, field.name) for field in dataclasses.fields(config)]
     stages = [value for value in values if isinstance(value, TrainConfig)]
     if not stages:
         raise InputError(f"{type(config).__name__} has no TrainConfig among its fields")
-    return stages
+    return [with_lora(stage) for stage in stages]
+
+
+def with_lora(stage: TrainConfig) -> TrainConfig:
+    """The stage with `trainable` as its `lora` leaves it; InputError where that cannot be."""
+    if not stage.lora.rank or set(LEARNT) <= set(stage.trainable):
+        return stage
+    try:
+        trained = lora.trainable_with(stage.lora, stage.model, stage.trainable)
+    except InputError as error:
+        raise InputError(f"{stage.name}: {error}") from error
+    if stage.start == "fresh":
+        raise InputError(
+            f"{stage.name}: lora changes a model that is there, but start is fresh: name a folder"
+        )
+    return dataclasses.replace(stage, trainable=trained)
 
 
 def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> TrainConfig:
@@ -238,9 +256,19 @@ def _batch(stage: TrainConfig) -> Iterator[str]:
 
 
 def spec_of(stage: TrainConfig) -> LlavaMini:
-    """The model's parameters in the form that the stage trains them in."""
-    spec = llava_mini.spec(stage.model)
+    """The model's parameters in the form that the stage trains them in, bases of LoRA as floats."""
+    spec = stacked_spec(stage)
     return spec if stage.scan_layers else llava_mini.unrolled(spec)
+
+
+def stacked_spec(stage: TrainConfig) -> LlavaMini:
+    """The same with all layers stacked."""
+    return with_changes(llava_mini.spec(stage.model), stage.lora)
+
+
+def abstract_params(stage: TrainConfig) -> LlavaMini:
+    """The shapes, dtypes and shardings of a stage's parameters."""
+    return lora.with_base(param_tree.abstract(spec_of(stage), stage.param_dtype), stage.lora)
 
 
 def bundle_of(stage: TrainConfig, tokenizer: Any) -> Bundle:

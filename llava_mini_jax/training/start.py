@@ -16,13 +16,15 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
+from llava_mini_jax.models.lora import bases, plain_paths
+from llava_mini_jax.training.lora import with_base
 from llava_mini_jax.training.stages import TrainConfig, spec_of
 
 _LAYER = re.compile(r"(.*/layers)/(\d+)/(.*)")  # the path of a parameter of an unrolled layer
 
 
 def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Array) -> LlavaMini:
-    """The parameters that a stage begins with.
+    """The parameters that a stage begins with, frozen weights beside adapters as `lora.base` says.
 
     What the previous stage has and `fresh` does not name is taken over, in this stage's dtype and
     form (stacked or unrolled layers) and on its mesh. The rest is initialised from `key`: what
@@ -31,15 +33,19 @@ def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Arr
     """
     spec = spec_of(stage)
     kept = {} if previous is None else _carried_over(stage, previous, spec)
+    _check_bases(stage, spec, kept)
     new = param_tree.split(spec, lambda path: path not in kept)[0]
     made = param_tree.paths(param_tree.init(key, new, stage.param_dtype))
     params = param_tree.map_paths(lambda path, _: (kept if path in kept else made)[path], spec)
-    return _copy_llm_layers(stage, params, made) if stage.prefusion_init == "copy" else params
+    if stage.prefusion_init == "copy":
+        params = _copy_llm_layers(stage, params, made)
+    return with_base(params, stage.lora)
 
 
 def _carried_over(stage: TrainConfig, previous: LlavaMini, spec: LlavaMini) -> dict[str, jax.Array]:
-    left = param_tree.paths(previous)
-    _check_same(stage, _shapes(left, stage.scan_layers), _shapes(param_tree.paths(spec), None))
+    left, plain = param_tree.paths(previous), plain_paths(spec)
+    wanted = {path: leaf for path, (_, leaf) in plain.items()}
+    _check_same(stage, _shapes(left, stage.scan_layers), _shapes(wanted, None))
     components = {path.split("/")[0] for path in left}
 
     def take(path: str, wanted: param_tree.ParamSpec) -> jax.Array:
@@ -56,10 +62,21 @@ def _carried_over(stage: TrainConfig, previous: LlavaMini, spec: LlavaMini) -> d
         return sharding.place(stacked, ("layers", *wanted.axes))[int(layer[2])]
 
     return {
-        path: take(path, wanted).astype(stage.param_dtype)
-        for path, wanted in param_tree.paths(spec).items()
+        own: take(path, leaf).astype(stage.param_dtype)
+        for path, (own, leaf) in plain.items()
         if path.split("/")[0] in components and not param_tree.matches(path, stage.fresh)
     }
+
+
+def _check_bases(stage: TrainConfig, spec: LlavaMini, kept: dict[str, jax.Array]) -> None:
+    """InputError for an adapter beside a weight that this stage begins anew: it would stay so."""
+    for path, (own, _) in plain_paths(spec).items():
+        if own != path and own not in kept:
+            raise InputError(
+                f"{stage.name}: lora.targets name {path}, which this stage begins anew, and a"
+                " frozen weight is never learnt: take it out of the targets, or start from a"
+                " folder that has it"
+            )
 
 
 def _shapes(leaves: dict[str, Any], stacked: bool | None) -> dict[str, tuple[int, ...]]:
@@ -116,7 +133,7 @@ def _copy_llm_layers(
             f"{stage.name}: {own} pre-fusion layers cannot begin as copies of {given} layers of "
             'the language model: set prefusion_init to "fresh", or prefusion_layers to that number'
         )
-    layers: Any = params.llm.layers
+    layers: Any = bases(params.llm.layers)
     new = params.prefusion.layers
     if isinstance(new, tuple):
         # The state is donated, and no buffer can be given away twice.

@@ -30,11 +30,13 @@ from llava_mini_jax.cost import network
 from llava_mini_jax.cost.device_memory import FLOAT32, Memory, tree_bytes
 from llava_mini_jax.models import llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
+from llava_mini_jax.models.lora import with_changes
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.params import Tree
 from llava_mini_jax.sharding import MeshConfig
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.training.lora import with_base
+from llava_mini_jax.training.stages import TrainConfig, stacked_spec
 
 GROUPS = {
     "trained parameters": "parameters",
@@ -72,7 +74,7 @@ class _Piece:
         self.stage, self.rows, self.images = stage, rows, images
         self.length = stage.lengths[-1]
         self.cfg = _local(stage.model, stage.mesh.tensor)
-        self.spec = llava_mini.spec(self.cfg)
+        self.spec = with_changes(llava_mini.spec(self.cfg), stage.lora)
         # Bytes of a parameter and of its first moment.
         self.size = jnp.dtype(stage.param_dtype).itemsize
         self.first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
@@ -82,11 +84,18 @@ class _Piece:
         batch = (inputs, inputs.slots_BS)  # labels are as large as slots
         return {
             "trained parameters": trained * size,
-            "frozen parameters": self.count(False) * size,
+            "frozen parameters": self.frozen(),
             "first moments": trained * self.first,
             "second moments": trained * FLOAT32,
             "batch": self.stage.accumulate * tree_bytes(batch),
-        }
+        } | self.rounded()
+
+    def rounded(self) -> dict[str, int]:
+        """Weights in the dtype of products: compilers cast them in front of the micro-batches."""
+        narrow = self.cfg.dtype.itemsize
+        if self.stage.accumulate == 1 or narrow >= self.size:
+            return {}
+        return {"weights as products take them": (self.count(True) + self.count(False)) * narrow}
 
     def phases(self) -> dict[str, dict[str, int]]:
         trained, size = self.count(True), self.size
@@ -111,11 +120,16 @@ class _Piece:
         """Of the device's parameters: those that are trained or not, and match a pattern."""
         stage, count = self.stage, 0
         with sharding.planned_mesh(stage.mesh):
-            for path, leaf in param_tree.paths(llava_mini.spec(stage.model)).items():
+            for path, leaf in param_tree.paths(stacked_spec(stage)).items():
                 chosen = param_tree.matches(path, stage.trainable) == trained
                 if chosen and (not patterns or param_tree.matches(path, patterns)):
                     count += math.prod(sharding.piece(leaf.shape, leaf.axes))
         return count
+
+    def frozen(self) -> int:
+        """Bytes of the device's frozen parameters: beside adapters they may be int8."""
+        narrow = self.count(False, "*/base") if self.stage.lora.base == "int8" else 0
+        return (self.count(False) - narrow) * self.size + narrow
 
     def inputs(self) -> Inputs:
         """Of a micro-batch, as abstract arrays."""
@@ -239,7 +253,7 @@ class _Piece:
 
         With `through`, for that of its inputs too.
         """
-        params = param_tree.abstract(self.spec, self.stage.param_dtype)
+        params = with_base(param_tree.abstract(self.spec, self.stage.param_dtype), self.stage.lora)
         trained, frozen = param_tree.split(
             params, lambda path: param_tree.matches(path, self.stage.trainable)
         )

@@ -16,7 +16,7 @@ from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.training.optimizer import make_optimizer
-from llava_mini_jax.training.stages import TrainConfig, spec_of
+from llava_mini_jax.training.stages import TrainConfig, abstract_params
 from llava_mini_jax.training.step import abstract_state, train_step
 
 
@@ -62,7 +62,7 @@ def traced_step(stage: TrainConfig, shape: Shape) -> Any:
 
     A mesh of the devices has to be set, if only of one.
     """
-    params = param_tree.abstract(spec_of(stage), stage.param_dtype)
+    params = abstract_params(stage)
     chosen, _ = param_tree.split(params, lambda path: param_tree.matches(path, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, chosen)
     return train_step.trace(

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from llava_mini_jax.data.text.chat_template import today
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.training.stages import TrainConfig
+from llava_mini_jax.models.lora import NO_LORA
+from llava_mini_jax.training.stages import TrainConfig, bundle_of
+from llava_mini_jax.weights.export_adapter import export_adapter, take_part
 from llava_mini_jax.weights.export_hf import export_model, gather_model
+from llava_mini_jax.weights.hub import resolve_folder
 
 # What a run may be continued with differently: nothing of it changes an update.
 FREE = (
@@ -128,6 +131,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
         model = {**stage["model"], "remat": None, "attention": None}
         stage = {**stage, "model": model}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
+        stage["lora"] = stage.get("lora", json.loads(json.dumps(dataclasses.asdict(NO_LORA))))
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found
@@ -145,17 +149,45 @@ def _data(data: dict[str, Any], samples: int | None) -> dict[str, Any]:
 
 def leave_model(params: LlavaMini, bundle: Bundle, target: epath.Path, tokenizer: Any) -> None:
     """The parameters as a Hugging Face folder, if it is not there yet; all processes take part."""
+    _leave(
+        target,
+        lambda folder: export_model(params, bundle, folder, tokenizer=tokenizer),
+        lambda: gather_model(params, bundle),
+    )
+
+
+def leave_adapter(
+    params: LlavaMini, stage: TrainConfig, target: epath.Path, tokenizer: Any, before: str
+) -> None:
+    """What a stage with LoRA has learnt, likewise: an adapter of the model that it started from,
+    which is that of the stage `before` where it went on from there."""
+    if stage.start == "previous":
+        base, left = f"../../{before}/model", target.parent.parent / before / "model"
+        place = None if "://" in str(left) else Path(left)
+    else:
+        base, place = stage.start, resolve_folder(stage.start)
+    bundle, lora, trainable = bundle_of(stage, tokenizer), stage.lora, stage.trainable
+    more: dict[str, Any] = dict(lora=lora, trainable=trainable, base=base, place=place)
+    _leave(
+        target,
+        lambda folder: export_adapter(params, bundle, folder, tokenizer=tokenizer, **more),
+        lambda: take_part(params, bundle, lora, trainable),
+    )
+
+
+def _leave(target: epath.Path, export: Callable[[Path], None], others: Callable[[], None]) -> None:
+    """`export` to a folder or a bucket, on the first process, while the others do their part."""
     exists = (target / "config.json").exists()  # the last file of a copy to a bucket
     distributed.wait_for_all()  # all have looked
     if exists:
         return
     if not distributed.is_first():
-        gather_model(params, bundle)
+        others()
     elif "://" not in str(target):
-        export_model(params, bundle, Path(target), tokenizer=tokenizer)
+        export(Path(target))
     else:  # a bucket
         with tempfile.TemporaryDirectory() as work:
-            export_model(params, bundle, Path(work) / "model", tokenizer=tokenizer)
+            export(Path(work) / "model")
             files = sorted((Path(work) / "model").iterdir())
             # config.json is last: a folder without it is no model, so no half of one passes.
             for file in sorted(files, key=lambda file: file.name == "config.json"):

@@ -23,6 +23,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
+from llava_mini_jax.data.text.tokenizer_files import TOKENIZER_FILES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -32,15 +33,6 @@ from llava_mini_jax.weights import names
 from llava_mini_jax.weights.export_json import config_files, with_image_token
 
 FORMATS = ("release", "llava-1.5", "llava-hf")
-# What data/text/tokenizer.py reads, by the beginnings of names.
-TOKENIZER_FILES = (
-    "tokenizer",
-    "special_tokens_map",
-    "added_tokens",
-    "chat_template",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def published_tensors(
@@ -113,7 +105,7 @@ def export_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: choose another output folder")
     layout = names.LAYOUTS["llava-hf" if format == "llava-hf" else "release"]
-    with _written_beside(folder) as work:
+    with written_beside(folder) as work:
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         elif copy_from is not None:
@@ -144,7 +136,7 @@ def gather_model(params: LlavaMini, bundle: Bundle) -> None:
 
 
 @contextlib.contextmanager
-def _written_beside(folder: Path) -> Iterator[Path]:
+def written_beside(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name at the end, or disappears."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -4,6 +4,7 @@ llava-mini release   config.json (llava_mini_llama), tower embedded or in its ow
 LLaVA-1.5            config.json (llava_llama) with the tower in its own folder
 llava-hf             config.json with text_config and vision_config, everything in one folder
 our export           the release's format, and the section "llava_mini_jax" in config.json
+an adapter of these  adapter_config.json: base and change as one (adapters.py)
                                    |
            open_model(folder) --> Bundle (configuration) + Published tensors
 """
@@ -15,13 +16,14 @@ from pathlib import Path
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import SECTION, Fields, described_in
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
-from llava_mini_jax.weights import hf_config, hf_fields, names, towers
+from llava_mini_jax.weights import adapters, hf_config, hf_fields, names, towers
 from llava_mini_jax.weights.hf_processor import image_config, image_settings, read_processor
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
@@ -31,17 +33,22 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def open_model(
-    folder: Path, *, vision_tower: Path | None = None, compute_dtype: str
+    folder: Path, *, vision_tower: Path | None = None, base: Path | None = None, compute_dtype: str
 ) -> tuple[Bundle, list[Published]]:
     """The configuration of a model folder and its tensors, none of them read yet.
 
+    An adapter's folder is read merged with its base: `base`, or the one that it names.
     `vision_tower` overrides where the tower is looked for; otherwise it is the embedded copy, or
     the folder that `mm_vision_tower` names (as it stands, or beside the model folder).
     Raises InputError for what is missing, damaged, or not a model of this code, and for every field
     of config.json that may change what the model computes and is not known.
     """
+    adapter = adapters.open_adapter(folder, base) if adapters.is_adapter(folder) else None
+    if adapter is None and base is not None:
+        raise InputError(f"{folder} is a whole model, no adapter: it has no base to be given")
+    tensors = open_tensors(folder) if adapter is None else adapter.tensors()
+    folder = folder if adapter is None else adapter.described
     f = hf_config.config_fields(folder)
-    tensors = open_tensors(folder)
     with described_in(f.where):
         kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
         if kind == "llava" and "text_config" in f.values:

@@ -48,7 +48,7 @@ _MISTRAL_WINDOW = 4096
 
 
 def config_fields(folder: Path) -> Fields:
-    """The fields of a folder's config.json; quantized weights and adapters end here."""
+    """The fields of a folder's config.json; quantized weights end here."""
     where = str(folder / "config.json")
     values = read_json(folder / "config.json")
     refuse_quantized(values, where)

@@ -55,8 +55,6 @@ _QUANTIZED_FILE = (
     "its weights are quantized, which cannot be read; give the folder of the original model"
 )
 FOREIGN_FILES = {
-    "adapter_config.json": "a LoRA adapter, which would be left out in silence; merge it into the"
-    " model first",
     "hf_quant_config.json": _QUANTIZED_FILE,
     "quantize_config.json": _QUANTIZED_FILE,
     "quant_config.json": _QUANTIZED_FILE,

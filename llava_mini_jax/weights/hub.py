@@ -64,6 +64,8 @@ def _download(name: str, revision: str) -> Path:
         return Path(found)
 
     folder = fetch("*.safetensors")
+    if (folder / "adapter_config.json").is_file():
+        return fetch("*.bin")  # LLaVA's adapters have theirs, and what was trained beside them
     return folder if any(folder.glob("*.safetensors")) else fetch("pytorch_model*.bin")
 
 

@@ -105,11 +105,16 @@ def stored_dtype(published: Iterable[Published]) -> str:
 
 
 def open_for_export(
-    folder: Path, *, vision_tower: Path | None, dtype: str | None, watch: Watch = lambda _: None
+    folder: Path,
+    *,
+    vision_tower: Path | None,
+    base: Path | None = None,
+    dtype: str | None,
+    watch: Watch = lambda _: None,
 ) -> tuple[Bundle, LlavaMini]:
     """A model folder as `export_model` takes it, nothing read yet."""
     bundle, published = folders.open_model(
-        folder, vision_tower=vision_tower, compute_dtype=dtype or "float32"
+        folder, vision_tower=vision_tower, base=base, compute_dtype=dtype or "float32"
     )
     model = dataclasses.replace(bundle.model, compute_dtype=dtype or stored_dtype(published))
     bundle = dataclasses.replace(bundle, model=model)

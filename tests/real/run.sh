@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make real-check: folders written by transformers itself, opened here, exported, opened there.
+# make real-check: folders written by transformers itself, opened here, exported, opened there; and an
+# adapter that training leaves here, opened by PEFT.
 #   tests/real/run.sh PYTHON [OUT]      PYTHON: this project's
 # Needs a network once, for torch and three minor versions of transformers in .venv-real.
 set -euo pipefail
@@ -13,7 +14,7 @@ export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error PYTHONPAT
 if [ ! -e "$env/.installed" ]; then
   echo "installing torch and transformers into $env"
   "$python" -m venv "$env"
-  "$env/bin/pip" install -q torch torchvision "transformers==${versions##* }.*" sentencepiece protobuf
+  "$env/bin/pip" install -q torch torchvision "transformers==${versions##* }.*" sentencepiece protobuf peft
   for version in $versions; do # the others beside it: they need the same libraries
     "$env/bin/pip" install -q --no-deps --target "$env/transformers-$version" "transformers==$version.*"
   done
@@ -29,6 +30,10 @@ for version in $versions; do
   "$python" tests/real/check.py "$folder" >"$folder/check.log" 2>&1 || status=1
   there tests/real/back.py "$folder" 2>"$folder/back.log" || status=1
 done
+adapter=$out/adapter
+rm -rf "$adapter" && mkdir -p "$adapter"
+"$python" -m tests.real.adapter "$adapter" >"$adapter/train.log" 2>&1 || { tail -n 5 "$adapter/train.log"; exit 1; }
+"$env/bin/python" tests/real/peft_back.py "$adapter" 2>"$adapter/back.log" || status=1
 "$python" tests/real/table.py "$out" $versions >"$out/table.md"
 echo "the table is $out/table.md"
 exit $status

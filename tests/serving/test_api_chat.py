@@ -114,7 +114,12 @@ def test_a_stop_string_is_never_shown(client: Client) -> None:
         expected = whole[: whole.index(stop)].strip()
         told = client.chat("one two three four", stop=stop, **short).json["choices"][0]
         assert (told["message"]["content"], told["finish_reason"]) == (expected, "stop"), stop
-        assert joined(client.streamed("one two three four", stop=[stop, "-"], **short)) == expected
+        assert told["stop_reason"] == stop
+        chunks = client.streamed("one two three four", stop=[stop, "-"], **short)
+        assert joined(chunks) == expected
+        assert chunks[-1]["choices"][0]["stop_reason"] in (stop, "-")
+    told = client.chat("one two three four", **short).json["choices"][0]
+    assert told["stop_reason"] is None
 
 
 def test_both_names_of_the_limit(client: Client) -> None:
@@ -140,6 +145,8 @@ def test_ends_of_other_kinds(ruled: Client) -> None:
     assert told(min_tokens=count + 5)[1] >= count + 5
     comma = fake.model().tokenizer.convert_tokens_to_ids(",")
     assert told(stop_token_ids=[comma])[0] == whole.partition(",")[0]
+    chosen = ruled.chat("a, b, c", stop_token_ids=[comma], stop=["zzz"]).json["choices"][0]
+    assert (chosen["finish_reason"], chosen["stop_reason"]) == ("stop", comma)
     assert told(stop_token_ids=[comma], ignore_eos=True, max_tokens=50)[1] < 50
 
 

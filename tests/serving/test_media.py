@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.ticket import Medium
 from llava_mini_jax.serving.errors import ApiError
+from llava_mini_jax.serving.fetch import Fetcher
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.media import MediaReader
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
@@ -222,6 +224,20 @@ def test_remote_urls_are_off_by_default(url, monkeypatch):
         reader().read([VideoPart(url)], VideoOptions(), "")
 
 
+def test_the_seconds_of_a_requests_remote_files_are_told_once(monkeypatch):
+    def fetched(self, url: str, **options: Any) -> bytes:
+        time.sleep(0.02)
+        return saved(picture())
+
+    monkeypatch.setattr(Fetcher, "fetch", fetched)
+    told, to = [], reader(hosts=["a.example"])
+    to.fetched = told.append
+    read("http://a.example/1", data(saved(picture(1))), "http://a.example/2", to=to)
+    assert len(told) == 1 and told[0] >= 2 * 0.02
+    read(data(saved(picture(1))), to=to)
+    assert len(told) == 1
+
+
 FILES = {
     "empty": b"",
     "text": b"<html>no</html>",
@@ -246,6 +262,7 @@ def test_what_is_no_picture_is_400(name):
 LARGE = """
 import base64, resource, sys, time
 from llava_mini_jax.serving.errors import ApiError
+from llava_mini_jax.serving.fetch import Fetcher
 from tests.serving import test_media
 reader, big = test_media.reader(), sys.stdin.read()
 test_media.refused("data:;base64,AAAA", to=reader)  # the way to an error is warm

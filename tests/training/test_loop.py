@@ -272,3 +272,31 @@ def test_checkpoints_of_chosen_steps_are_kept_for_ever(tmp_path):
     )
     loop.run([stage], str(tmp_path))
     assert saved_steps(tmp_path, "captions") == [3, 6, 7, 8]
+
+
+def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(tmp_path, monkeypatch):
+    """Else the device would wait at every logged step; a checkpoint has all lines up to its own."""
+    events = []
+    train_step, log, save = loop.train_step, loop.Metrics.log, loop.Checkpoints.save
+
+    def stepped(*args, **named):
+        events.append("step")
+        return train_step(*args, **named)
+
+    def logged(self, step, rates):
+        events.append(f"log {step}")
+        return log(self, step, rates)
+
+    def saved(self, step, *rest):
+        events.append(f"save {step}")
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(loop, "train_step", stepped)
+    monkeypatch.setattr(loop.Metrics, "log", logged)
+    monkeypatch.setattr(loop.Checkpoints, "save", saved)
+    first = dataclasses.replace(
+        tiny_stages.stages()[0], steps=4, log_every=1, checkpoint_every=3, heldout=None
+    )
+    loop.run([first], str(tmp_path))
+    dispatched = ["step", "step", "log 1", "step", "log 2", "log 3", "save 3"]
+    assert events == [*dispatched, "step", "log 4", "save 4"]

@@ -201,7 +201,7 @@ def test_a_plan_takes_as_few_micro_batches_as_fit() -> None:
     few, memory = plan(given, MeshConfig(fsdp=8), 80)
     assert (few.accumulate, few.mesh.fsdp) == (1, 8) and memory.total < 80 * 2**30
     more, memory = plan(given, MeshConfig(fsdp=8), 30)
-    assert more.accumulate == 2 and memory.total < 30 * 2**30
+    assert more.accumulate == 4 and memory.total < 30 * 2**30
     none, memory = plan(given, MeshConfig(fsdp=8), 16)
     assert none.accumulate == 32 and memory.total > 16 * 2**30
 

@@ -97,7 +97,7 @@ def test_what_llavas_training_leaves_behind_changes_nothing(release: Path) -> No
     assert open_model(release, compute_dtype="float32")[0] == before
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "hf_quant_config.json"])
+@pytest.mark.parametrize("name", ["quantize_config.json", "hf_quant_config.json"])
 def test_files_that_say_that_the_weights_are_others(release: Path, name: str) -> None:
     (release / name).write_text("{}")
     refused(release, f"holds {name}")

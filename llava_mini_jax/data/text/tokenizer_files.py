@@ -15,6 +15,15 @@ from typing import Any
 from llava_mini_jax.data.text import chat_template
 from llava_mini_jax.errors import InputError
 
+# What data/text/tokenizer.py reads, by the beginnings of names.
+TOKENIZER_FILES = (
+    "tokenizer",
+    "special_tokens_map",
+    "added_tokens",
+    "chat_template",
+    "vocab.json",
+    "merges.txt",
+)
 NAMED = tuple(f"{word}_token" for word in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 # What transformers' LlamaTokenizer takes where a folder names none.
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -1,0 +1,84 @@
+"""LoRA in a tree of parameters: frozen weights, and changes of low rank that are learnt.
+
+    spec --LoraConfig.targets--> LoraWeight(base, lora_a, lora_b) in place of a weight
+                                  |           '--- trained: a random, b zero: it begins as the base
+                                  '-- frozen; the product of both is ops/einsum.py's
+
+Hu et al. 2021, section 4.1; the beginning and the scale are PEFT's. No function of a model knows of
+it: `einsum` alone looks inside a weight.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from llava_mini_jax import params as param_tree
+from llava_mini_jax.ops.einsum import LoraWeight
+from llava_mini_jax.params import ParamSpec, Tree, torch_linear, zeros
+
+LEARNT = ("*/lora_a", "*/lora_b")
+BASES = ("same", "int8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    rank: int = 0  # of the changes; 0: none, weights are trained as they are
+    alpha: float = 0.0  # changes are multiplied by alpha / rank; 0: twice the rank, as LLaVA has it
+    targets: tuple[str, ...] = ("llm/layers/*_proj",)  # path patterns of the weights that have one
+    base: str = "same"  # frozen weights beside them: as `param_dtype` says ("same"), or "int8"
+
+    @property
+    def effective_alpha(self) -> float:
+        return self.alpha or 2.0 * self.rank
+
+
+NO_LORA = LoraConfig()
+
+
+def is_lora(leaf: Any) -> bool:
+    return isinstance(leaf, LoraWeight)
+
+
+def with_changes(spec: Tree, cfg: LoraConfig) -> Tree:
+    """The spec with a LoraWeight in place of every weight that `targets` match."""
+
+    def one(path: str, leaf: ParamSpec) -> ParamSpec | LoraWeight:
+        return _change(leaf, cfg) if param_tree.matches(path, cfg.targets) else leaf
+
+    return param_tree.map_paths(one, spec) if cfg.rank else spec
+
+
+def _change(leaf: ParamSpec, cfg: LoraConfig) -> LoraWeight:
+    first, outputs = int(leaf.stacked), _output_axes(leaf)
+    layers, out, into = leaf.shape[:first], leaf.shape[first:outputs], leaf.shape[outputs:]
+    axes = leaf.axes[:first], leaf.axes[first:outputs], leaf.axes[outputs:]
+    return LoraWeight(
+        base=leaf,
+        # PEFT's beginning: Kaiming's uniform with a = sqrt(5), which is torch.nn.Linear's.
+        lora_a=ParamSpec(
+            (*layers, cfg.rank, *into), (*axes[0], None, *axes[2]), torch_linear(math.prod(into))
+        ),
+        lora_b=ParamSpec((*layers, *out, cfg.rank), (*axes[0], *axes[1], None), zeros),
+        scale=cfg.effective_alpha / cfg.rank,
+    )
+
+
+def _output_axes(leaf: ParamSpec) -> int:
+    """How many leading axes are layers and output features: of heads and their width, both."""
+    return leaf.stacked + (2 if leaf.axes[leaf.stacked] == "heads" else 1)
+
+
+def plain_paths(tree: Tree) -> dict[str, tuple[str, Any]]:
+    """{path without LoRA: (path, leaf)} of what a tree has beside its changes."""
+    return {
+        path.removesuffix("/base"): (path, leaf)
+        for path, leaf in param_tree.paths(tree).items()
+        if not param_tree.matches(path, LEARNT)
+    }
+
+
+def bases(tree: Tree) -> Tree:
+    """The tree with the base of every LoraWeight in its place."""
+    return jax.tree.map(lambda leaf: leaf.base if is_lora(leaf) else leaf, tree, is_leaf=is_lora)
