@@ -285,7 +285,12 @@ class _Forward:
                 sum((behind if name == "seen" else (name,) for name in sorted(names)), ())
                 for names in operands
             )
-            yield Product("compressor", flops, (left, right))
+            # A trace may have the two in either order.
+            left, right = (right, left) if self._is_weight(left) else (left, right)
+            yield Product("compressor", flops, (left, right), linear=self._is_weight(right))
+
+    def _is_weight(self, operand: Behind) -> bool:
+        return len(operand) == 1 and operand[0] in self.weights
 
     def prefusion(self, behind: Behind) -> Iterator[Product]:
         layers, pictures, text = self.cfg.prefusion_layers, self.pictures, self.shape.fused_text

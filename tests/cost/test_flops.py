@@ -21,6 +21,11 @@ from llava_mini_jax.cost.network import Shape
 from llava_mini_jax.cost.xla import abstract_params, component_flops, counted
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.models import llama, llava_mini
+from llava_mini_jax.models.compressors.m3 import M3Config
+from llava_mini_jax.models.compressors.mqt import MqtConfig
+from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
+from llava_mini_jax.models.compressors.token_packer import TokenPackerConfig
+from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.training.loss import loss
 from llava_mini_jax.training.stages import EVERYTHING, STAGE_1, STAGE_2
@@ -103,6 +108,21 @@ MODELS = {
     ),
 }
 
+E, D = TOWER.width, configs.VICUNA_7B.width
+OTHERS = {
+    "m3": M3Config(count=36),
+    "mqt": MqtConfig(width=E, out_width=D, heads=16, queries=256, count=36, norm_eps=1e-6),
+    "token_packer": TokenPackerConfig(
+        width=E, out_width=D, heads=8, levels=(1, 2, 3, 3), scale=2, norm_eps=1e-6
+    ),
+    "prumerge": PruMergeConfig(layer=3, neighbours=32, ratio=1 / 8, variant="clean"),
+    "visionzip": VisionZipConfig(layer=2, dominant=54, contextual=10),
+}
+MODELS |= {
+    name: (cfg := shallow("paper", compressor=own, prefusion_layers=0), shape(cfg, 43))
+    for name, own in OTHERS.items()
+}
+
 
 def abstract_batch(cfg: LlavaMiniConfig, size: Shape) -> TrainBatch:
     labels = jax.ShapeDtypeStruct((size.rows, size.sequence), jnp.int32)
@@ -146,6 +166,9 @@ def test_each_component(name):
         ("paper", EVERYTHING),
         ("paper", ("llm/lm_head",)),
         ("release", ("compressor/query",)),
+        ("mqt", ("compressor/*", "llm/*")),
+        ("token_packer", ("compressor/*",)),
+        ("prumerge", ("projector/*", "llm/*")),
     ],
     ids=str,
 )

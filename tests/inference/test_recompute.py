@@ -12,11 +12,14 @@ from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, recompute
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
 from tests import tiny, tiny_model
+from tests.tiny_compressors import METHODS
 
 fast_compilation = tiny.fast_compilation
 
@@ -70,7 +73,44 @@ def test_a_cache_gives_the_same_answers(how):
     assert len({answer.text for answer in expected}) > 1
 
 
+def compressed(compressor) -> Model:
+    """A model of the folder's sizes with another compressor."""
+    bundle = tiny_model.bundle("paper")
+    old = bundle.model
+    cfg = tiny.model("paper", old.llm, old.vision, compressor=compressor, prefusion_layers=1)
+    bundle = dataclasses.replace(bundle, model=cfg)
+    params = llava_mini.unrolled(tiny_model.weights(bundle))
+    return Model(params, bundle, build_tokenizer(), bounds.buckets_for(bundle))
+
+
+def test_pictures_of_different_numbers_of_tokens_are_answered_without_a_cache():
+    own = PruMergeConfig(layer=1, neighbours=5, ratio=0.0, variant="clean")
+    model = compressed(own)
+    answers_are_of_the_logits(model)
+    with pytest.raises(InputError, match="different numbers of tokens and decodes without a cache"):
+        refuse_inside(model.bundle.model)
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match='"prumerge" is defined on pictures, and a video is given'):
+        model.generate(QUESTIONS[0], videos=frames)
+
+
+def test_a_fixed_number_of_chosen_tokens_keeps_a_cache():
+    model = compressed(PruMergeConfig(layer=1, neighbours=5, ratio=0.25, variant="release"))
+    refuse_inside(model.bundle.model)
+    answers_are_of_the_logits(model)
+
+
+def test_a_question_that_requests_do_not_give():
+    cfg = tiny.model("paper", compressor=METHODS["llama_vid"], prefusion_layers=0)
+    with pytest.raises(InputError, match='"llama_vid" reads the question in a vocabulary'):
+        refuse_inside(cfg)
+
+
 def test_compression_inside_answers_what_its_logits_say(model):
+    answers_are_of_the_logits(model)
+
+
+def answers_are_of_the_logits(model):
     """Token by token against the training model's logits, of each row alone."""
     answers = model.generate(QUESTIONS, PICTURES, max_new_tokens=5)
     for question, shown, answer in zip(QUESTIONS, PICTURES, answers, strict=True):

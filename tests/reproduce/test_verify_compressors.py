@@ -136,8 +136,8 @@ MISTAKES = {
     ),
     "TokenPacker's windows are rows": (
         "compressors.token_packer",
-        ".swapaxes(2, 3)",
-        "",
+        "windows(x, side, cfg.scale) for x in",
+        "x.reshape(len(x), -1, cfg.scale**2, *x.shape[2:]) for x in",
         "tokenpacker_scale2",
     ),
     "VisionZip drops the class token": (
@@ -160,8 +160,8 @@ MISTAKES = {
     ),
     "LLaMA-VID pools the class token, too": (
         "compressors.llama_vid",
-        "cells.mean(axis=(2, 4))",
-        "((16 * cells.mean(axis=(2, 4)) + seen.class_IE[:, None, None]) / 17)",
+        "projector.apply(params.projector, content_IQE)",
+        "projector.apply(params.projector, content_IQE * 16 / 17 + seen.class_IE[:, None] / 17)",
         "llamavid_mean_multiturn",
     ),
     "LLaMA-VID reads padding": (

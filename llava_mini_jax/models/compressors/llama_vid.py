@@ -29,6 +29,7 @@ from llava_mini_jax.models.compressors.signature import (
     Declaration,
     side_of,
 )
+from llava_mini_jax.models.compressors.windows import windows
 from llava_mini_jax.models.projector import Projector, ProjectorConfig
 from llava_mini_jax.models.seen import Reads, Seen
 from llava_mini_jax.ops.einsum import Linear, linear
@@ -136,10 +137,7 @@ def apply(params: LlamaVid, seen: Seen, cfg: LlamaVidConfig) -> Compressed:
     context_IE = jnp.einsum("IQP,IPE->IE", weights_IQP, seen.patches_IPE) / weights_IQP.shape[1]
     axes = ("batch", None, None)
     context_I1D = linear("IPE,DE->IPD", context_IE[:, None], params.context_out, axes)
-    I, _, E = seen.patches_IPE.shape
-    window = side // cfg.content
-    cells = seen.patches_IPE.reshape(I, cfg.content, window, cfg.content, window, E)
-    content_IQE = cells.mean(axis=(2, 4)).reshape(I, cfg.content**2, E)
+    content_IQE = windows(seen.patches_IPE, side, side // cfg.content).mean(axis=2)
     content_IQD = projector.apply(params.projector, content_IQE)
     return Compressed(jnp.concatenate([context_I1D, content_IQD], axis=1))
 

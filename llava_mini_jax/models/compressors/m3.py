@@ -18,6 +18,7 @@ from llava_mini_jax.models.compressors.signature import (
     Declaration,
     side_of,
 )
+from llava_mini_jax.models.compressors.windows import windows
 from llava_mini_jax.models.seen import Seen
 
 
@@ -59,9 +60,9 @@ def spec(cfg: M3Config) -> None:
 
 def apply(params: None, seen: Seen, cfg: M3Config) -> Compressed:
     side = side_of(seen)
-    grid = math.isqrt(tokens(cfg, side))
-    window = math.isqrt(side * side // cfg.count)
+    window = math.isqrt(side * side // tokens(cfg, side))
+    whole = side // window * window
     I, _, D = seen.patches_IPE.shape
-    patches_IYXD = seen.patches_IPE.reshape(I, side, side, D)[:, : grid * window, : grid * window]
-    windows = patches_IYXD.reshape(I, grid, window, grid, window, D)
-    return Compressed(windows.mean(axis=(2, 4)).reshape(I, grid * grid, D))
+    patches_IYXD = seen.patches_IPE.reshape(I, side, side, D)[:, :whole, :whole]
+    patches_IPD = patches_IYXD.reshape(I, whole * whole, D)
+    return Compressed(windows(patches_IPD, whole, window).mean(axis=2))

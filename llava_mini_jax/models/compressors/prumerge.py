@@ -15,11 +15,14 @@ Dimensions: I images, P patches, S = P + 1 with the class token, K kept at most,
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models.compressors.selection import class_attention, full, ranks, take, unit
 from llava_mini_jax.models.compressors.signature import (
     FEATURES,
@@ -101,10 +104,22 @@ class Chosen:
 def apply(params: None, seen: Seen, cfg: PruMergeConfig) -> Compressed:
     side = math.isqrt(seen.patches_IPE.shape[1])
     tokens(cfg, side)
-    attention_IP, keys_IPE = scores(seen)
-    chosen = choose(attention_IP, cfg)
-    merged = merge(seen.patches_IPE, keys_IPE, attention_IP, chosen, cfg.neighbours)
-    return merged if declare(cfg).adaptive else dataclasses.replace(merged, valid_IQ=None)
+    chooses, adaptive = functools.partial(choose, cfg=cfg), declare(cfg).adaptive
+    return kept_and_merged(seen, chooses, cfg, adaptive=adaptive)
+
+
+def kept_and_merged(
+    seen: Seen, chooses: Callable[[Array], Chosen], cfg: PruMergeConfig, *, adaptive: bool
+) -> Compressed:
+    """What both methods do with the patches that each chooses by the class token's attention."""
+
+    def of_rows(patches_IPE: Array, query_INH: Array, keys_ISNH: Array) -> Compressed:
+        some = Seen(patches_IPE, query_INH=query_INH, keys_ISNH=keys_ISNH)
+        attention_IP, keys_IPE = scores(some)
+        return merge(patches_IPE, keys_IPE, attention_IP, chooses(attention_IP), cfg.neighbours)
+
+    merged = sharding.by_rows(of_rows, seen.patches_IPE, seen.query_INH, seen.keys_ISNH)
+    return merged if adaptive else dataclasses.replace(merged, valid_IQ=None)
 
 
 def scores(seen: Seen) -> tuple[Array, Array]:

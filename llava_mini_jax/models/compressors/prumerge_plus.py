@@ -16,6 +16,7 @@ Dimensions: I images, P patches, L listed ones, K kept at most.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
@@ -78,10 +79,8 @@ def spec(cfg: PruMergePlusConfig) -> None:
 
 def apply(params: None, seen: Seen, cfg: PruMergePlusConfig) -> Compressed:
     tokens(cfg, math.isqrt(seen.patches_IPE.shape[1]))
-    attention_IP, keys_IPE = prumerge.scores(seen)
-    chosen = choose(attention_IP, cfg)
-    merged = prumerge.merge(seen.patches_IPE, keys_IPE, attention_IP, chosen, cfg.neighbours)
-    return merged if declare(cfg).adaptive else dataclasses.replace(merged, valid_IQ=None)
+    chooses, adaptive = functools.partial(choose, cfg=cfg), declare(cfg).adaptive
+    return prumerge.kept_and_merged(seen, chooses, cfg, adaptive=adaptive)
 
 
 def choose(attention_IP: Array, cfg: PruMergePlusConfig) -> Chosen:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.ops.einsum import Linear, linear
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, zeros
@@ -141,9 +142,12 @@ def apply(params: QFormer, picture_IPC: Array, text_IT: Array, cfg: QFormerConfi
             " on the left"
         )
     Q, dtype = cfg.queries, picture_IPC.dtype
-    text_ITW = params.embed_tokens[jnp.maximum(text_IT, 0)] + params.position[:T]
-    query_IQW = jnp.broadcast_to(params.query, (I, Q, cfg.width))
-    x_ISW = jnp.concatenate([query_IQW, text_ITW], axis=1).astype(dtype)
+    spec = sharding.partition((I, T, cfg.width), ("batch", None, None))
+    text_ITW = params.embed_tokens.at[jnp.maximum(text_IT, 0)].get(out_sharding=spec)
+    text_ITW = text_ITW + params.position[:T]
+    # Made from the picture, they lie on the mesh as it does; plain ones could not join it.
+    query_IQW = jnp.zeros_like(picture_IPC[:, :1, :1]) + params.query
+    x_ISW = jnp.concatenate([query_IQW.astype(dtype), text_ITW.astype(dtype)], axis=1)
     x_ISW = layer_norm(x_ISW, params.norm, cfg.norm_eps)
     padding_IS = jnp.pad(jnp.where(text_IT < 0, _MASKED, 0.0), ((0, 0), (Q, 0)))
     for layer in params.layers:

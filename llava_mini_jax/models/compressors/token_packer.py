@@ -12,7 +12,6 @@ C = levels * E, N heads, H = E / N, M, D width of the LLM.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from llava_mini_jax.models.compressors.signature import (
     Declaration,
     side_of,
 )
+from llava_mini_jax.models.compressors.windows import windows
 from llava_mini_jax.models.seen import Reads, Seen
 from llava_mini_jax.ops.einsum import Linear, einsum, linear
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
@@ -155,13 +155,6 @@ def apply(params: TokenPacker, seen: Seen, cfg: TokenPackerConfig) -> Compressed
     return Compressed(tokens_IQD, attention_IQP=weights_IQNW.mean(axis=2))
 
 
-def windows(x: Any, side: int, scale: int) -> Any:
-    """[I, P, ...] -> [I, Q, W, ...]: the patches of each window, row-major in both."""
-    I, _, *rest = x.shape
-    cells = x.reshape(I, side // scale, scale, side // scale, scale, *rest).swapaxes(2, 3)
-    return cells.reshape(I, (side // scale) ** 2, scale * scale, *rest)
-
-
 def pooled(patches_IPE: Array, side: int, scale: int) -> Array:
     """The map made `scale` times smaller as torch's bilinear does it without antialiasing.
 
@@ -169,5 +162,6 @@ def pooled(patches_IPE: Array, side: int, scale: int) -> Array:
     of the four about its middle.
     """
     first, last = (scale - 1) // 2, scale // 2
+    cells_IQWE = windows(patches_IPE, side, scale)
     middle = [y * scale + x for y in sorted({first, last}) for x in sorted({first, last})]
-    return windows(patches_IPE, side, scale)[:, :, jnp.asarray(middle)].mean(axis=2)
+    return jnp.stack([cells_IQWE[:, :, place] for place in middle]).mean(axis=0)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models.compressors.selection import class_attention, full, ranks, take, unit
 from llava_mini_jax.models.compressors.signature import (
     FEATURES,
@@ -75,14 +76,25 @@ class Chosen:
 
 def apply(params: None, seen: Seen, cfg: VisionZipConfig) -> Compressed:
     tokens(cfg, math.isqrt(seen.patches_IPE.shape[1]))
-    chosen = choose(seen, cfg)
+
+    def of_rows(*read: Array) -> Array:
+        patches_IPE, class_IE, query_INH, keys_ISNH = read
+        some = Seen(patches_IPE, class_IE=class_IE, query_INH=query_INH, keys_ISNH=keys_ISNH)
+        return zipped(some, choose(some, cfg), cfg)
+
+    read = (seen.patches_IPE, seen.class_IE, seen.query_INH, seen.keys_ISNH)
+    return Compressed(sharding.by_rows(of_rows, *read))
+
+
+def zipped(seen: Seen, chosen: Chosen, cfg: VisionZipConfig) -> Array:
+    """The tokens [I, Q, E]: dominant ones, then contextual ones."""
     features_ISE = jnp.concatenate([seen.class_IE[:, None], seen.patches_IPE], axis=1)
     features_ISE = take(features_ISE.astype(jnp.float32), chosen.order_IS)
     others_IME = features_ISE[:, cfg.dominant :]
     keys_IMH = unit(take(chosen.metric_ISH, chosen.order_IS)[:, cfg.dominant :])
     contextual_ICE = gathered(others_IME, keys_IMH, cfg.contextual)
     tokens_IQE = jnp.concatenate([features_ISE[:, : cfg.dominant], contextual_ICE], axis=1)
-    return Compressed(tokens_IQE.astype(seen.patches_IPE.dtype))
+    return tokens_IQE.astype(seen.patches_IPE.dtype)
 
 
 def choose(seen: Seen, cfg: VisionZipConfig) -> Chosen:
