@@ -210,6 +210,11 @@ class _Forward:
             yield from self.layers("llm/layers", vectors, self.shape.wide, behind)
             yield from self.compressor(behind)
         S, count = self.shape.sequence, cfg.llm.layers - cfg.inside_layers
+        if cfg.declared.drops and self.pictures:
+            first, left = cfg.declared.drops
+            yield from self.layers("llm/layers", first * rows * S, S, behind)
+            # Of one picture, which is all that the method's sequence is shorter by.
+            S, count = S - (cfg.patches_per_image(self.shape.parts) - left), count - first
         yield from self.layers("llm/layers", count * rows * S, S, behind)
         logits = S if self.unread else self.shape.logits
         last = self.linear(head(cfg), rows * logits, (*behind, "llm/final_norm"))

@@ -159,6 +159,7 @@ COMPARED = {
     "prumerge": (145, {"projector"}),
     "prumerge_plus": (145, {"projector"}),
     "visionzip": (64, {"projector"}),
+    "voco": (579, {"projector", "compressor"}),
 }
 
 

@@ -60,7 +60,8 @@ Config = FastVConfig
 
 
 def declare(cfg: FastVConfig) -> Declaration:
-    return Declaration(places=(PROJECTED,), compresses=False, inside=True)
+    drops = (cfg.layer, cfg.keep) if cfg.variant == "drop" else None
+    return Declaration(places=(PROJECTED,), compresses=False, inside=True, drops=drops)
 
 
 def tokens(cfg: FastVConfig, side: int) -> int:

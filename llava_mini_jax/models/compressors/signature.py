@@ -41,6 +41,8 @@ class Declaration:
     videos: bool = False  # defined on frames, too
     compresses: bool = True  # else every patch is a token
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
+    # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
+    drops: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
     # Of what it reads of the tower and gives to the language model, where its parameters fix them.
     widths: tuple[int, int] | None = None
