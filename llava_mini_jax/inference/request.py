@@ -47,6 +47,15 @@ class Pictures:
     frames: tuple[int, ...]  # of each image (1) and video (F); their sum is I
 
 
+def refuse_videos(bundle: Bundle) -> None:
+    """InputError for a video where the model's compressor is defined on pictures alone."""
+    if not bundle.model.declared.videos:
+        raise InputError(
+            f'compressor "{bundle.model.compressor.kind}" is defined on pictures, and a video is'
+            " given; give its frames as images"
+        )
+
+
 def read_pictures(
     images: Picture | Sequence[Picture] | None,
     videos: Video | Sequence[Video] | None,
@@ -62,11 +71,8 @@ def read_pictures(
     cfg, sampling = bundle.images, sampling or sampling_for(bundle)
     shown = [_image(image, cfg) for image in _listed(images, Picture, "images", PICTURE)]
     films = _listed(videos, Video, "videos", VIDEO)
-    if films and not bundle.model.declared.videos:
-        raise InputError(
-            f'compressor "{bundle.model.compressor.kind}" is defined on pictures, and a video is'
-            " given; give its frames as images"
-        )
+    if films:
+        refuse_videos(bundle)
     shown += [_video(video, cfg, sampling) for video in films]
     # In front of the others: a prompt without pictures has a shape, too.
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)

@@ -80,8 +80,9 @@ class Session:
 
         `sampling` None: one frame a second, as the model's dialect chooses them.
         Raises InputError at once for what is no video, or has more frames than the model has
-        positions.
+        positions, and where the model's compressor is defined on pictures alone.
         """
+        request.refuse_videos(self.model.bundle)
         sampling = sampling or request.sampling_for(self.model.bundle)
         shown = session_media.video(video, sampling, self.model.bundle)
         self._check_frames(shown.frames)

@@ -182,6 +182,10 @@ class MediaReader:
     def _film(
         self, part: VideoPart, name: str, tenant: str, left: Left, sampling: FrameSampling
     ) -> Medium:
+        try:
+            request.refuse_videos(self._bundle)
+        except InputError as error:
+            raise ApiError(400, f"{name}: {error}", param="video_url") from None
         if part.url is None:
             source = self._named(part, Source, name, tenant)
         else:

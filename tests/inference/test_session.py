@@ -19,9 +19,11 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import blocks, bounds, seeing_programs, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.lanes import Lanes
+from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import ONE_A_SECOND
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget, Shelf
+from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.sharding import make_mesh
 from tests import tiny_model
 
@@ -315,6 +317,14 @@ def test_a_hundred_random_sessions(paper, clip):
             )
             assert said(session, question) == expected, seed
             waiting = 0
+
+
+def test_a_video_for_a_compressor_of_pictures(paper):
+    m3 = dataclasses.replace(paper.bundle.model, compressor=M3Config(count=1), prefusion_layers=0)
+    bundle = dataclasses.replace(paper.bundle, model=m3)
+    session = Session(Model(paper.params, bundle, paper.tokenizer, paper.buckets))
+    with pytest.raises(InputError, match='compressor "m3" is defined on pictures, and a video'):
+        session.show_video(np.zeros((2, 8, 8, 3), np.uint8))
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(paper, tmp_path):

@@ -20,6 +20,7 @@ from llava_mini_jax.data.media.image_file import _UPRIGHT
 from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.ticket import Medium
+from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.serving.errors import ApiError
 from llava_mini_jax.serving.fetch import Fetcher
 from llava_mini_jax.serving.limits import Limits
@@ -236,6 +237,13 @@ def test_the_seconds_of_a_requests_remote_files_are_told_once(monkeypatch):
     assert len(told) == 1 and told[0] >= 2 * 0.02
     read(data(saved(picture(1))), to=to)
     assert len(told) == 1
+
+
+def test_a_film_for_a_compressor_of_pictures_is_400():
+    m3 = replace(BUNDLE.model, compressor=M3Config(count=1), prefusion_layers=0)
+    with pytest.raises(ApiError, match='video 1: compressor "m3" is defined on pictures') as caught:
+        reader(replace(BUNDLE, model=m3)).read([VideoPart("data:x")], VideoOptions(), "")
+    assert caught.value.status == 400 and caught.value.param == "video_url"
 
 
 FILES = {
