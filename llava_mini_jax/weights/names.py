@@ -139,6 +139,8 @@ _LLAMA_VID = {
 }
 # By kind, as each method's authors name their parts; kinds that are not here have no parameters.
 COMPRESSORS = {
+    # Ours: the authors' token is a row of an enlarged vocabulary.
+    "voco": {"token": "voco_token"},
     "similarity": {"query": _RELEASE["query"]},
     "multi_head": _RELEASE,
     "mqt": _under(

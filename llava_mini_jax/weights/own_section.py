@@ -4,7 +4,8 @@ Bundle --section_of--> {"model": {..}, "prompt": {..}, "images": {..}} --with_se
 """
 
 import dataclasses
-from typing import Any, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.errors import InputError, short
@@ -62,6 +63,10 @@ def _compressor(bundle: Bundle, said: Any, where: str) -> CompressorConfig:
 
 def _of_type(value: Any, expected: Any, where: str) -> Any:
     """A json value as a config's field; lists of whole numbers are tuples there."""
+    if get_origin(expected) is UnionType:  # a type or None
+        if value is None:
+            return None
+        (expected,) = (one for one in get_args(expected) if one is not type(None))
     plain = get_origin(expected) is None
     fits = type(value) is expected if plain else _is_row(value)
     if not fits:

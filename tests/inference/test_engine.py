@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -445,7 +446,7 @@ def test_a_film_of_which_a_part_in_the_middle_is_kept(model) -> None:
     Heard(engine, about(model, QUESTIONS[0], film(6, b"film")))
     run(engine)
     (seen,) = engine.gallery._known.values()
-    room = seen.kept[1].arrays.nbytes
+    room = sum(leaf.nbytes for leaf in jax.tree.leaves(seen.kept[1].arrays))
     engine = Engine(model, LANES, budget=Budget(host=room, best="features"), chunk=4)
     for count, question in ((6, QUESTIONS[0]), (8, QUESTIONS[1]), (8, QUESTIONS[2])):
         heard = Heard(engine, about(model, question, film(count, b"film")))

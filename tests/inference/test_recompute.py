@@ -12,8 +12,8 @@ from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, recompute
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.generate import refuse_inside
 from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.models import llava_mini
