@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ from llava_mini_jax.serving.service import Service
 LOG = logging.getLogger(__name__)
 KEPT_OPEN = 75  # seconds that an idle connection is kept; load balancers keep theirs for 60
 _CLOSING = 5  # seconds for connections to end, once nobody is answered any more
+# Seconds after which a thread that computes hands over (Python's own: 0.005): the event loop waits
+# as long for each of the others, several times a request.
+SWITCH_SECONDS = 0.001
 _SAME = 0.05  # seconds: a terminal and a wrapper both hand one signal on
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,6 +63,7 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 def run(app: ASGIApp, service: Service, bound: socket.socket) -> None:
     """Serves until a signal has ended it, and everybody has been answered."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     Server(config(app, service), service).run(sockets=[bound])
 
 

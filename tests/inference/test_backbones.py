@@ -58,7 +58,13 @@ def model(family: str) -> Model:
     return found
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+QUICK = ("mistral",)  # the others compile for as long
+
+
+@pytest.fixture(
+    scope="module",
+    params=[f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
+)
 def opened(request) -> Model:
     return model(request.param)
 

@@ -89,6 +89,7 @@ def test_rows_together_are_what_they_are_alone(name: str) -> None:
     close(alone, together)
 
 
+@pytest.mark.slow  # a model each
 @pytest.mark.parametrize("name", METHODS)
 def test_unrolled_layers_give_the_same(name: str) -> None:
     cfg = model(name)
@@ -121,6 +122,7 @@ def test_empty_slots_are_not_there(name: str) -> None:
     assert len(set(counts)) > 1 and counts.min() < cfg.tokens_per_image(1)
 
 
+@pytest.mark.slow  # a model each; without a cache: tests/inference/test_recompute.py
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_an_answer_behind_empty_slots_is_predicted_from_the_last_token(name: str) -> None:
     """In stage 1 a caption follows its picture at once."""
@@ -139,6 +141,7 @@ def test_an_answer_behind_empty_slots_is_predicted_from_the_last_token(name: str
     np.testing.assert_allclose(value, -scores[places, row.ids[1:]].mean(), rtol=1e-4)
 
 
+@pytest.mark.slow  # a model each
 @pytest.mark.parametrize("name", METHODS)
 def test_everything_that_is_trained_has_a_gradient(name: str) -> None:
     cfg = model(name)

@@ -28,7 +28,15 @@ def failed(folder: Path) -> list[str]:
     return [check.array for check in verify(folder) if not check.passed]
 
 
-@pytest.mark.parametrize("case", HERE)
+# Which take tens of seconds to compile: of their methods others are quick.
+SLOW = ("llamavid", "voco_greedy")
+
+
+def marked(case: str) -> object:
+    return pytest.param(case, marks=pytest.mark.slow) if case.startswith(SLOW) else case
+
+
+@pytest.mark.parametrize("case", map(marked, HERE))
 def test_every_array_of_the_committed_cases(case: str) -> None:
     checks = list(verify(HERE[case]))
     with np.load(HERE[case] / "outputs.npz") as outputs:
@@ -233,7 +241,13 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(name, marks=pytest.mark.slow if case.startswith(SLOW) else ())
+        for name, (*_, case) in MISTAKES.items()
+    ],
+)
 def test_a_mistake_is_seen(mistake: str) -> None:
     name, right, wrong, case = MISTAKES[mistake]
     module = importlib.import_module(f"llava_mini_jax.models.{name}")

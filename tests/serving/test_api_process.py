@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.serving.load.process import model_folder, served
 from tests.serving.running import Client, events, joined, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -139,3 +140,13 @@ def test_probes_answer_at_once_while_32_pictures_are_decoded() -> None:
         # A P99 of 50 ms is promised where the machine is the server's alone; here the tests of
         # others run beside it. Decoding on the loop takes ten times as long.
         assert sorted(seconds)[int(0.9 * len(seconds))] < 0.1, sorted(seconds)
+
+
+@pytest.mark.slow  # two servers
+def test_a_model_over_two_devices_answers_as_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    answers = []
+    for options in ((), ("--mesh", "tensor=2")):
+        with served(model_folder("tiny"), "--slots", "4", *options) as server:
+            answers.append(server.greedy())
+    assert answers[0] == answers[1]

@@ -126,7 +126,7 @@ def failing_after(train_step, steps):
     return step
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_int8_bases_learn_nearly_the_same(trained, tmp_path, scan_layers):
     folder, _ = trained
     int8 = dataclasses.replace(LORA, base="int8")

@@ -1,8 +1,8 @@
 """`/health` while many large pictures are decoded: the event loop must not wait for them.
 
-    python -m tests.serving.load.health MODEL [--pictures N] [--rounds N]
+    python -m tests.serving.load.health MODEL [--pictures N] [--rounds N] [--size 1920x1080]
 
-N pictures of 12 megapixels at once --decoded on threads--> answers
+N clients, each of whom sends the next picture when it has an answer --decoded on threads--> answers
 a probe after the other, on a socket each --> P50, P99: at most 50 ms
 """
 
@@ -17,9 +17,8 @@ from PIL import Image
 
 from tests.serving.load.kinds import data
 from tests.serving.load.process import Served, check, model_folder, served
-from tests.serving.load.streams import ask, milliseconds, percentile
+from tests.serving.load.streams import milliseconds, percentile, together
 
-SIZE = (4000, 3000)
 MOST = 0.05  # seconds
 PAUSE = 0.005  # between two probes
 PROBE = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -29,24 +28,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="/health beside pictures that are decoded")
     parser.add_argument("model", metavar="MODEL", help="a folder, or tiny")
     parser.add_argument("--pictures", type=int, default=32, help="at once; default: 32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10, help="pictures of a client")
+    parser.add_argument("--size", default="1920x1080", help="default: 1920x1080")
     args = parser.parse_args()
-    bodies = [_body(number) for number in range(args.pictures * args.rounds)]
+    width, height = map(int, args.size.split("x"))
+    bodies = [_body(number, (width, height)) for number in range(args.pictures * args.rounds)]
     with served(model_folder(args.model), "--slots", "8") as server:
         alone = asyncio.run(_probes(server, asyncio.sleep(3)))
-        beside: list[float] = []
-        for first in range(0, len(bodies), args.pictures):
-            some = bodies[first : first + args.pictures]
-            beside += asyncio.run(_probes(server, _all(server, some)))
+        asking = together(server.client.port, bodies, args.pictures)
+        beside = asyncio.run(_probes(server, asking))
     print(f"/health alone: {milliseconds(alone)}, {len(alone)} probes (P50, P99)")
-    print(f"beside {args.pictures} pictures of {SIZE[0]} x {SIZE[1]}: {milliseconds(beside)}, "
+    print(f"beside {args.pictures} pictures of {args.size}: {milliseconds(beside)}, "
           f"{len(beside)} probes; the longest {1000 * max(beside):.0f} ms")  # fmt: skip
     found = percentile(beside, 99)
     check(found <= MOST, f"the P99 is {1000 * found:.0f} ms; {1000 * MOST:.0f} ms are wanted")
-
-
-async def _all(server: Served, bodies: list[dict[str, Any]]) -> None:
-    await asyncio.gather(*(ask(server.client.port, body) for body in bodies))
 
 
 async def _probes(server: Served, until: Any) -> list[float]:
@@ -66,12 +61,12 @@ async def _probes(server: Served, until: Any) -> list[float]:
     return found
 
 
-def _body(seed: int) -> dict[str, Any]:
+def _body(seed: int, size: tuple[int, int]) -> dict[str, Any]:
     """A question about a photograph-like picture that nobody has sent before."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
     file = io.BytesIO()
-    coarse.resize(SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     content = [
         {"type": "image_url", "image_url": {"url": data(file.getvalue(), "image/jpeg")}},
         {"type": "text", "text": "What is this?"},
