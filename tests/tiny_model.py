@@ -48,9 +48,13 @@ def weights(config: configs.Bundle) -> LlavaMini:
     return dataclasses.replace(params, llm=dataclasses.replace(params.llm, lm_head=lm_head))
 
 
-@functools.cache
 def folder(dialect: str, positions: int = 256) -> Path:
     """The folder of a model, written once in a test run; tests that change one copy it first."""
+    return _folder(dialect, positions)
+
+
+@functools.cache
+def _folder(dialect: str, positions: int) -> Path:  # however it is asked for
     path = Path(_home().name) / f"{dialect}-{positions}"
     config = bundle(dialect, positions)
     export_model(weights(config), config, path, tokenizer=build_tokenizer())

@@ -36,7 +36,7 @@ def marked(case: str) -> object:
     return pytest.param(case, marks=pytest.mark.slow) if case.startswith(SLOW) else case
 
 
-@pytest.mark.parametrize("case", map(marked, HERE))
+@pytest.mark.parametrize("case", [marked(case) for case in HERE])
 def test_every_array_of_the_committed_cases(case: str) -> None:
     checks = list(verify(HERE[case]))
     with np.load(HERE[case] / "outputs.npz") as outputs:
