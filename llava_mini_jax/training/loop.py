@@ -44,6 +44,7 @@ from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import abstract_state, init_state, train_step
 from llava_mini_jax.training.workdir import date_of_run, leave_adapter, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
+from llava_mini_jax.weights.export_adapter import refuse_base
 from llava_mini_jax.weights.folders import open_model
 from llava_mini_jax.weights.hub import resolve_folder
 from llava_mini_jax.weights.import_hf import load_params
@@ -300,6 +301,9 @@ def _start(
     if stage.start == "previous" and left is None:
         raise InputError(f'{stage.name}: start is "previous", but no stage comes before it')
     folder = resolve_folder(str(left) if stage.start == "previous" else stage.start)
+    if stage.lora.rank:
+        # Said before the run: at its end nothing could open what it has learnt.
+        refuse_base(folder)
     bundle, published = open_model(folder, compute_dtype=stage.model.compute_dtype)
     return load_params(bundle, published, dtype=stage.param_dtype, unrolled=not stage.scan_layers)
 

@@ -71,6 +71,12 @@ class Adapter:
         base = open_tensors(self.base)
         _check_base(self.folder, self.base, base)
         pairs, whole = self._read()
+        table = next((name for name in (*pairs, *whole) if "embed_tokens" in name), None)
+        if table is not None and not any(name.endswith("lm_head.weight") for name in base):
+            raise InputError(
+                f"{self.folder} changes {table}, and the head of {self.base} is the same table, "
+                "which PEFT leaves as it was: that cannot be read; merge it by PEFT first"
+            )
         merged = dict(base)
         own = (self.folder / "config.json").is_file()
         for name, tensor in whole.items():

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from llava_mini_jax import distributed
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.models.lora import LoraConfig, is_lora, with_changes
@@ -64,6 +65,17 @@ def export_adapter(
             save_torch(work / adapters.WHOLE, whole)
         if place is not None:
             _write(work / adapters.BASE, {"sha256": adapters.digest(open_tensors(place))})
+
+
+def refuse_base(folder: Path) -> None:
+    """InputError for a folder that no adapter which is written here can belong to."""
+    if adapters.is_adapter(folder):
+        how = f"is an adapter itself: merge it first (llava-mini convert {folder} DST --merge)"
+    elif not any(name.startswith(f"{LAYOUT.llm}layers.") for name in open_tensors(folder)):
+        how = f"has other names of tensors: write it anew first (llava-mini convert {folder} DST)"
+    else:
+        return
+    raise InputError(f"lora cannot start from {folder}, which {how}")
 
 
 def take_part(

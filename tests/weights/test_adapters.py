@@ -12,6 +12,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.save_torch import save_torch
 from llava_mini_jax.weights import adapters, folders
+from llava_mini_jax.weights.export_adapter import refuse_base
 from llava_mini_jax.weights.import_hf import load_params
 from tests import tiny_model
 
@@ -133,6 +134,23 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
 def save_base(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     folder.mkdir()
     save_torch(folder / "pytorch_model.bin", tensors)
+
+
+def test_a_table_that_is_the_head_too_is_refused(tmp_path):
+    """PEFT changes what is looked up, and not the head."""
+    folder = copied(tmp_path, "saved")
+    tensors = {n: t.read() for n, t in open_tensors(GOLDEN / "base").items()}
+    del tensors["lm_head.weight"]
+    save_base(tmp_path / "tied", tensors)
+    with pytest.raises(InputError, match=r"changes model\.embed_tokens, and the head of"):
+        adapters.open_adapter(folder, tmp_path / "tied").tensors()
+
+
+@pytest.mark.parametrize("name, said", [("plain", "an adapter itself"), ("llava", "other names")])
+def test_what_no_adapter_can_belong_to_is_said_before_a_run(name, said):
+    with pytest.raises(InputError, match=f"lora cannot start from .*{said}"):
+        refuse_base(GOLDEN / name)
+    refuse_base(tiny_model.folder("paper"))
 
 
 def test_what_is_missing_is_said(tmp_path):
