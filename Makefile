@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check serve-check clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 
 serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in environments of their own (4 GB)
 	@tests/serving/clients/run.sh $(BIN)/python
+
+wheel-check: $(STAMP) ## the package built, installed alone in a fresh environment, and asked a question
+	@tests/wheel.sh $(BIN)/python
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -180,7 +180,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     if not args.peak:
         refuse(args, ["text", "new_tokens", "dtype", "compilation_cache"], "without --peak")
     if args.dtype == "int8":
-        raise InputError("--dtype int8 is for profile latency; int8's bytes are told in any case")
+        raise InputError("--dtype int8 is for profile latency; here int8's bytes are always shown")
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args, "resolution", side)
     request = _request(args, cfg, side)

@@ -17,7 +17,7 @@ from llava_mini_jax.errors import InputError
 if TYPE_CHECKING:
     from llava_mini_jax.reproduce.scales import Job, Jobs
 
-SUMMARY = "train the rows of the paper's tables anew and compare"
+SUMMARY = "retrain the rows of the paper's tables and compare"
 USAGE = "llava-mini reproduce TABLE... [--scale digits|full] [options]"
 EXAMPLE = """tables: table7 (pre-fusion), tokens, hd, table8, table10, table11, table12, or all
 examples:

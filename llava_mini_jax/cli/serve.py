@@ -59,7 +59,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
     )
-    add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
+    add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--mesh", metavar="tensor=N", help="the weights lie split over N devices")
 
 

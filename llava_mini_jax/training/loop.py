@@ -236,7 +236,7 @@ def _check_data(
         return
     raise InputError(
         f"{stage.name}: {told} when {checkpoint} was written, so the run would not go on as it "
-        "began: give it the same data, start anew with another --workdir, or go on with this data "
+        "began: give it the same data, start again with another --workdir, or go on with this data "
         "by --accept-changed-data"
     )
 

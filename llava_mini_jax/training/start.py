@@ -73,8 +73,8 @@ def _check_bases(stage: TrainConfig, spec: LlavaMini, kept: dict[str, jax.Array]
     for path, (own, _) in plain_paths(spec).items():
         if own != path and own not in kept:
             raise InputError(
-                f"{stage.name}: lora.targets name {path}, which this stage begins anew, and a"
-                " frozen weight is never learnt: take it out of the targets, or start from a"
+                f"{stage.name}: lora.targets name {path}, which this stage starts from scratch,"
+                " and a frozen weight is never learnt: take it out of the targets, or start from a"
                 " folder that has it"
             )
 
@@ -113,8 +113,8 @@ def _check_same(
     if different:
         more = f", and {len(different) - 3} more" if len(different) > 3 else ""
         raise InputError(
-            f"{stage.name}: {'; '.join(different[:3])}{more}: name what is to begin anew in "
-            "`fresh`, or give both stages the same model"
+            f"{stage.name}: {'; '.join(different[:3])}{more}: name what is to start from scratch "
+            "in `fresh`, or give both stages the same model"
         )
 
 

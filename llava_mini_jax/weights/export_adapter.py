@@ -72,7 +72,7 @@ def refuse_base(folder: Path) -> None:
     if adapters.is_adapter(folder):
         how = f"is an adapter itself: merge it first (llava-mini convert {folder} DST --merge)"
     elif not any(name.startswith(f"{LAYOUT.llm}layers.") for name in open_tensors(folder)):
-        how = f"has other names of tensors: write it anew first (llava-mini convert {folder} DST)"
+        how = f"has other names of tensors: rewrite it first (llava-mini convert {folder} DST)"
     else:
         return
     raise InputError(f"lora cannot start from {folder}, which {how}")

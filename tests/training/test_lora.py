@@ -211,7 +211,7 @@ def test_memory_counts_adapters_and_narrow_bases():
         (dict(lora=LORA, start="fresh"), "start is fresh"),
         (
             dict(lora=LoraConfig(rank=4, targets=("prefusion/*_proj",))),
-            "which this stage begins anew",
+            "which this stage starts from scratch",
         ),
     ],
 )

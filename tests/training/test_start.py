@@ -88,7 +88,9 @@ def test_prefusion_that_exists_is_not_overwritten():
 
 def test_a_parameter_that_changed_its_shape_is_refused():
     wider = tiny.model("llava-1.5", dataclasses.replace(tiny.LLM, mlp_width=64), VISION)
-    with pytest.raises(InputError, match=r"stage2: llm/layers/\w+ has shape .*begin anew in `fre"):
+    with pytest.raises(
+        InputError, match=r"stage2: llm/layers/\w+ has shape .*start from scratch in `fre"
+    ):
         starting_params(stage(wider), previous(), KEY)
     fresh = ("*/gate_proj", "*/up_proj", "*/down_proj")
     params = starting_params(stage(wider, fresh=fresh), previous(), KEY)

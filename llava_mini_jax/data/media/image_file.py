@@ -102,7 +102,7 @@ def _readable(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     try:
         yield
     except TooMuchError as error:
-        more = "make it smaller, or save it anew"
+        more = "make it smaller, or save it again"
         raise TooLargeError(f"Cannot read {name}: {error}; {more}.") from error
     except InputError:
         raise

@@ -202,7 +202,7 @@ class _ChatTemplate:
 
     def _no_labels(self, fault: str) -> InputError:
         return InputError(
-            f"The tokenizer's chat template {fault}, so it cannot be told which tokens are the"
+            f"The tokenizer's chat template {fault}, so nobody can tell which tokens are the"
             " answer; use another template (--conv-mode, load's template, prompt.template)."
         )
 

@@ -41,7 +41,7 @@ def parser(description: str | None) -> Parser:
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
     add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
-    add("--max-length", type=int, metavar="N", help="positions of a prompt, likewise")
+    add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--compilation-cache", metavar="DIR", help=compilation.HELP)
     add("--score-only", action="store_true", help="score the answers that are there")
     add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")

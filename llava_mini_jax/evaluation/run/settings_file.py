@@ -39,7 +39,7 @@ def read(folder: Path) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     raise InputError(
-        f"{path} holds no settings ({found}): remove it and the answers beside it to ask anew, or"
+        f"{path} holds no settings ({found}): remove it and the answers beside it to ask again, or"
         " copy it again from where the answers were made"
     )
 
@@ -63,5 +63,5 @@ def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
 def refuse(folder: Path, changed: Sequence[str]) -> None:
     raise InputError(
         f"{folder} holds answers that were made with other settings ({', '.join(sorted(changed))}):"
-        " give another --out, or remove them to ask anew"
+        " give another --out, or remove them to ask again"
     )

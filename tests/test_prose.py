@@ -1,0 +1,91 @@
+"""README and docs as a reader meets them: links lead somewhere, words are plain."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+# What a native engineer would not write, and what to write instead.
+WORDS = {
+    "anew": "again, from scratch",
+    "besides": "also, as well",
+    "for ever": "forever",
+    "hitherto": "so far",
+    "likewise": "the same, also",
+    "of old": "earlier",
+    "of one's own": "your own",
+    "thereby": "so",
+    "told": "said, reported, shown",
+    "whoever": "anyone who",
+}
+
+
+def prose(text: str) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`]*`", "", re.sub(r"(?ms)^```.*?^```", "", text))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"(?m)^#{1,6} (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path) -> list[str]:
+    """Links of a page to files and headings that are not there. Other sites are not asked."""
+    found = []
+    for _, _, target in LINK.findall(prose(page.read_text())):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere_and_pictures_are_described(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert broken(ROOT / page) == []
+    assert [target for mark, words, target in LINK.findall(text) if mark and len(words) < 5] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_words_are_plain(page: str) -> None:
+    text = prose((ROOT / page).read_text())
+    found = {word: WORDS[word] for word in WORDS if re.search(rf"(?i)\b{word}\b", text)}
+    assert not found, f"{page}: write instead {found}"
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n[a](page.md#a-page) [b](#nowhere) [c](gone.md)\n`[d](code.md)`\n")
+    assert broken(page) == ["#nowhere", "gone.md"]
+
+
+def test_every_page_is_linked_from_another() -> None:
+    linked = set()
+    for name in PAGES:
+        page = ROOT / name
+        for _, _, target in LINK.findall(page.read_text()):
+            file = (page.parent / target.partition("#")[0]).resolve()
+            if file.is_relative_to(ROOT) and file != page:
+                linked.add(file.relative_to(ROOT).as_posix())
+    assert set(PAGES) - linked - {"README.md"} == set()
+
+
+def test_help_is_plain() -> None:
+    """The words of commands' help, as the source has them."""
+    for source in sorted((ROOT / "llava_mini_jax" / "cli").glob("*.py")):
+        said = " ".join(
+            re.findall(r'(?:help|SUMMARY|metavar)\s?=\s?f?"([^"]*)"', source.read_text())
+        )
+        found = [word for word in WORDS if re.search(rf"(?i)\b{word}\b", said)]
+        assert not found, f"{source.name}: {found}"
