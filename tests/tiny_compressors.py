@@ -5,6 +5,7 @@ from llava_mini_jax.models.compressors.fastv import FastVConfig
 from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
 from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.models.compressors.mqt import MqtConfig
+from llava_mini_jax.models.compressors.nested import NestedConfig
 from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
 from llava_mini_jax.models.compressors.prumerge_plus import PruMergePlusConfig
 from llava_mini_jax.models.compressors.token_packer import TokenPackerConfig
@@ -45,5 +46,6 @@ METHODS: dict[str, CompressorConfig] = {
     "voco, a token of the LLM's": VoCoConfig(
         count=1, token_id=5, width=D, between=(), variant="release"
     ),
+    "nested": NestedConfig(way="grids", width=D, counts=(1, 4, 9), count=4),
     "fastv": FastVConfig(layer=1, keep=5, variant="mask"),
 }

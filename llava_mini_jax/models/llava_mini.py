@@ -32,7 +32,7 @@ from flax import struct
 from llava_mini_jax import sharding
 from llava_mini_jax.models import clip, compressors, inner_compression, llama, prefusion, projector
 from llava_mini_jax.models.compressors import Compressed, CompressorConfig, Declaration, place
-from llava_mini_jax.models.compressors.signature import FEATURES, INSTEAD, PROJECTED
+from llava_mini_jax.models.compressors.signature import FEATURES, INSTEAD, PROJECTED, Taken
 from llava_mini_jax.models.parts import what_is_compressed
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import repeat_last, splice, splice_valid
@@ -104,7 +104,8 @@ class LlavaMiniConfig:
         return not (self.inside_layers or declared.inside or declared.adaptive)
 
     def tokens_per_image(self, parts: int) -> int:
-        """Q: visual tokens that an image of J parts gives the language model, at most."""
+        """Q: visual tokens that an image of J parts gives the language model, at most; where
+        requests choose, those of one that does not."""
         if not self.declared.compresses:
             return self.patches_per_image(parts)
         return compressors.tokens(self.compressor, round(self.detail_per_image(parts) ** 0.5))
@@ -120,6 +121,13 @@ class LlavaMiniConfig:
         """Visual tokens of an image in front of the language model's first layer."""
         inside = self.inside_layers > 0
         return self.patches_per_image(parts) if inside else self.tokens_per_image(parts)
+
+    def taken(self, parts: int, count: int | None = None) -> Taken:
+        """Which of a picture's tokens stand in the sequence of a request that asks for `count`."""
+        own, choice = self.positions_per_image(parts), self.declared.choice
+        if choice is None:
+            return Taken(0, own, own)
+        return choice.taken(own if count is None else count)
 
 
 @struct.dataclass

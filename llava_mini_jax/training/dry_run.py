@@ -187,13 +187,19 @@ def _lines(stage: TrainConfig) -> list[str]:
     rates += [f"{g.learning_rate:g} for {', '.join(g.patterns)}" for g in optimizer.groups]
     return [
         f"starts from: {stage.start}" + (f", new: {', '.join(stage.fresh)}" if stage.fresh else ""),
-        f"vision tokens of an image in the language model: {model.tokens_per_image(parts)}"
+        f"vision tokens of an image in the language model: {_vision_tokens(stage)}"
         f" (of {model.patches_per_image(parts)} patches)",
         f"{stage.steps} steps of {stage.batch_size} examples; learning rate {'; '.join(rates)}",
         f"parameters {stage.param_dtype}, computed in {model.compute_dtype}; mesh {stage.mesh}",
         f"data: {stage.data}",
         _epochs(stage),
     ]
+
+
+def _vision_tokens(stage: TrainConfig) -> str:
+    if stage.draw_tokens:
+        return f"drawn for each row from {', '.join(map(str, stage.draw_tokens))}"
+    return str(stage.model.tokens_per_image(stage.images.parts))
 
 
 def _epochs(stage: TrainConfig) -> str:

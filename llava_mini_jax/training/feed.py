@@ -123,6 +123,7 @@ def batches(
         process=share,
         processes=shares,
         grouping=stage.data.grouping if isinstance(stage.data, SourcesConfig) else "none",
+        draw_tokens=stage.draw_tokens,
         threads=threads,
     )
 

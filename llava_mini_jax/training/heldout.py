@@ -10,6 +10,7 @@ from etils import epath
 
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.loss import mean
+from llava_mini_jax.training.metrics import at_counts
 from llava_mini_jax.training.stages import TrainConfig
 from llava_mini_jax.training.step import TrainState, heldout_sums
 
@@ -47,6 +48,7 @@ def evaluator(
         return {
             "loss": float(mean(total["cross_entropy"], total["tokens"])),
             "token_accuracy": float(mean(total["right_tokens"], total["tokens"])),
+            **at_counts([total], [total]),
         }
 
     return evaluate

@@ -7,6 +7,7 @@ chunks, of micro-batches and of devices add up to those of the whole batch.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,13 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import Array
 
 Sums = dict[str, Array]  # scalars, of `logit_sums`
+
+
+class ByCount(NamedTuple):
+    """Which rows belong together: those whose pictures have as many tokens."""
+
+    tokens_B: Array
+    counts: tuple[int, ...]
 
 
 def loss(
@@ -38,11 +46,20 @@ def loss(
     """
     x_BSD = llava_mini.apply(params, batch.inputs, cfg)
     # Position s predicts the token at s + 1.
-    sums = hidden_sums(params.llm, x_BSD[:, :-1], batch.labels_BS[:, 1:], chunk)
+    by = None if batch.tokens_B is None else ByCount(batch.tokens_B, counts_of(cfg))
+    sums = hidden_sums(params.llm, x_BSD[:, :-1], batch.labels_BS[:, 1:], chunk, by)
+    if by is not None:
+        sums |= {f"rows_at_{n}": (by.tokens_B == n).sum() for n in by.counts}
     total = sums["cross_entropy"]
     if z_loss:
         total += z_loss * sums["z_loss"]
     return mean(total, sums["tokens"] if tokens is None else tokens), sums
+
+
+def counts_of(cfg: LlavaMiniConfig) -> tuple[int, ...]:
+    """The numbers of vision tokens whose rows' losses are told apart."""
+    choice = cfg.declared.choice
+    return () if choice is None else choice.counts
 
 
 def supervised_tokens(batch: TrainBatch) -> Array:
@@ -55,7 +72,9 @@ def mean(total: Array, tokens: Array) -> Array:
     return total / jnp.maximum(tokens, 1)
 
 
-def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums:
+def hidden_sums(
+    llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int, by: ByCount | None = None
+) -> Sums:
     """`logit_sums` of hidden states, with the logits of `chunk` positions at a time (0: of all).
 
     The backward pass computes a chunk's logits again, so that neither pass ever holds more than
@@ -63,11 +82,11 @@ def hidden_sums(llm: Llama, x_BSD: Array, targets_BS: Array, chunk: int) -> Sums
     times over.
     """
     if not chunk or chunk >= x_BSD.shape[1]:
-        return logit_sums(llama.logits(llm, x_BSD), targets_BS)
+        return logit_sums(llama.logits(llm, x_BSD), targets_BS, by)
 
     def chunk_sums(chunk_of: tuple[Array, Array]) -> Sums:
         x_BCD, targets_BC = chunk_of
-        return logit_sums(llama.logits(llm, x_BCD), targets_BC)
+        return logit_sums(llama.logits(llm, x_BCD), targets_BC, by)
 
     # Gathered once, not for every chunk, forwards and backwards.
     llm = _with_whole_head(llm, x_BSD)
@@ -92,13 +111,15 @@ def _cut(array: Array, chunk: int) -> Array:
     return jnp.moveaxis(array.reshape(B, S // chunk, chunk, *rest), 1, 0)
 
 
-def logit_sums(logits_BSV: Array, targets_BS: Array) -> Sums:
+def logit_sums(logits_BSV: Array, targets_BS: Array, by: ByCount | None = None) -> Sums:
     """Sums over supervised tokens, of logits and the tokens to be predicted there (IGNORE: none).
 
     cross_entropy   in nats
     z_loss          log(sum(exp(logits)))^2: its mean keeps logits from drifting (PaLM, section 5)
     tokens          1
     right_tokens    1 where the largest logit is the token's
+
+    And with `by`, of the rows of each count n alone, cross_entropy_at_n and tokens_at_n.
     """
     counted_BS = targets_BS != IGNORE
     normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
@@ -107,8 +128,14 @@ def logit_sums(logits_BSV: Array, targets_BS: Array) -> Sums:
     # IGNORE, which is no token, needs no care.
     target_BS = jnp.where(is_target_BSV, logits_BSV, 0.0).sum(-1)
     is_right_BS = logits_BSV.argmax(-1) == targets_BS
-    return {
-        "cross_entropy": jnp.where(counted_BS, normaliser_BS - target_BS, 0.0).sum(),
+    losses_BS = jnp.where(counted_BS, normaliser_BS - target_BS, 0.0)
+    apart: Sums = {}
+    for n in by.counts if by is not None else ():
+        rows_B1 = (by.tokens_B == n)[:, None]
+        apart[f"cross_entropy_at_{n}"] = jnp.where(rows_B1, losses_BS, 0.0).sum()
+        apart[f"tokens_at_{n}"] = (rows_B1 & counted_BS).sum()
+    return apart | {
+        "cross_entropy": losses_BS.sum(),
         "z_loss": jnp.where(counted_BS, normaliser_BS**2, 0.0).sum(),
         "tokens": counted_BS.sum(),
         "right_tokens": is_right_BS.sum(),

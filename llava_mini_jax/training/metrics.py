@@ -150,6 +150,25 @@ def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
     if "z_loss" in steps[0]:
         values["z_loss"] = by_token("z_loss")
+    return values | at_counts(steps, taken)
+
+
+def at_counts(
+    steps: Sequence[Mapping[str, Any]], taken: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """rows_at_n of all steps, and loss_at_n of those `taken`: of rows with n vision tokens alone
+    (loss.py); nothing where rows do not choose them."""
+
+    def total(name: str, of: Sequence[Mapping[str, Any]]) -> float:
+        return sum(float(m[name]) for m in of)
+
+    values = {}
+    for name in steps[0]:
+        if name.startswith("rows_at_"):
+            n = name.removeprefix("rows_at_")
+            tokens = total(f"tokens_at_{n}", taken)
+            values[name] = total(name, steps)
+            values[f"loss_at_{n}"] = _ratio(total(f"cross_entropy_at_{n}", taken), tokens)
     return values
 
 

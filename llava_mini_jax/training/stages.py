@@ -77,6 +77,8 @@ class TrainConfig:
     keep: int  # newest checkpoints of a stage that are kept
     keep_every: int  # steps whose checkpoints are kept for ever; 0: none
     lora: LoraConfig = NO_LORA
+    # Vision tokens that each row's number is drawn from; none: the model's own, for all rows.
+    draw_tokens: tuple[int, ...] = ()
 
 
 def load_config(path: str) -> Any:
@@ -174,6 +176,18 @@ def _compressor(stage: TrainConfig) -> Iterator[str]:
         )
     if stage.images.parts > 1 and not declared.parts:
         yield f'compressor "{kind}" is defined on whole pictures: set images.grid to 1'
+    counts = declared.choice.counts if declared.choice is not None else ()
+    if stage.draw_tokens and not counts:
+        yield (
+            f'draw_tokens is {stage.draw_tokens}, but compressor "{kind}" has one number of tokens:'
+            ' leave it out, or take compressor "nested"'
+        )
+    for number in stage.draw_tokens if counts else ():
+        if number not in counts:
+            yield (
+                f"draw_tokens has {number}, but the model has {', '.join(map(str, counts))} tokens:"
+                " draw among these"
+            )
 
 
 def _patterns(stage: TrainConfig) -> Iterator[str]:

@@ -88,7 +88,8 @@ def train_step(
 
     Metrics: loss (mean cross-entropy in nats, without the z-loss), z_loss (mean, unweighted; only
     where it is trained), grad_norm (before clipping), tokens, right_tokens, skipped (0 or 1),
-    skipped_in_a_row.
+    skipped_in_a_row; where rows choose their vision tokens, for each count n rows_at_n, and the
+    sums cross_entropy_at_n and tokens_at_n over them.
     """
     # Of the whole batch: a micro-batch with few tokens must not weigh as much as a full one.
     tokens = supervised_tokens(batch)
@@ -111,6 +112,7 @@ def train_step(
     }
     if z_loss:
         metrics["z_loss"] = mean(sums["z_loss"], tokens)
+    metrics |= {name: total for name, total in sums.items() if "_at_" in name}
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     updated = optax.apply_updates(state.trainable, updates), opt_state

@@ -54,7 +54,9 @@ def abstract_batch(stage: TrainConfig, shape: Shape) -> TrainBatch:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     labels = jax.ShapeDtypeStruct((shape.rows, shape.sequence), jnp.int32)
-    return jax.tree.map(placed, TrainBatch(inputs=inputs, labels_BS=labels))
+    chooses = stage.model.declared.choice is not None
+    tokens_B = jax.ShapeDtypeStruct((shape.rows,), jnp.int32) if chooses else None
+    return jax.tree.map(placed, TrainBatch(inputs=inputs, labels_BS=labels, tokens_B=tokens_B))
 
 
 def traced_step(stage: TrainConfig, shape: Shape) -> Any:

@@ -132,6 +132,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
         stage = {**stage, "model": model}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
         stage["lora"] = stage.get("lora", json.loads(json.dumps(dataclasses.asdict(NO_LORA))))
+        stage["draw_tokens"] = stage.get("draw_tokens", [])
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found

@@ -141,6 +141,7 @@ _LLAMA_VID = {
 COMPRESSORS = {
     # Ours: the authors' token is a row of an enlarged vocabulary.
     "voco": {"token": "voco_token"},
+    "nested": {"query": "nested_compressor.query"},
     "similarity": {"query": _RELEASE["query"]},
     "multi_head": _RELEASE,
     "mqt": _under(

@@ -15,6 +15,7 @@ from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.compressors import Choice
 
 PROMPT = prompt_config("paper", "brief", 128)
 IMAGES = image_config("paper", dataclasses.replace(CLIP_L_336, image_size=32))
@@ -239,3 +240,75 @@ def test_an_answer_whose_beginning_fits_is_cut_and_learnt():
     (cut,) = arrays([LONG], encode, 1, batch_size=1, max_length=needed - 1)
     assert (whole.labels_BS != IGNORE).sum() == 2
     assert (cut.labels_BS != IGNORE).sum() == 1
+
+
+class Pictured:
+    """A picture and a text of `length` tokens, the last of which is learnt."""
+
+    def __init__(self, length=4, pictures=1):
+        self.length, self.pictures = length, pictures
+
+    def __call__(self, number):
+        ids = np.full(self.length + self.pictures, number + 1, np.int32)
+        ids[: self.pictures] = -1
+        labels = np.full(len(ids), IGNORE, np.int32)
+        labels[self.pictures] = 1
+        pixels = np.zeros((self.pictures, 1, 2, 2, 3), np.uint8)
+        return Example(ids, ids > 0, labels, pixels, (1,) * self.pictures)
+
+    def empty(self):
+        raise AssertionError("no number is broken")
+
+
+DRAWN = (0, 1, 4, 9)
+
+
+def drawn(count, encode=None, **changes):
+    """[step, row]: the vision tokens that rows have drawn, which their slots have."""
+    layout = BatchLayout(
+        tokens_per_image=1,
+        choice=Choice(14, ((0, 0), (1, 0), (4, 1), (9, 5))),
+        buckets=Buckets(lengths=(8, 16, 32), images=(1, 2)),
+        max_length=changes.pop("max_length", 32),
+        padding_side="right",
+    )
+    encode = encode or Pictured()
+    options = dict(batch_size=8, seed=3, first_step=0, draw_tokens=DRAWN) | changes
+    found = itertools.islice(make_batches(range(40), encode, layout, **options), count)
+    steps = [batch.arrays for batch in found]
+    for arrays in steps:
+        assert len(arrays.tokens_B) == len(arrays.inputs.slots_BS)
+        visual_BS = arrays.inputs.slots_BS >= arrays.inputs.ids_BT.shape[1]
+        taken = np.maximum(arrays.tokens_B, 0) * encode.pictures
+        assert visual_BS.sum(axis=1).tolist() == taken.tolist()
+    return np.array([arrays.tokens_B for arrays in steps])
+
+
+def test_every_row_draws_its_count_of_vision_tokens():
+    whole = drawn(60)
+    share = [float((whole == n).mean()) for n in DRAWN]
+    assert sum(share) == 1 and all(0.15 < part < 0.35 for part in share)
+    assert (whole != whole[:, :1]).any(axis=1).mean() > 0.9  # rows of a batch differ
+    assert (drawn(60, seed=4) != whole).any()
+    # A sample draws anew in each epoch, of five steps.
+    assert (whole[:5] != whole[5:10]).any()
+    assert set(drawn(10, draw_tokens=(4,)).ravel()) == {4}
+    assert set(drawn(2, draw_tokens=()).ravel()) == {1}  # the model's own
+
+
+def test_draws_are_a_function_of_seed_step_and_row():
+    whole = drawn(6)
+    np.testing.assert_array_equal(drawn(2, first_step=4), whole[4:])
+    for processes in (2, 4):
+        parts = [drawn(6, process=p, processes=processes) for p in range(processes)]
+        np.testing.assert_array_equal(np.stack(parts, axis=2).reshape(6, 8), whole)
+
+
+def test_a_row_draws_among_the_counts_that_fit():
+    found = drawn(40, Pictured(length=6, pictures=2), max_length=16)
+    assert set(found.ravel()) == {0, 1, 4}
+    assert set(drawn(4, Pictured(length=20), max_length=16).ravel()) == {0}
+
+
+def test_text_alone_draws_nothing():
+    assert set(drawn(4, Pictured(pictures=0)).ravel()) == {-1}

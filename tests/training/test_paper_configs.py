@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import digits_nested, digits_tables
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.data.media.video import FrameSampling
@@ -147,7 +148,7 @@ def test_every_run_is_listed_here():
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
     small = {name for name in files if name.startswith("digits")}
     compared = {name for name in files if name.startswith("compressors/")}
-    assert {name.split("/")[1] for name in compared} == set(COMPARED)
+    assert {name.split("/")[1] for name in compared} == {*COMPARED, "nested"}
     assert files - small - compared - {"paper", "release", "compared", "siglip2"} == set(RUNS)
 
 
@@ -182,6 +183,26 @@ def test_another_method_is_trained_as_llava_is(name):
         assert (stages[0].trainable, stages[1].start) == (("compressor/*",), "previous")
     else:
         assert stages[0].start == of_llava.start
+
+
+def test_any_number_of_tokens_is_trained_as_one_is():
+    ours, of_paper = load("compressors/nested"), load("stage2_vicuna_7b")
+    check(ours)
+    assert ours.draw_tokens == ours.model.compressor.counts == (0, 1, 4, 9, 16, 36, 64, 144, 576)
+    assert ours.model.tokens_per_image(1) == 1
+    same = dataclasses.replace(ours.model, compressor=of_paper.model.compressor)
+    assert dataclasses.replace(ours, model=same, draw_tokens=()) == of_paper
+
+
+def test_the_three_ways_of_the_digits_world_differ_in_the_way_alone():
+    stages = digits_nested.ways()
+    assert set(stages) == {"prefix", "grids", "separate"}
+    parent = digits_tables.config().stage2
+    for way, stage in stages.items():
+        check(stage)
+        assert (stage.model.compressor.way, stage.draw_tokens) == (way, (0, 1, 4, 9))
+        same = dataclasses.replace(stage.model, compressor=parent.model.compressor)
+        assert dataclasses.replace(stage, model=same, draw_tokens=()) == parent
 
 
 @pytest.mark.parametrize("name", RUNS)

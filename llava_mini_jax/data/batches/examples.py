@@ -17,6 +17,7 @@ from flax import struct
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.text.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.models.compressors import Choice, Taken
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.models.splice import PADDING, pad_slots, plan_row
 from llava_mini_jax.params import Leaf
@@ -31,12 +32,15 @@ class Example:
     labels: np.ndarray  # [T] int32, IGNORE where nothing is to be learnt
     pixels: np.ndarray  # [I, J, Y, X, C] uint8, images and frames in order; I is 0 for text alone
     frames: tuple[int, ...]  # images of each mark: 1 for a picture, F for a video
+    tokens: int | None = None  # of each of them; None: as many as the model gives unasked
 
 
 @struct.dataclass
 class TrainBatch:
     inputs: Inputs
     labels_BS: Leaf  # int32: the token that stands in each slot, IGNORE where it is not supervised
+    # int32: of each of the row's pictures, -1 without any; None where rows do not choose.
+    tokens_B: Leaf = None
 
 
 class Sizes(NamedTuple):
@@ -102,6 +106,7 @@ def make_example(
     cfg: PromptConfig,
     *,
     training: bool,
+    tokens: int | None = None,
 ) -> Example:
     """An Example of an encoded conversation and its pictures [I, J, Y, X, C].
 
@@ -121,7 +126,7 @@ def make_example(
     if not cfg.fuse_id_zero:
         fuse &= prompt.ids != 0
     labels = np.where(prompt.supervised, prompt.ids, IGNORE).astype(np.int32)
-    return Example(prompt.ids.astype(np.int32), fuse, labels, pixels, frames)
+    return Example(prompt.ids.astype(np.int32), fuse, labels, pixels, frames, tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,7 @@ class BatchLayout:
     """How the rows of a batch lie in arrays."""
 
     tokens_per_image: int
+    choice: Choice | None = None  # of the compressor: which tokens a row takes
     patches_per_image: int = 0  # 0, or of compression inside the LLM, which needs slots for all
     videos: bool = True  # whether the compressor is defined on frames
     buckets: Buckets  # what rows are padded to,
@@ -140,8 +146,19 @@ class BatchLayout:
         """That of a model whose images have `parts` parts; `sizes` are the other fields."""
         patches = cfg.patches_per_image(parts) if cfg.inside_layers else 0
         tokens = cfg.tokens_per_image(parts)
-        videos = cfg.declared.videos
-        return cls(tokens_per_image=tokens, patches_per_image=patches, videos=videos, **sizes)
+        declared = cfg.declared
+        return cls(
+            tokens_per_image=tokens,
+            choice=declared.choice,
+            patches_per_image=patches,
+            videos=declared.videos,
+            **sizes,
+        )
+
+    def taken(self, example: Example) -> Taken:
+        """Which of each picture's tokens stand in a row's sequence."""
+        count = tokens_of(example, self.tokens_per_image)
+        return Taken(0, count, count) if self.choice is None else self.choice.taken(count)
 
     @property
     def positions_per_image(self) -> int:
@@ -162,14 +179,16 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     buckets, tokens, patches = layout.buckets, layout.tokens_per_image, layout.patches_per_image
     text = buckets.length(max(len(e.ids) for e in examples))
 
-    def cut(per_image: int) -> list[np.ndarray]:
+    def cut(taken: Sequence[Taken]) -> list[np.ndarray]:
         # Visual tokens are numbered from the bucket's text length, which all rows share.
-        return [_slots(e, per_image, text)[: layout.max_length] for e in examples]
+        pairs = zip(examples, taken, strict=True)
+        return [_slots(e, own, text)[: layout.max_length] for e, own in pairs]
 
     def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
         return pad_slots(rows, buckets.length(max(map(len, rows))), layout.padding_side)
 
-    rows, wide_rows = cut(tokens), cut(patches) if patches else None
+    rows = cut([layout.taken(e) for e in examples])
+    wide_rows = cut([Taken(0, patches, patches)] * len(examples)) if patches else None
     if wide_rows is not None:
         rows = [
             _also_in(wide, row, text, tokens, patches)
@@ -198,7 +217,16 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
         wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
         padding_side=layout.padding_side,
     )
-    return TrainBatch(inputs, np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32))
+    labels_BS = np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32)
+    return TrainBatch(inputs, labels_BS, _tokens(examples, layout))
+
+
+def _tokens(examples: Sequence[Example], layout: BatchLayout) -> np.ndarray | None:
+    """`TrainBatch.tokens_B`."""
+    if layout.choice is None:
+        return None
+    taken = [layout.taken(e).count if len(e.pixels) else -1 for e in examples]
+    return np.array(taken, np.int32)
 
 
 def sizes_of(batch: TrainBatch) -> Sizes:
@@ -237,12 +265,24 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
             padding_side=padding_side,
         ),
         labels_BS=pad(batch.labels_BS, sizes.positions, IGNORE, padding_side),
+        tokens_B=batch.tokens_B,
     )
 
 
-def _slots(example: Example, tokens_per_image: int, text: int) -> np.ndarray:
-    counts = [frames * tokens_per_image for frames in example.frames]
-    return plan_row(example.ids < 0, counts, text)
+def _slots(example: Example, taken: Taken, text: int) -> np.ndarray:
+    first, count, made = taken
+    slots_S = plan_row(example.ids < 0, [frames * count for frames in example.frames], text)
+    if count in (0, made):
+        return slots_S
+    # Of each picture `made` tokens stand one behind the other, and the row takes some of them.
+    picture_S, token_S = np.divmod(slots_S - text, count)
+    chosen_S = text + picture_S * made + first + token_S
+    return np.where(slots_S >= text, chosen_S, slots_S).astype(slots_S.dtype)
+
+
+def tokens_of(example: Example, unasked: int) -> int:
+    """Tokens of each of its pictures; `unasked`: of an example that does not say."""
+    return unasked if example.tokens is None else example.tokens
 
 
 def _also_in(
@@ -254,15 +294,18 @@ def _also_in(
 
 
 def positions(example: Example, tokens_per_image: int) -> int:
-    """How many positions of the language model an example takes."""
+    """How many positions of the language model an example takes; `tokens_per_image` where it does
+    not say of how many tokens its pictures are."""
     marks = int((example.ids < 0).sum())
     # A picture without a mark is fused with the text, and takes no position (release).
-    return len(example.ids) - marks + tokens_per_image * sum(example.frames[:marks])
+    tokens = tokens_of(example, tokens_per_image)
+    return len(example.ids) - marks + tokens * sum(example.frames[:marks])
 
 
 def learns(example: Example, tokens_per_image: int, max_length: int) -> bool:
     """Whether anything supervised stands in the first `max_length` positions of an example."""
-    slots_S = _slots(example, tokens_per_image, len(example.ids))[:max_length]
+    count = tokens_of(example, tokens_per_image)
+    slots_S = _slots(example, Taken(0, count, count), len(example.ids))[:max_length]
     text_T = slots_S[slots_S < len(example.ids)]
     return bool((example.labels[text_T] != IGNORE).any())
 

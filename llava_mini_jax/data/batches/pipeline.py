@@ -26,6 +26,7 @@ from llava_mini_jax.data.batches.examples import (
     collate,
     learns,
     make_example,
+    positions,
 )
 from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.data.media.images import ImageConfig, preprocess
@@ -130,13 +131,17 @@ def make_batches(
     processes: int = 1,
     grouping: str = "none",
     threads: int = 0,
+    draw_tokens: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """This process's part of every batch from `first_step` on, without end.
 
     grouping: which samples share a batch (order.py). threads: that read and encode ahead; 0 is half
-    of the cores. Samples are cut after `layout.max_length` positions. One that cannot be read or
-    encoded, has no answer, or has its answers cut off leaves an empty row, which adds nothing to
-    the loss, and stands in `Batch.rejected`. Other exceptions than InputError end the stream.
+    of the cores. draw_tokens: the numbers of vision tokens that each row's is drawn from, all alike
+    likely, but for those with which it would not fit.
+
+    Samples are cut after `layout.max_length` positions. One that cannot be read or encoded, has no
+    answer, or has its answers cut off leaves an empty row, which adds nothing to the loss, and
+    stands in `Batch.rejected`. Other exceptions than InputError end the stream.
     """
     # Takes a second, which those who ask a model need not wait for.
     import grain
@@ -146,8 +151,11 @@ def make_batches(
     if threads < 0:
         raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
     # Half of the cores: the device's own threads need the others where it is the CPU.
-    reader = _Reader(source, encode, layout, threads or max(1, (os.cpu_count() or 1) // 2))
+    draw = DrawTokens(seed, tuple(draw_tokens), layout) if draw_tokens else None
+    reader = _Reader(source, encode, layout, threads or max(1, (os.cpu_count() or 1) // 2), draw)
     order = make_order(source, grouping, batch_size, seed)
+    # With its place in the whole run, whatever process reads it and wherever the run goes on.
+    order = order.map_with_index(lambda place, index: (place, index))
     # Every n-th: n processes together hold the samples that one would hold alone.
     mine = order[process + first_step * batch_size :: processes]
     return iter(
@@ -164,28 +172,61 @@ class _Row(NamedTuple):
     rejected: Rejected | None
 
 
-class _Reader:
-    """Numbers of samples to a Batch; its threads serve all batches that are on their way."""
+@dataclasses.dataclass(frozen=True)
+class DrawTokens:
+    """Draws how many vision tokens a row's pictures have: a function of seed, step and row."""
 
-    def __init__(self, source: Source, encode: Encode, layout: BatchLayout, threads: int):
+    seed: int
+    counts: tuple[int, ...]
+    layout: BatchLayout
+
+    def __call__(self, example: Example, place: int) -> Example:
+        """`place` is the row's among all rows of the run: step * batch size + row."""
+        if not len(example.pixels):
+            return example
+        drawn = [dataclasses.replace(example, tokens=count) for count in self.counts]
+        fitting = [e for e in drawn if positions(e, 0) <= self.layout.max_length]
+        # Of one that never fits, its end is cut off (collate): as little of it as can be.
+        fitting = fitting or drawn[:1]
+        rng = np.random.default_rng([self.seed, _DRAW, place])
+        return fitting[int(rng.integers(len(fitting)))]
+
+
+_DRAW = 0x746F6B65  # these draws' own stream: orders are drawn from the seed, too
+
+
+class _Reader:
+    """(place, number) of samples to a Batch; its threads serve all batches on their way."""
+
+    def __init__(
+        self,
+        source: Source,
+        encode: Encode,
+        layout: BatchLayout,
+        threads: int,
+        draw: DrawTokens | None = None,
+    ):
         self._source, self._encode, self._layout = source, encode, layout
+        self._draw = draw
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
 
-    def __call__(self, indices: Sequence[int]) -> Batch:
+    def __call__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         # A part a thread: a task for every sample costs more than reading a small one.
         size = -(-len(indices) // self._threads)
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-        done = self._pool.map(lambda part: [self._row(index) for index in part], parts)
+        done = self._pool.map(lambda part: [self._row(*each) for each in part], parts)
         rows = [row for part in done for row in part]
         arrays = collate([row.example for row in rows], self._layout, truncate=True)
         return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
 
-    def _row(self, index: int) -> _Row:
+    def _row(self, place: int, index: int) -> _Row:
         layout = self._layout
         try:
             sample = self._source[index]
             example = _cut(self._encode(sample), layout.buckets.lengths[-1])
+            if self._draw is not None:
+                example = self._draw(example, place)
             if not layout.videos and any(count > 1 for count in example.frames):
                 raise InputError(
                     f"sample {sample['id']} has a video, and the model's compressor is defined on"

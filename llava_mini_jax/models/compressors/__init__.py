@@ -19,6 +19,7 @@ from llava_mini_jax.models.compressors import (
     m3,
     mqt,
     multi_head,
+    nested,
     none,
     prumerge,
     prumerge_plus,
@@ -29,22 +30,26 @@ from llava_mini_jax.models.compressors import (
 )
 from llava_mini_jax.models.compressors.grid import GridConfig
 from llava_mini_jax.models.compressors.signature import (
+    Choice,
     Compressed,
     CompressorConfig,
     Declaration,
     How,
     Placed,
+    Taken,
 )
 from llava_mini_jax.models.seen import Seen
 
 __all__ = [
     "METHODS",
+    "Choice",
     "Compressed",
     "CompressorConfig",
     "Declaration",
     "GridConfig",
     "How",
     "Placed",
+    "Taken",
     "apply",
     "config_of",
     "declare",
@@ -60,6 +65,7 @@ METHODS: dict[str, Any] = {
     "average_pool": average_pool,
     "similarity": similarity,
     "multi_head": multi_head,
+    "nested": nested,
     "m3": m3,
     "mqt": mqt,
     "token_packer": token_packer,

@@ -7,6 +7,7 @@ from llava_mini_jax.models.compressors.signature import (
     INSTEAD,
     PLACES,
     PROJECTED,
+    Choice,
     Declaration,
 )
 from llava_mini_jax.models.seen import PATCHES
@@ -39,6 +40,8 @@ def check(
             f'compressor "{kind}" gives pictures different numbers of tokens, which cannot go'
             " through pre-fusion: set fuse_compressed to false"
         )
+    if declared.choice is not None:
+        _check_choice(kind, declared.choice, prefusion_layers, fuse_compressed)
     if inside_layers and (prefusion_layers or not declared.compresses):
         raise ValueError("compression inside the LLM needs a compressor and no pre-fusion layers")
     if declared.inside and (prefusion_layers or inside_layers):
@@ -52,10 +55,27 @@ def check(
             f" {vocabulary} tokens: give the id of one that it knows"
         )
     if inside_layers and (
-        PROJECTED not in declared.places or declared.reads != PATCHES or declared.adaptive
+        PROJECTED not in declared.places
+        or declared.reads != PATCHES
+        or declared.adaptive
+        or declared.choice is not None
     ):
         raise ValueError(
             f'compressor "{kind}" does not work on hidden states of the LLM: set inside_layers to 0'
+        )
+
+
+def _check_choice(kind: str, choice: Choice, prefusion_layers: int, fuse_compressed: bool) -> None:
+    if prefusion_layers and fuse_compressed:
+        # The question would read the tokens of all counts, whatever it asks for.
+        raise ValueError(
+            f'compressor "{kind}" gives the tokens of all its counts, which cannot go through'
+            " pre-fusion together: set fuse_compressed to false"
+        )
+    if 0 in choice.counts and not prefusion_layers:
+        raise ValueError(
+            f'compressor "{kind}" with 0 tokens and no pre-fusion would leave nothing of a picture:'
+            " take 0 out of its counts, or set prefusion_layers to 1 or more"
         )
 
 

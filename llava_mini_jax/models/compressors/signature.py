@@ -2,7 +2,8 @@
 
     Config                 frozen; a CompressorConfig
     declare(cfg)           Declaration: where it sits, what it reads, what its tokens depend on
-    tokens(cfg, side)      how many tokens a map of side x side patches becomes, at most
+    tokens(cfg, side)      how many tokens a map of side x side patches becomes, at most; where
+                           requests choose, of one that says nothing
     spec(cfg)              its parameters, or None
     apply(params, seen, cfg) -> Compressed
     run(params, llm, x, placed, cfg, how) -> x    of a method inside the language model: its layers
@@ -11,6 +12,7 @@ The package's __init__ alone knows all methods; models/llava_mini.py composes by
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from flax import struct
 
@@ -29,6 +31,34 @@ class CompressorConfig:
     kind: str
 
 
+class Taken(NamedTuple):
+    """Which of a picture's tokens stand in a request's sequence."""
+
+    first: int
+    count: int
+    made: int  # tokens that the compressor gives of a picture
+
+    @property
+    def places(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How many tokens a request may ask for. The compressor gives those of all counts, and each
+    request takes its own: which, the host plans, so one program serves them all."""
+
+    made: int
+    starts: tuple[tuple[int, int], ...]  # (a count, the first of its tokens), the smallest first
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(count for count, _ in self.starts)
+
+    def taken(self, count: int) -> Taken:
+        return Taken(dict(self.starts)[count], count, self.made)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declaration:
     """What a method, as it is configured, needs and is."""
@@ -36,6 +66,7 @@ class Declaration:
     places: tuple[str, ...]  # of PLACES; the first is its authors'
     reads: Reads = PATCHES
     adaptive: bool = False  # a picture may have fewer tokens than `tokens` says
+    choice: Choice | None = None  # where requests choose how many tokens they take
     pooled: bool = False  # a picture's tokens depend on the other pictures of a call
     parts: bool = False  # defined on the map of a high-resolution picture's parts, too
     videos: bool = False  # defined on frames, too

@@ -20,7 +20,7 @@ from llava_mini_jax.models.compressors.positions import sincos
 from llava_mini_jax.models.compressors.signature import Compressed, side_of
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.ops.einsum import einsum
-from llava_mini_jax.params import Leaf, ParamSpec, normal
+from llava_mini_jax.params import Array, Leaf, ParamSpec, normal
 
 Config = GridConfig
 
@@ -36,9 +36,15 @@ def spec(cfg: GridConfig) -> SimilarityCompressor:
 
 
 def apply(params: SimilarityCompressor, seen: Seen, cfg: GridConfig) -> Compressed:
-    patches_IPE, dtype = seen.patches_IPE, seen.patches_IPE.dtype
+    dtype = seen.patches_IPE.dtype
     query_QE = params.query.astype(dtype) + sincos(cfg.grid, cfg.width).astype(dtype)
-    keys_IPE = patches_IPE + sincos(side_of(seen), cfg.width).astype(dtype)
+    return read(query_QE, seen.patches_IPE, side_of(seen))
+
+
+def read(query_QE: Array, patches_IPE: Array, side: int) -> Compressed:
+    """What queries, their positions added, read of maps of side * side patches."""
+    dtype = patches_IPE.dtype
+    keys_IPE = patches_IPE + sincos(side, patches_IPE.shape[-1]).astype(dtype)
     # Not divided by sqrt(E): equation 2 of the paper has no scale.
     scores_IQP = einsum("IPE,QE->IQP", keys_IPE, query_QE, ("batch", None, None))
     weights_IQP = jax.nn.softmax(scores_IQP.astype(jnp.float32)).astype(dtype)
