@@ -22,9 +22,11 @@ from llava_mini_jax.models.compressors.heads import into_heads, out_of_heads
 from llava_mini_jax.models.compressors.positions import resize_positions, sincos
 from llava_mini_jax.models.compressors.signature import (
     INSTEAD,
+    Choice,
     Compressed,
     CompressorConfig,
     Declaration,
+    check_counts,
     side_of,
 )
 from llava_mini_jax.models.seen import Seen
@@ -40,8 +42,9 @@ class MqtConfig(CompressorConfig):
     out_width: int  # of the language model
     heads: int
     queries: int  # a square number: 256 in the release
-    count: int  # how many of them are tokens; the release draws it anew for every batch
+    count: int  # how many of them are tokens; the release draws it again for every batch
     norm_eps: float
+    counts: tuple[int, ...] = ()  # those that a request may ask for; none: `count` alone
 
     def __post_init__(self):
         if self.width % 4 or self.width % self.heads:
@@ -50,6 +53,12 @@ class MqtConfig(CompressorConfig):
             raise ValueError(f"mqt: {self.queries} queries are no square grid")
         if not 1 <= self.count <= self.queries:
             raise ValueError(f"mqt has no {self.count} tokens; give 1 to {self.queries}")
+        check_counts("mqt", self.counts, self.count, self.queries)
+
+    @property
+    def made(self) -> int:
+        """Tokens that are computed of a picture: a request takes the first ones."""
+        return max((self.count, *self.counts))
 
 
 Config = MqtConfig
@@ -70,7 +79,8 @@ class Mqt:
 
 
 def declare(cfg: MqtConfig) -> Declaration:
-    return Declaration(places=(INSTEAD,), widths=(cfg.width, cfg.out_width))
+    choice = Choice(cfg.made, tuple((n, 0) for n in cfg.counts)) if cfg.counts else None
+    return Declaration(places=(INSTEAD,), widths=(cfg.width, cfg.out_width), choice=choice)
 
 
 def tokens(cfg: MqtConfig, side: int) -> int:
@@ -115,7 +125,7 @@ def attention(params: Mqt, side: int, cfg: MqtConfig) -> Array:
     keys_PE = resize_positions(position_QE, math.isqrt(cfg.queries), side)
     # The resized table is stored in the weights' dtype before it is normed.
     keys_PE = keys_PE.astype(params.position.dtype).astype(jnp.float32)
-    query_QE = params.query[: cfg.count].astype(jnp.float32) + position_QE[: cfg.count]
+    query_QE = params.query[: cfg.made].astype(jnp.float32) + position_QE[: cfg.made]
     q_QNH, k_PNH = (
         linear("QE,NHE->QNH", layer_norm(x, norm, cfg.norm_eps), p, (None, "heads", None))
         for x, norm, p in (

@@ -59,6 +59,16 @@ class Choice:
         return Taken(dict(self.starts)[count], count, self.made)
 
 
+def check_counts(kind: str, counts: tuple[int, ...], count: int, most: int) -> None:
+    """ValueError unless `counts`, if there are any, grow from 1 to `most` and have `count`."""
+    growing = list(counts) == sorted({*counts}) and all(1 <= n <= most for n in counts)
+    if counts and not (growing and count in counts):
+        raise ValueError(
+            f"{kind}: counts are {counts} and count is {count}; give numbers that grow, from 1 to"
+            f" {most}, and one of them as count"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declaration:
     """What a method, as it is configured, needs and is."""
