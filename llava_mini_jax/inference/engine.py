@@ -25,7 +25,7 @@ from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.gallery import Gallery
 from llava_mini_jax.inference.lanes import Lanes, LaneSize
 from llava_mini_jax.inference.loaded import Loaded
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_pooled
 from llava_mini_jax.inference.seeing import Seeing
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
@@ -93,6 +93,7 @@ class Engine:
 
     def take(self, ticket: Ticket) -> None:
         """`submit` for a ticket that another thread has made."""
+        refuse_pooled(ticket.request.example, self.model.bundle.model)
         needed = bounds.prompt_positions(ticket.request.example, self.model.bundle)
         if needed > self.longest:
             raise InputError(

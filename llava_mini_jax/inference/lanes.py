@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llava_mini_jax.inference import blocks, bounds, slots
+from llava_mini_jax.inference import blocks, bounds, reading, slots
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import Sampling, make_sampling, padded_stops
 from llava_mini_jax.inference.ticket import Token
@@ -69,7 +69,6 @@ class Lanes:
 
     def __init__(self, model: Loaded, sizes: Sequence[LaneSize], most: int):
         self._model, self._params, self._cfg = model, model.params, model.bundle.model
-        self._tokens = bounds.tokens_per_image(model.bundle)
         self._most = most  # tokens of a call of decode
         self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
         self.reading: list[Work] = []  # in their slots, not read to their end
@@ -91,7 +90,7 @@ class Lanes:
         if not free:
             return False
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse)
         work.visual_VD = blocks.visual(work.seen)
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
@@ -211,7 +210,7 @@ class Lanes:
         filled += filled[:1] * (rows - len(group))
         x = [blocks.embeddings(work, 0, count, size) for work, count in filled]
         sampling, told_B = lane.settings()
-        lane.state, told = slots.read_fresh(
+        lane.state, told = reading.read_fresh(
             self._params,
             lane.state,
             tuple(x),
@@ -236,7 +235,7 @@ class Lanes:
         first = min(work.read, lane.size.length - size)
         sampling, told_B = lane.settings()
         final = end == len(work.marks)
-        lane.state, told = slots.read_block(
+        lane.state, told = reading.read_block(
             self._params,
             lane.state,
             blocks.embeddings(work, first, end - first, size),

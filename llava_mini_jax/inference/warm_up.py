@@ -23,6 +23,7 @@ from llava_mini_jax.inference import (
     bounds,
     engine,
     lanes,
+    reading,
     seeing,
     seeing_programs,
     slots,
@@ -166,7 +167,7 @@ def of_engine(
     cfg, params = model.bundle.model, model.params
     for T in texts:
         text_BTD, text_BFD, fuse_BF = _text(model, call, T)
-        for size in seeing.sizes(T):
+        for size in seeing.sizes(T, model.bundle.model):
             _, memory = features[size]
             if memory is None:
                 continue
@@ -207,7 +208,7 @@ def _look(
 def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
     """`_look` of chunks of each size."""
     found = {}
-    for size in seeing.SIZES:
+    for size in seeing.sizes(0, model.bundle.model):
         features, memory = found[size] = _look(model, call, size)
         if memory is not None and size > 1:
             number = _shape(np.int32)
@@ -253,11 +254,11 @@ def _lane(
         for R in blocks.FRESH_ROWS if size.slots > 1 else (1,):
             places_R = [_shape(np.int32, R)] * 2
             arguments = (state, (x_SD,) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
-            call(slots.read_fresh, params, *arguments)
+            call(reading.read_fresh, params, *arguments)
     for S in later:
         x_SD = _shape(cfg.dtype, S, cfg.llm.width)
         arguments = (state, x_SD, *[number] * 3, _shape(bool), sampling, told_B, cfg)
-        call(slots.read_block, params, *arguments)
+        call(reading.read_block, params, *arguments)
     call(slots.decode, params, state, sampling, told_B, told_B, number, number, cfg, steps)
     return state
 

@@ -79,7 +79,7 @@ class Work:
             self.ticket.listener(news)
 
 
-def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, tokens: int):
+def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
     """What stands at each position of a prompt [S], as numbers that are equal only where the same
     thing stands: text and whether it is fused (0 and more), or a visual token (below 0)."""
     pieces, media = [], iter(seen)
@@ -88,7 +88,7 @@ def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, tok
             pieces.append(text_marks(np.array([token]), fused))
             continue
         one = next(media)
-        pieces.append(-1 - one.first - np.arange(one.expected * tokens, dtype=np.int64))
+        pieces.append(-1 - one.first - np.arange(one.positions, dtype=np.int64))
     return np.concatenate(pieces)
 
 

@@ -98,10 +98,8 @@ class LlavaMiniConfig:
 
     @property
     def keeps_cache(self) -> bool:
-        """Whether answers may keep keys and values: what a picture gives never changes, and all of
-        its slots are taken."""
-        declared = self.declared
-        return not (self.inside_layers or declared.inside or declared.adaptive)
+        """Whether answers may keep keys and values: what a picture gives never changes."""
+        return not (self.inside_layers or self.declared.inside)
 
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most."""
