@@ -26,7 +26,7 @@ from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, engine, seeing_programs, warm_up
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.seeing import sizes_up_to
 from llava_mini_jax.inference.ticket import Piece

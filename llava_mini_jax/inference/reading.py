@@ -2,10 +2,12 @@
 
 prompts, or their beginnings --read_fresh, a few at a time--> slots, first tokens
 one more block of a long prompt --read_block----------------> its slot, its first token
+a picture of which little stays in the cache --read_piece---> the same
 """
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,15 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask
 from llava_mini_jax.params import Array
+
+
+class Piece(NamedTuple):
+    """Where `read_piece` reads, and what of it stays; int32 numbers."""
+
+    position: Array  # of its first, as the language model counts them
+    place: Array  # in the slot, behind what that holds
+    count: Array
+    kept: Array  # the last ones
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
@@ -111,6 +122,54 @@ def read_block(
     return begun(lane, slots.logits(params, last_11D, cfg), *one, sampling, told_B)
 
 
+@partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
+def read_piece(
+    params: LlavaMini,
+    lane: slots.Lane,
+    x_SD: Array,
+    numbers: Piece,
+    slot: Array,
+    final: Array,
+    sampling: Sampling,
+    told_B: Array,
+    cfg: LlavaMiniConfig,
+) -> tuple[slots.Lane, slots.Told]:
+    """`count` positions of one prompt behind what its slot holds, of which the last `kept` stay."""
+    position, place, count, kept = numbers
+    places, T = lane.keys[0].shape[2], len(x_SD)
+    stays_S = (jnp.arange(places) >= place) & (jnp.arange(places) < place + kept)
+    found: dict[str, list[Array]] = {"keys": [], "values": []}
+
+    def remember(layer: int, k_1KTH: Array, v_1KTH: Array):
+        seen = []
+        for name, new in (("keys", k_1KTH), ("values", v_1KTH)):
+            all_BKSH, new = getattr(lane, name)[layer], slots.whole_rows(new)
+            own_1KSH = jax.lax.dynamic_slice_in_dim(all_BKSH, slot, 1)
+            seen.append(jnp.concatenate([own_1KSH, new], axis=2))
+            # The last ones of the piece, moved to their places; room on both sides for the others.
+            wide = jnp.pad(new, ((0, 0), (0, 0), (places, places), (0, 0)))
+            first = places + count - kept - place
+            moved_1KSH = jax.lax.dynamic_slice_in_dim(wide, first, places, axis=2)
+            own_1KSH = jnp.where(stays_S[:, None], moved_1KSH, own_1KSH)
+            all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, own_1KSH, (slot, 0, 0, 0))
+            found[name].append(all_BKSH)
+        return *seen, None
+
+    positions_1T = (position + jnp.arange(T))[None]
+    valid_S = jnp.concatenate([jnp.arange(places) < place, jnp.ones(T, bool)])
+    attends = attend(Mask(first=places, valid_BS=valid_S[None]), cfg.attention)
+    x_1TD, _ = llama.run_remembering(
+        params.llm.layers, x_SD[None], positions_1T, attends, remember, cfg.llm
+    )
+    lane = dataclasses.replace(lane, keys=tuple(found["keys"]), values=tuple(found["values"]))
+    last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1)
+    used = position + count
+    dropped_B = lane.dropped_B.at[slot].set(used - place - kept)
+    lane = dataclasses.replace(lane, dropped_B=dropped_B)
+    one = used[None], slot[None], final[None]
+    return begun(lane, slots.logits(params, last_11D, cfg), *one, sampling, told_B)
+
+
 def begun(
     lane: slots.Lane,
     logits_RV: Array,
@@ -120,7 +179,8 @@ def begun(
     sampling: Sampling,
     told_B: Array,
 ) -> tuple[slots.Lane, slots.Told]:
-    """The lane with R slots that hold `used_R` places, and the first tokens of those read whole."""
+    """The lane with R slots that have `used_R` positions, and the first tokens of those read
+    whole."""
     own = jax.tree.map(lambda setting: jnp.asarray(setting)[slot_R], sampling)
     token_R = slots.everywhere(next_token(logits_RV, own, jnp.zeros_like(used_R)))
     asked_R = final_R & jnp.asarray(told_B)[slot_R]

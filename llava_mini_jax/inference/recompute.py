@@ -46,7 +46,7 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
     That is compression inside the language model.
     """
     refuse_question(cfg)
-    if cfg.declared.inside:
+    if cfg.declared.inside and not cfg.keeps_cache:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
             " without a cache: use Model.generate or eval.py, or take one that compresses in front"

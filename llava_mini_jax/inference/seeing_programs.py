@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import sharding
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models import compressors, llava_mini
 from llava_mini_jax.models.compressors import Compressed
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.prefusion import ImageMemory, take_fused
@@ -51,6 +51,13 @@ def prefuse_images(
     """(visual tokens [I, Q, D] and which are there, what pre-fusion keeps of the patches) of a
     chunk."""
     patches_ISD, visual = llava_mini.project_and_compress(params, seen, cfg)
+    if cfg.declared.inside:
+        parts, own = seen.patches_IPE.shape[1], cfg.compressor
+        patches = cfg.patches_per_image(parts)
+        tokens_IQD = compressors.with_tokens(
+            params.compressor, params.llm, visual.tokens_IQE, patches, own
+        )
+        visual = dataclasses.replace(visual, tokens_IQE=tokens_IQD)
     if params.prefusion is None:
         return jax.tree.map(_everywhere, visual), None
     tokens_IQD, memory = llava_mini.prefuse_images(params, patches_ISD, visual.tokens_IQE, cfg)

@@ -34,9 +34,12 @@ class Lane:
     keys: tuple[Array, ...]  # of every layer [B, K, S, H]
     values: tuple[Array, ...]
     token_B: Array  # int32: drawn, not in the cache yet
-    used_B: Array  # int32: places of the row that hold something
+    used_B: Array  # int32: positions of the row so far
     count_B: Array  # int32: tokens of the answer, `token_B` included
     going_B: Array  # bool: more tokens are to come
+    # int32: of the places, those that hold nothing any more, for a compressor whose pictures leave
+    # the cache (`Declaration.keeps`): later ones have moved forward. None for all others.
+    dropped_B: Array | None = None
 
 
 @struct.dataclass
@@ -72,6 +75,7 @@ def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
         used_B=numbers(),
         count_B=numbers(),
         going_B=numbers() > 0,
+        dropped_B=numbers() if cfg.declared.keeps else None,
     )
 
 
@@ -121,14 +125,16 @@ def next_logits(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[La
     nobody reads.
     """
     S = lane.keys[0].shape[2]
-    used_B = lane.used_B
+    used_B = place_B = lane.used_B
+    if lane.dropped_B is not None:
+        place_B = used_B - lane.dropped_B
     # Plain embeddings, never fused: so the release generates, too.
     x_B1D = llama.embed(params.llm, lane.token_B[:, None], cfg.dtype)
-    attends = attend(Mask(valid_BS=seen_from(used_B, S, cfg.llm.window)), cfg.attention)
+    attends = attend(Mask(valid_BS=seen_from(place_B, S, cfg.llm.window)), cfg.attention)
 
     def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
-        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, used_B)
-        v_BKSH = _put_rows(lane.values[layer], v_BK1H, used_B)
+        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, place_B)
+        v_BKSH = _put_rows(lane.values[layer], v_BK1H, place_B)
         return _by_batch(k_BKSH), _by_batch(v_BKSH), (k_BKSH, v_BKSH)
 
     x_B1D, memories = llama.run_remembering(
@@ -237,4 +243,11 @@ def move(lane: Lane, to: Lane, slot: Array, to_slot: Array) -> Lane:
         used_B=to.used_B.at[to_slot].set(lane.used_B[slot]),
         count_B=to.count_B.at[to_slot].set(lane.count_B[slot]),
         going_B=to.going_B.at[to_slot].set(True),
+        dropped_B=_one_more(to.dropped_B, to_slot, lane.dropped_B, slot),
     )
+
+
+def _one_more(
+    all_B: Array | None, to_slot: Array, old_B: Array | None, slot: Array
+) -> Array | None:
+    return None if all_B is None or old_B is None else all_B.at[to_slot].set(old_B[slot])

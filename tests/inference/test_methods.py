@@ -6,10 +6,10 @@ import pytest
 
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import recompute, seeing_programs
+from llava_mini_jax.inference import bounds, places, recompute, seeing_programs
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import Engine, media_of
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model, answer_all
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.ticket import Request
@@ -23,7 +23,7 @@ fast_compilation = tiny.fast_compilation
 CACHED = [name for name in METHODS if not declare(METHODS[name]).reads.question]
 ASKED = [("what", (1,)), ("which digit is in row 2 column 1 ?", ()), ("read the page", (2, 3))]
 TOKENS = 6
-QUICK = {"prumerge"}  # a model each
+QUICK = {"prumerge", "voco", "voco, a token of the LLM's"}  # a model each
 
 
 def requests(model: Model) -> list:
@@ -50,7 +50,7 @@ def test_the_engine_says_what_whole_sequences_do(name: str) -> None:
     assert said(opened, examples[2:], settings).ids == together.ids[2:]
 
 
-@pytest.mark.parametrize("name", ["prumerge"])
+@pytest.mark.parametrize("name", ["prumerge", "voco", "voco, a token of the LLM's"])
 def test_a_follow_up_is_what_a_fresh_request_is(name: str, monkeypatch) -> None:
     opened, looked = model(name), []
     see = seeing_programs.encode_vision
@@ -95,3 +95,27 @@ def test_pictures_that_share_a_ratio_are_asked_about_one_at_a_time() -> None:
     assert said(opened, examples[:2], settings).ids == said(own, examples[:2], settings).ids
     with pytest.raises(InputError, match=r"shares one ratio .* and the prompt has 2: give one"):
         said(opened, examples[2:], settings)
+
+
+@pytest.mark.parametrize("variant", ["clean", "release"])
+def test_a_picture_s_cache_is_dropped_behind_its_voco_tokens(variant: str) -> None:
+    """A slot that holds none of the patches is long enough, and its answer the whole sequence's."""
+    opened = model("voco", variant=variant)
+    patches, settings = opened.bundle.model.patches_per_image(1), Settings(max_new_tokens=TOKENS)
+    example = requests(opened)[0]
+    needed = places.needed(example, opened.bundle)
+    assert needed <= bounds.prompt_positions(example, opened.bundle) - patches
+    whole = answer_all(recompute.answering, opened, [example], [settings], 1)
+    engine = Engine(opened, [LaneSize(2, needed + TOKENS)])
+    heard = []
+    engine.submit(Request(example, media_of(example), settings), heard.append)
+    while engine.step():
+        pass
+    assert heard[-1].answer == whole[0]
+    llm = opened.bundle.model.llm
+    bytes_ = 2 * 2 * 4 * llm.layers * llm.kv_heads * llm.head_width * (needed + TOKENS)
+    assert bytes_ <= engine.cache_bytes() < bytes_ + 100
+    with pytest.raises(InputError, match=f"needs {needed} positions"):
+        Engine(opened, [LaneSize(1, needed)]).submit(
+            Request(example, media_of(example), settings), heard.append
+        )
