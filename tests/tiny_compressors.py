@@ -1,6 +1,14 @@
 """A tiny configuration of every method that LLaVA-Mini is compared with."""
 
-from llava_mini_jax.models.compressors import CompressorConfig
+import dataclasses
+import functools
+from typing import Any
+
+from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.inference import bounds
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models.compressors import CompressorConfig, declare
 from llava_mini_jax.models.compressors.fastv import FastVConfig
 from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
 from llava_mini_jax.models.compressors.m3 import M3Config
@@ -11,7 +19,7 @@ from llava_mini_jax.models.compressors.prumerge_plus import PruMergePlusConfig
 from llava_mini_jax.models.compressors.token_packer import TokenPackerConfig
 from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
 from llava_mini_jax.models.compressors.voco import VoCoConfig
-from tests import tiny
+from tests import tiny, tiny_model
 
 E, D = tiny.VISION.width, tiny.LLM.width
 PRUMERGE = dict(layer=2, neighbours=5, ratio=0.0, variant="clean")
@@ -49,3 +57,22 @@ METHODS: dict[str, CompressorConfig] = {
     "nested": NestedConfig(way="grids", width=D, counts=(1, 4, 9), count=4),
     "fastv": FastVConfig(layer=1, keep=5, variant="mask"),
 }
+
+
+@functools.cache
+def model(name: str, **changes: Any) -> Model:
+    """A model to ask that has a method; `changes` are of its compressor."""
+    own = dataclasses.replace(METHODS[name], **changes)
+    declared, bundle = declare(own), tiny_model.bundle("paper")
+    llm = dataclasses.replace(bundle.model.llm, layers=2)
+    alone = declared.inside or declared.places == ("instead",)
+    cfg = tiny.model(
+        "paper",
+        llm,
+        tiny.VISION,
+        compressor=own,
+        prefusion_layers=0 if alone else 1,
+    )
+    bundle = dataclasses.replace(bundle, model=cfg)
+    params = llava_mini.unrolled(tiny_model.weights(bundle))
+    return Model(params, bundle, build_tokenizer(), bounds.buckets_for(bundle))

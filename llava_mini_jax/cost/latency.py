@@ -26,7 +26,7 @@ from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, engine, seeing_programs, warm_up
 from llava_mini_jax.inference.answer import Settings
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.seeing import sizes_up_to
 from llava_mini_jax.inference.ticket import Piece
@@ -298,8 +298,8 @@ class Seeing:
         params, cfg = self._model.params, self._model.cfg
         total_FD, tokens = jnp.zeros(text_BFD.shape[1:], jnp.float32), []
         for features_IJPE, (_, count) in zip(seen, self._chunks, strict=True):
-            tokens_IQD, memory = call(seeing_programs.prefuse_images, params, features_IJPE, cfg)
-            tokens.append(tokens_IQD)
+            visual, memory = call(seeing_programs.prefuse_images, params, features_IJPE, cfg)
+            tokens.append(visual)
             if memory is not None:
                 given = (total_FD, memory, count, text_BFD, cfg)
                 total_FD = call(seeing_programs.prefuse_text, params, *given)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import seeing_programs, slots
+from llava_mini_jax.inference import reading, seeing_programs, slots
 from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
@@ -123,7 +123,7 @@ class _Programs:
         sampling = jax.eval_shape(lambda: make_sampling(self.sizes.rows, 0.0, 1.0, 0, 0, ()))
         x = (_array((self.sizes.length, self.cfg.llm.width), self.cfg.dtype),) * R
         each = _array((R,), number), _array((R,), number), _array((R,), bool)
-        return slots.read_fresh, (
+        return reading.read_fresh, (
             self._lane(),
             x,
             *each,
@@ -137,7 +137,7 @@ class _Programs:
         x = _array((self.sizes.length, self.cfg.llm.width), self.cfg.dtype)
         numbers = (_array((), jnp.int32),) * 3
         told = _array((self.sizes.rows,), bool)
-        return slots.read_block, (self._lane(), x, *numbers, _array((), bool), sampling, told)
+        return reading.read_block, (self._lane(), x, *numbers, _array((), bool), sampling, told)
 
     def _lane(self) -> slots.Lane:
         return jax.eval_shape(lambda: slots.empty(self.sizes.rows, self.sizes.slots, self.cfg))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import powers_of_two
+from llava_mini_jax.data.batches.examples import power_of_two, powers_of_two
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.work import Work
@@ -43,6 +43,12 @@ def block_size(left: int, length: int) -> int:
     """Positions of a prompt's next block, padding included."""
     sizes = block_sizes(length)
     return next((size for size in sizes if size >= left), sizes[-1])
+
+
+def piece_size(count: int) -> int:
+    """Positions of a piece that is read at once, padding included: at most an eighth too many."""
+    step = max(BLOCKS[0], power_of_two(count) // 8)
+    return -(-count // step) * step
 
 
 def sizes_of(prompt: int, length: int) -> list[int]:

@@ -20,12 +20,13 @@ from typing import Any
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import bounds
+from llava_mini_jax.inference import bounds, places
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.gallery import Gallery
-from llava_mini_jax.inference.lanes import Lanes, LaneSize
+from llava_mini_jax.inference.lane import LaneSize
+from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.loaded import Loaded
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_pooled
 from llava_mini_jax.inference.seeing import Seeing
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
@@ -81,7 +82,7 @@ class Engine:
 
     @property
     def longest(self) -> int:
-        """Positions of a prompt, at most."""
+        """Positions of a prompt, at most; of one whose pictures leave the cache, places."""
         lengths = [lane.size.length for lane in self._lanes.lanes]
         return min(bounds.longest_prompt(self.model.bundle), max(lengths) - 1)
 
@@ -93,7 +94,8 @@ class Engine:
 
     def take(self, ticket: Ticket) -> None:
         """`submit` for a ticket that another thread has made."""
-        needed = bounds.prompt_positions(ticket.request.example, self.model.bundle)
+        refuse_pooled(ticket.request.example, self.model.bundle.model)
+        needed = places.needed(ticket.request.example, self.model.bundle)
         if needed > self.longest:
             raise InputError(
                 f"the prompt needs {needed} positions, but the engine's longest slot has"
@@ -110,9 +112,9 @@ class Engine:
         return self.model.buckets.length(self.longest)
 
     def slots(self) -> tuple[int, int, int]:
-        """(slots, positions that hold something, positions in all)."""
+        """(slots, places that hold something, places in all)."""
         lanes = self._lanes.lanes
-        used = sum(work.read + len(work.drawn) for work in self._lanes.works())
+        used = sum(work.held + len(work.drawn) for work in self._lanes.works())
         return self._ahead, used, sum(lane.size.slots * lane.size.length for lane in lanes)
 
     def lengthen(self, length: int) -> None:
@@ -302,8 +304,7 @@ def lanes_of(
 ) -> list[LaneSize]:
     """The lane that the longest of requests that are all known fits into."""
     needed = max(
-        bounds.prompt_positions(example, model.bundle)
-        + bounds.allowance(example, model.bundle, own)[0]
+        places.needed(example, model.bundle) + bounds.allowance(example, model.bundle, own)[0]
         for example, own in zip(examples, settings, strict=True)
     )
     # Few sizes, at most an eighth too long: each is compiled for.

@@ -17,6 +17,7 @@ import numpy as np
 
 from llava_mini_jax.inference.shelf import Budget, Kept, Shelf
 from llava_mini_jax.inference.ticket import Medium
+from llava_mini_jax.models.compressors import Compressed
 
 
 @dataclass
@@ -26,10 +27,12 @@ class Seen:
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
     expected: int  # frames; a film that is still being made has more the next time
     first: int  # the number of its first visual token, among all that this gallery has seen
-    # [frames, Q, D] of each chunk, or (what a program gives, first frame, frames).
+    # [n, D] of each chunk, those that are there of all its frames; or (what a program gives, first
+    # frame, frames).
     tokens: list[Any] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     frames: int = 0  # seen so far
+    bytes: int = 0  # that its tokens may take
     users: int = 0  # requests that work with it
     owner: Any = None  # the one of them that adds to it
 
@@ -44,8 +47,18 @@ class Seen:
         chunk = self.tokens[number]
         if isinstance(chunk, tuple):
             given, first, count = chunk
+            tokens_IQD = np.asarray(given.tokens_IQE)[first : first + count]
+            there_IQ = np.ones(tokens_IQD.shape[:2], bool)
+            if given.valid_IQ is not None:
+                there_IQ = np.asarray(given.valid_IQ)[first : first + count]
             # A copy: what was computed together with it is not kept.
-            self.tokens[number] = np.asarray(given)[first : first + count].copy()
+            self.tokens[number] = tokens_IQD[there_IQ]
+
+    @property
+    def positions(self) -> int:
+        """Of the language model that all frames take: where a picture has fewer tokens than it
+        might have, those that are not there take none."""
+        return sum(len(chunk) for chunk in self.settled())
 
     @property
     def complete(self) -> bool:
@@ -80,7 +93,7 @@ class Gallery:
     def put(
         self,
         seen: Seen,
-        tokens_IQD: Any,
+        visual: Compressed,
         first: int,
         count: int,
         stages: Mapping[str, Any],
@@ -92,17 +105,21 @@ class Gallery:
         """
         kept = Kept("source", "", count, None)
         found = {tier: tree for tier, tree in stages.items() if tree is not None}
-        bytes_ = tokens_IQD.nbytes // len(tokens_IQD) * count
+        bytes_ = visual.tokens_IQE.nbytes // len(visual.tokens_IQE) * count
         self._make_room(bytes_ + max(map(_size, found.values()), default=0))
         if seen.name is not None and found:
             kept = self._shelf.put(count, found, following)
         if seen.tokens:
             # It is computed by now. All at the end would take long where a film has thousands.
             seen.settle(len(seen.tokens) - 1)
-        tokens, all_kept = [*seen.tokens, (tokens_IQD, first, count)], [*seen.kept, kept]
-        frames, taken = seen.frames + count, self._token_bytes + bytes_
+        tokens, all_kept = [*seen.tokens, (visual, first, count)], [*seen.kept, kept]
+        frames, own = seen.frames + count, seen.bytes + bytes_
+        taken = self._token_bytes + bytes_
         # In one statement, which Ctrl-C does not divide: a frame is seen or it is not.
-        seen.tokens, seen.kept, seen.frames, self._token_bytes = tokens, all_kept, frames, taken
+        seen.tokens, seen.kept, seen.frames, seen.bytes, self._token_bytes = (
+            *(tokens, all_kept, frames),
+            *(own, taken),
+        )
 
     def get(self, kept: Kept) -> Any:
         return self._shelf.get(kept)
@@ -134,8 +151,8 @@ class Gallery:
             del self._known[seen.name]
         for kept in seen.kept:
             self._shelf.drop(kept)
-        self._token_bytes -= sum(chunk.nbytes for chunk in seen.settled())
-        seen.kept, seen.tokens = [], []
+        self._token_bytes -= seen.bytes
+        seen.kept, seen.tokens, seen.bytes = [], [], 0
 
 
 def _size(tree: Any) -> int:

@@ -1,67 +1,29 @@
 """An engine's lanes on the host: who sits in which slot, what is read next, who is told what.
 
     seen requests --place--> a slot, the one that holds most of the prompt already, or the oldest
-                  --read, a few short prompts or one block of a long one--> slots.py's programs
+                  --read, a few short prompts or one block of a long one--> reader.py
                   --decode, all rows of a lane--> calls under way --collect--> texts, free slots
 
 A request begins in the shortest lane that holds its prompt and a usual answer, and moves to a
 longer one when it has grown out of it. Which lane that is depends on the request alone.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from llava_mini_jax.inference import blocks, bounds, slots
+from llava_mini_jax.inference import blocks, bounds, places, slots
+from llava_mini_jax.inference.lane import Call, Lane, LaneSize, Slot
 from llava_mini_jax.inference.loaded import Loaded
-from llava_mini_jax.inference.sampling import Sampling, make_sampling, padded_stops
+from llava_mini_jax.inference.reader import Reader
+from llava_mini_jax.inference.sampling import padded_stops
 from llava_mini_jax.inference.ticket import Token
 from llava_mini_jax.inference.work import Work, mark_visual, text_marks
 
 USUAL_ANSWER = 256  # tokens that a request's first lane has room for
-
-
-class LaneSize(NamedTuple):
-    slots: int
-    length: int  # positions of a slot
-
-
-@dataclasses.dataclass
-class _Slot:
-    work: Work | None = None
-    marks: np.ndarray | None = None  # what it holds, once its request has left it
-    name: Any = None  # for whom, and of which media
-    left: int = 0  # when its request left it
-
-
-class _Call(NamedTuple):
-    """A program under way."""
-
-    told: slots.Told
-    rows: list[tuple[int, Work]]  # (row of `told`, whose)
-    lane: "_Lane"
-    decodes: bool
-
-
-class _Lane:
-    def __init__(self, size: LaneSize, cfg: Any):
-        self.size = size
-        self.state: Any = slots.empty(size.slots, size.length, cfg)  # a slots.Lane
-        self.slots = [_Slot() for _ in range(size.slots)]
-        self.sampling = make_sampling(size.slots, 0.0, 1.0, 0, 0, ())
-        self.alive_B = np.zeros(size.slots, bool)
-        self.told_B = np.zeros(size.slots, bool)
-        self.decoding: dict[int, Work] = {}  # rows whose prompt is read
-
-    def settings(self) -> tuple[Sampling, np.ndarray]:
-        """For a program: copies, because arrays that it was given may still be read."""
-        copied = {f.name: getattr(self.sampling, f.name).copy()
-                  for f in dataclasses.fields(self.sampling)}  # fmt: skip
-        return Sampling(**copied), self.told_B.copy()
 
 
 class Lanes:
@@ -69,19 +31,19 @@ class Lanes:
 
     def __init__(self, model: Loaded, sizes: Sequence[LaneSize], most: int):
         self._model, self._params, self._cfg = model, model.params, model.bundle.model
-        self._tokens = bounds.tokens_per_image(model.bundle)
         self._most = most  # tokens of a call of decode
-        self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
+        self.lanes = [Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
         self.reading: list[Work] = []  # in their slots, not read to their end
-        self._calls: deque[_Call] = deque()
+        self._reader = Reader(self._params, self._cfg, self.reading)
+        self._calls: deque[Call] = deque()
         self._news: list[tuple[Work, list[int], slots.Told, int]] = []  # fetched, not told
         self._outgrown: list[Work] = []
         self._clock = 0
 
     # ----------------------------------------------------------------------------------- slots
 
-    def lane_of(self, work: Work) -> _Lane:
-        usual = work.prompt + min(work.text.allowance, USUAL_ANSWER)
+    def lane_of(self, work: Work) -> Lane:
+        usual = work.places + min(work.text.allowance, USUAL_ANSWER)
         return next((lane for lane in self.lanes if lane.size.length >= usual), self.lanes[-1])
 
     def place(self, work: Work) -> bool:
@@ -91,8 +53,10 @@ class Lanes:
         if not free:
             return False
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse)
         work.visual_VD = blocks.visual(work.seen)
+        work.pieces = places.pieces(work.marks < 0, self._model.bundle)
+        work.places = places.place(work.pieces, len(work.marks))
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
         common = {n: _common(lane.slots[n], name, work.marks) for n in free}
@@ -101,7 +65,8 @@ class Lanes:
             # Too little to be worth a block of its own: what others may still want is left alone.
             best = min(free, key=lambda n: lane.slots[n].left)
             common[best] = 0
-        work.read = work.ticket.usage.cached = min(common[best], len(work.marks) - 1)
+        known = places.whole(work.pieces, min(common[best], len(work.marks) - 1))
+        work.read = work.ticket.usage.cached = known
         work.begin()
         self._sit(work, lane, best)
         lane.slots[best].name = name
@@ -110,7 +75,7 @@ class Lanes:
         usage.prompt, usage.image = len(work.marks), int((work.marks < 0).sum())
         return True
 
-    def _sit(self, work: Work, lane: _Lane, number: int) -> None:
+    def _sit(self, work: Work, lane: Lane, number: int) -> None:
         slot, settings, sampling = lane.slots[number], work.settings, lane.sampling
         slot.work, slot.marks = work, None
         work.lane, work.slot = lane, number
@@ -124,10 +89,10 @@ class Lanes:
         lane.alive_B[number] = True
         lane.told_B[number] = settings.logprobs is not None
 
-    def _limit(self, work: Work, lane: _Lane) -> int:
+    def _limit(self, work: Work, lane: Lane) -> int:
         """Tokens that the work may have in this lane. The last one is not put into the cache, so
         that a place is left, where a row that has ended writes what nobody reads."""
-        return min(work.text.allowance, lane.size.length - len(work.marks))
+        return min(work.text.allowance, lane.size.length - work.places)
 
     def release(self, work: Work) -> None:
         """Takes a request out of its slot, which keeps what it holds."""
@@ -170,89 +135,14 @@ class Lanes:
             moved = True
         return moved
 
-    # --------------------------------------------------------------------------------- reading
+    # -------------------------------------------------------------------------------- programs
 
     def read(self) -> bool:
         """Reads some short prompts, or one block of a long one; False where there is none."""
         if not self.reading:
             return False
-        first = self.reading[0]
-        group = [first]
-        if self._is_short(first):
-            size = self._fresh_size(first)
-            others = [w for w in self.reading[1:] if self._is_short(w) and w.lane is first.lane]
-            group += [w for w in others if self._fresh_size(w) == size][: blocks.FRESH_ROWS[-1] - 1]
-        if first.read:
-            self._read_block(first)
-        else:
-            self._read_fresh(group)
-        for work in group:
-            if work.read == len(work.marks):
-                self.reading.remove(work)
-                work.lane.decoding[work.slot] = work
-        # A long prompt goes behind the short ones once it had its turn.
-        if self.reading and self.reading[0] is first:
-            self.reading.append(self.reading.pop(0))
+        self._calls.extend(self._reader.read())
         return True
-
-    def _is_short(self, work: Work) -> bool:
-        return work.read == 0 and len(work.marks) <= blocks.fresh_sizes(work.lane.size.length)[-1]
-
-    def _fresh_size(self, work: Work) -> int:
-        return next(s for s in blocks.fresh_sizes(work.lane.size.length) if s >= len(work.marks))
-
-    def _read_fresh(self, group: list[Work]) -> None:
-        lane = group[0].lane
-        most = blocks.fresh_sizes(lane.size.length)[-1]
-        counts = [min(most, len(work.marks)) for work in group]
-        size = next(s for s in blocks.fresh_sizes(lane.size.length) if s >= max(counts))
-        rows = next(r for r in blocks.FRESH_ROWS if r >= len(group))
-        filled = [*zip(group, counts, strict=True)]
-        filled += filled[:1] * (rows - len(group))
-        x = [blocks.embeddings(work, 0, count, size) for work, count in filled]
-        sampling, told_B = lane.settings()
-        lane.state, told = slots.read_fresh(
-            self._params,
-            lane.state,
-            tuple(x),
-            np.array([count for _, count in filled], np.int32),
-            np.array([work.slot for work, _ in filled], np.int32),
-            np.array([count == len(work.marks) for work, count in filled]),
-            sampling,
-            told_B,
-            self._cfg,
-        )
-        for work, count in zip(group, counts, strict=True):
-            work.read = count
-        rows_told = [(n, w) for n, w in enumerate(group) if w.read == len(w.marks)]
-        if rows_told:
-            self._calls.append(_Call(told, rows_told, lane, False))
-
-    def _read_block(self, work: Work) -> None:
-        lane, left = work.lane, len(work.marks) - work.read
-        size = blocks.block_size(left, lane.size.length)
-        end = work.read + min(left, size)
-        # The block ends within the slot; what it reads a second time for that stays what it is.
-        first = min(work.read, lane.size.length - size)
-        sampling, told_B = lane.settings()
-        final = end == len(work.marks)
-        lane.state, told = slots.read_block(
-            self._params,
-            lane.state,
-            blocks.embeddings(work, first, end - first, size),
-            np.int32(first),
-            np.int32(end - first),
-            np.int32(work.slot),
-            np.bool_(final),
-            sampling,
-            told_B,
-            self._cfg,
-        )
-        work.read = end
-        if final:
-            self._calls.append(_Call(told, [(0, work)], lane, False))
-
-    # -------------------------------------------------------------------------------- decoding
 
     def decode(self, steps: int, ends: int) -> bool:
         """A call for every lane that has rows, under way when it returns; False for no rows.
@@ -276,7 +166,7 @@ class Lanes:
                 self._cfg,
                 self._most,
             )
-            self._calls.append(_Call(told, list(lane.decoding.items()), lane, True))
+            self._calls.append(Call(told, list(lane.decoding.items()), lane, True))
         return any(lane.decoding for lane in self.lanes)
 
     @property
@@ -368,7 +258,7 @@ class Lanes:
         return [slot.work for lane in self.lanes for slot in lane.slots if slot.work is not None]
 
 
-def _common(slot: _Slot, name: Any, marks: np.ndarray) -> int:
+def _common(slot: Slot, name: Any, marks: np.ndarray) -> int:
     """Positions at the beginning of a prompt that a slot holds already."""
     if slot.marks is None or slot.name != name:
         return 0

@@ -28,6 +28,7 @@ from llava_mini_jax.inference import (
     blocks,
     bounds,
     engine,
+    reading,
     recompute,
     request,
     seeing_programs,
@@ -45,7 +46,8 @@ PROGRAMS = (
     *(seeing_programs.prefuse_text, seeing_programs.prefuse_texts),
     *(seeing_programs.join, seeing_programs.one_of, seeing_programs.add),
     *(seeing_programs.mean_text, blocks.splice_block),
-    *(slots.empty, slots.read_fresh, slots.read_block, slots.decode, slots.move),
+    *(slots.empty, slots.decode, slots.move),
+    *(reading.read_fresh, reading.read_block, reading.read_piece),
     recompute.whole_logits,
 )
 

@@ -43,23 +43,30 @@ Logits = Callable[[Sequence[Example]], Array]  # [B, V] behind each example's la
 def refuse_inside(cfg: LlavaMiniConfig) -> None:
     """InputError for what no cache holds, where one is needed.
 
-    That is compression inside the language model, and different numbers of tokens of pictures.
+    That is compression inside the language model.
     """
     refuse_question(cfg)
-    if cfg.declared.adaptive:
-        raise InputError(
-            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens and'
-            " decodes without a cache; use Model.generate or eval.py, or give it a fixed ratio"
-        )
-    if cfg.declared.inside:
+    if cfg.declared.inside and not cfg.keeps_cache:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
-            " without a cache; use Model.generate or eval.py, or take one that compresses in front"
+            " without a cache: use Model.generate or eval.py, or take one that compresses in front"
         )
     if cfg.inside_layers:
         raise InputError(
-            f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes"
-            " without a cache; take one that compresses in front of it"
+            f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes without"
+            " a cache: use Model.generate or eval.py, or take one that compresses in front"
+        )
+
+
+def refuse_pooled(example: Example, cfg: LlavaMiniConfig) -> None:
+    """InputError for several pictures of a method whose pictures change each other's tokens.
+
+    The engine looks at one picture a call, which would not be what the method does with them.
+    """
+    if cfg.declared.pooled and sum(example.frames) > 1:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" shares one ratio among the pictures of a call, and'
+            f" the prompt has {sum(example.frames)}: give one picture, or set its variant to clean"
         )
 
 

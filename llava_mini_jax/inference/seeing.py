@@ -22,14 +22,17 @@ from llava_mini_jax.inference.gallery import Gallery, Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.read_ahead import ReadAhead
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 SIZES = (1, 2, 4, 8)  # frames of a chunk
 FEW_SIZES = (1, 8)  # the same beside a long text, for which more programs would hardly be used
 LONG_TEXT = 256
 
 
-def sizes(text: int) -> tuple[int, ...]:
+def sizes(text: int, cfg: LlavaMiniConfig) -> tuple[int, ...]:
     """Frames of chunks that are fused with so much text, where all are compiled beforehand."""
+    if cfg.declared.pooled:  # neighbours would change a picture's tokens
+        return (1,)
     return SIZES if text <= LONG_TEXT else FEW_SIZES
 
 
@@ -67,8 +70,8 @@ class Seeing:
     ):
         self._timed = timed
         # Frames of chunks: of the engine's own choice, or up to what it was given.
-        self._own_sizes = None if chunk is None else sizes_up_to(chunk)
         self._params, self._cfg = model.params, model.bundle.model
+        self._own_sizes = None if chunk is None else sizes_up_to(chunk)
         self._gallery, self._failed = gallery, failed
         self._works: list[Work] = []
         self._readers: dict[Work, _Reading] = {}  # of the film that each looks at
@@ -118,7 +121,7 @@ class Seeing:
     # ----------------------------------------------------------------------------------- pace
 
     def _sizes(self, text: int = 0) -> tuple[int, ...]:
-        return sizes(text) if self._own_sizes is None else self._own_sizes
+        return sizes(text, self._cfg) if self._own_sizes is None else self._own_sizes
 
     def _size(self, count: int, text: int) -> int:
         return next(size for size in self._sizes(text) if size >= count)
@@ -258,15 +261,15 @@ class Seeing:
 
     def _encode_pictures(self, parts: Sequence[_Part], size: int) -> Any:
         pixels_IJYXC = np.stack(_filled([part.frame for part in parts], size))
-        tokens_IQD, memory, features = self._encode(pixels_IJYXC)
+        visual, memory, features = self._encode(pixels_IJYXC)
         for number, part in enumerate(parts):
             if not part.seen.complete:
                 known = part.seen.name is not None
                 stages = _stages(memory, features, number, size) if known else {}
                 following = _unseen(part.work)
-                self._gallery.put(part.seen, tokens_IQD, number, 1, stages, following - 1)
+                self._gallery.put(part.seen, visual, number, 1, stages, following - 1)
             part.seen.owner = None
-        self._wait(tokens_IQD)
+        self._wait(visual)
         return memory
 
     def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
@@ -292,12 +295,12 @@ class Seeing:
             if frames is None:
                 return 0
             pixels_IJYXC = np.stack(_filled(frames, size))
-            tokens_IQD, memory, features = self._encode(pixels_IJYXC)
+            visual, memory, features = self._encode(pixels_IJYXC)
             if new:
                 stages = {} if memory is None else {"memory": memory, "features": features}
                 following = -(-_unseen(work) // count) - 1
-                self._gallery.put(seen, tokens_IQD, 0, count, stages, following)
-            self._wait(tokens_IQD)
+                self._gallery.put(seen, visual, 0, count, stages, following)
+            self._wait(visual)
         seen_at = time.perf_counter()
         if self._params.prefusion is not None:
             if work.total_FD is None:

@@ -8,6 +8,7 @@
 Each compiles once for a size of chunk and text.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from llava_mini_jax import sharding
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models import compressors, llava_mini
+from llava_mini_jax.models.compressors import Compressed
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.prefusion import ImageMemory, take_fused
 from llava_mini_jax.models.seen import Seen
@@ -45,18 +47,24 @@ def _everywhere(x: Array) -> Array:
 @partial(jax.jit, static_argnames="cfg")
 def prefuse_images(
     params: LlavaMini, seen: Seen, cfg: LlavaMiniConfig
-) -> tuple[Array, ImageMemory | None]:
-    """(visual tokens [I, Q, D], what pre-fusion keeps of the patches) of a chunk."""
-    patches_ISD, compressed = llava_mini.project_and_compress(params, seen, cfg)
-    if compressed.valid_IQ is not None:
-        raise ValueError("tokens of pictures that have different numbers of them cannot be kept")
-    compressed_IQD = compressed.tokens_IQE
+) -> tuple[Compressed, ImageMemory | None]:
+    """(visual tokens [I, Q, D] and which are there, what pre-fusion keeps of the patches) of a
+    chunk."""
+    patches_ISD, visual = llava_mini.project_and_compress(params, seen, cfg)
+    if cfg.declared.inside:
+        parts, own = seen.patches_IPE.shape[1], cfg.compressor
+        patches = cfg.patches_per_image(parts)
+        tokens_IQD = compressors.with_tokens(
+            params.compressor, params.llm, visual.tokens_IQE, patches, own
+        )
+        visual = dataclasses.replace(visual, tokens_IQE=tokens_IQD)
     if params.prefusion is None:
-        return _everywhere(compressed_IQD), None
-    tokens_IQD, memory = llava_mini.prefuse_images(params, patches_ISD, compressed_IQD, cfg)
+        return jax.tree.map(_everywhere, visual), None
+    tokens_IQD, memory = llava_mini.prefuse_images(params, patches_ISD, visual.tokens_IQE, cfg)
     axes = (None, None, "heads", None, None)
     memory = jax.tree.map(lambda x: sharding.constrain(x, axes), memory)
-    return _everywhere(tokens_IQD), memory
+    visual = dataclasses.replace(visual, tokens_IQE=tokens_IQD)
+    return jax.tree.map(_everywhere, visual), memory
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="total_FD")

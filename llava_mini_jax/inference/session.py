@@ -23,11 +23,12 @@ from llava_mini_jax.data.batches.examples import Example, check_fits, make_examp
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.text.conversation import IMAGE_MARK, Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import bounds, request, session_media
+from llava_mini_jax.inference import bounds, places, request, session_media
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.engine import Engine
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model
+from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.session_media import Shown
 from llava_mini_jax.inference.shelf import PLACES, Budget
@@ -47,11 +48,7 @@ class Session:
         budget: Budget | None = None,
         chunk: int = CHUNK,
     ):
-        if model.bundle.model.inside_layers:
-            raise InputError(
-                "a session keeps what does not depend on the question; a model that compresses "
-                "inside the language model has nothing like that: use Model.generate or eval.py"
-            )
+        refuse_inside(model.bundle.model)
         (settings or Settings()).seeds(1)
         (settings or Settings()).refuse_for_engine("a session")
         if chunk < 1:
@@ -233,7 +230,7 @@ class Session:
         if self._broken:
             raise InputError(self._broken)
         bundle = self.model.bundle
-        prompt = bounds.prompt_positions(example, bundle)
+        prompt = places.needed(example, bundle)
         answer, _ = bounds.allowance(example, bundle, self.settings)
         length = bounds.slot_length(prompt, answer, bundle)
         if self._engine is None:

@@ -1,8 +1,8 @@
 """Slots: rows of one KV cache, each with a request of its own, and the programs that work on them.
 
-    prompts  --read_fresh, a few at a time--> slots --.
-    one more block of a long prompt --read_block----->|--decode, all slots at once--> tokens
-    a row that has outgrown its lane --move---------->|
+    prompts --reading.py--> slots --.
+    a row that has outgrown its ----|--decode, all slots at once--> tokens
+    lane --move---------------------'
 
 A lane is a number of slots of one length. Rows differ in position, settings and end by arrays, so
 no request compiles anything. The token of a row that was drawn last is not in its cache yet:
@@ -34,9 +34,12 @@ class Lane:
     keys: tuple[Array, ...]  # of every layer [B, K, S, H]
     values: tuple[Array, ...]
     token_B: Array  # int32: drawn, not in the cache yet
-    used_B: Array  # int32: places of the row that hold something
+    used_B: Array  # int32: positions of the row so far
     count_B: Array  # int32: tokens of the answer, `token_B` included
     going_B: Array  # bool: more tokens are to come
+    # int32: of the places, those that hold nothing any more, for a compressor whose pictures leave
+    # the cache (`Declaration.keeps`): later ones have moved forward. None for all others.
+    dropped_B: Array | None = None
 
 
 @struct.dataclass
@@ -72,6 +75,7 @@ def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
         used_B=numbers(),
         count_B=numbers(),
         going_B=numbers() > 0,
+        dropped_B=numbers() if cfg.declared.keeps else None,
     )
 
 
@@ -105,11 +109,11 @@ def decode(
         lane, told, step = carry
         going_B = lane.going_B
         lane, logits_BV = next_logits(params, lane, cfg)
-        token_B = _everywhere(next_token(logits_BV, sampling, lane.count_B))
-        told = _tell(told, step, token_B, logits_BV, going_B, going_B & told_B)
+        token_B = everywhere(next_token(logits_BV, sampling, lane.count_B))
+        told = tell(told, step, token_B, logits_BV, going_B, going_B & told_B)
         return _drawn(lane, token_B, going_B, sampling), told, step + 1
 
-    told = _untold(len(alive_B), most)
+    told = untold(len(alive_B), most)
     lane, told, _ = jax.lax.while_loop(unfinished, one, (lane, told, jnp.int32(0)))
     return lane, dataclasses.replace(told, going_B=lane.going_B)
 
@@ -121,26 +125,28 @@ def next_logits(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[La
     nobody reads.
     """
     S = lane.keys[0].shape[2]
-    used_B = lane.used_B
+    used_B = place_B = lane.used_B
+    if lane.dropped_B is not None:
+        place_B = used_B - lane.dropped_B
     # Plain embeddings, never fused: so the release generates, too.
     x_B1D = llama.embed(params.llm, lane.token_B[:, None], cfg.dtype)
-    attends = attend(Mask(valid_BS=seen_from(used_B, S, cfg.llm.window)), cfg.attention)
+    attends = attend(Mask(valid_BS=seen_from(place_B, S, cfg.llm.window)), cfg.attention)
 
     def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
-        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, used_B)
-        v_BKSH = _put_rows(lane.values[layer], v_BK1H, used_B)
+        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, place_B)
+        v_BKSH = _put_rows(lane.values[layer], v_BK1H, place_B)
         return _by_batch(k_BKSH), _by_batch(v_BKSH), (k_BKSH, v_BKSH)
 
     x_B1D, memories = llama.run_remembering(
         params.llm.layers, x_B1D, used_B[:, None], attends, remember, cfg.llm
     )
     keys, values = zip(*memories, strict=True)
-    return dataclasses.replace(lane, keys=keys, values=values), _logits(params, x_B1D, cfg)
+    return dataclasses.replace(lane, keys=keys, values=values), logits(params, x_B1D, cfg)
 
 
 def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:
     """Keys or values with each row's new one in a place of its own."""
-    new_BK1H = _whole_rows(new_BK1H)
+    new_BK1H = whole_rows(new_BK1H)
     if len(kept_BKSH) == 1 or sharding.on_mesh():
         # One after the other: in place, and no scatter over what a mesh has cut.
         for row in range(len(kept_BKSH)):
@@ -151,7 +157,7 @@ def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:
     return put(kept_BKSH, new_BK1H, place_B)
 
 
-def _whole_rows(x_BKSH: Array) -> Array:
+def whole_rows(x_BKSH: Array) -> Array:
     return sharding.constrain(x_BKSH, (None, "heads", None, None))
 
 
@@ -160,24 +166,24 @@ def _by_batch(x_BKSH: Array) -> Array:
     return sharding.constrain(x_BKSH, ("batch", "heads", None, None))
 
 
-def _everywhere(x: Array) -> Array:
+def everywhere(x: Array) -> Array:
     return sharding.constrain(x, (None,) * x.ndim)
 
 
-def _logits(params: LlavaMini, x_B1D: Array, cfg: LlavaMiniConfig) -> Array:
+def logits(params: LlavaMini, x_B1D: Array, cfg: LlavaMiniConfig) -> Array:
     x_B1D = rms_norm(x_B1D, params.llm.final_norm, cfg.llm.norm_eps)
-    return _everywhere(llama.logits(params.llm, x_B1D)[:, 0])
+    return everywhere(llama.logits(params.llm, x_B1D)[:, 0])
 
 
-def _ends(token_B: Array, sampling: Sampling) -> Array:
-    return _everywhere(is_end(token_B, sampling))
+def ends(token_B: Array, sampling: Sampling) -> Array:
+    return everywhere(is_end(token_B, sampling))
 
 
 def _drawn(lane: Lane, token_B: Array, going_B: Array, sampling: Sampling) -> Lane:
     """The lane behind a step: the old tokens are in the cache, the new ones are not yet."""
     more = going_B.astype(jnp.int32)
     count_B = lane.count_B + more
-    ended_B = _ends(token_B, sampling) | (count_B >= jnp.asarray(sampling.limit_B))
+    ended_B = ends(token_B, sampling) | (count_B >= jnp.asarray(sampling.limit_B))
     return dataclasses.replace(
         lane,
         token_B=jnp.where(going_B, token_B, lane.token_B),
@@ -187,7 +193,7 @@ def _drawn(lane: Lane, token_B: Array, going_B: Array, sampling: Sampling) -> La
     )
 
 
-def _untold(rows: int, most: int) -> Told:
+def untold(rows: int, most: int) -> Told:
     return Told(
         tokens_BN=jnp.full((rows, most), -1, jnp.int32),
         logprobs_BN=jnp.zeros((rows, most)),
@@ -197,7 +203,7 @@ def _untold(rows: int, most: int) -> Told:
     )
 
 
-def _tell(
+def tell(
     told: Told, step: Array, token_B: Array, logits_BV: Array, going_B: Array, asked_B: Array
 ) -> Told:
     def put(kept: Array, new: Array) -> Array:
@@ -222,123 +228,6 @@ def _tell(
     return jax.lax.cond(asked_B.any(), with_logprobs, lambda told: told, told)
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
-def read_fresh(
-    params: LlavaMini,
-    lane: Lane,
-    x: tuple[Array, ...],
-    count_R: Array,
-    slot_R: Array,
-    final_R: Array,
-    sampling: Sampling,
-    told_B: Array,
-    cfg: LlavaMiniConfig,
-) -> tuple[Lane, Told]:
-    """R prompts, or their beginnings, read into slots: rows x of [S, D], `count_R` places of each.
-
-    Where `final_R` says that this is the whole prompt the first token is drawn. A row that is given
-    twice, because fewer than R are there, is written twice. `sampling` is of all slots.
-    """
-    lane, logits_RV = fresh_logits(params, lane, x, count_R, slot_R, cfg)
-    return _begun(lane, logits_RV, count_R, slot_R, final_R, sampling, told_B)
-
-
-def fresh_logits(
-    params: LlavaMini,
-    lane: Lane,
-    x: tuple[Array, ...],
-    count_R: Array,
-    slot_R: Array,
-    cfg: LlavaMiniConfig,
-) -> tuple[Lane, Array]:
-    """The lane with R prompts in its slots, as `read_fresh` is given them, and the logits [R, V]
-    behind each; how many places a row holds is left as it was."""
-    x_RSD = jnp.stack(x)
-    R, S = x_RSD.shape[:2]
-    kept: dict[str, list[Array]] = {"keys": [], "values": []}
-
-    def remember(layer: int, k_RKSH: Array, v_RKSH: Array):
-        for name, new in (("keys", k_RKSH), ("values", v_RKSH)):
-            all_BKSH, new = getattr(lane, name)[layer], _whole_rows(new)
-            for row in range(R):
-                at = (slot_R[row], 0, 0, 0)
-                all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, new[row : row + 1], at)
-            kept[name].append(all_BKSH)
-        return k_RKSH, v_RKSH, None
-
-    # Padding stands behind every reader, and is written over by what comes next.
-    positions_RS = jnp.broadcast_to(jnp.arange(S), (R, S))
-    attends = attend(Mask(first=0, window=cfg.llm.window), cfg.attention)
-    x_RSD, _ = llama.run_remembering(
-        params.llm.layers, x_RSD, positions_RS, attends, remember, cfg.llm
-    )
-    lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
-    last_R1D = jnp.take_along_axis(_everywhere(x_RSD), (count_R - 1)[:, None, None], axis=1)
-    return lane, _logits(params, last_R1D, cfg)
-
-
-@partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
-def read_block(
-    params: LlavaMini,
-    lane: Lane,
-    x_SD: Array,
-    first: Array,
-    count: Array,
-    slot: Array,
-    final: Array,
-    sampling: Sampling,
-    told_B: Array,
-    cfg: LlavaMiniConfig,
-) -> tuple[Lane, Told]:
-    """`count` places of one prompt, from place `first` on, read behind what its slot holds."""
-    kept: dict[str, list[Array]] = {"keys": [], "values": []}
-
-    def remember(layer: int, k_1KTH: Array, v_1KTH: Array):
-        own = []
-        for name, new in (("keys", k_1KTH), ("values", v_1KTH)):
-            all_BKSH = getattr(lane, name)[layer]
-            at = (slot, 0, first, 0)
-            all_BKSH = jax.lax.dynamic_update_slice(all_BKSH, _whole_rows(new), at)
-            kept[name].append(all_BKSH)
-            own.append(jax.lax.dynamic_slice_in_dim(all_BKSH, slot, 1))
-        return own[0], own[1], None
-
-    positions_1S = (first + jnp.arange(len(x_SD)))[None]
-    attends = attend(Mask(first=first, window=cfg.llm.window), cfg.attention)
-    x_1SD, _ = llama.run_remembering(
-        params.llm.layers, x_SD[None], positions_1S, attends, remember, cfg.llm
-    )
-    lane = dataclasses.replace(lane, keys=tuple(kept["keys"]), values=tuple(kept["values"]))
-    last_11D = jax.lax.dynamic_slice_in_dim(x_1SD, count - 1, 1, axis=1)
-    one = (first + count)[None], slot[None], final[None]
-    return _begun(lane, _logits(params, last_11D, cfg), *one, sampling, told_B)
-
-
-def _begun(
-    lane: Lane,
-    logits_RV: Array,
-    used_R: Array,
-    slot_R: Array,
-    final_R: Array,
-    sampling: Sampling,
-    told_B: Array,
-) -> tuple[Lane, Told]:
-    """The lane with R slots that hold `used_R` places, and the first tokens of those read whole."""
-    own = jax.tree.map(lambda setting: jnp.asarray(setting)[slot_R], sampling)
-    token_R = _everywhere(next_token(logits_RV, own, jnp.zeros_like(used_R)))
-    asked_R = final_R & jnp.asarray(told_B)[slot_R]
-    told = _tell(_untold(len(slot_R), 1), jnp.int32(0), token_R, logits_RV, final_R, asked_R)
-    going_R = final_R & ~_ends(token_R, own) & (own.limit_B > 1)
-    lane = dataclasses.replace(
-        lane,
-        token_B=lane.token_B.at[slot_R].set(token_R),
-        used_B=lane.used_B.at[slot_R].set(used_R),
-        count_B=lane.count_B.at[slot_R].set(final_R.astype(jnp.int32)),
-        going_B=lane.going_B.at[slot_R].set(going_R),
-    )
-    return lane, dataclasses.replace(told, going_B=going_R)
-
-
 @partial(jax.jit, donate_argnames="to")
 def move(lane: Lane, to: Lane, slot: Array, to_slot: Array) -> Lane:
     """The lane `to` with a row of a shorter one in one of its slots, going on where it stood."""
@@ -354,4 +243,11 @@ def move(lane: Lane, to: Lane, slot: Array, to_slot: Array) -> Lane:
         used_B=to.used_B.at[to_slot].set(lane.used_B[slot]),
         count_B=to.count_B.at[to_slot].set(lane.count_B[slot]),
         going_B=to.going_B.at[to_slot].set(True),
+        dropped_B=_one_more(to.dropped_B, to_slot, lane.dropped_B, slot),
     )
+
+
+def _one_more(
+    all_B: Array | None, to_slot: Array, old_B: Array | None, slot: Array
+) -> Array | None:
+    return None if all_B is None or old_B is None else all_B.at[to_slot].set(old_B[slot])

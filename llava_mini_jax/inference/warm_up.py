@@ -22,7 +22,9 @@ from llava_mini_jax.inference import (
     blocks,
     bounds,
     engine,
-    lanes,
+    lane,
+    places,
+    reading,
     seeing,
     seeing_programs,
     slots,
@@ -76,7 +78,10 @@ def of_question(
     """
     prompt = text - len(media) + sum(media) * bounds.tokens_per_image(model.bundle)
     answer = min(answer, model.bundle.model.llm.max_positions - prompt)
-    length = bounds.slot_length(prompt, answer, model.bundle)
+    # Media first: where they stand changes little.
+    is_visual_S = np.arange(prompt) < prompt - (text - len(media))
+    taken = places.needed_by(is_visual_S, model.bundle)
+    length = bounds.slot_length(taken, answer, model.bundle)
     of_request(model, call, text=text, media=media, length=length, chunk=chunk, more=more)
 
 
@@ -104,8 +109,11 @@ def of_request(
     _fuse(model, call, texts, memories, shown, chunk)
     fresh, *later = blocks.sizes_of(prompt, length)
     later = blocks.block_sizes(length) if more else sorted(set(later))
-    _lane(model, call, lanes.LaneSize(1, length), [fresh], later, bounds.STEPS)
-    for S in sorted({fresh, *later}):
+    at_first = [fresh]
+    if model.bundle.model.declared.keeps is not None:
+        at_first, later = [], _pieces(model, length)
+    _lane(model, call, lane.LaneSize(1, length), at_first, later, bounds.STEPS)
+    for S in sorted({*at_first, *later}):
         _splice(model, call, texts[0], S)
 
 
@@ -154,7 +162,7 @@ def of_requests(
 def of_engine(
     model: Loaded,
     call: Callable[..., Any],
-    sizes: Sequence[lanes.LaneSize],
+    sizes: Sequence[lane.LaneSize],
     *,
     texts: Sequence[int],
     steps: int,
@@ -166,7 +174,7 @@ def of_engine(
     cfg, params = model.bundle.model, model.params
     for T in texts:
         text_BTD, text_BFD, fuse_BF = _text(model, call, T)
-        for size in seeing.sizes(T):
+        for size in seeing.sizes(T, model.bundle.model):
             _, memory = features[size]
             if memory is None:
                 continue
@@ -207,7 +215,7 @@ def _look(
 def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
     """`_look` of chunks of each size."""
     found = {}
-    for size in seeing.SIZES:
+    for size in seeing.sizes(0, model.bundle.model):
         features, memory = found[size] = _look(model, call, size)
         if memory is not None and size > 1:
             number = _shape(np.int32)
@@ -220,12 +228,14 @@ def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
 
 
 def _lanes(
-    model: Loaded, call: Callable[..., Any], sizes: Sequence[lanes.LaneSize], steps: int
+    model: Loaded, call: Callable[..., Any], sizes: Sequence[lane.LaneSize], steps: int
 ) -> list[int]:
     """The programs of all lanes; returns the sizes of blocks that prompts are read in."""
     states, found = [], set()
     for size in sorted(sizes, key=lambda size: size.length):
         fresh, later = blocks.fresh_sizes(size.length), blocks.block_sizes(size.length)
+        if model.bundle.model.declared.keeps is not None:
+            fresh, later = (), _pieces(model, size.length)
         state = _lane(model, call, size, fresh, later, steps)
         if states:
             number = _shape(np.int32)
@@ -238,7 +248,7 @@ def _lanes(
 def _lane(
     model: Loaded,
     call: Callable[..., Any],
-    size: lanes.LaneSize,
+    size: lane.LaneSize,
     fresh: Sequence[int],
     later: Sequence[int],
     steps: int,
@@ -253,13 +263,23 @@ def _lane(
         for R in blocks.FRESH_ROWS if size.slots > 1 else (1,):
             places_R = [_shape(np.int32, R)] * 2
             arguments = (state, (x_SD,) * R, *places_R, _shape(bool, R), sampling, told_B, cfg)
-            call(slots.read_fresh, params, *arguments)
+            call(reading.read_fresh, params, *arguments)
     for S in later:
         x_SD = _shape(cfg.dtype, S, cfg.llm.width)
-        arguments = (state, x_SD, *[number] * 3, _shape(bool), sampling, told_B, cfg)
-        call(slots.read_block, params, *arguments)
+        rest = (_shape(bool), sampling, told_B, cfg)
+        if cfg.declared.keeps is None:
+            call(reading.read_block, params, state, x_SD, *[number] * 3, *rest)
+        else:
+            piece = reading.Piece(*[number] * 4)
+            call(reading.read_piece, params, state, x_SD, piece, number, *rest)
     call(slots.decode, params, state, sampling, told_B, told_B, number, number, cfg, steps)
     return state
+
+
+def _pieces(model: Loaded, length: int) -> list[int]:
+    """Sizes of the pieces that prompts are read in where pictures leave the cache."""
+    picture = blocks.piece_size(bounds.tokens_per_image(model.bundle))
+    return sorted({*blocks.block_sizes(length), picture})
 
 
 def _shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import fused_places
-from llava_mini_jax.inference import bounds, request
+from llava_mini_jax.inference import bounds, places, request
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.ticket import Medium, Piece, Ticket, Token
+from llava_mini_jax.models import compressors
 
 
 class Work:
@@ -30,7 +31,8 @@ class Work:
         if not self.settings.ignore_end:
             ends, self.settings = model.stop_ids, model.with_stop_text(self.settings)
         self.stop_ids = (*self.settings.stop_ids, *ends)
-        self.prompt = bounds.prompt_positions(example, bundle)
+        # Of its slot that the prompt takes; until its media are seen, at most.
+        self.places = places.needed(example, bundle)
         self.text = self._answer(model)
         # Of the text, padded to a bucket.
         size = model.buckets.length(max(1, len(example.ids)))
@@ -48,15 +50,22 @@ class Work:
         self.chunk = 0  # the same in chunks
         self.fused = 0  # the same over all media
         self.marks = np.zeros(0, np.int64)  # what stands at each position, once all is seen
+        # Of these, what leaves the slot but for its end.
+        self.pieces: list[compressors.Piece] = []
         self.visual_VD = np.zeros((0, 0))
         self.lane: Any = None  # lanes.py's, once it has a slot
         self.slot = -1
-        self.read = 0  # positions that are in its slot
+        self.read = 0  # positions that its slot has read
         self.drawn: list[int] = []  # tokens, ends included
 
     def _answer(self, model: Loaded) -> AnswerText:
         example, bundle = self.ticket.request.example, model.bundle
         return bounds.empty_text(example, bundle, model.tokenizer, self.stop_ids, self.settings)
+
+    @property
+    def held(self) -> int:
+        """Places of its slot that its prompt takes so far."""
+        return places.place(self.pieces, self.read)
 
     def begin(self) -> None:
         usage = self.ticket.usage
@@ -79,7 +88,7 @@ class Work:
             self.ticket.listener(news)
 
 
-def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, tokens: int):
+def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
     """What stands at each position of a prompt [S], as numbers that are equal only where the same
     thing stands: text and whether it is fused (0 and more), or a visual token (below 0)."""
     pieces, media = [], iter(seen)
@@ -88,7 +97,7 @@ def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, tok
             pieces.append(text_marks(np.array([token]), fused))
             continue
         one = next(media)
-        pieces.append(-1 - one.first - np.arange(one.expected * tokens, dtype=np.int64))
+        pieces.append(-1 - one.first - np.arange(one.positions, dtype=np.int64))
     return np.concatenate(pieces)
 
 

@@ -19,7 +19,7 @@ from llava_mini_jax import sharding
 from llava_mini_jax.compilation import compiled
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.engine import Engine
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Piece, Request, Ticket

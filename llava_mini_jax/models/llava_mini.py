@@ -98,10 +98,11 @@ class LlavaMiniConfig:
 
     @property
     def keeps_cache(self) -> bool:
-        """Whether answers may keep keys and values: what a picture gives never changes, and all of
-        its slots are taken."""
-        declared = self.declared
-        return not (self.inside_layers or declared.inside or declared.adaptive)
+        """Whether answers may keep keys and values: what a picture gives never changes."""
+        if self.declared.inside:
+            # A window counts positions that have left the cache.
+            return self.declared.keeps is not None and self.llm.window is None
+        return not self.inside_layers
 
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most; where

@@ -1,7 +1,7 @@
 """Answers token by token, with the logits that each was chosen from, to be held to recorded ones.
 
     Examples --seeing.py--> fused text, visual tokens --blocks.py--> prompts, one a slot
-        --slots.fresh_logits--> logits --a token--> slots.next_logits --> logits --> ...
+        --reading.fresh_logits--> logits --a token--> slots.next_logits --> logits --> ...
 
 The engine's `decode` has the same step in a loop on the device, and keeps no logits.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
-from llava_mini_jax.inference import blocks, bounds, slots
+from llava_mini_jax.inference import blocks, reading, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import media_of
 from llava_mini_jax.inference.gallery import Gallery
@@ -57,7 +57,7 @@ def answers(model: Loaded, examples: Sequence[Example], sampling: Sampling, most
     return Answers(np.stack(tokens, axis=1), np.stack(logits, axis=1), ended_B)
 
 
-_first = jax.jit(slots.fresh_logits, static_argnames="cfg")
+_first = jax.jit(reading.fresh_logits, static_argnames="cfg")
 _next = jax.jit(slots.next_logits, static_argnames="cfg")
 _choose, _ends = jax.jit(next_token), jax.jit(is_end)
 
@@ -76,9 +76,8 @@ def seen(model: Loaded, examples: Sequence[Example]) -> list[Work]:
         seeing.step(None)
     if failures:
         raise failures[0]
-    tokens = bounds.tokens_per_image(model.bundle)
     for work in found:
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse, tokens)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse)
         work.visual_VD = blocks.visual(work.seen)
     return found

@@ -15,7 +15,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, VICUNA_7B, Bundle
 from llava_mini_jax.cost.video_plan import Plan, plan
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, seeing_programs, session, slots
+from llava_mini_jax.inference import blocks, reading, seeing_programs, session, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
@@ -98,13 +98,13 @@ def compiled(
         ),
         "first block": (
             None,
-            slots.read_fresh.lower(
+            reading.read_fresh.lower(
                 params, lane, (array(fresh, D),), number, number, flags, sampling, flags, cfg
             ),
         ),
         "later blocks": (
             None,
-            slots.read_block.lower(
+            reading.read_block.lower(
                 params, lane, array(later, D), *numbers, array(dtype=bool), sampling, flags, cfg
             ),
         ),

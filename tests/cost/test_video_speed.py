@@ -37,14 +37,14 @@ def test_a_frame_of_the_loop_is_a_frame_of_a_chunk(dialect):
     params, cfg = model(dialect)
     pixels, rng = frames(cfg, 2), np.random.default_rng(1)
     text_TD = rng.standard_normal((5, cfg.llm.width)).astype(np.float32)
-    tokens, memory = seeing_programs.prefuse_images(
+    visual, memory = seeing_programs.prefuse_images(
         params, seeing_programs.encode_vision(params, pixels, cfg), cfg
     )
     total = seeing_programs.prefuse_text(
         params, 0 * text_TD, memory, np.int32(2), text_TD[None], cfg
     )
     alone = [jax.jit(one_frame, static_argnames="cfg")(params, x, text_TD, cfg) for x in pixels]
-    for chunked, (single, _) in zip(tokens, alone, strict=True):
+    for chunked, (single, _) in zip(visual.tokens_IQE, alone, strict=True):
         np.testing.assert_allclose(chunked, single, atol=ATOL)
     np.testing.assert_allclose(total, alone[0][1] + alone[1][1], atol=2 * ATOL)
     found = measure(params, cfg, pixels, text=5, chunk=2, repeats=1)

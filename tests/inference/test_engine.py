@@ -12,7 +12,7 @@ from llava_mini_jax import InputError, Model, compilation
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import Engine, media_of
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket

@@ -9,7 +9,8 @@ from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import MOST_TOP, Settings
 from llava_mini_jax.inference.engine import Engine
-from llava_mini_jax.inference.lanes import Lanes, LaneSize
+from llava_mini_jax.inference.lane import LaneSize
+from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.ticket import Medium, Piece, Request
 from llava_mini_jax.inference.work import Work

@@ -83,12 +83,10 @@ def compressed(compressor) -> Model:
     return Model(params, bundle, build_tokenizer(), bounds.buckets_for(bundle))
 
 
-def test_pictures_of_different_numbers_of_tokens_are_answered_without_a_cache():
+def test_pictures_of_different_numbers_of_tokens_are_answered():
     own = PruMergeConfig(layer=1, neighbours=5, ratio=0.0, variant="clean")
     model = compressed(own)
     answers_are_of_the_logits(model)
-    with pytest.raises(InputError, match="different numbers of tokens and decodes without a cache"):
-        refuse_inside(model.bundle.model)
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(InputError, match='"prumerge" is defined on pictures, and a video is given'):
         model.generate(QUESTIONS[0], videos=frames)

@@ -18,7 +18,7 @@ from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import ASKING_DTYPES as DTYPES
 from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
-from llava_mini_jax.inference import seeing_programs, slots
+from llava_mini_jax.inference import reading, seeing_programs, slots
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
@@ -109,11 +109,11 @@ def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
         return array(size, D, dtype=cfg.dtype)
 
     begin = (params, lane, (block(128),), one, one, flags, sampling, flags, cfg)
-    yield "begin", slots.read_fresh.lower(*begin)
+    yield "begin", reading.read_fresh.lower(*begin)
     for name, size in (("a word", 32), ("a block", 128)):
         numbers = (number, number, number, array(dtype=bool))
         more = (params, lane, block(size), *numbers, sampling, flags, cfg)
-        yield name, slots.read_block.lower(*more)
+        yield name, reading.read_block.lower(*more)
     yield (
         "decode",
         slots.decode.lower(params, lane, sampling, flags, flags, number, number, cfg, 64),

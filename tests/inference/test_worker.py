@@ -13,7 +13,7 @@ from llava_mini_jax import InputError, Model, compilation
 from llava_mini_jax.inference import slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import media_of
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.ticket import Piece, Request
 from llava_mini_jax.inference.worker import StoppedError, Worker, default_lanes
 from llava_mini_jax.sharding import make_mesh

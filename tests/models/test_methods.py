@@ -37,6 +37,9 @@ ADAPTIVE = [name for name, cfg in METHODS.items() if compressors.declare(cfg).ad
 INSIDE = [name for name, cfg in METHODS.items() if compressors.declare(cfg).inside]
 
 
+INSIDE_LLM = {"prefusion_layers": 0}
+
+
 def model(name: str, **changes) -> LlavaMiniConfig:
     cfg = METHODS[name]
     alone = compressors.declare(cfg).places == ("instead",) or name in INSIDE
@@ -332,10 +335,15 @@ def test_fastvs_two_variants_answer_alike_and_never_lose_text_in_silence() -> No
     assert np.isnan(found[1]).any() and not np.isnan(found[0][-1]).any()
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_answers_of_methods_inside_keep_no_cache(name: str) -> None:
-    assert not model(name).keeps_cache
-    with pytest.raises(InputError, match="goes on inside the language model and decodes without"):
+def test_who_keeps_no_cache() -> None:
+    window = dataclasses.replace(tiny.LLM, window=9)
+    unkept = [model("fastv"), tiny.model("paper", window, compressor=METHODS["voco"], **INSIDE_LLM)]
+    for cfg in unkept:
+        assert not cfg.keeps_cache
+        with pytest.raises(InputError, match="goes on inside the language model and decodes with"):
+            refuse_inside(cfg)
+    for name in set(METHODS) - {"fastv", "llama_vid"}:
+        assert model(name).keeps_cache
         refuse_inside(model(name))
 
 

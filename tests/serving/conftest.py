@@ -13,7 +13,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 import llava_mini_jax
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.serving.limits import Limits
 from llava_mini_jax.serving.media import MediaReader

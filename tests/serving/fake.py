@@ -17,7 +17,7 @@ import numpy as np
 
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.answer import AnswerText
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket, Token
 from llava_mini_jax.inference.worker import Counts

@@ -12,7 +12,7 @@ import llava_mini_jax
 from llava_mini_jax import Model
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import Engine
-from llava_mini_jax.inference.lanes import LaneSize
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.request import Pictures
 from llava_mini_jax.inference.ticket import Medium, Request
 from llava_mini_jax.serving.errors import ApiError

@@ -8,9 +8,11 @@
 How to add one: docs/architecture.md, "Compressors".
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llava_mini_jax.models.compressors import (
     average_pool,
@@ -35,6 +37,7 @@ from llava_mini_jax.models.compressors.signature import (
     CompressorConfig,
     Declaration,
     How,
+    Piece,
     Placed,
     Taken,
 )
@@ -48,15 +51,18 @@ __all__ = [
     "Declaration",
     "GridConfig",
     "How",
+    "Piece",
     "Placed",
     "Taken",
     "apply",
     "config_of",
     "declare",
     "method",
+    "pieces",
     "run",
     "spec",
     "tokens",
+    "with_tokens",
 ]
 
 # The modules of all methods, by the name that configs and folders give them.
@@ -118,6 +124,30 @@ def apply(params: Any, seen: Seen, cfg: CompressorConfig) -> Compressed:
     """The tokens of I pictures; `seen` has what the method declares."""
     with jax.named_scope("compressor"):
         return method(cfg).apply(params, seen, cfg)
+
+
+def with_tokens(
+    params: Any, llm: Any, tokens_IQD: jax.Array, patches: int, cfg: CompressorConfig
+) -> jax.Array:
+    """Pictures' tokens, with those that a method inside the language model puts behind patches."""
+    own = method(cfg)
+    if not hasattr(own, "with_tokens"):
+        return tokens_IQD
+    I, Q = tokens_IQD.shape[:2]
+    placed = Placed(
+        valid_BS=jnp.ones((I, Q), bool),
+        visual_BS=jnp.ones((I, Q), bool),
+        place_BS=jnp.broadcast_to(jnp.arange(Q), (I, Q)),
+        patches=patches,
+    )
+    return own.with_tokens(params, llm, tokens_IQD, placed, cfg)
+
+
+def pieces(pictures: Sequence[tuple[int, int]], cfg: CompressorConfig) -> list[Piece]:
+    """What of a prompt is read together, and stays in the cache only in part; `pictures` are at
+    positions (first, end)."""
+    own = method(cfg)
+    return own.pieces(pictures, cfg) if hasattr(own, "pieces") else []
 
 
 def run(

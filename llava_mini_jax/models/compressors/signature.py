@@ -7,6 +7,7 @@
     spec(cfg)              its parameters, or None
     apply(params, seen, cfg) -> Compressed
     run(params, llm, x, placed, cfg, how) -> x    of a method inside the language model: its layers
+    pieces(pictures, cfg) -> Pieces               of one that keeps less in the cache than it reads
 
 The package's __init__ alone knows all methods; models/llava_mini.py composes by the declaration.
 """
@@ -84,6 +85,9 @@ class Declaration:
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
     # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
     drops: tuple[int, int] | None = None
+    # (K, n): of a method inside, once a picture is read n of its positions stay in the cache of
+    # layer K and those behind; None: it has no cache
+    keeps: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
     # Of what it reads of the tower and gives to the language model, where its parameters fix them.
     widths: tuple[int, int] | None = None
@@ -104,6 +108,14 @@ class Placed:
     visual_BS: Leaf  # bool: a picture's token
     place_BS: Leaf  # int32: which of its picture's tokens, from 0
     patches: int = struct.field(pytree_node=False)  # of a picture, which stand first
+
+
+class Piece(NamedTuple):
+    """Positions of a prompt that are read together, and of which the last `kept` stay."""
+
+    first: int
+    end: int
+    kept: int
 
 
 @dataclasses.dataclass(frozen=True)

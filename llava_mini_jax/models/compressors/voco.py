@@ -14,6 +14,7 @@ Dimensions: B rows, S positions, I images, P patches, Q tokens of an image, D wi
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import struct
@@ -25,6 +26,7 @@ from llava_mini_jax.models.compressors.signature import (
     CompressorConfig,
     Declaration,
     How,
+    Piece,
     Placed,
 )
 from llava_mini_jax.models.decoder import each
@@ -73,6 +75,7 @@ def declare(cfg: VoCoConfig) -> Declaration:
         places=(PROJECTED,),
         videos=cfg.variant == "clean",
         inside=True,
+        keeps=(0, cfg.count),
         vocabulary=max(ids) + 1,
     )
 
@@ -113,6 +116,16 @@ def run(
     attends = attend(mask, how.attention)
     layers = each(llm.layers, how.llm)
     return llama.run_layers(layers, x_BSD, positions_BS, attends, how.llm, remat=how.remat)
+
+
+def pieces(pictures: Sequence[tuple[int, int]], cfg: VoCoConfig) -> list[Piece]:
+    """What is read together of a prompt with pictures at positions (first, end), their VoCo tokens
+    last: what nobody behind a piece sees leaves the cache with it."""
+    if cfg.variant == "clean" or not pictures:
+        return [Piece(first, end, cfg.count) for first, end in pictures]
+    # Whatever stands behind the first VoCo token is seen, later pictures' patches too.
+    first_voco, end = pictures[0][1] - cfg.count, pictures[-1][1]
+    return [Piece(0, end, end - first_voco)]
 
 
 def seen_until(placed: Placed, cfg: VoCoConfig) -> Array:

@@ -1,0 +1,121 @@
+"""Every compressor in the engine: the tokens of a whole sequence, in company, and in sessions."""
+
+from typing import Any
+
+import pytest
+
+from llava_mini_jax.data.text.conversation import Turn
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference import bounds, places, recompute, seeing_programs
+from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.engine import Engine, media_of
+from llava_mini_jax.inference.lane import LaneSize
+from llava_mini_jax.inference.model import Model, answer_all
+from llava_mini_jax.inference.session import Session
+from llava_mini_jax.inference.ticket import Request
+from llava_mini_jax.models.compressors import declare
+from tests import tiny, tiny_model
+from tests.inference.steps import said
+from tests.tiny_compressors import METHODS, model
+
+fast_compilation = tiny.fast_compilation
+
+CACHED = [name for name in METHODS if not declare(METHODS[name]).reads.question]
+ASKED = [("what", (1,)), ("which digit is in row 2 column 1 ?", ()), ("read the page", (2, 3))]
+TOKENS = 6
+QUICK = {"prumerge", "voco", "voco, a token of the LLM's"}  # a model each
+
+
+def requests(model: Model) -> list:
+    return [
+        model.request(text, model.read_pictures([tiny_model.picture(n) for n in shown], None))
+        for text, shown in ASKED
+    ]
+
+
+def quick(name: str) -> Any:
+    """A method, marked slow where another one of few tokens goes the same way."""
+    return name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [quick(name) for name in CACHED])
+def test_the_engine_says_what_whole_sequences_do(name: str) -> None:
+    """Token by token, in company and alone, with pictures of different numbers of tokens."""
+    opened, settings = model(name), Settings(max_new_tokens=TOKENS)
+    examples = requests(opened)
+    whole = answer_all(recompute.answering, opened, examples, [settings] * 3, 4)
+    together = said(opened, examples, settings, slots=2)
+    assert together.answers == whole
+    assert len({tuple(ids) for ids in together.ids}) == 3
+    assert said(opened, examples[2:], settings).ids == together.ids[2:]
+
+
+@pytest.mark.parametrize("name", ["prumerge", "voco", "voco, a token of the LLM's"])
+def test_a_follow_up_is_what_a_fresh_request_is(name: str, monkeypatch) -> None:
+    opened, looked = model(name), []
+    see = seeing_programs.encode_vision
+    monkeypatch.setattr(
+        seeing_programs, "encode_vision", lambda *given: looked.append(1) or see(*given)
+    )
+    settings = Settings(max_new_tokens=TOKENS)
+    session = Session(opened, settings)
+    session.show_image(tiny_model.picture(2))
+    for question in ("what", "read the page", "which digit"):
+        before = list(session.turns)
+        given = "".join(session.ask(question))
+        times = len(looked)
+        text = question if before else f"<image>\n{question}"
+        turns = [*before, Turn("user", text), Turn("assistant", None)]
+        assert given == opened.generate(turns, tiny_model.picture(2), max_new_tokens=TOKENS)
+        looked[:] = looked[:times]
+    assert len(looked) == 1
+
+
+def test_a_picture_takes_the_positions_that_it_has_tokens_for() -> None:
+    opened = model("prumerge")
+    most = opened.bundle.model.tokens_per_image(1)
+    taken = []
+    for number in range(1, 5):
+        example = opened.request("what", opened.read_pictures(tiny_model.picture(number), None))
+        engine = Engine(opened, [LaneSize(1, 64)])
+        asked = Request(example, media_of(example), Settings(max_new_tokens=1))
+        ticket = engine.submit(asked, lambda news: None)
+        while engine.step():
+            pass
+        taken.append(ticket.usage.image)
+        assert ticket.usage.prompt == len(example.ids) - 1 + taken[-1]
+    assert len(set(taken)) > 1 and max(taken) <= most
+
+
+def test_pictures_that_share_a_ratio_are_asked_about_one_at_a_time() -> None:
+    opened = model("prumerge", variant="release")
+    own = model("prumerge")
+    settings, examples = Settings(max_new_tokens=2), requests(own)
+    # Alone, the shared ratio is each picture's own.
+    assert said(opened, examples[:2], settings).ids == said(own, examples[:2], settings).ids
+    with pytest.raises(InputError, match=r"shares one ratio .* and the prompt has 2: give one"):
+        said(opened, examples[2:], settings)
+
+
+@pytest.mark.parametrize("variant", ["clean", "release"])
+def test_a_picture_s_cache_is_dropped_behind_its_voco_tokens(variant: str) -> None:
+    """A slot that holds none of the patches is long enough, and its answer the whole sequence's."""
+    opened = model("voco", variant=variant)
+    patches, settings = opened.bundle.model.patches_per_image(1), Settings(max_new_tokens=TOKENS)
+    example = requests(opened)[0]
+    needed = places.needed(example, opened.bundle)
+    assert needed <= bounds.prompt_positions(example, opened.bundle) - patches
+    whole = answer_all(recompute.answering, opened, [example], [settings], 1)
+    engine = Engine(opened, [LaneSize(2, needed + TOKENS)])
+    heard = []
+    engine.submit(Request(example, media_of(example), settings), heard.append)
+    while engine.step():
+        pass
+    assert heard[-1].answer == whole[0]
+    llm = opened.bundle.model.llm
+    bytes_ = 2 * 2 * 4 * llm.layers * llm.kv_heads * llm.head_width * (needed + TOKENS)
+    assert bytes_ <= engine.cache_bytes() < bytes_ + 100
+    with pytest.raises(InputError, match=f"needs {needed} positions"):
+        Engine(opened, [LaneSize(1, needed)]).submit(
+            Request(example, media_of(example), settings), heard.append
+        )
