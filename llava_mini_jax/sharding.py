@@ -12,14 +12,17 @@ Explicit and JAX checks every annotation while tracing.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from llava_mini_jax import torus
 from llava_mini_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -90,13 +93,13 @@ def make_mesh(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {needed} devices, "
             f"but {len(devices)} are visible: lower an axis or start more devices"
         )
+    sizes, explicit = (data, fsdp, tensor), (AxisType.Explicit,) * len(MESH_AXES)
+    devices = devices[:needed]
+    if fsdp == needed and torus.dims(devices[0].device_kind, needed):
+        in_order = np.asarray(torus.ordered(devices)).reshape(sizes)
+        return jax.sharding.Mesh(in_order, MESH_AXES, axis_types=explicit)
     # Sizes by position: JAX 0.11 renamed that argument.
-    return jax.make_mesh(
-        (data, fsdp, tensor),
-        MESH_AXES,
-        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
-        devices=devices[:needed],
-    )
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
 
 
 def planned_mesh(mesh: MeshConfig, platform: str | None = None) -> AbstractContextManager:
@@ -199,11 +202,39 @@ def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
     rows = _axes_of(x) & set(RULES["batch"] or ())
     if "fsdp" not in rows or "fsdp" not in _axes_of(weight):
         return weight
-    spec = jax.typeof(weight).sharding.spec.partitions
-    kept = (tuple(axis for axis in _names(entry) if axis != "fsdp") for entry in spec)
-    return jax.reshard(
-        weight, PartitionSpec(*(axes or None for axes in kept), reduced=frozenset(rows))
-    )
+    mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
+    device = mesh.abstract_device
+    shape = torus.dims(device.device_kind, mesh.size) if device else None
+    if shape and mesh.shape["fsdp"] == mesh.size:
+        return _gathered_on_torus(weight, spec, shape)
+    return _gathered(weight, spec, frozenset(rows))
+
+
+def _gathered(weight: jax.Array, spec: PartitionSpec, rows: frozenset[str]) -> jax.Array:
+    kept = (tuple(axis for axis in _names(entry) if axis != "fsdp") for entry in spec.partitions)
+    return jax.reshard(weight, PartitionSpec(*(axes or None for axes in kept), reduced=rows))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered_on_torus(weight: jax.Array, spec: PartitionSpec, shape: tuple[int, ...]) -> jax.Array:
+    """`_gathered` on a slice of `shape` that is all fsdp: its gradient goes axis by axis."""
+    return _gathered(weight, spec, frozenset({"fsdp"}))
+
+
+def _gather_on_torus(
+    weight: jax.Array, spec: PartitionSpec, shape: tuple[int, ...]
+) -> tuple[jax.Array, None]:
+    return _gathered_on_torus(weight, spec, shape), None
+
+
+def _scatter_on_torus(
+    spec: PartitionSpec, shape: tuple[int, ...], _: None, sums: jax.Array
+) -> tuple[jax.Array]:
+    at = next(i for i, entry in enumerate(spec.partitions) if "fsdp" in _names(entry))
+    return (torus.scatter(sums, "fsdp", at, spec, shape),)
+
+
+_gathered_on_torus.defvjp(_gather_on_torus, _scatter_on_torus)
 
 
 def _axes_of(x: jax.Array) -> set[str]:

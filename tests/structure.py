@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Ground first. "" is the package's own __init__, which hands out the public names.
 FLOORS = (
-    ("errors",),
+    ("errors", "torus"),
     ("arguments", "environment", "journal", "json_fields", "plots", "signals", "terminal"),
     ("compilation", "sharding", "distributed", "tensorfiles"),
     ("params",),
