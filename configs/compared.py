@@ -22,21 +22,27 @@ class Stages:
     stage2: TrainConfig
 
 
-def stage_2(compressor: CompressorConfig) -> TrainConfig:
+def stage_2(compressor: CompressorConfig, draw_tokens: tuple[int, ...] = ()) -> TrainConfig:
     """Instruction tuning of a method that keeps LLaVA's projector, from LLaVA's stage 1."""
-    return _tuned(compressor)
+    return _tuned(compressor, draw_tokens)
 
 
-def stages(compressor: CompressorConfig) -> Stages:
-    """Alignment and instruction tuning of a method that is the projector."""
+def stages(
+    aligned: CompressorConfig,
+    tuned: CompressorConfig | None = None,
+    draw_tokens: tuple[int, ...] = (),
+) -> Stages:
+    """Alignment and instruction tuning of a method that is the projector: of one configuration, or
+    of `tuned` behind `aligned`, which have the same parameters."""
     parent = dataclasses.replace(stage1_vicuna_7b.config(), trainable=COMPRESSOR, fresh=COMPRESSOR)
     return Stages(
-        stage1=rebuilt(parent, compressor=compressor, prefusion_layers=0),
-        stage2=dataclasses.replace(_tuned(compressor), start="previous"),
+        stage1=rebuilt(parent, compressor=aligned, prefusion_layers=0),
+        stage2=dataclasses.replace(_tuned(tuned or aligned, draw_tokens), start="previous"),
     )
 
 
-def _tuned(compressor: CompressorConfig) -> TrainConfig:
+def _tuned(compressor: CompressorConfig, draw_tokens: tuple[int, ...]) -> TrainConfig:
     parent = stage2_llava_1_5_7b.config()
-    parent = dataclasses.replace(parent, trainable=(*parent.trainable, *COMPRESSOR))
+    trainable = (*parent.trainable, *COMPRESSOR)
+    parent = dataclasses.replace(parent, trainable=trainable, draw_tokens=draw_tokens)
     return rebuilt(parent, compressor=compressor, prefusion_layers=0)

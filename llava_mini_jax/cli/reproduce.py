@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "retrain the rows of the paper's tables and compare"
 USAGE = "llava-mini reproduce TABLE... [--scale digits|full] [options]"
-EXAMPLE = """tables: table7 (pre-fusion), tokens, hd, table8, table10, table11, table12, or all
+EXAMPLE = """tables: table7 (pre-fusion), tokens, hd, table8, table10, table11, table12, compressors,
+  or all
 examples:
   llava-mini reproduce table7
   llava-mini reproduce all --seeds 0,1,2 --jobs 2 --out out/reproduce
@@ -31,7 +32,12 @@ DATA = Path("playground/data/eval")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("tables", nargs="+", metavar="TABLE", help="table7, tokens, hd, table8 ... or all")
+    add(
+        "tables",
+        nargs="+",
+        metavar="TABLE",
+        help="table7, tokens, compressors ... or all",
+    )
     add("--scale", choices=("digits", "full"), default="digits", help="digits (default) or the 7B")
     add("--seeds", metavar="A,B", help="default: 0,1,2; full: 0")
     add("--out", type=Path, metavar="DIR", help="default: out/reproduce/SCALE")
@@ -49,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from llava_mini_jax import plots
     from llava_mini_jax.reproduce import page, runs, scales
     from llava_mini_jax.reproduce.tables import TABLES
+    from llava_mini_jax.reproduce.trained import claims, collect
 
     _refuse(args)
     plots.pyplot()  # before anything takes long
@@ -77,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         runs.check_same(plan.jobs, out, args.limit)
     for name in names:
-        trained = page.collect(name, args.scale, plan, seeds, out)
+        trained = collect(name, args.scale, plan, seeds, out)
         command = f"llava-mini reproduce {name} --scale {args.scale} --seeds {_listed(seeds)}"
         files = page.write(name, args.scale, trained, out, command, _cut(args))
         print(f"\n{TABLES[name].title} ({TABLES[name].source})")
-        for claim, ours, theirs in page.claims(name, args.scale, trained):
+        for claim, ours, theirs in claims(name, args.scale, trained):
             score, *parts = ours.items()
             print(f"  {claim}\n    here: {score[1]}; in the paper: {theirs}")
             print("    " + "; ".join(f"{title}: {verdict}" for title, verdict in parts))
@@ -143,10 +150,13 @@ def _tell(plan: "Jobs", out: Path, args: argparse.Namespace) -> None:
 
 
 def _commands(job: "Job", out: Path, args: argparse.Namespace) -> list[list[str]]:
-    (stage,) = job.stages
     train = ["python", "train.py", str(job.config), "--workdir", str(out / job.name)]
-    train += ["--start", stage.start, "--seed", str(stage.seed)]
-    train += ["--steps", str(stage.steps)] * bool(args.steps)
+    for stage in job.stages:
+        # A file of several stages has its fields by their names.
+        of = f"{stage.name}." * (len(job.stages) > 1)
+        own_start = [] if len(job.stages) > 1 else ["--start", stage.start]
+        train += [*own_start, f"--{of}seed", str(stage.seed)]
+        train += [f"--{of}steps", str(stage.steps)] * bool(args.steps)
     if not job.benchmarks:
         return [train]
     asked = ["--model", str(job.model(out)), "--benchmarks", ",".join(job.benchmarks)]

@@ -89,15 +89,17 @@ def _unwound_by_sigterm() -> Iterator[None]:
 def check_same(jobs: Mapping[str, Job], out: Path, limit: int | None) -> None:
     """Raises InputError where a folder holds a run of other settings: a trial, say."""
     for job in jobs.values():
-        changed = changed_fields(epath.Path(out / job.name), job.stages)
+        changed = changed_fields(epath.Path(out / job.name), job.stages) if job.stages else []
         results = job.results(out)
         if results.exists():
-            asked = {found["settings"]["limit"] for found in json.loads(results.read_text())}
-            changed += ["limit"] * (asked != {limit})
+            wanted = {"limit": limit, "vision_tokens": job.vision_tokens}
+            for found in json.loads(results.read_text()):
+                asked = {name: found["settings"].get(name) for name in wanted}
+                changed += [name for name in wanted if asked[name] != wanted[name]]
         if changed:
             raise InputError(
                 f"{out / job.name} holds a run with other settings ({', '.join(changed[:3])}): give"
-                " another --out, or remove it to run it anew"
+                " another --out, or remove it to run it again"
             )
 
 
@@ -197,7 +199,8 @@ def _do(job: Job, out: Path, data: Path, limit: int | None, cores: set[int]) -> 
     from llava_mini_jax.training import loop
 
     try:
-        loop.run(job.stages, str(folder))
+        if job.stages:
+            loop.run(job.stages, str(folder))
         if job.benchmarks:
             command = evaluate.Command(
                 models=(str(job.model(out)),),
@@ -206,6 +209,7 @@ def _do(job: Job, out: Path, data: Path, limit: int | None, cores: set[int]) -> 
                 out=job.results(out).parent,
                 limit=limit,
                 batch_size=32,
+                vision_tokens=job.vision_tokens,
             )
             evaluate.evaluate(command)
     except loop.Stopped as stopped:

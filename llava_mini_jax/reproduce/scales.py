@@ -4,7 +4,9 @@
     digits    captions, questions    stage 1    stage 2, its model        exact match
     full      -                      stage 1    stage 2, its config file  VQAv2 val, GQA, MMBench
 
-`plan` makes jobs of them: stages of train.py in a workdir of their own, and an evaluation.
+`plan` makes jobs of them: stages of train.py in a workdir of their own, and an evaluation. A row
+whose compressor is the projector has a stage 1 of its own; one that asks another row's model for
+another number of tokens trains nothing.
 """
 
 import dataclasses
@@ -14,7 +16,9 @@ from pathlib import Path
 from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.image.digits import DENSE
-from llava_mini_jax.reproduce.tables import BENCHMARKS, ROWS, World
+from llava_mini_jax.models.compressors.signature import INSTEAD
+from llava_mini_jax.reproduce.rows import BENCHMARKS, World
+from llava_mini_jax.reproduce.tables import ROWS
 from llava_mini_jax.training.stages import TrainConfig, load_config, rebuilt, stages_of
 
 SCALES = ("digits", "full")
@@ -35,13 +39,20 @@ class Job:
     config: Path  # the file that the stages come from
     stages: tuple[TrainConfig, ...]
     benchmarks: tuple[str, ...] = ()  # none: it only prepares others
+    asks: "Job | None" = None  # without stages: whose model it asks
+    vision_tokens: int | None = None  # of a picture, asked for; None: as many as it gives unasked
 
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
+    @property
+    def last(self) -> TrainConfig:
+        """The stage whose model is asked."""
+        return (self.asks or self).stages[-1]
+
     def model(self, out: Path) -> Path:
-        return out / self.name / self.stages[-1].name / "model"
+        return out / (self.asks or self).name / self.last.name / "model"
 
     def results(self, out: Path) -> Path:
         return out / self.name / "eval" / "results.json"
@@ -75,10 +86,11 @@ def plan(scale: str, configs: Path, rows: Sequence[str], seeds: Sequence[int], o
         jobs |= {job.name: job for job in first}
         for row in dict.fromkeys(rows):
             make = _digits_row if scale == "digits" else _full_row
-            job = make(configs, row, seed, first[-1], out)
-            if job is not None:
+            made = make(configs, row, seed, first, out)
+            for job in made:
                 jobs.setdefault(job.name, job)
-                names[row, seed] = job.name
+            if made:
+                names[row, seed] = made[-1].name
     return Jobs(jobs=jobs, names=names)
 
 
@@ -93,27 +105,64 @@ def _digits_start(configs: Path, seed: int, out: Path) -> list[Job]:
     ]
 
 
-def _digits_row(configs: Path, row: str, seed: int, needed: Job, out: Path) -> Job | None:
-    world = ROWS[row].digits
+def _digits_row(configs: Path, row: str, seed: int, first: list[Job], out: Path) -> list[Job]:
+    """The row's job behind those that only it needs; none where the row is not of this scale."""
+    if (asked := ROWS[row].asks) is not None:
+        *before, trained = _digits_row(configs, asked[0], seed, first, out)
+        return [*before, trained, _asking(f"{row}-seed{seed}", trained, asked[1])]
+    world, (start, needed) = ROWS[row].digits, first
     if world is None:
-        return None
-    file = configs / "digits_tables.py"
-    stage = _in_world(stages_of(load_config(str(file)))[-1], world)
-    return Job(
-        name=f"{row}-seed{seed}",
-        needs=needed.name,
-        config=file,
-        stages=(_from(stage, seed, needed.model(out)),),
-        benchmarks=("digits_dense" if world.dense else "digits",),
+        return []
+    file, before = configs / "digits_tables.py", []
+    *_, stage1, stage2 = stages_of(load_config(str(file)))
+    stage = _in_world(stage2, world)
+    if _is_projector(stage):
+        own = dataclasses.replace(stage1, trainable=_COMPRESSOR, fresh=_COMPRESSOR)
+        aligned = _from(_modelled(own, world), seed, start.model(out))
+        needed = Job(
+            name=f"stage1-{row}-seed{seed}", needs=start.name, config=file, stages=(aligned,)
+        )
+        before = [needed]
+    return [
+        *before,
+        Job(
+            name=f"{row}-seed{seed}",
+            needs=needed.name,
+            config=file,
+            stages=(_from(stage, seed, needed.model(out)),),
+            benchmarks=("digits_dense" if world.dense else "digits",),
+        ),
+    ]
+
+
+_COMPRESSOR = ("compressor/*",)
+
+
+def _asking(name: str, trained: Job, count: int) -> Job:
+    return dataclasses.replace(
+        trained, name=name, needs=trained.name, stages=(), asks=trained, vision_tokens=count
     )
 
 
+def _is_projector(stage: TrainConfig) -> bool:
+    return stage.model.compress == INSTEAD
+
+
+def _modelled(stage: TrainConfig, world: World) -> TrainConfig:
+    """The stage with the model of a row."""
+    model = dict(world.model)
+    if world.compressor is not None:
+        old = stage.model
+        model["compressor"] = world.compressor(old.vision.width, old.llm.width)
+    return rebuilt(stage, **model)
+
+
 def _in_world(stage: TrainConfig, world: World) -> TrainConfig:
-    stage = rebuilt(stage, **world.model)
+    stage = _modelled(stage, world)
     images, data = dataclasses.replace(stage.images, grid=world.grid), stage.data
     if world.dense:
         data = dataclasses.replace(data, **DENSE)
-    return dataclasses.replace(stage, images=images, data=data)
+    return dataclasses.replace(stage, images=images, data=data, draw_tokens=world.draw_tokens)
 
 
 def _full_start(configs: Path, seed: int) -> list[Job]:
@@ -123,19 +172,25 @@ def _full_start(configs: Path, seed: int) -> list[Job]:
     return [Job(name=f"stage1-seed{seed}", needs=None, config=file, stages=(aligned,))]
 
 
-def _full_row(configs: Path, row: str, seed: int, needed: Job, out: Path) -> Job | None:
+def _full_row(configs: Path, row: str, seed: int, first: list[Job], out: Path) -> list[Job]:
     name = ROWS[row].full
     if name is None:
-        return None
+        return []
     file = configs / ("ablations" if name.startswith("table") else "") / f"{name}.py"
-    (stage,) = stages_of(load_config(str(file)))
-    return Job(
-        name=f"{name}-seed{seed}",  # rows of several tables may be one config
-        needs=needed.name,
-        config=file,
-        stages=(_from(stage, seed, needed.model(out)),),
-        benchmarks=BENCHMARKS,
-    )
+    *before, stage = stages_of(load_config(str(file)))
+    stages, needs = (_from(stage, seed, first[-1].model(out)),), first[-1].name
+    if before:  # a stage 1 of its own
+        stages = tuple(dataclasses.replace(each, seed=seed) for each in (*before, stage))
+        needs = None
+    return [
+        Job(
+            name=f"{name.replace('/', '-')}-seed{seed}",  # rows of several tables may be one config
+            needs=needs,
+            config=file,
+            stages=stages,
+            benchmarks=BENCHMARKS,
+        )
+    ]
 
 
 def _from(stage: TrainConfig, seed: int, start: Path) -> TrainConfig:

@@ -1,53 +1,16 @@
 """The paper's tables that say what a part of the model is worth, as rows that can be trained.
 
-    TableRow: a model, at two scales (config file; arguments of `config.build`), the paper's scores
-    Claim: an order of rows that the paper states      Table: rows and claims
+    PAPER_ROWS, by name --PAPER_TABLES--> rows and claims of each table
+    and compared.py's beside them: ROWS, TABLES
 
 A row that stands in several tables is one entry of ROWS, and is trained once.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# The three of these tables; of VQAv2 the paper has test-dev, whose answers only its server knows.
-BENCHMARKS = ("vqav2_val", "gqa", "mmbench")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """A row's model in the digits world, where a page has 9 patches."""
-
-    model: Mapping[str, Any]  # arguments of `config.build`
-    dense: bool = False  # pages of twice the tower's resolution, 6 x 6 digits
-    grid: int = 1  # images are read as grid x grid parts and the whole (1: the whole only)
-
-
-@dataclasses.dataclass(frozen=True)
-class TableRow:
-    label: str
-    tokens: int | None = None  # vision tokens of an image in the paper, of 576
-    paper: tuple[float, ...] = ()  # its scores on the three; empty where it has none
-    full: str | None = None  # the config of the paper's scale: a name in configs/
-    digits: World | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-    """Each row of `order` scores at least what the one before scores, plus `by`, in points."""
-
-    text: str
-    order: tuple[str, ...]
-    by: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    title: str
-    source: str  # where in the paper
-    rows: tuple[str, ...]
-    claims: tuple[Claim, ...]
-    note: str = ""
+from llava_mini_jax.reproduce import compared
+from llava_mini_jax.reproduce.rows import Claim, Table, TableRow, World
 
 
 def _page(**model: Any) -> World:
@@ -68,7 +31,7 @@ _HD = "stage2_vicuna_7b_hd"
 _NONE, _POOL, _HEADS = "without pre-fusion", "average pooling", "the release's queries"
 
 
-ROWS: Mapping[str, TableRow] = {
+PAPER_ROWS: Mapping[str, TableRow] = {
     "llava": TableRow(**_LLAVA, digits=_page(compressor="none", prefusion_layers=0)),
     "mini": TableRow(**_MINI, digits=_page()),
     # Table 7: pre-fusion
@@ -137,9 +100,9 @@ ROWS: Mapping[str, TableRow] = {
     "heads0-4": TableRow(
         f"{_HEADS}, {_NONE}", digits=_page(compressor="multi_head", prefusion_layers=0, grid=2)
     ),
-    "mqt-2": TableRow("MQT-LLaVA, cited", 2, (61.0, 50.8, 54.4)),
-    "mqt-36": TableRow("MQT-LLaVA, cited", 36, (73.7, 58.8, 63.4)),
-    "mqt-256": TableRow("MQT-LLaVA, cited", 256, (76.8, 61.6, 64.3)),
+    "cited-mqt-2": TableRow("MQT-LLaVA, cited", 2, (61.0, 50.8, 54.4)),
+    "cited-mqt-36": TableRow("MQT-LLaVA, cited", 36, (73.7, 58.8, 63.4)),
+    "cited-mqt-256": TableRow("MQT-LLaVA, cited", 256, (76.8, 61.6, 64.3)),
     # Tables 11 and 12
     "whole": TableRow(
         "without compression",
@@ -153,7 +116,7 @@ ROWS: Mapping[str, TableRow] = {
     ),
 }
 
-TABLES: Mapping[str, Table] = {
+PAPER_TABLES: Mapping[str, Table] = {
     "table7": Table(
         title="Pre-fusion",
         source="Table 7, section 6.1",
@@ -237,7 +200,7 @@ TABLES: Mapping[str, Table] = {
         title="Compression alone",
         source="Table 10, appendix E.1",
         rows=(
-            *("mqt-2", "mqt-36", "mqt-256", "n0-1", "n0-4", "n0-64", "n0-9"),
+            *("cited-mqt-2", "cited-mqt-36", "cited-mqt-256", "n0-1", "n0-4", "n0-64", "n0-9"),
             *("pool0-1", "pool0-4", "heads0-1", "heads0-4"),
         ),
         claims=(
@@ -284,3 +247,6 @@ TABLES: Mapping[str, Table] = {
         note="Inside, compression follows layer 2 of 4 here, and layer 4 of 32 at full scale.",
     ),
 }
+
+ROWS: Mapping[str, TableRow] = {**PAPER_ROWS, **compared.METHODS}
+TABLES: Mapping[str, Table] = {**PAPER_TABLES, "compressors": compared.TABLE}
