@@ -26,6 +26,7 @@ class Seen:
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
     expected: int  # frames; a film that is still being made has more the next time
     first: int  # the number of its first visual token, among all that this gallery has seen
+    only: slice | None = None  # of each frame's tokens, those that are kept; None: all of them
     # [frames, Q, D] of each chunk, or (what a program gives, first frame, frames).
     tokens: list[Any] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
@@ -45,7 +46,8 @@ class Seen:
         if isinstance(chunk, tuple):
             given, first, count = chunk
             # A copy: what was computed together with it is not kept.
-            self.tokens[number] = np.asarray(given)[first : first + count].copy()
+            own = np.asarray(given)[first : first + count]
+            self.tokens[number] = (own if self.only is None else own[:, self.only]).copy()
 
     @property
     def complete(self) -> bool:
@@ -72,7 +74,7 @@ class Gallery:
     def open(self, tenant: str, medium: Medium) -> Seen:
         """A medium that is looked at for the first time."""
         name = (tenant, medium.key) if medium.key else None
-        seen = Seen(name, medium.frames, next(self._numbers) * 2**32)
+        seen = Seen(name, medium.frames, next(self._numbers) * 2**32, medium.kept)
         if name is not None:
             self._known[name] = seen
         return seen
@@ -92,7 +94,9 @@ class Gallery:
         """
         kept = Kept("source", "", count, None)
         found = {tier: tree for tier, tree in stages.items() if tree is not None}
-        bytes_ = tokens_IQD.nbytes // len(tokens_IQD) * count
+        I, Q, _ = tokens_IQD.shape
+        kept_tokens = len(range(Q)[seen.only or slice(None)])
+        bytes_ = tokens_IQD.nbytes // (I * max(Q, 1)) * kept_tokens * count
         self._make_room(bytes_ + max(map(_size, found.values()), default=0))
         if seen.name is not None and found:
             kept = self._shelf.put(count, found, following)

@@ -69,7 +69,6 @@ class Lanes:
 
     def __init__(self, model: Loaded, sizes: Sequence[LaneSize], most: int):
         self._model, self._params, self._cfg = model, model.params, model.bundle.model
-        self._tokens = bounds.tokens_per_image(model.bundle)
         self._most = most  # tokens of a call of decode
         self.lanes = [_Lane(size, self._cfg) for size in sorted(sizes, key=lambda s: s.length)]
         self.reading: list[Work] = []  # in their slots, not read to their end
@@ -91,8 +90,8 @@ class Lanes:
         if not free:
             return False
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse, self._tokens)
-        work.visual_VD = blocks.visual(work.seen)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse, work.taken)
+        work.visual_VD = blocks.visual(work.seen, work.taken)
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
         common = {n: _common(lane.slots[n], name, work.marks) for n in free}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.data.batches.examples import Example, power_of_two
-from llava_mini_jax.inference import blocks, bounds, slots
+from llava_mini_jax.inference import blocks, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.engine import media_of
 from llava_mini_jax.inference.gallery import Gallery
@@ -76,9 +76,8 @@ def seen(model: Loaded, examples: Sequence[Example]) -> list[Work]:
         seeing.step(None)
     if failures:
         raise failures[0]
-    tokens = bounds.tokens_per_image(model.bundle)
     for work in found:
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse, tokens)
-        work.visual_VD = blocks.visual(work.seen)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse, work.taken)
+        work.visual_VD = blocks.visual(work.seen, work.taken)
     return found
