@@ -63,6 +63,18 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
 
 
+VISION_TOKENS = 'of each picture, or "all", of a model with several numbers (default: its own)'
+
+
+def vision_tokens(text: str) -> int | str:
+    """What the models that have several numbers of tokens are told of theirs."""
+    try:
+        return text if text == "all" else int(text)
+    except ValueError:
+        sentence = f'{short(text)} is no whole number and not "all"'
+        raise argparse.ArgumentTypeError(sentence) from None
+
+
 def refuse(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:
     """InputError if any of these options is given, though it changes nothing in this mode."""
     values = {name: getattr(args, name, None) for name in names}

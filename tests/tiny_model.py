@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.models.compressors.nested import NestedConfig
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.weights.export_hf import export_model
 from llava_mini_jax.weights.export_json import llama_json
@@ -22,13 +23,20 @@ from tests import tiny
 
 
 def bundle(dialect: str, positions: int = 256) -> configs.Bundle:
-    """ "paper", "release" or "llava-1.5"; one layer of everything, so that it compiles quickly."""
+    """ "paper", "release", "llava-1.5" or "nested" (the paper's, with 0, 1, 4, 9 or 16 tokens); one
+    layer of everything, so that it compiles quickly."""
     tokenizer = build_tokenizer()
     llm = dataclasses.replace(
         tiny.LLM, vocab_size=len(tokenizer), layers=1, max_positions=positions
     )
     depth = {} if dialect == "llava-1.5" else {"prefusion_layers": 1}
-    model = tiny.model(dialect, llm, dataclasses.replace(tiny.VISION, layers=2), grid=1, **depth)
+    vision = dataclasses.replace(tiny.VISION, layers=2)
+    if dialect == "nested":
+        counts = (0, 1, 4, 9, 16)
+        own = NestedConfig(way="separate", width=llm.width, counts=counts, count=1)
+        model = tiny.model("paper", llm, vision, compressor=own, **depth)
+    else:
+        model = tiny.model(dialect, llm, vision, grid=1, **depth)
     release = dialect == "release"
     return configs.Bundle(
         model=model,

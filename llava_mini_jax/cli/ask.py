@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax import compilation, signals
-from llava_mini_jax.arguments import refuse
+from llava_mini_jax.arguments import VISION_TOKENS, refuse, vision_tokens
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import note, waiting
 
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
     )
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
+    add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,6 +137,7 @@ def _opened(args: argparse.Namespace) -> "Opened":
         vision_tower=args.vision_tower,
         template=args.conv_mode,
         max_length=args.max_length,
+        vision_tokens=args.vision_tokens,
     )
 
 

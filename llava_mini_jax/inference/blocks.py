@@ -14,6 +14,7 @@ from llava_mini_jax.data.batches.examples import power_of_two, powers_of_two
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models.compressors import Taken
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
@@ -81,8 +82,9 @@ def embeddings(work: Work, first: int, count: int, size: int) -> Any:
     return splice_block(work.text_BTD, visual_SD, slots_S)
 
 
-def visual(seen: Sequence[Seen]) -> np.ndarray:
-    chunks = [chunk.reshape(-1, chunk.shape[-1]) for one in seen for chunk in one.settled()]
+def visual(seen: Sequence[Seen], taken: Taken) -> np.ndarray:
+    """The tokens [V, D] that a request takes of its media, in their order."""
+    chunks = [chunk for one in seen for chunk in one.of(taken)]
     return np.concatenate(chunks) if chunks else np.zeros((0, 0))
 
 

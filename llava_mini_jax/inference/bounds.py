@@ -12,6 +12,7 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
 )
 from llava_mini_jax.inference.answer import AnswerText, Settings
+from llava_mini_jax.inference.vision_tokens import counts_of
 
 SMALLEST_LENGTH = 64
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
@@ -21,15 +22,16 @@ STEPS_STREAMING, STEPS_WITH_STOP, STEPS = 2, 8, 64
 
 def buckets_for(bundle: Bundle) -> Buckets:
     """Powers of two up to the longest prompt, and up to the images that would fill it."""
-    longest = longest_prompt(bundle)
+    longest, fewest = longest_prompt(bundle), counts_of(bundle)[0]
     return Buckets(
         lengths=powers_of_two(min(SMALLEST_LENGTH, longest), longest),
-        images=powers_of_two(1, max(1, longest // tokens_per_image(bundle))),
+        images=powers_of_two(1, max(1, longest // max(1, fewest))),
     )
 
 
 def tokens_per_image(bundle: Bundle) -> int:
-    """Positions of the language model's first layer that a picture takes."""
+    """Positions of the language model's first layer that a picture takes, of a request that does
+    not ask for another number (vision_tokens.py)."""
     return bundle.model.positions_per_image(bundle.images.parts)
 
 

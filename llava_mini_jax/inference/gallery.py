@@ -17,7 +17,7 @@ import numpy as np
 
 from llava_mini_jax.inference.shelf import Budget, Kept, Shelf
 from llava_mini_jax.inference.ticket import Medium
-from llava_mini_jax.models.compressors import Compressed
+from llava_mini_jax.models.compressors import Compressed, Taken
 
 
 @dataclass
@@ -27,8 +27,9 @@ class Seen:
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
     expected: int  # frames; a film that is still being made has more the next time
     first: int  # the number of its first visual token, among all that this gallery has seen
-    # [n, D] of each chunk, those that are there of all its frames; or (what a program gives, first
-    # frame, frames).
+    only: slice | None = None  # of each frame's tokens, those that are kept; None: all of them
+    # Of each chunk [frames, Q, D], or [n, D] those that are there where pictures have different
+    # numbers of tokens; or (what a program gives, first frame, frames).
     tokens: list[Any] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     frames: int = 0  # seen so far
@@ -48,17 +49,31 @@ class Seen:
         if isinstance(chunk, tuple):
             given, first, count = chunk
             tokens_IQD = np.asarray(given.tokens_IQE)[first : first + count]
-            there_IQ = np.ones(tokens_IQD.shape[:2], bool)
+            own = tokens_IQD if self.only is None else tokens_IQD[:, self.only]
             if given.valid_IQ is not None:
-                there_IQ = np.asarray(given.valid_IQ)[first : first + count]
+                own = tokens_IQD[np.asarray(given.valid_IQ)[first : first + count]]
             # A copy: what was computed together with it is not kept.
-            self.tokens[number] = tokens_IQD[there_IQ]
+            self.tokens[number] = own.copy()
 
-    @property
-    def positions(self) -> int:
-        """Of the language model that all frames take: where a picture has fewer tokens than it
-        might have, those that are not there take none."""
-        return sum(len(chunk) for chunk in self.settled())
+    def of(self, taken: Taken) -> list[np.ndarray]:
+        """The visual tokens [n, D] of each chunk that a request takes."""
+        found = []
+        for chunk in self.settled():
+            if chunk.ndim == 3 and self.only is None:
+                chunk = chunk[:, taken.places]
+            found.append(chunk.reshape(-1, chunk.shape[-1]))
+        return found
+
+    def numbers(self, taken: Taken) -> np.ndarray:
+        """The numbers of these tokens among all that the gallery has seen.
+
+        Where a picture has fewer than it might have, those that are not there have none.
+        """
+        if any(chunk.ndim == 2 for chunk in self.settled()):
+            return self.first + np.arange(sum(map(len, self.settled())), dtype=np.int64)
+        frames_F = np.arange(self.expected, dtype=np.int64)
+        tokens_Q = taken.first + np.arange(taken.count, dtype=np.int64)
+        return self.first + (frames_F[:, None] * taken.made + tokens_Q).ravel()
 
     @property
     def complete(self) -> bool:
@@ -85,7 +100,7 @@ class Gallery:
     def open(self, tenant: str, medium: Medium) -> Seen:
         """A medium that is looked at for the first time."""
         name = (tenant, medium.key) if medium.key else None
-        seen = Seen(name, medium.frames, next(self._numbers) * 2**32)
+        seen = Seen(name, medium.frames, next(self._numbers) * 2**32, medium.kept)
         if name is not None:
             self._known[name] = seen
         return seen
@@ -105,7 +120,9 @@ class Gallery:
         """
         kept = Kept("source", "", count, None)
         found = {tier: tree for tier, tree in stages.items() if tree is not None}
-        bytes_ = visual.tokens_IQE.nbytes // len(visual.tokens_IQE) * count
+        I, Q, _ = visual.tokens_IQE.shape
+        kept_tokens = len(range(Q)[seen.only or slice(None)])
+        bytes_ = visual.tokens_IQE.nbytes // (I * max(Q, 1)) * kept_tokens * count
         self._make_room(bytes_ + max(map(_size, found.values()), default=0))
         if seen.name is not None and found:
             kept = self._shelf.put(count, found, following)

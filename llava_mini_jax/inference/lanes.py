@@ -53,8 +53,8 @@ class Lanes:
         if not free:
             return False
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse)
-        work.visual_VD = blocks.visual(work.seen)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse, work.taken)
+        work.visual_VD = blocks.visual(work.seen, work.taken)
         work.pieces = places.pieces(work.marks < 0, self._model.bundle)
         work.places = places.place(work.pieces, len(work.marks))
         # Text is fused with all media: what it gives is the same only where they are.

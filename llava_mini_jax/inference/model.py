@@ -39,6 +39,7 @@ from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.inference.ticket import Piece
+from llava_mini_jax.inference.vision_tokens import VisionTokens
 
 PROGRAMS = (
     seeing_programs.embed_text,
@@ -69,6 +70,7 @@ class Model(Loaded):
         *,
         sampling: FrameSampling | None = None,
         batch_size: int = 8,
+        vision_tokens: VisionTokens | Sequence[VisionTokens] = None,
         **settings: Any,
     ) -> str | list[str]:
         """The answer to a prompt, or the answers to a list of prompts.
@@ -81,6 +83,9 @@ class Model(Loaded):
         then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos; if
         it is None they are one a second, as the model's dialect chooses them.
 
+        `vision_tokens` are those of each picture, or "all", where the model has several numbers of
+        them (compressor "nested"); of a list of prompts a list may give each its own.
+
         `batch_size` prompts are answered at a time; one that is done makes room for the next.
         A row's answer does not depend on the rows beside it, and a sampled one depends on the seed
         and its number in the list: one prompt given n times has n answers. Warns where the model's
@@ -92,7 +97,13 @@ class Model(Loaded):
         if alone:
             prompts, images, videos = [prompts], [images], [videos]
         answers = self.answers(
-            prompts, images, videos, chosen, sampling=sampling, batch_size=batch_size
+            prompts,
+            images,
+            videos,
+            chosen,
+            sampling=sampling,
+            batch_size=batch_size,
+            vision_tokens=vision_tokens,
         )
         for number, answer in enumerate(answers):
             self._warn_if_full(answer, _place(number, len(answers)))
@@ -107,16 +118,27 @@ class Model(Loaded):
         *,
         sampling: FrameSampling | None = None,
         batch_size: int = 8,
+        vision_tokens: VisionTokens | Sequence[VisionTokens] = None,
     ) -> list[Answer]:
         """`generate` for a list of prompts, with the answers' token counts and why they end."""
         examples = []
+        if not isinstance(vision_tokens, list | tuple):
+            vision_tokens = [vision_tokens] * len(prompts)
+        if len(vision_tokens) != len(prompts):
+            raise InputError(
+                f"vision_tokens holds {len(vision_tokens)} numbers for {len(prompts)} prompts; give"
+                " one for each, or one for all"
+            )
         for number, prompt in enumerate(prompts):
             pictures = self.read_pictures(
                 _entry(images, number, len(prompts), "images"),
                 _entry(videos, number, len(prompts), "videos"),
                 sampling,
             )
-            examples.append(self.request(prompt, pictures, _place(number, len(prompts))))
+            where = _place(number, len(prompts))
+            examples.append(
+                self.request(prompt, pictures, where, vision_tokens=vision_tokens[number])
+            )
         return self.answer_requests(examples, settings, batch_size=batch_size)
 
     def answer_requests(
@@ -137,6 +159,7 @@ class Model(Loaded):
         videos: Video | Sequence[Video] | None = None,
         *,
         sampling: FrameSampling | None = None,
+        vision_tokens: VisionTokens = None,
         **settings: Any,
     ) -> Iterator[str]:
         """The answer to one prompt in pieces as they arrive; together they are `generate`'s.
@@ -146,7 +169,8 @@ class Model(Loaded):
         """
         chosen = Settings(**settings)
         chosen.seeds(1)
-        example = self.request(prompt, self.read_pictures(images, videos, sampling))
+        pictures = self.read_pictures(images, videos, sampling)
+        example = self.request(prompt, pictures, vision_tokens=vision_tokens)
         return self._pieces(example, chosen)
 
     def _pieces(self, example: Example, settings: Settings) -> Iterator[str]:
@@ -172,9 +196,18 @@ class Model(Loaded):
         """Images and videos of one prompt, read once; they serve any number of requests."""
         return request.read_pictures(images, videos, self.bundle, sampling)
 
-    def request(self, prompt: Prompt, pictures: Pictures, where: str = "the prompt") -> Example:
+    def request(
+        self,
+        prompt: Prompt,
+        pictures: Pictures,
+        where: str = "the prompt",
+        *,
+        vision_tokens: VisionTokens = None,
+    ) -> Example:
         """A prompt with its pictures, checked: InputError where it does not fit the model."""
-        example = request.make_request(prompt, pictures, self.bundle, self.tokenizer, where)
+        example = request.make_request(
+            prompt, pictures, self.bundle, self.tokenizer, where, vision_tokens
+        )
         tokens = bounds.tokens_per_image(self.bundle)
         check_fits(example, tokens, bounds.longest_prompt(self.bundle), where)
         return example
@@ -218,6 +251,7 @@ def load(
     vision_tower: Path | str | None = None,
     template: str | None = None,
     max_length: int | None = None,
+    vision_tokens: VisionTokens = None,
 ) -> Model:
     """The model of a folder, or of a name on the Hugging Face hub.
 
@@ -227,7 +261,8 @@ def load(
     (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where
     the model's own does not name it. `template` is the prompts' (a name of
     data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
-    folder's config.json does not say what was meant (docs/weights.md).
+    folder's config.json does not say what was meant (docs/weights.md). `vision_tokens` is how many
+    tokens of a picture requests take that do not ask, of a model that has several numbers of them.
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
@@ -240,6 +275,7 @@ def load(
             vision_tower=vision_tower,
             template=template,
             max_length=max_length,
+            vision_tokens=vision_tokens,
         )
     )
 

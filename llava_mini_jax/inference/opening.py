@@ -18,6 +18,7 @@ from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, prompt_template
 from llava_mini_jax.inference.loaded import Loaded
+from llava_mini_jax.inference.vision_tokens import VisionTokens, with_unasked
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.weights import adapters, folders, hub, import_hf
@@ -61,6 +62,7 @@ def open_folder(
     vision_tower: Path | str | None,
     template: str | None,
     max_length: int | None,
+    vision_tokens: VisionTokens = None,
 ) -> Opened:
     """`load`'s arguments. Raises InputError for what is missing, damaged or does not fit."""
     computing, path = computing_dtype(dtype), hub.resolve_folder(folder)
@@ -69,7 +71,8 @@ def open_folder(
     model = replace(bundle.model, attention=attention)
     # Before the weights are read: a kernel that is not there is refused at once.
     describe(attention, model.dtype, model.llm.head_width, windowed=model.llm.window is not None)
-    bundle = prompt_template.with_prompt(replace(bundle, model=model), template, max_length)
+    bundle = with_unasked(replace(bundle, model=model), vision_tokens)
+    bundle = prompt_template.with_prompt(bundle, template, max_length)
     tokenizer = load_tokenizer(adapters.tokenizer_folder(path))
     return Opened(prompt_template.with_tokenizer(bundle, tokenizer), tokenizer, published, dtype)
 

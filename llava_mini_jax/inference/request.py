@@ -29,6 +29,7 @@ from llava_mini_jax.data.text.conversation import (
 from llava_mini_jax.data.text.templates import image_marks
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.prompt_template import template_of
+from llava_mini_jax.inference.vision_tokens import VisionTokens, chosen
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
 Video = Path | str | np.ndarray
@@ -187,18 +188,27 @@ def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
 
 
 def make_request(
-    prompt: Prompt, pictures: Pictures, bundle: Bundle, tokenizer: Any, where: str = "the prompt"
+    prompt: Prompt,
+    pictures: Pictures,
+    bundle: Bundle,
+    tokenizer: Any,
+    where: str = "the prompt",
+    vision_tokens: VisionTokens = None,
 ) -> Example:
     """The example of one prompt; `where` names it in errors.
 
-    Raises InputError for more or fewer "<image>" than pictures, and for turns out of order.
+    Raises InputError for more or fewer "<image>" than pictures, for turns out of order, and for
+    `vision_tokens` that the model does not have (vision_tokens.py).
     """
+    tokens = chosen(vision_tokens, bundle)
     turns = open_turns(prompt, len(pictures.frames), where)
     encoded = encode_turns(turns, len(pictures.frames), bundle, tokenizer, where)
     pixels = pictures.pixels
     if not len(pixels) and bundle.prompt.blank_image:
         pixels = blank_image(bundle.images)
-    return make_example(encoded, pixels, pictures.frames, bundle.prompt, training=False)
+    return make_example(
+        encoded, pixels, pictures.frames, bundle.prompt, training=False, tokens=tokens
+    )
 
 
 def blank_image(cfg: ImageConfig) -> np.ndarray:

@@ -16,6 +16,7 @@ model then reads its prompt again, the frames are not looked at again.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.session_media import Shown
 from llava_mini_jax.inference.shelf import PLACES, Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
+from llava_mini_jax.inference.vision_tokens import VisionTokens, chosen, with_unasked
 
 CHUNK = 8  # frames that are computed together
 
@@ -47,12 +49,17 @@ class Session:
         *,
         budget: Budget | None = None,
         chunk: int = CHUNK,
+        vision_tokens: VisionTokens = None,
     ):
+        """`vision_tokens` are those of each picture and frame where a question does not say, of a
+        model that has several numbers of them; None: the model's own."""
         refuse_inside(model.bundle.model)
         (settings or Settings()).seeds(1)
         (settings or Settings()).refuse_for_engine("a session")
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; give 1 or more frames")
+        if vision_tokens is not None:
+            model = replace(model, bundle=with_unasked(model.bundle, vision_tokens))
         self.model, self.settings = model, model.with_stop_text(settings or Settings())
         self.turns: list[Turn] = []
         self.answer: Answer | None = None  # the last one
@@ -134,19 +141,29 @@ class Session:
 
     # ------------------------------------------------------------------------------ questions
 
-    def ask(self, question: str, *, steps: int = bounds.STEPS_STREAMING) -> Iterator[str]:
+    def ask(
+        self,
+        question: str,
+        *,
+        steps: int = bounds.STEPS_STREAMING,
+        vision_tokens: VisionTokens = None,
+    ) -> Iterator[str]:
         """The pieces of the answer; the turn counts once they have all been taken.
 
         Pictures shown since the last question stand in front of this one. A piece holds up to
-        `steps` tokens. Raises InputError at once where the conversation no longer fits the model;
-        and for a piece that is taken after the session has gone on. Nothing is computed before the
-        first piece is taken.
+        `steps` tokens. `vision_tokens` are those of each picture that was shown, for this question:
+        pictures are not looked at again for another number, films are.
+
+        Raises InputError at once where the conversation no longer fits the model, or the model does
+        not have so many tokens; and for a piece that is taken after the session has gone on.
+        Nothing is computed before the first piece is taken.
         """
         turns, where, bundle = self._with_marks(question), "the conversation", self.model.bundle
         counts = tuple(shown.frames for shown in self._shown)
         prompt = request.encode_turns(turns, len(counts), bundle, self.model.tokenizer, where)
         none = np.zeros((0, 1, 1, 1, 3), np.uint8)
-        example = make_example(prompt, none, counts, bundle.prompt, training=False)
+        tokens = chosen(vision_tokens, bundle)
+        example = make_example(prompt, none, counts, bundle.prompt, training=False, tokens=tokens)
         check_fits(
             example,
             bounds.tokens_per_image(bundle),
@@ -169,14 +186,14 @@ class Session:
         self._moves += 1
         self.turns, self.answer = [], None
 
-    def answer_alone(self, question: str) -> Answer:
+    def answer_alone(self, question: str, *, vision_tokens: VisionTokens = None) -> Answer:
         """The answer in a new conversation: Model.generate's about everything that was shown.
 
         What earlier conversations have computed is used. Raises InputError as `ask`.
         """
         self.new_conversation()
         steps = bounds.STEPS_WITH_STOP if self.settings.stop else bounds.STEPS
-        for _ in self.ask(question, steps=steps):
+        for _ in self.ask(question, steps=steps, vision_tokens=vision_tokens):
             pass
         assert self.answer is not None
         return self.answer

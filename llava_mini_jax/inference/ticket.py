@@ -26,6 +26,7 @@ class Medium:
     read: Callable[[], Iterator[np.ndarray]]  # frames as the model reads them, uint8 [J, Y, X, C]
     # The same from a frame of that number on, where it takes less than passing over those before.
     read_from: Callable[[int], Iterator[np.ndarray]] | None = None
+    kept: slice | None = None  # of each frame's tokens, those that are kept; None: all of them
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A request's way through an engine: what of it is seen, read and answered so far."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.ticket import Medium, Piece, Ticket, Token
 from llava_mini_jax.models import compressors
+from llava_mini_jax.models.compressors import Taken
 
 
 class Work:
@@ -21,7 +23,10 @@ class Work:
     def __init__(self, ticket: Ticket, model: Loaded):
         self.ticket, bundle = ticket, model.bundle
         asked, example = ticket.request, ticket.request.example
-        self.tenant, self.media = asked.tenant, list(asked.media)
+        self.tenant = asked.tenant
+        # Which of each picture's tokens stand in the prompt.
+        self.taken = bundle.model.taken(bundle.images.parts, example.tokens)
+        self.media = [_of_taken(medium, self.taken) for medium in asked.media]
         if not self.media and bundle.prompt.blank_image:
             blank = request.blank_image(bundle.images)
             # Fused with the text; no mark stands for it, so it takes no position.
@@ -88,7 +93,16 @@ class Work:
             self.ticket.listener(news)
 
 
-def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray) -> np.ndarray:
+def _of_taken(medium: Medium, taken: Taken) -> Medium:
+    """A film with the tokens alone that the request takes: those of all counts are megabytes a
+    frame. So asked about with another count, it is looked at again; a picture is not."""
+    if medium.frames == 1 or taken.count == taken.made:
+        return medium
+    key = medium.key and medium.key + b" with %d tokens" % taken.count
+    return dataclasses.replace(medium, key=key, kept=taken.places)
+
+
+def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray, taken: Taken):
     """What stands at each position of a prompt [S], as numbers that are equal only where the same
     thing stands: text and whether it is fused (0 and more), or a visual token (below 0)."""
     pieces, media = [], iter(seen)
@@ -97,7 +111,7 @@ def mark_visual(seen: Sequence[Seen], ids_T: np.ndarray, fuse_T: np.ndarray) -> 
             pieces.append(text_marks(np.array([token]), fused))
             continue
         one = next(media)
-        pieces.append(-1 - one.first - np.arange(one.positions, dtype=np.int64))
+        pieces.append(-1 - one.numbers(taken))
     return np.concatenate(pieces)
 
 

@@ -78,6 +78,6 @@ def seen(model: Loaded, examples: Sequence[Example]) -> list[Work]:
         raise failures[0]
     for work in found:
         example = work.ticket.request.example
-        work.marks = mark_visual(work.seen, example.ids, example.fuse)
-        work.visual_VD = blocks.visual(work.seen)
+        work.marks = mark_visual(work.seen, example.ids, example.fuse, work.taken)
+        work.visual_VD = blocks.visual(work.seen, work.taken)
     return found

@@ -24,6 +24,7 @@ from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import encode_turns
 from llava_mini_jax.inference.sampling import row_seed
 from llava_mini_jax.inference.ticket import Medium, Request
+from llava_mini_jax.inference.vision_tokens import chosen
 from llava_mini_jax.serving.errors import ApiError
 from llava_mini_jax.serving.fields import ChatFields, CompletionFields, Fields
 from llava_mini_jax.serving.messages import Conversation
@@ -42,24 +43,24 @@ class Defaults:
     top_k: int = 0
 
 
-def check_vision_tokens(fields: ChatFields, bundle: Bundle) -> None:
-    """ApiError for another number of tokens a picture than the checkpoint gives."""
-    has = bounds.tokens_per_image(bundle)
-    if fields.vision_tokens not in (None, has):
-        raise ApiError(
-            400,
-            f"vision_tokens is {fields.vision_tokens}; this model offers {has} for a picture",
-            param="vision_tokens",
-        )
+def chosen_tokens(fields: Fields, bundle: Bundle) -> int | None:
+    """`Example.tokens`; ApiError for a number of tokens a picture that the model does not have."""
+    try:
+        return chosen(fields.vision_tokens if isinstance(fields, ChatFields) else None, bundle)
+    except InputError as error:
+        raise ApiError(400, str(error), param="vision_tokens") from error
 
 
-def chat_prompt(asked: Conversation, model: Model, context: int) -> EncodedPrompt:
+def chat_prompt(
+    asked: Conversation, model: Model, context: int, vision_tokens: int | None = None
+) -> EncodedPrompt:
     """InputError for a conversation that the template or the tokenizer cannot write, ApiError for
     one whose text alone is too long."""
     turns = [*asked.turns, Turn("assistant", None)]
     prompt = encode_turns(turns, len(asked.marks), model.bundle, model.tokenizer, "messages")
     # Of films there will be more.
-    taken = bounds.tokens_per_image(model.bundle) * len(asked.media)
+    each = bounds.tokens_per_image(model.bundle) if vision_tokens is None else vision_tokens
+    taken = each * len(asked.media)
     _check_length(int((prompt.ids >= 0).sum()) + taken, None, model.bundle, context)
     return prompt
 
@@ -114,7 +115,8 @@ def requests(
     """One for each choice. ApiError where prompt and answer do not fit `context` positions."""
     none = np.zeros((0, 1, 1, 1, 3), np.uint8)
     frames = tuple(medium.frames for medium in media)
-    example = make_example(prompt, none, frames, model.bundle.prompt, training=False)
+    tokens = chosen_tokens(fields, model.bundle)
+    example = make_example(prompt, none, frames, model.bundle.prompt, training=False, tokens=tokens)
     taken = positions(example, bounds.tokens_per_image(model.bundle))
     left = _check_length(taken, fields.limit, model.bundle, context)
     settings = _settings(fields, defaults, left, model.bundle)

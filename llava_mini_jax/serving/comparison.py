@@ -23,6 +23,7 @@ from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.ticket import Request
+from llava_mini_jax.inference.vision_tokens import with_unasked
 from llava_mini_jax.inference.warm_up import WarmUp
 from llava_mini_jax.inference.worker import Worker
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
@@ -89,11 +90,12 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
             f" the model has {most} for everything; give fewer frames"
         )
     sides = {
-        "mini": Candidate(model.params, cfg),
+        # With the tokens that the request takes; LLaVA-1.5 takes all.
+        "mini": Candidate(model.params, with_unasked(model.bundle, request.example.tokens).model),
         "baseline": Candidate(shared_params(model.params), llava_1_5(cfg)),
     }
     pixels_IJYXC = np.stack([frame for medium in request.media for frame in medium.read()])
-    return sides, dataclasses.replace(request.example, pixels=pixels_IJYXC)
+    return sides, dataclasses.replace(request.example, pixels=pixels_IJYXC, tokens=None)
 
 
 def _runs(

@@ -6,7 +6,7 @@
 Unknown fields are ignored, and null is a field that was not given.
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -101,7 +101,7 @@ class ChatFields(Fields):
     tool_choice: Any = None
     media_io_kwargs: MediaFields | None = None
     mm_processor_kwargs: dict[str, Any] = {}
-    vision_tokens: int | None = None  # ours: of a picture
+    vision_tokens: int | Literal["all"] | None = None  # ours: of a picture
 
     @property
     def limit(self) -> int | None:

@@ -67,7 +67,7 @@ class MediaReader:
         self._decoders = threading.BoundedSemaphore(_DECODERS)
         # A quarter of the context is for text.
         room = 3 * bounds.longest_prompt(bundle) // 4
-        fitting = max(1, room // bounds.tokens_per_image(bundle))
+        fitting = max(1, room // max(1, bounds.tokens_per_image(bundle)))
         self._most_frames = limits.frames or fitting
 
     def read(

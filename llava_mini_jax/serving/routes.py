@@ -67,7 +67,7 @@ async def _chat(service: Service, request: Request) -> Reply:
     fields = await fields_of(request, ChatFields, service)
     model = service.worker.model
     name = service.model_name(fields.model)
-    asking.check_vision_tokens(fields, model.bundle)
+    asking.chosen_tokens(fields, model.bundle)  # told before anything is read
     asked = await service.quickly(conversation, fields.messages, _as_film(fields))
     fields.messages.clear()  # what is large of them is in `asked`, until it has been read
     service.check_open()  # it may have closed while the body came
@@ -82,7 +82,8 @@ async def _ask_chat(
 ) -> Sequence[ticket.Request]:
     model = service.worker.model
     try:
-        prompt = await service.quickly(asking.chat_prompt, asked, model, service.context)
+        tokens = asking.chosen_tokens(fields, model.bundle)
+        prompt = await service.quickly(asking.chat_prompt, asked, model, service.context, tokens)
         media = await _media(service, fields, asked, tenant)
         return await service.quickly(
             partial(asking.requests, prompt, media, fields, model),
@@ -123,7 +124,7 @@ async def engine_request(service: Service, request: Request) -> ticket.Request:
     service.check_open()
     fields = await fields_of(request, ChatFields, service)
     service.model_name(fields.model)
-    asking.check_vision_tokens(fields, service.worker.model.bundle)
+    asking.chosen_tokens(fields, service.worker.model.bundle)
     asked = await service.quickly(conversation, fields.messages, _as_film(fields))
     request.scope["place"] = service.enter(1)
     tenant = _tenant(request, fields.cache_salt)
