@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ class Work:
         self.ticket, bundle = ticket, model.bundle
         asked, example = ticket.request, ticket.request.example
         self.tenant, self.media = asked.tenant, list(asked.media)
+        if not bundle.model.declared.reusable:
+            # What a picture gives was made for its question: nobody finds it again.
+            self.media = [replace(medium, key=b"") for medium in self.media]
         if not self.media and bundle.prompt.blank_image:
             blank = request.blank_image(bundle.images)
             # Fused with the text; no mark stands for it, so it takes no position.
