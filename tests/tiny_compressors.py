@@ -62,10 +62,10 @@ METHODS: dict[str, CompressorConfig] = {
 @functools.cache
 def model(name: str, **changes: Any) -> Model:
     """A model to ask that has a method; `changes` are of its compressor."""
-    own = dataclasses.replace(METHODS[name], **changes)
-    declared, bundle = declare(own), tiny_model.bundle("paper")
+    own = "none" if name == "none" else dataclasses.replace(METHODS[name], **changes)
+    declared, bundle = METHODS.get(name) and declare(METHODS[name]), tiny_model.bundle("paper")
     llm = dataclasses.replace(bundle.model.llm, layers=2)
-    alone = declared.inside or declared.places == ("instead",)
+    alone = declared is None or declared.inside or declared.places == ("instead",)
     cfg = tiny.model(
         "paper",
         llm,

@@ -68,4 +68,5 @@ def slot_length(prompt: int, answer: int, bundle: Bundle) -> int:
     """
     needed = prompt + answer
     step = max(512, power_of_two(needed) // 8)
-    return min(-(-needed // step) * step, bundle.model.llm.max_positions)
+    most = bundle.model.llm.max_positions + bundle.model.spare
+    return min(-(-needed // step) * step, most)

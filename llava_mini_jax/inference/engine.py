@@ -84,7 +84,8 @@ class Engine:
     def longest(self) -> int:
         """Positions of a prompt, at most; of one whose pictures leave the cache, places."""
         lengths = [lane.size.length for lane in self._lanes.lanes]
-        return min(bounds.longest_prompt(self.model.bundle), max(lengths) - 1)
+        most = bounds.longest_prompt(self.model.bundle) + self.model.bundle.model.spare
+        return min(most, max(lengths) - 1)
 
     def submit(self, request: Request, listener: Callable[[Piece | Exception], None]) -> Ticket:
         """Takes a request; InputError where its prompt is longer than every slot."""
@@ -109,7 +110,8 @@ class Engine:
     @property
     def text_bucket(self) -> int:
         """What the longest text is padded to."""
-        return self.model.buckets.length(self.longest)
+        most = min(self.longest, bounds.longest_prompt(self.model.bundle))
+        return self.model.buckets.length(most)
 
     def slots(self) -> tuple[int, int, int]:
         """(slots, places that hold something, places in all)."""

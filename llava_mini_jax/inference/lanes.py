@@ -56,10 +56,11 @@ class Lanes:
         work.marks = mark_visual(work.seen, example.ids, example.fuse, work.taken)
         work.visual_VD = blocks.visual(work.seen, work.taken)
         work.pieces = places.pieces(work.marks < 0, self._model.bundle)
-        work.places = places.place(work.pieces, len(work.marks))
+        work.places = places.needed_by(work.marks < 0, self._model.bundle)
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
-        common = {n: _common(lane.slots[n], name, work.marks) for n in free}
+        again = not self._cfg.chooses  # else the cache depends on the prompt's end
+        common = {n: _common(lane.slots[n], name, work.marks) if again else 0 for n in free}
         best = max(free, key=lambda n: (common[n], -lane.slots[n].left))
         if 2 * common[best] < len(work.marks) and len(lane.slots) > 1:
             # Too little to be worth a block of its own: what others may still want is left alone.

@@ -48,7 +48,7 @@ PROGRAMS = (
     *(seeing_programs.join, seeing_programs.one_of, seeing_programs.add),
     *(seeing_programs.mean_text, blocks.splice_block),
     *(slots.empty, slots.decode, slots.move),
-    *(reading.read_fresh, reading.read_block, reading.read_piece),
+    *(reading.read_fresh, reading.read_block, reading.read_piece, reading.read_chosen),
     recompute.whole_logits,
 )
 

@@ -2,7 +2,8 @@
 
     in slots --short ones together------------------> read_fresh -.
              --a long one, block by block-----------> read_block -+--> calls with first tokens
-             --where pictures leave the cache-------> read_piece -'
+             --where pictures leave the cache-------> read_piece -+
+             --whole, where later layers choose-----> read_chosen '
                                                       (reading.py)
 
 The sizes follow from a prompt alone.
@@ -21,7 +22,7 @@ class Reader:
 
     def __init__(self, params: LlavaMini, cfg: LlavaMiniConfig, works: list[Work]):
         self._params, self._cfg, self.works = params, cfg, works
-        self._in_pieces = cfg.declared.keeps is not None
+        self._in_pieces = cfg.declared.keeps is not None and not cfg.chooses
 
     def read(self) -> list[Call]:
         """Reads some short prompts, or one block of a long one; the calls that tell first tokens.
@@ -30,11 +31,13 @@ class Reader:
         """
         first = self.works[0]
         group, calls = [first], []
-        if not self._in_pieces and self._is_short(first):
+        if self._cfg.declared.keeps is None and self._is_short(first):
             size = self._fresh_size(first)
             others = [w for w in self.works[1:] if self._is_short(w) and w.lane is first.lane]
             group += [w for w in others if self._fresh_size(w) == size][: blocks.FRESH_ROWS[-1] - 1]
-        if self._in_pieces:
+        if self._cfg.chooses:
+            calls = self._read_chosen(first)
+        elif self._in_pieces:
             calls = self._read_piece(first)
         elif first.read:
             calls = self._read_block(first)
@@ -132,3 +135,29 @@ class Reader:
         )
         work.read = end
         return [Call(told, [(0, work)], lane, False)] if final else []
+
+    def _read_chosen(self, work: Work) -> list[Call]:
+        """All of a prompt: what stays of its pictures depends on its last token."""
+        lane, count, cfg = work.lane, len(work.marks), self._cfg
+        is_visual_S, tokens = work.marks < 0, cfg.tokens_per_image(1)
+        shown = bool(is_visual_S.any())
+        # Later layers' caches have room for it: places.py's `needed`.
+        room = lane.size.length - (0 if shown else cfg.spare)
+        size = min(blocks.piece_size(count), room)
+        place_S = np.full(size, -1, np.int32)
+        place_S[:count][is_visual_S] = np.arange(is_visual_S.sum()) % tokens
+        sampling, told_B = lane.settings()
+        lane.state, told = reading.read_chosen(
+            self._params,
+            lane.state,
+            blocks.embeddings(work, 0, count, size),
+            place_S,
+            np.int32(count),
+            np.int32(work.slot),
+            sampling,
+            told_B,
+            cfg,
+            size - (cfg.spare if shown else 0),
+        )
+        work.read = count
+        return [Call(told, [(0, work)], lane, False)]

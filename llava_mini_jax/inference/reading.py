@@ -3,6 +3,7 @@
 prompts, or their beginnings --read_fresh, a few at a time--> slots, first tokens
 one more block of a long prompt --read_block----------------> its slot, its first token
 a picture of which little stays in the cache --read_piece---> the same
+a prompt whose later layers keep a choice ------read_chosen---> the same
 """
 
 import dataclasses
@@ -14,20 +15,20 @@ import jax.numpy as jnp
 
 from llava_mini_jax.inference import slots
 from llava_mini_jax.inference.sampling import Sampling, next_token
-from llava_mini_jax.models import llama
+from llava_mini_jax.models import compressors, llama
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask
-from llava_mini_jax.params import Array
+from llava_mini_jax.params import Array, Leaf
 
 
 class Piece(NamedTuple):
     """Where `read_piece` reads, and what of it stays; int32 numbers."""
 
-    position: Array  # of its first, as the language model counts them
-    place: Array  # in the slot, behind what that holds
-    count: Array
-    kept: Array  # the last ones
+    position: Leaf  # of its first, as the language model counts them
+    place: Leaf  # in the slot, behind what that holds
+    count: Leaf
+    kept: Leaf  # the last ones
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="lane")
@@ -164,10 +165,56 @@ def read_piece(
     lane = dataclasses.replace(lane, keys=tuple(found["keys"]), values=tuple(found["values"]))
     last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1)
     used = position + count
-    dropped_B = lane.dropped_B.at[slot].set(used - place - kept)
-    lane = dataclasses.replace(lane, dropped_B=dropped_B)
+    lane = _dropped(lane, slot, used - place - kept)
     one = used[None], slot[None], final[None]
     return begun(lane, slots.logits(params, last_11D, cfg), *one, sampling, told_B)
+
+
+@partial(jax.jit, static_argnames=("cfg", "stay"), donate_argnames="lane")
+def read_chosen(
+    params: LlavaMini,
+    lane: slots.Lane,
+    x_SD: Array,
+    place_S: Array,
+    count: Array,
+    slot: Array,
+    sampling: Sampling,
+    told_B: Array,
+    cfg: LlavaMiniConfig,
+    stay: int,
+) -> tuple[slots.Lane, slots.Told]:
+    """A whole prompt of `count` positions, of which later layers keep `stay` at most.
+
+    `place_S` says which of its picture's tokens each position is, -1 where it is text.
+    """
+    visual_1S = place_S[None] >= 0
+    placed = compressors.Placed(
+        valid_BS=(jnp.arange(len(x_SD)) < count)[None],
+        visual_BS=visual_1S,
+        place_BS=place_S[None],
+        patches=cfg.patches_per_image(1),
+    )
+    how = compressors.How(cfg.llm, "none", cfg.attention)
+    x_1RD, kept_1, memories = compressors.read(
+        params.llm, x_SD[None], placed, stay, cfg.compressor, how
+    )
+
+    def put(all_BKSH: Array, new_1KSH: Array) -> Array:
+        return jax.lax.dynamic_update_slice(all_BKSH, slots.whole_rows(new_1KSH), (slot, 0, 0, 0))
+
+    keys, values = zip(*memories, strict=True)
+    lane = dataclasses.replace(
+        lane, keys=tuple(map(put, lane.keys, keys)), values=tuple(map(put, lane.values, values))
+    )
+    lane = _dropped(lane, slot, count - kept_1[0])
+    last_11D = jax.lax.dynamic_slice_in_dim(x_1RD, kept_1[0] - 1, 1, axis=1)
+    one = count[None], slot[None], jnp.ones(1, bool)
+    return begun(lane, slots.logits(params, last_11D, cfg), *one, sampling, told_B)
+
+
+def _dropped(lane: slots.Lane, slot: Array, dropped: Array) -> slots.Lane:
+    assert lane.dropped_B is not None
+    return dataclasses.replace(lane, dropped_B=lane.dropped_B.at[slot].set(dropped))
 
 
 def begun(

@@ -10,6 +10,7 @@ decoding writes it, and draws the next.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -37,8 +38,8 @@ class Lane:
     used_B: Array  # int32: positions of the row so far
     count_B: Array  # int32: tokens of the answer, `token_B` included
     going_B: Array  # bool: more tokens are to come
-    # int32: of the places, those that hold nothing any more, for a compressor whose pictures leave
-    # the cache (`Declaration.keeps`): later ones have moved forward. None for all others.
+    # int32: of these, those that have left the cache, in the layers where a compressor's pictures
+    # do (`Declaration.keeps`): later ones have moved forward. None for all others.
     dropped_B: Array | None = None
 
 
@@ -58,12 +59,15 @@ class Told:
 def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
     """A lane that holds nothing."""
     llm = cfg.llm
-    shape = (slots, llm.kv_heads, length, llm.head_width)
     # Rows lie whole on every device of the batch axes: programs write single ones.
-    spec = sharding.partition(shape, (None, "heads", None, None))
+    axes = (None, "heads", None, None)
+
+    def array(places: int) -> Array:
+        shape = (slots, llm.kv_heads, places, llm.head_width)
+        return jnp.zeros(shape, cfg.dtype, out_sharding=sharding.partition(shape, axes))
 
     def arrays() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, cfg.dtype, out_sharding=spec) for _ in range(llm.layers))
+        return tuple(map(array, cfg.cache_lengths(length)))
 
     def numbers() -> Array:
         return jnp.zeros(slots, jnp.int32, out_sharding=sharding.partition((slots,), (None,)))
@@ -124,24 +128,39 @@ def next_logits(params: LlavaMini, lane: Lane, cfg: LlavaMiniConfig) -> tuple[La
     How many places a row holds is left as it was: one that is not going writes behind them, where
     nobody reads.
     """
-    S = lane.keys[0].shape[2]
-    used_B = place_B = lane.used_B
-    if lane.dropped_B is not None:
-        place_B = used_B - lane.dropped_B
+    used_B = lane.used_B
+    place_LB, attends_L = _places(lane, cfg)
     # Plain embeddings, never fused: so the release generates, too.
     x_B1D = llama.embed(params.llm, lane.token_B[:, None], cfg.dtype)
-    attends = attend(Mask(valid_BS=seen_from(place_B, S, cfg.llm.window)), cfg.attention)
 
     def remember(layer: int, k_BK1H: Array, v_BK1H: Array):
-        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, place_B)
-        v_BKSH = _put_rows(lane.values[layer], v_BK1H, place_B)
+        k_BKSH = _put_rows(lane.keys[layer], k_BK1H, place_LB[layer])
+        v_BKSH = _put_rows(lane.values[layer], v_BK1H, place_LB[layer])
         return _by_batch(k_BKSH), _by_batch(v_BKSH), (k_BKSH, v_BKSH)
 
     x_B1D, memories = llama.run_remembering(
-        params.llm.layers, x_B1D, used_B[:, None], attends, remember, cfg.llm
+        params.llm.layers, x_B1D, used_B[:, None], attends_L, remember, cfg.llm
     )
     keys, values = zip(*memories, strict=True)
     return dataclasses.replace(lane, keys=keys, values=values), logits(params, x_B1D, cfg)
+
+
+def _places(lane: Lane, cfg: LlavaMiniConfig) -> tuple[list[Array], list[Callable]]:
+    """(place of the next token [B], what its query attends to) of each layer."""
+
+    def of(layer: int, place_B: Array) -> tuple[Array, Callable]:
+        seen_BS = seen_from(place_B, lane.keys[layer].shape[2], cfg.llm.window)
+        return place_B, attend(Mask(valid_BS=seen_BS), cfg.attention)
+
+    layers, keeps = cfg.llm.layers, cfg.declared.keeps
+    if lane.dropped_B is None or keeps is None:
+        found = [of(0, lane.used_B)] * layers
+    else:
+        # The same in all that lie alike.
+        whole = [of(0, lane.used_B)] * keeps[0]
+        found = [*whole, *[of(keeps[0], lane.used_B - lane.dropped_B)] * (layers - keeps[0])]
+    place_LB, attends_L = zip(*found, strict=True)
+    return list(place_LB), list(attends_L)
 
 
 def _put_rows(kept_BKSH: Array, new_BK1H: Array, place_B: Array) -> Array:

@@ -277,7 +277,12 @@ def _lane(
 
 
 def _pieces(model: Loaded, length: int) -> list[int]:
-    """Sizes of the pieces that prompts are read in where pictures leave the cache."""
+    """Sizes of the pieces that prompts are read in where pictures leave the cache.
+
+    None where later layers choose: prompts are read whole, in sizes of their own.
+    """
+    if model.bundle.model.chooses:
+        return []
     picture = blocks.piece_size(bounds.tokens_per_image(model.bundle))
     return sorted({*blocks.block_sizes(length), picture})
 

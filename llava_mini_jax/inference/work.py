@@ -27,6 +27,9 @@ class Work:
         # Which of each picture's tokens stand in the prompt.
         self.taken = bundle.model.taken(bundle.images.parts, example.tokens)
         self.media = [_of_taken(medium, self.taken) for medium in asked.media]
+        if not bundle.model.declared.reusable:
+            # What a picture gives was made for its question: nobody finds it again.
+            self.media = [dataclasses.replace(medium, key=b"") for medium in self.media]
         if not self.media and bundle.prompt.blank_image:
             blank = request.blank_image(bundle.images)
             # Fused with the text; no mark stands for it, so it takes no position.

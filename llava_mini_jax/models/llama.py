@@ -9,7 +9,7 @@ Dimensions: B batch, T query and S key positions, D width, M MLP width, N heads,
 H head width, V vocabulary, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -139,13 +139,14 @@ def run_remembering(
     layers: Block | tuple,
     x_BTD: Array,
     positions_BT: Array,
-    attends: Callable,
+    attends: Callable | Sequence[Callable],
     remember: Callable[[int, Array, Array], tuple[Array, Array, Any]],
     cfg: LlamaConfig,
 ) -> tuple[Array, list[Any]]:
     """(x, memories of the layers) of a stack, without the final norm.
 
-    `remember(layer, k, v)` is `block`'s, told which layer of the stack it is.
+    `remember(layer, k, v)` is `block`'s, told which layer of the stack it is; `attends` is of all
+    layers, or of each.
     """
     angles_BTH = angles(positions_BT, cfg.head_width, cfg.rope)
     memories = []
@@ -153,7 +154,8 @@ def run_remembering(
         # One by one: a scan would put the layers' caches together, and copy them.
         for number, layer in enumerate(unstack(each(layers, cfg))):
             own = partial(remember, number)
-            x_BTD, memory = block(layer, x_BTD, angles_BTH, attends, cfg, own)
+            each_attends = attends if callable(attends) else attends[number]
+            x_BTD, memory = block(layer, x_BTD, angles_BTH, each_attends, cfg, own)
             memories.append(memory)
     return x_BTD, memories
 

@@ -1,7 +1,11 @@
 """Every compressor in the engine: the tokens of a whole sequence, in company, and in sessions."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from llava_mini_jax.data.text.conversation import Turn
@@ -13,14 +17,19 @@ from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import Model, answer_all
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.ticket import Request
-from llava_mini_jax.models.compressors import declare
+from llava_mini_jax.models import compressors, llama, llava_mini
+from llava_mini_jax.models.compressors import fastv
+from llava_mini_jax.models.llava_mini import _placed
+from llava_mini_jax.ops.layers import some_layers
+from llava_mini_jax.ops.norm import rms_norm
 from tests import tiny, tiny_model
 from tests.inference.steps import said
 from tests.tiny_compressors import METHODS, model
 
 fast_compilation = tiny.fast_compilation
 
-CACHED = [name for name in METHODS if not declare(METHODS[name]).reads.question]
+# "fastv" is the variant that selects anew for every token.
+CACHED = [name for name in METHODS if name not in ("fastv", "llama_vid")]
 ASKED = [("what", (1,)), ("which digit is in row 2 column 1 ?", ()), ("read the page", (2, 3))]
 TOKENS = 6
 QUICK = {"prumerge", "voco", "voco, a token of the LLM's"}  # a model each
@@ -50,9 +59,12 @@ def test_the_engine_says_what_whole_sequences_do(name: str) -> None:
     assert said(opened, examples[2:], settings).ids == together.ids[2:]
 
 
-@pytest.mark.parametrize("name", ["prumerge", "voco", "voco, a token of the LLM's"])
+CHANGES = {"fastv": dict(variant="drop")}
+
+
+@pytest.mark.parametrize("name", ["prumerge", "voco", "voco, a token of the LLM's", "fastv"])
 def test_a_follow_up_is_what_a_fresh_request_is(name: str, monkeypatch) -> None:
-    opened, looked = model(name), []
+    opened, looked = model(name, **CHANGES.get(name, {})), []
     see = seeing_programs.encode_vision
     monkeypatch.setattr(
         seeing_programs, "encode_vision", lambda *given: looked.append(1) or see(*given)
@@ -68,7 +80,8 @@ def test_a_follow_up_is_what_a_fresh_request_is(name: str, monkeypatch) -> None:
         turns = [*before, Turn("user", text), Turn("assistant", None)]
         assert given == opened.generate(turns, tiny_model.picture(2), max_new_tokens=TOKENS)
         looked[:] = looked[:times]
-    assert len(looked) == 1
+    # What was made for one question is of no use to another one.
+    assert len(looked) == (1 if opened.bundle.model.declared.reusable else 3)
 
 
 def test_a_picture_takes_the_positions_that_it_has_tokens_for() -> None:
@@ -119,3 +132,53 @@ def test_a_picture_s_cache_is_dropped_behind_its_voco_tokens(variant: str) -> No
         Engine(opened, [LaneSize(1, needed)]).submit(
             Request(example, media_of(example), settings), heard.append
         )
+
+
+@pytest.mark.parametrize("keep", [5, pytest.param(16, marks=pytest.mark.slow)])
+def test_fastv_selects_once_by_the_prompt_s_last_token(keep: int) -> None:
+    """Against whole sequences, whose later layers see what the prompt alone has chosen."""
+    opened = model("fastv", variant="drop", keep=keep)
+    settings, examples = Settings(max_new_tokens=TOKENS), requests(opened)
+    expected = [fastv_alone(opened, example) for example in examples]
+    assert said(opened, examples, settings, slots=2).ids == expected
+    assert said(opened, examples[2:], settings).ids == expected[2:]
+    if keep == 16:  # all of them
+        plain = model("none")
+        assert said(plain, requests(plain), settings).ids == expected
+
+
+def fastv_alone(opened: Model, example: Any) -> list[int]:
+    cfg, ids, known = opened.bundle.model, [], example
+    prompt = bounds.prompt_positions(example, opened.bundle)
+    how = compressors.How(cfg.llm, "none", "xla")
+
+    @jax.jit
+    def logits(params: llava_mini.LlavaMini, inputs: llava_mini.Inputs) -> jax.Array:
+        x_BSD, placed = llava_mini.embed_inputs(params, inputs, cfg), _placed(inputs, cfg)
+        llm = params.llm
+        is_prompt_BS = placed.valid_BS & (jnp.arange(x_BSD.shape[1]) < prompt)
+        asked = dataclasses.replace(placed, valid_BS=is_prompt_BS)
+        scores_BS = fastv.scores(llm, x_BSD, asked, cfg.compressor, how)
+        seen_BS = fastv.kept(scores_BS, asked, cfg.compressor) | (placed.valid_BS & ~is_prompt_BS)
+        K = cfg.compressor.layer
+        first, rest = some_layers(llm.layers, 0, K), some_layers(llm.layers, K, None)
+        x_BSD = llama.run_whole(first, x_BSD, placed.valid_BS, cfg.llm)
+        x_BSD = llama.run_whole(rest, x_BSD, seen_BS, cfg.llm)
+        hidden_BSD = rms_norm(x_BSD, llm.final_norm, cfg.llm.norm_eps)
+        return recompute.last_logits(llm, hidden_BSD, inputs.slots_BS)
+
+    for _ in range(TOKENS):
+        inputs = recompute.inputs_of([known], opened.bundle, opened.buckets)
+        ids.append(int(np.asarray(logits(opened.params, inputs))[0].argmax()))
+        known = recompute._longer(known, ids[-1])
+    return ids
+
+
+def test_later_layers_of_fastv_have_smaller_caches() -> None:
+    opened = model("fastv", variant="drop")
+    engine = Engine(opened, [LaneSize(1, 64)])
+    engine_none = Engine(model("none"), [LaneSize(1, 64)])
+    cfg = opened.bundle.model
+    of_place = 2 * 4 * cfg.llm.kv_heads * cfg.llm.head_width
+    less = engine_none.cache_bytes() - engine.cache_bytes()
+    assert less == (cfg.llm.layers - 1) * (16 - 5) * of_place - 4  # a number for each slot

@@ -16,7 +16,7 @@ from llava_mini_jax.cost.video_plan import plan
 from llava_mini_jax.data.media.video import FrameSampling, read_video
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference import blocks, bounds, seeing_programs, slots
+from llava_mini_jax.inference import blocks, bounds, reading, seeing_programs, slots
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.model import Model
@@ -68,9 +68,11 @@ def text_of(session):
 
 
 def noted(monkeypatch, program, what):
-    """`what` of the arguments of each call of one of slots.py's programs."""
-    found, called = [], getattr(slots, program)
-    monkeypatch.setattr(slots, program, lambda *given: found.append(what(*given)) or called(*given))
+    """`what` of the arguments of each call of one of reading.py's programs."""
+    found, called = [], getattr(reading, program)
+    monkeypatch.setattr(
+        reading, program, lambda *given: found.append(what(*given)) or called(*given)
+    )
     return found
 
 
@@ -160,7 +162,7 @@ def test_a_second_question_looks_at_no_frame_again(paper, clip, monkeypatch):
     monkeypatch.setattr(seeing_programs, "prefuse_images", refuse)
     before = len(held(session))
     positions = noted(monkeypatch, "read_block", lambda *given: int(given[4]))
-    monkeypatch.setattr(slots, "read_fresh", refuse)
+    monkeypatch.setattr(reading, "read_fresh", refuse)
     said(session, WORDS[1])
     (new,) = positions  # the question and its frame of words: neither frames nor system prompt
     assert new < 40 < before < len(held(session))
@@ -397,8 +399,8 @@ CUT_OFF = {
     "text that is fused": (seeing_programs, "mean_text", 1, True),
     "making room in the cache": (slots, "empty", 1, True),
     "taking a slot": (Lanes, "_sit", 1, False),
-    "a block of the prompt": (slots, "read_fresh", 1, True),
-    "another block of the prompt": (slots, "read_block", 1, True),
+    "a block of the prompt": (reading, "read_fresh", 1, True),
+    "another block of the prompt": (reading, "read_block", 1, True),
     "decoding": (slots, "decode", 2, True),
     "an answer's tokens": (Lanes, "fetch", 3, True),
     "the end": (Lanes, "release", 1, False),

@@ -59,6 +59,7 @@ __all__ = [
     "declare",
     "method",
     "pieces",
+    "read",
     "run",
     "spec",
     "tokens",
@@ -148,6 +149,14 @@ def pieces(pictures: Sequence[tuple[int, int]], cfg: CompressorConfig) -> list[P
     positions (first, end)."""
     own = method(cfg)
     return own.pieces(pictures, cfg) if hasattr(own, "pieces") else []
+
+
+def read(
+    llm: Any, x_BSD: jax.Array, placed: Placed, stay: int, cfg: CompressorConfig, how: How
+) -> tuple[jax.Array, jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """A prompt as a method reads it that chooses what stays in later layers' caches."""
+    with jax.named_scope("llm"):
+        return method(cfg).read(llm, x_BSD, placed, stay, cfg, how)
 
 
 def run(

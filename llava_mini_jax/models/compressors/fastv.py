@@ -7,14 +7,16 @@
     "drop"   they leave the sequence; those that stay keep their positions: the same numbers where
              something is left, with less work
 
-Needs no training. The last token is that of the prompt, and in answering that of the answer so far:
-the authors' code without a cache selects anew for every token, and so does this. Each row has its
-own scores; in the authors' code a batch has those of its first row.
+Needs no training. The last token is the sequence's: without a cache the authors' code selects anew
+for every token of an answer, and so do whole sequences here. With a cache it selects once, by the
+prompt's last token, and keeps that ("drop", by `read`); so its later tokens may be others. Each row
+has its own scores; in the authors' code a batch has those of its first row.
 
 Dimensions: B rows, S positions, R positions that stay, P patches, N heads, D width of the LLM.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +63,7 @@ Config = FastVConfig
 
 def declare(cfg: FastVConfig) -> Declaration:
     drops = (cfg.layer, cfg.keep) if cfg.variant == "drop" else None
-    return Declaration(places=(PROJECTED,), compresses=False, inside=True, drops=drops)
+    return Declaration(places=(PROJECTED,), compresses=False, inside=True, drops=drops, keeps=drops)
 
 
 def tokens(cfg: FastVConfig, side: int) -> int:
@@ -107,6 +109,47 @@ def run(
     )
 
 
+def read(
+    llm: llama.Llama, x_BSD: Array, placed: Placed, stay: int, cfg: FastVConfig, how: How
+) -> tuple[Array, Array, list[tuple[Array, Array]]]:
+    """(hidden states [B, R, D], how many positions stayed [B], each layer's keys and values) of
+    prompts; R, `stay`, is at least as many as stay.
+
+    Those that stay come first, in their order, in the caches of layers from K on, too.
+    """
+    B, S, _ = x_BSD.shape
+    layers = unstack(each(llm.layers, how.llm))
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    first, rest = layers[: cfg.layer], layers[cfg.layer :]
+    observe = _observer(placed, how)
+    x_BSD, found = _remembering(first, x_BSD, placed.valid_BS, positions_BS, how, observe)
+    scores_BS = found[-1][1]
+    kept_BS = kept(scores_BS, placed, cfg)
+    places_BR = jnp.argsort(~kept_BS, axis=1, stable=True)[:, :stay]
+    x_BRD = jnp.take_along_axis(x_BSD, places_BR[..., None], axis=1)
+    valid_BR = jnp.take_along_axis(kept_BS, places_BR, axis=1)
+    x_BRD, more = _remembering(rest, x_BRD, valid_BR, places_BR, how, observe=None)
+    memories = [memory for memory, _ in found] + more
+    return x_BRD, kept_BS.sum(axis=1, dtype=jnp.int32), memories
+
+
+def _remembering(
+    layers: Sequence[Any],
+    x_BSD: Array,
+    valid_BS: Array,
+    positions_BS: Array,
+    how: How,
+    observe: Callable | None,
+) -> tuple[Array, list[Any]]:
+    attends = attend(Mask(first=0, valid_BS=valid_BS), how.attention)
+    angles_BSH, memories = angles(positions_BS, how.llm.head_width, how.llm.rope), []
+    for layer in layers:
+        keep = lambda k, v: (k, v, (k, v))  # noqa: E731
+        x_BSD, memory = block(layer, x_BSD, angles_BSH, attends, how.llm, keep, observe)
+        memories.append(memory)
+    return x_BSD, memories
+
+
 def scores(llm: llama.Llama, x_BSD: Array, placed: Placed, cfg: FastVConfig, how: How) -> Array:
     """What a row's last token attends to in layer K - 1 [B, S], float32, mean over heads."""
     return _first_layers(each(llm.layers, how.llm), x_BSD, placed, cfg, how)[1]
@@ -131,6 +174,18 @@ def _first_layers(
     (layer,) = unstack(some_layers(layers, cfg.layer - 1, cfg.layer))
     B, S, _ = x_BSD.shape
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    mask = Mask(first=0, valid_BS=placed.valid_BS, window=how.llm.window)
+    angles_BSH = angles(positions_BS, how.llm.head_width, how.llm.rope)
+    attends, observe = attend(mask, how.attention), _observer(placed, how)
+    x_BSD, (_, scores_BS) = block(layer, x_BSD, angles_BSH, attends, how.llm, observe=observe)
+    return x_BSD, scores_BS
+
+
+def _observer(placed: Placed, how: How) -> Callable[[Array, Array], Array]:
+    """What of a layer's queries and keys says how much a row's last token attends to each position
+    [B, S], mean over heads."""
+    B, S = placed.valid_BS.shape
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
     last_B = jnp.where(placed.valid_BS, positions_BS, 0).max(axis=1)
     mask = Mask(first=0, valid_BS=placed.valid_BS, window=how.llm.window)
 
@@ -146,10 +201,7 @@ def _first_layers(
             )
         return weights_B1S[:, 0]
 
-    angles_BSH = angles(positions_BS, how.llm.head_width, how.llm.rope)
-    attends = attend(mask, how.attention)
-    x_BSD, (_, scores_BS) = block(layer, x_BSD, angles_BSH, attends, how.llm, observe=observe)
-    return x_BSD, scores_BS
+    return observe
 
 
 def _run(

@@ -85,12 +85,17 @@ class Declaration:
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
     # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
     drops: tuple[int, int] | None = None
-    # (K, n): of a method inside, once a picture is read n of its positions stay in the cache of
-    # layer K and those behind; None: it has no cache
+    # (K, n): of a method inside, once a prompt is read n of a picture's positions stay in the cache
+    # of layer K and those behind; None: it has no cache
     keeps: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
     # Of what it reads of the tower and gives to the language model, where its parameters fix them.
     widths: tuple[int, int] | None = None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another question may use what a picture has given: the question was not read."""
+        return not (self.reads.question or self.drops)
 
 
 @struct.dataclass
