@@ -216,6 +216,7 @@ def load(
     vision_tower: Path | str | None = None,
     template: str | None = None,
     max_length: int | None = None,
+    compressor: str | None = None,
 ) -> Model:
     """The model of a folder, or of a name on the Hugging Face hub.
 
@@ -225,7 +226,9 @@ def load(
     (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where
     the model's own does not name it. `template` is the prompts' (a name of
     data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
-    folder's config.json does not say what was meant (docs/weights.md).
+    folder's config.json does not say what was meant (docs/weights.md). `compressor` is a method
+    that needs no training, for a LLaVA-1.5 ("visionzip,dominant=54,contextual=10"), or options of
+    the folder's own.
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
@@ -238,6 +241,7 @@ def load(
             vision_tower=vision_tower,
             template=template,
             max_length=max_length,
+            compressor=compressor,
         )
     )
 

@@ -20,7 +20,7 @@ from llava_mini_jax.inference import bounds, prompt_template
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
-from llava_mini_jax.weights import adapters, folders, hub, import_hf
+from llava_mini_jax.weights import adapters, folders, hub, import_hf, methods
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,15 @@ def open_folder(
     vision_tower: Path | str | None,
     template: str | None,
     max_length: int | None,
+    compressor: str | None = None,
 ) -> Opened:
     """`load`'s arguments. Raises InputError for what is missing, damaged or does not fit."""
     computing, path = computing_dtype(dtype), hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
-    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
+    asked = None if compressor is None else methods.parse_asked(compressor)
+    bundle, published = folders.open_model(
+        path, vision_tower=tower, compressor=asked, compute_dtype=computing
+    )
     model = replace(bundle.model, attention=attention)
     # Before the weights are read: a kernel that is not there is refused at once.
     describe(attention, model.dtype, model.llm.head_width, windowed=model.llm.window is not None)
