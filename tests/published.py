@@ -6,12 +6,13 @@ a golden case's weights, in its authors' names, take the place of random ones
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.models.clip import ClipConfig
@@ -58,6 +59,35 @@ def weights(name: str, prefix: str) -> dict[str, np.ndarray]:
     return {prefix + n: tensor.read() for n, tensor in open_tensors(file).items()}
 
 
+def eva(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A model's tensors with its tower as LLaMA-VID's code names it; keys lose their biases."""
+    found = {}
+    front = "model.vision_tower.vision_tower."
+    for name, array in tensors.items():
+        own = name.removeprefix(f"{front}vision_model.")
+        layer = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)", own)
+        if own == name:
+            found[name] = array
+        elif layer is None:
+            new = {
+                "embeddings.class_embedding": "cls_token",
+                "embeddings.position_embedding.weight": "pos_embed",
+                "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+                "embeddings.patch_embedding.bias": "patch_embed.proj.bias",
+            }.get(own)
+            if new:
+                axes = {"cls_token": (1, 1), "pos_embed": (1,)}.get(new, ())
+                found[front + new] = array.reshape(*axes, *array.shape)
+        elif layer[2].startswith("self_attn.q_proj.weight"):
+            parts = [tensors[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+            found[f"{front}blocks.{layer[1]}.attn.qkv.weight"] = np.concatenate(parts)
+        elif not re.match(r"self_attn\.([kv]_proj\.weight|k_proj\.bias)", layer[2]):
+            new = layer[2].replace("layer_norm", "norm").replace("self_attn.out_proj", "attn.proj")
+            new = re.sub(r"self_attn\.([qv])_proj\.bias", r"attn.\1_bias", new)
+            found[f"{front}blocks.{layer[1]}.{new}"] = array
+    return found
+
+
 def vision(**sizes: Any) -> ClipConfig:
     return dataclasses.replace(tiny.VISION, **sizes)
 
@@ -96,6 +126,21 @@ def write(
     save_file(tensors, folder / "model.safetensors")
     letters(llm.vocab_size, voco).save_pretrained(folder)
     return folder
+
+
+def bert(place: Path) -> Path:
+    """A folder as bert-base-uncased's: small letters, a token in front of a text and one behind."""
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    ids |= {letter: 4 + n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz?. ")}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    around = [(word, ids[word]) for word in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, around)
+    made = as_fast(backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+                   sep_token="[SEP]")  # fmt: skip
+    made.save_pretrained(place / "bert-base-uncased")
+    return place / "bert-base-uncased"
 
 
 def letters(size: int, voco: int | None) -> Any:

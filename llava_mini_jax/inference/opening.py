@@ -14,6 +14,7 @@ import jax
 
 from llava_mini_jax.config import ASKING_DTYPES, Bundle
 from llava_mini_jax.data.batches.examples import Buckets
+from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, prompt_template
@@ -74,7 +75,10 @@ def open_folder(
     # Before the weights are read: a kernel that is not there is refused at once.
     describe(attention, model.dtype, model.llm.head_width, windowed=model.llm.window is not None)
     bundle = prompt_template.with_prompt(replace(bundle, model=model), template, max_length)
-    tokenizer = load_tokenizer(adapters.tokenizer_folder(path))
+    home, declared = adapters.tokenizer_folder(path), model.declared
+    tokenizer = load_tokenizer(home)
+    if declared.question:
+        tokenizer = question_ids.give(tokenizer, question_ids.reader_for(home, declared))
     return Opened(prompt_template.with_tokenizer(bundle, tokenizer), tokenizer, published, dtype)
 
 

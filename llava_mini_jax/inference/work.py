@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import fused_places
+from llava_mini_jax.data.batches.examples import fused_places, padded_question
 from llava_mini_jax.inference import bounds, request
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.gallery import Seen
@@ -25,6 +26,13 @@ class Work:
             blank = request.blank_image(bundle.images)
             # Fused with the text; no mark stands for it, so it takes no position.
             self.media = [Medium(b"blank", 1, lambda: iter(blank))]
+        # What each is looked at for, where the compressor reads that: [T] ids, padded.
+        most = bundle.model.declared.question
+        self.questions = [padded_question(ids_T, most) for ids_T in example.questions if most]
+        if self.questions:
+            # The tokens are those of picture and question together, and so are they remembered.
+            pairs = zip(self.media, self.questions, strict=True)
+            self.media = [replace(m, key=m.key and m.key + ids.tobytes()) for m, ids in pairs]
         self.settings = asked.settings
         ends: tuple[int, ...] = ()
         if not self.settings.ignore_end:
@@ -57,6 +65,11 @@ class Work:
     def _answer(self, model: Loaded) -> AnswerText:
         example, bundle = self.ticket.request.example, model.bundle
         return bounds.empty_text(example, bundle, model.tokenizer, self.stop_ids, self.settings)
+
+    @property
+    def question(self) -> np.ndarray | None:
+        """That of the medium that it looks at."""
+        return self.questions[len(self.seen) - 1] if self.questions else None
 
     def begin(self) -> None:
         usage = self.ticket.usage

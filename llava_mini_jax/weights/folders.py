@@ -25,7 +25,7 @@ from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
-from llava_mini_jax.weights import adapters, hf_config, hf_fields, methods, names, towers
+from llava_mini_jax.weights import adapters, eva, hf_config, hf_fields, methods, names, towers
 from llava_mini_jax.weights.hf_processor import image_config, image_settings, read_processor
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
@@ -95,7 +95,9 @@ def _open_llava(
     llm = _with_head(hf_config.llama_from_hf(f, kind or "llama"), tensors, names.LAYOUTS["release"])
     tower = towers.find_tower(folder, f, tensors, vision_tower)
     processor = read_processor(folder, tower)
-    vision = towers.tower_config(f, tower, processor)
+    vision = towers.tower_config(f, tower, processor, tensors)
+    if tower is None and eva.is_eva(tensors):
+        tensors = eva.as_clip(tensors)
     bundle = Bundle(
         model=_llava_model(f, llm, vision, compute_dtype),
         images=image_config(f, processor, vision.image_size),

@@ -29,6 +29,7 @@ LLAVA_TYPES = (
 # A class name says what a model_type may hide: a reward model, a fork with layers of its own.
 ARCHITECTURES = (
     "LlavaForConditionalGeneration",
+    "LlavaLlamaAttForCausalLM",  # LLaMA-VID's
     *(
         f"{front}{family.word}ForCausalLM"
         for front in ("", "LlavaMini", "Llava")

@@ -103,6 +103,45 @@ def _token_packer(source: Source) -> dict[str, Any]:
     )
 
 
+def _llama_vid(source: Source) -> dict[str, Any]:
+    f, vision, bert = source.f, source.vision, "model.vlm_att_encoder.bert."
+    kinds = ("qformer_pretrain", "qformer_pretrain_freeze", "qformer_pretrain_freeze_all")
+    f.only("bert_type", *kinds, because="questions are read in another way")
+    for name, kind in (("image_processor", str), ("max_token", int)):
+        f.get(name, kind, None)  # a path to CLIP's steps; a length of its training
+    vocabulary, width = source.shape(f"{bert}embeddings.word_embeddings.weight", (30523, 768))
+    first = f"{bert}encoder.layer."
+    layers = {name.removeprefix(first).split(".")[0] for name in source.tensors if first in name}
+    return dict(
+        width=vision.width,
+        out_width=source.llm.width,
+        content=_content(f, vision.grid),
+        class_token=not vision.pre_norm,  # an EVA
+        vision_norm_eps=1e-5,
+        qformer_width=width,
+        qformer_heads=12,
+        qformer_layers=len(layers) or 12,
+        qformer_mlp_width=source.shape(f"{first}0.intermediate.dense.weight", (3072, 0))[0],
+        qformer_cross_every=2,
+        qformer_cross_width=source.shape("model.vlm_att_ln.weight", (1408,))[0],
+        qformer_queries=f.size("num_query", 32),
+        qformer_vocabulary=vocabulary,
+        qformer_positions=source.shape(f"{bert}embeddings.position_embeddings.weight", (512, 0))[0],
+        qformer_norm_eps=1e-12,
+    )
+
+
+def _content(f: Fields, side: int) -> int:
+    """Pooled tokens along one side, by LLaMA-VID's field: "mean", "grid:4", or null for all."""
+    said = f.get("compress_type", str, None)
+    if said is None:
+        return side
+    grid = said.removeprefix("grid:")
+    if said != "mean" and (grid == said or not grid.isdecimal() or int(grid) < 2):
+        raise f.wrong("compress_type", '"mean", "grid:N" with N from 2 on, or null')
+    return 1 if said == "mean" else int(grid)
+
+
 def _m3(source: Source) -> dict[str, Any]:
     return dict(count=max(_m3_counts(source.f)))
 
@@ -143,6 +182,7 @@ def _fastv(source: Source) -> dict[str, Any]:
 PUBLISHED = {
     "mqt": Method(("query_abstractor_type", "num_visual_tokens"), "model.query_abstractor.", _mqt),
     "token_packer": Method(("scale_factor",), "model.mm_projector.clip_attn.", _token_packer),
+    "llama_vid": Method(("bert_type", "num_query", "compress_type"), "model.vlm_att_", _llama_vid),
     "m3": Method(("matryoshka_vis_token_scale",), None, _m3, _m3_counts),
     "voco": Method((), None, _voco, template="voco_v1", token=VOCO),
     "prumerge": Method((), None, _prumerge),
@@ -202,7 +242,7 @@ def said_by(f: Fields, tensors: Iterable[str], words: Iterable[str]) -> str | No
     by_field = {
         kind: name
         for kind, method in PUBLISHED.items()
-        for name in method.fields
+        for name in reversed(method.fields)
         if f.values.get(name) is not None
     }
     by_field |= {kind: m.token for kind, m in PUBLISHED.items() if m.token and m.token in words}

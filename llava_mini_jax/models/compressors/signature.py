@@ -44,6 +44,8 @@ class Declaration:
     # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
     drops: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
+    question: int = 0  # ids of the question that it reads, at most
+    question_vocabulary: int = 0  # and how many of them there are
     # Of what it reads of the tower and gives to the language model, where its parameters fix them.
     widths: tuple[int, int] | None = None
 
