@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.reproduce import verify_inside
 from llava_mini_jax.reproduce.compressor_cases import pictures, tower
+from llava_mini_jax.tensorfiles.save_torch import save_torch
 from llava_mini_jax.weights import folders, import_hf, methods
 from tests import published, tiny
 
@@ -332,3 +334,33 @@ def test_damaged_files_are_one_sentence(make: Callable[..., Path], tmp_path: Pat
                 assert name in str(error) or "do not fit" in str(error) or "heads" in str(error)
             else:
                 assert (name, value) in [("num_visual_tokens", "second_stage")]
+
+
+def test_prumerges_adapters_are_merged(tmp_path: Path) -> None:
+    """LLaVA's form, on a language model: its projector lies beside the adapters."""
+    base = llava(tmp_path, "prumerge_plus_tower24")
+    whole = load_file(base / "model.safetensors")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    shutil.copy(base / "config.json", folder)
+    own = {n: a for n, a in whole.items() if "mm_projector" in n}
+    save_file({n: a for n, a in whole.items() if n not in own}, base / "model.safetensors")
+    save_torch(
+        folder / "non_lora_trainables.bin", {f"base_model.model.{n}": 2 * a for n, a in own.items()}
+    )
+    name = "model.layers.0.mlp.up_proj"
+    out, into = whole[f"{name}.weight"].shape
+    pair = {f"base_model.model.{name}.lora_A.weight": np.ones((2, into), np.float32)}
+    pair[f"base_model.model.{name}.lora_B.weight"] = np.ones((out, 2), np.float32)
+    save_torch(folder / "adapter_model.bin", pair)
+    said = dict(peft_type="LORA", r=2, lora_alpha=4, base_model_name_or_path=str(base))
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    bundle, params = converted(folder, "--merge", "--compressor", "prumerge_plus")
+    golden = published.case("prumerge_plus_tower24")
+    found = tokens(params, golden, bundle)
+    # One picture's own count is that of the released code, but for its last patch.
+    np.testing.assert_allclose(found, golden.outputs["tokens"], atol=ATOL)
+    added = np.asarray(params.llm.layers[0].up_proj) - whole[f"{name}.weight"]
+    np.testing.assert_allclose(added, 4.0, atol=1e-5)
+    first = own["model.mm_projector.0.weight"]
+    np.testing.assert_allclose(params.projector.fc1.kernel, 2 * first, atol=1e-6)
