@@ -156,7 +156,11 @@ def example(
     frames = tuple(marks[position] for position in sorted(marks))
     side = cfg.vision.image_size
     pixels = rng.standard_normal((sum(frames), parts, side, side, 3)).astype(np.float32)
-    return Example(ids, (ids >= 0) & (labels == IGNORE), labels, pixels, frames)
+    most = cfg.declared.question  # ids of what each picture is looked at for; 0: nobody reads them
+    words = min(most, 3 + seed % 3)
+    asked = [rng.integers(0, 11, words).astype(np.int32) for _ in frames if most]
+    fuse = (ids >= 0) & (labels == IGNORE)
+    return Example(ids, fuse, labels, pixels, frames, tuple(asked))
 
 
 def batch(

@@ -38,6 +38,7 @@ METHODS: dict[str, CompressorConfig] = {
         width=E,
         out_width=D,
         content=2,
+        class_token=True,
         vision_norm_eps=1e-5,
         qformer_width=24,
         qformer_heads=2,

@@ -34,7 +34,7 @@ from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.models import decoder, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -145,6 +145,7 @@ def by_layer(
     """
     cfg = bundle.model
     refuse_inside(cfg)
+    refuse_question(cfg)
     totals, tokens, first, count = None, np.zeros(len(KINDS)), None, 0
     for batch, real in _batches(examples, bundle, batch_size):
         kinds_BS = np.asarray(kinds(batch))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.models import compressors, llava_mini, projector
 from llava_mini_jax.models.compressors.signature import PROJECTED
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -37,6 +37,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
             " LLaVA-Mini with query-based compression"
         )
     refuse_inside(cfg)
+    refuse_question(cfg)
     found = []
     for start in range(0, len(pixels_IJYXC), CHUNK):
         now = pixels_IJYXC[start : start + CHUNK]

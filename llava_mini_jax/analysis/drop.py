@@ -30,7 +30,7 @@ from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, answer_all
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.models import decoder, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -134,6 +134,7 @@ def scores(
     for pictures that cannot be read: a model that sees less is what is measured.
     """
     refuse_inside(model.bundle.model)
+    refuse_question(model.bundle.model)
     _check(benchmark, questions)
     tokens = benchmark.max_new_tokens
     prompts = settings_file.digest(questions)

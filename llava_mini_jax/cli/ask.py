@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
     )
+    add(
+        "--compressor",
+        metavar="NAME[,FIELD=VALUE...]",
+        help="a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)",
+    )
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)
 
@@ -138,6 +143,7 @@ def _opened(args: argparse.Namespace) -> "Opened":
         template=args.conv_mode,
         max_length=args.max_length,
         vision_tokens=args.vision_tokens,
+        compressor=args.compressor,
     )
 
 

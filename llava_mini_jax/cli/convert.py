@@ -1,6 +1,6 @@
 """`llava-mini convert`: a model folder in another format, or a training run's starting point.
 
-SRC (release, LLaVA-1.5, llava-hf) --------------------.
+SRC (a published model, methods.py) -------------------.
 --vision FOLDER --llm FOLDER + fresh parts --lazy leaves--+--one tensor at a time--> DST
 """
 
@@ -18,6 +18,7 @@ USAGE = """llava-mini convert SRC DST [options]
 EXAMPLE = """examples:
   llava-mini convert llava-v1.5-7b llava-hf-7b --format llava-hf
   llava-mini convert out/stage2/model whole --merge
+  llava-mini convert llava-v1.5-7b visionzip-7b --compressor visionzip,dominant=54
   llava-mini convert --vision clip-vit-large-patch14-336 --llm vicuna-7b-v1.5 start --grid 2"""
 
 PARTS_OPTIONS = ("dialect", "grid", "prefusion_layers", "prefusion_init", "seed")
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--merge",
         action="store_true",
         help="FOLDER is a LoRA adapter: write base and change as one",
+    )
+    add(
+        "--compressor",
+        metavar="NAME[,FIELD=VALUE...]",
+        help="a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)",
     )
     add("--base", metavar="FOLDER", help="the adapter's base (default: what it names)")
     parts = parser.add_argument_group("the start of a training run")
@@ -110,12 +116,13 @@ def _check(args: argparse.Namespace) -> None:
         refuse(
             args, ["merge", "base"], "with --vision and --llm: --merge is for an adapter's folder"
         )
+        refuse(args, ["compressor"], "with --vision and --llm, whose model is a new one")
     if args.prefusion_layers == 0:
         refuse(args, ["prefusion_init"], "with --prefusion-layers 0")
 
 
 def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any) -> tuple[Any, Any]:
-    from llava_mini_jax.weights import adapters, lazy_params
+    from llava_mini_jax.weights import adapters, lazy_params, methods
     from llava_mini_jax.weights.hub import resolve_folder
 
     if args.vision is None:
@@ -125,8 +132,14 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
         if adapters.is_adapter(source) and not args.merge:
             raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
                              "as one model, which may take many gigabytes")  # fmt: skip
+        asked = None if args.compressor is None else methods.parse_asked(args.compressor)
         return lazy_params.open_for_export(
-            source, vision_tower=tower, base=base, dtype=args.dtype, watch=watch
+            source,
+            vision_tower=tower,
+            base=base,
+            compressor=asked,
+            dtype=args.dtype,
+            watch=watch,
         )
     return lazy_params.start_from_parts(
         resolve_folder(args.vision),

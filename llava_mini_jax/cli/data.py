@@ -153,7 +153,7 @@ def _speed(args: argparse.Namespace) -> int:
     )
     for stage in stages_of(load_config(args.source)):
         source = feed.open_data(stage.data)
-        tokenizer = make_tokenizer(stage.tokenizer)
+        tokenizer = make_tokenizer(stage)
         stream = functools.partial(
             feed.batches, stage, source, tokenizer, rows=stage.batch_size, first_step=0
         )

@@ -322,4 +322,6 @@ def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Examp
     side = cfg.vision.image_size
     pixels = rng.integers(0, 256, (request.images, request.parts, side, side, 3), np.uint8)
     labels = np.full(len(ids), IGNORE, np.int32)
-    return Example(ids, ids >= 0, labels, pixels, (request.images,))
+    asked = np.zeros(min(cfg.declared.question, request.text), np.int32)
+    questions = (asked,) if cfg.declared.question else ()
+    return Example(ids, ids >= 0, labels, pixels, (request.images,), questions)

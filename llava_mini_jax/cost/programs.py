@@ -19,7 +19,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import reading, seeing_programs, slots
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
@@ -62,6 +62,7 @@ def weights(cfg: LlavaMiniConfig, dtype: str) -> LlavaMini:
 def call(name: str, cfg: LlavaMiniConfig, dtype: str, sizes: Sizes) -> Call:
     """The program `name` (one of NAMES) of a model whose weights are in `dtype`."""
     refuse_inside(cfg)
+    refuse_question(cfg)
     if name == "prefuse_text" and not cfg.prefusion_layers:
         raise InputError("the model has no pre-fusion, so there is no program prefuse_text")
     maker = _Programs(cfg, sizes)

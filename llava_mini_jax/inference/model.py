@@ -252,6 +252,7 @@ def load(
     template: str | None = None,
     max_length: int | None = None,
     vision_tokens: VisionTokens = None,
+    compressor: str | None = None,
 ) -> Model:
     """The model of a folder, or of a name on the Hugging Face hub.
 
@@ -263,6 +264,8 @@ def load(
     data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
     folder's config.json does not say what was meant (docs/weights.md). `vision_tokens` is how many
     tokens of a picture requests take that do not ask, of a model that has several numbers of them.
+    `compressor` is a method that needs no training, for a LLaVA-1.5
+    ("visionzip,dominant=54,contextual=10"), or options of the folder's own.
     Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
     n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
@@ -276,6 +279,7 @@ def load(
             template=template,
             max_length=max_length,
             vision_tokens=vision_tokens,
+            compressor=compressor,
         )
     )
 

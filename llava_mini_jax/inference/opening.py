@@ -14,6 +14,7 @@ import jax
 
 from llava_mini_jax.config import ASKING_DTYPES, Bundle
 from llava_mini_jax.data.batches.examples import Buckets
+from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, prompt_template
@@ -21,7 +22,7 @@ from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.vision_tokens import VisionTokens, with_unasked
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
-from llava_mini_jax.weights import adapters, folders, hub, import_hf
+from llava_mini_jax.weights import adapters, folders, hub, import_hf, methods
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,24 @@ def open_folder(
     template: str | None,
     max_length: int | None,
     vision_tokens: VisionTokens = None,
+    compressor: str | None = None,
 ) -> Opened:
     """`load`'s arguments. Raises InputError for what is missing, damaged or does not fit."""
     computing, path = computing_dtype(dtype), hub.resolve_folder(folder)
     tower = None if vision_tower is None else Path(vision_tower)
-    bundle, published = folders.open_model(path, vision_tower=tower, compute_dtype=computing)
+    asked = None if compressor is None else methods.parse_asked(compressor)
+    bundle, published = folders.open_model(
+        path, vision_tower=tower, compressor=asked, compute_dtype=computing
+    )
     model = replace(bundle.model, attention=attention)
     # Before the weights are read: a kernel that is not there is refused at once.
     describe(attention, model.dtype, model.llm.head_width, windowed=model.llm.window is not None)
     bundle = with_unasked(replace(bundle, model=model), vision_tokens)
     bundle = prompt_template.with_prompt(bundle, template, max_length)
-    tokenizer = load_tokenizer(adapters.tokenizer_folder(path))
+    home, declared = adapters.tokenizer_folder(path), model.declared
+    tokenizer = load_tokenizer(home)
+    if declared.question:
+        tokenizer = question_ids.give(tokenizer, question_ids.reader_for(home, declared))
     return Opened(prompt_template.with_tokenizer(bundle, tokenizer), tokenizer, published, dtype)
 
 

@@ -45,7 +45,6 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
 
     That is compression inside the language model.
     """
-    refuse_question(cfg)
     if cfg.declared.inside and not cfg.keeps_cache:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
@@ -71,12 +70,11 @@ def refuse_pooled(example: Example, cfg: LlavaMiniConfig) -> None:
 
 
 def refuse_question(cfg: LlavaMiniConfig) -> None:
-    """InputError for a compressor that reads the question: requests lack its vocabulary."""
+    """InputError for a compressor that reads the question, where pictures are seen without one."""
     if cfg.declared.reads.question:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" reads the question in a vocabulary of its own,'
-            " which requests and data sets do not give; call models/llava_mini.py with"
-            " Inputs.question_BT"
+            f'compressor "{cfg.compressor.kind}" reads the question that a picture is looked at'
+            " for, and none is given here; use ask, eval.py or the server, or take another method"
         )
 
 
@@ -116,7 +114,6 @@ def answering(
 
     Batches have the settings of their first example, but for seeds. Without `logits`, the model's.
     """
-    refuse_question(model.bundle.model)
     for one in settings:
         one.refuse_for_engine("a model that answers without a cache")
     logits = logits or whole_model(model.params, model.bundle, model.buckets)

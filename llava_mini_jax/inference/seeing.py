@@ -10,6 +10,7 @@ A chunk is small while others are being answered: their next tokens wait for it.
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -261,7 +262,8 @@ class Seeing:
 
     def _encode_pictures(self, parts: Sequence[_Part], size: int) -> Any:
         pixels_IJYXC = np.stack(_filled([part.frame for part in parts], size))
-        visual, memory, features = self._encode(pixels_IJYXC)
+        questions = _filled([part.work.question for part in parts], size)
+        visual, memory, features = self._encode(pixels_IJYXC, questions)
         for number, part in enumerate(parts):
             if not part.seen.complete:
                 known = part.seen.name is not None
@@ -272,9 +274,17 @@ class Seeing:
         self._wait(visual)
         return memory
 
-    def _encode(self, pixels_IJYXC: np.ndarray) -> tuple[Any, Any, Any]:
-        """(visual tokens, pre-fusion's keys and values, features) of a chunk."""
+    def _encode(
+        self, pixels_IJYXC: np.ndarray, questions: Sequence[np.ndarray | None]
+    ) -> tuple[Any, Any, Any]:
+        """(visual tokens, pre-fusion's keys and values, features) of a chunk.
+
+        `questions`: what each is looked at for, where the compressor reads that.
+        """
         features = seeing_programs.encode_vision(self._params, pixels_IJYXC, self._cfg)
+        asked = [ids_T for ids_T in questions if ids_T is not None]
+        if asked:
+            features = replace(features, question_IT=np.stack(asked))
         return *seeing_programs.prefuse_images(self._params, features, self._cfg), features
 
     # ----------------------------------------------------------------------------------- films
@@ -295,7 +305,8 @@ class Seeing:
             if frames is None:
                 return 0
             pixels_IJYXC = np.stack(_filled(frames, size))
-            visual, memory, features = self._encode(pixels_IJYXC)
+            asked = [work.question] * size
+            visual, memory, features = self._encode(pixels_IJYXC, asked)
             if new:
                 stages = {} if memory is None else {"memory": memory, "features": features}
                 following = -(-_unseen(work) // count) - 1

@@ -10,6 +10,7 @@ wrong here is told by the real call, which then compiles for itself.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -209,6 +210,8 @@ def _look(
     images, cfg = model.bundle.images, model.bundle.model
     pixels = _shape(dtype, size, images.parts, images.size, images.size, 3)
     features = call(seeing_programs.encode_vision, model.params, pixels, cfg)
+    if most := cfg.declared.question:
+        features = replace(features, question_IT=_shape(np.int32, size, most))
     return features, call(seeing_programs.prefuse_images, model.params, features, cfg)[1]
 
 

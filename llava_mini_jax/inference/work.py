@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import fused_places
+from llava_mini_jax.data.batches.examples import fused_places, padded_question
 from llava_mini_jax.inference import bounds, places, request
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.gallery import Seen
@@ -27,13 +27,19 @@ class Work:
         # Which of each picture's tokens stand in the prompt.
         self.taken = bundle.model.taken(bundle.images.parts, example.tokens)
         self.media = [_of_taken(medium, self.taken) for medium in asked.media]
-        if not bundle.model.declared.reusable:
-            # What a picture gives was made for its question: nobody finds it again.
-            self.media = [dataclasses.replace(medium, key=b"") for medium in self.media]
         if not self.media and bundle.prompt.blank_image:
             blank = request.blank_image(bundle.images)
             # Fused with the text; no mark stands for it, so it takes no position.
             self.media = [Medium(b"blank", 1, lambda: iter(blank))]
+        # What each is looked at for, where the compressor reads that: [T] ids, padded.
+        most = bundle.model.declared.question
+        self.questions = [padded_question(ids_T, most) for ids_T in example.questions if most]
+        if self.questions:
+            # The tokens are those of picture and question together, and so are they remembered.
+            pairs = zip(self.media, self.questions, strict=True)
+            self.media = [
+                dataclasses.replace(m, key=m.key and m.key + ids.tobytes()) for m, ids in pairs
+            ]
         self.settings = asked.settings
         ends: tuple[int, ...] = ()
         if not self.settings.ignore_end:
@@ -74,6 +80,11 @@ class Work:
     def held(self) -> int:
         """Places of its slot that its prompt takes so far."""
         return places.place(self.pieces, self.read)
+
+    @property
+    def question(self) -> np.ndarray | None:
+        """That of the medium that it looks at."""
+        return self.questions[len(self.seen) - 1] if self.questions else None
 
     def begin(self) -> None:
         usage = self.ticket.usage

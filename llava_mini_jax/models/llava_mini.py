@@ -168,7 +168,8 @@ class Inputs:
     frames_BI: Leaf  # bool: a real image or frame, not padding
     slots_BS: Leaf  # int32: what stands where in the language model's sequence (models/splice.py)
     wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
-    question_BT: Leaf = None  # int32 ids of a compressor that reads the question; -1: padding
+    # int32 ids of what each image is looked at for, if a compressor reads that; -1: padding.
+    question_BIT: Leaf = None
     # Where `slots_BS` is padded: "right" or "left"; None: not known. On the right no valid position
     # sees padding, causal as attention is, and kernels need not be told of it.
     padding_side: str | None = struct.field(pytree_node=False, default=None)
@@ -261,11 +262,11 @@ def _encode_rows(
     fused with the whole text, so all at once would take gigabytes a row.
     """
     B, I = inputs.frames_BI.shape
-    text = text_BFD, inputs.question_BT
     together = frames_together(I, sharding.piece((B,), ("batch",))[0], cfg)
     if together == I:
         seen = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
-        return _fuse_frames(params, seen, inputs.frames_BI, text, cfg)
+        seen = dataclasses.replace(seen, question_IT=inputs.question_BIT)
+        return _fuse_frames(params, seen, inputs.frames_BI, text_BFD, cfg)
 
     def chunks(x: Array) -> Array:
         """[B, I, ...] -> [chunks, B, together, ...]."""
@@ -279,13 +280,15 @@ def _encode_rows(
         lambda pixels_BIJYXC: _encode_frames(params, pixels_BIJYXC, cfg),
         chunks(inputs.pixels_BIJYXC),
     )
+    question = jax.tree.map(chunks, inputs.question_BIT)
+    seen = dataclasses.replace(seen, question_IT=question)
     # Gathered once, not for every few frames; where nothing is sharded this moves nothing.
     prefusion_whole = jax.tree.map(lambda w: sharding.gather(w, text_BFD), params.prefusion)
     whole = dataclasses.replace(params, prefusion=prefusion_whole)
     once = chunk_config(cfg)
 
     def add(total_BFD: Array, some: tuple[Seen, Array]) -> tuple[Array, Compressed]:
-        more_BFD, visual = _fuse_frames(whole, *some, text, once)
+        more_BFD, visual = _fuse_frames(whole, *some, text_BFD, once)
         return total_BFD + more_BFD, visual
 
     # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
@@ -326,10 +329,10 @@ def _fuse_frames(
     params: LlavaMini,
     seen: Seen,
     frames_BI: Array,
-    text: tuple[Array, Array | None],
+    text_BFD: Array,
     cfg: LlavaMiniConfig,
 ) -> tuple[Array, Compressed]:
-    """`_encode_rows` of frames that the tower has seen; `text`: to be fused, and the question."""
+    """`_encode_rows` of frames that the tower has seen, each with its own question."""
     B, I = frames_BI.shape
 
     def for_each(x: Array) -> Array:
@@ -337,9 +340,8 @@ def _fuse_frames(
         # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
         return jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:])).reshape(B * I, *x.shape[1:])
 
-    text_IFD, question_IT = jax.tree.map(for_each, text)
+    text_IFD = for_each(text_BFD)
     seen = jax.tree.map(lambda x: x.reshape(B * I, *x.shape[2:]), seen)
-    seen = dataclasses.replace(seen, question_IT=question_IT)
     visual, fused_IFD = fuse_images(params, seen, text_IFD, cfg)
     # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
     fused_BIFD = fused_IFD.astype(jnp.float32).reshape(B, I, *fused_IFD.shape[1:])

@@ -304,6 +304,7 @@ def _llama_vid_config(case: Case, content: int) -> llama_vid.LlamaVidConfig:
         width=said["tower_width"],
         out_width=said["llm_width"],
         content=content,
+        class_token=said["features_have_cls"],
         vision_norm_eps=said["vision_ln_eps"],
         qformer_width=said["qformer_width"],
         qformer_heads=said["qformer_heads"],

@@ -21,7 +21,7 @@ from llava_mini_jax.cost.baseline import llava_1_5, shared_params
 from llava_mini_jax.cost.latency import Answering, Candidate, Runner, Seeing
 from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.inference.ticket import Request
 from llava_mini_jax.inference.vision_tokens import with_unasked
 from llava_mini_jax.inference.warm_up import WarmUp
@@ -76,6 +76,7 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
     model, frames = worker.model, sum(medium.frames for medium in request.media)
     cfg = model.bundle.model
     refuse_inside(cfg)
+    refuse_question(cfg)
     if not comparable(cfg):
         raise InputError("the model is a LLaVA-1.5 itself; there is nothing to compare it with")
     if not frames:

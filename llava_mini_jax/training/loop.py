@@ -17,6 +17,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
 from llava_mini_jax.data.sets import fingerprint
 from llava_mini_jax.data.sets.sources import Samples
-from llava_mini_jax.data.text import chat_template
+from llava_mini_jax.data.text import chat_template, question_ids
 from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
@@ -174,7 +175,7 @@ def run_stage(
 
 def _tokenizer(stage: TrainConfig) -> Any:
     """The stage's, which its language model and its template can be trained with."""
-    tokenizer = make_tokenizer(stage.tokenizer)
+    tokenizer = make_tokenizer(stage)
     if len(tokenizer) > stage.model.llm.vocab_size:
         raise InputError(
             f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
@@ -287,8 +288,20 @@ def _dated(stage: TrainConfig, tokenizer: Any, workdir: epath.Path) -> TrainConf
     return dataclasses.replace(stage, prompt=prompt)
 
 
-def make_tokenizer(name: str) -> Any:
-    return build_tokenizer() if name == "digits" else load_tokenizer(name)
+def make_tokenizer(stage: TrainConfig) -> Any:
+    """The stage's, with what reads questions where its compressor does.
+
+    The digits world has no second vocabulary: its questions are read in its own.
+    """
+    name, declared = stage.tokenizer, stage.model.declared
+    tokenizer = build_tokenizer() if name == "digits" else load_tokenizer(name)
+    if not declared.question:
+        return tokenizer
+    if name == "digits":
+        reader = question_ids.reader_of_words(tokenizer, declared)
+    else:
+        reader = question_ids.reader_for(Path(name), declared)
+    return question_ids.give(tokenizer, reader)
 
 
 def _start(

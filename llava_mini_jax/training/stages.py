@@ -164,11 +164,6 @@ def _name(stage: TrainConfig) -> Iterator[str]:
 
 def _compressor(stage: TrainConfig) -> Iterator[str]:
     kind, declared = stage.model.compressor.kind, stage.model.declared
-    if declared.reads.question:
-        yield (
-            f'compressor "{kind}" reads the question in a vocabulary of its own, which data sets'
-            " do not give"
-        )
     if declared.pooled:
         yield (
             f'compressor "{kind}" shares one ratio among the pictures of a batch, padding among'

@@ -21,6 +21,7 @@ import numpy as np
 from llava_mini_jax import distributed
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.data.text.tokenizer_files import TOKENIZER_FILES
@@ -108,8 +109,12 @@ def export_model(
     with written_beside(folder) as work:
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
+            if reader := question_ids.reader_of(tokenizer):
+                reader.tokenizer.save_pretrained(work / question_ids.FOLDER)
         elif copy_from is not None:
             _copy_tokenizer(copy_from, work)
+            if bundle.model.declared.question:
+                _copy_tokenizer(question_ids.find(copy_from), work / question_ids.FOLDER)
         tensors = published_tensors(params, bundle.model, layout)
         files = config_files(bundle, format)
         if format == "llava-hf" and any(work.glob("tokenizer*")):
@@ -122,6 +127,7 @@ def export_model(
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
     for path in source.iterdir():
         if path.name.startswith(TOKENIZER_FILES) and path.is_file():
             shutil.copy2(path, target)

@@ -144,7 +144,7 @@ def _strategy(vision: ClipConfig) -> str:
 
 
 def _vision_json(vision: ClipConfig) -> dict[str, Any]:
-    kind = {"model_type": "clip_vision_model"}
+    kind = {"model_type": "clip_vision_model" if vision.pre_norm else "eva_vision_model"}
     if not vision.class_token:
         # Without the pooling head, which is not kept.
         kind = {"model_type": "siglip_vision_model", "vision_use_head": False}

@@ -2,6 +2,7 @@
 
 llava-mini release   config.json (llava_mini_llama), tower embedded or in its own folder
 LLaVA-1.5            config.json (llava_llama) with the tower in its own folder
+other methods' LLaVA the same, with a compressor of theirs (methods.py)
 llava-hf             config.json with text_config and vision_config, everything in one folder
 our export           the release's format, and the section "llava_mini_jax" in config.json
 an adapter of these  adapter_config.json: base and change as one (adapters.py)
@@ -18,12 +19,13 @@ from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import SECTION, Fields, described_in
+from llava_mini_jax.models import compressors
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
-from llava_mini_jax.weights import adapters, hf_config, hf_fields, names, towers
+from llava_mini_jax.weights import adapters, eva, hf_config, hf_fields, methods, names, towers
 from llava_mini_jax.weights.hf_processor import image_config, image_settings, read_processor
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
@@ -33,13 +35,19 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def open_model(
-    folder: Path, *, vision_tower: Path | None = None, base: Path | None = None, compute_dtype: str
+    folder: Path,
+    *,
+    vision_tower: Path | None = None,
+    base: Path | None = None,
+    compressor: methods.Asked | None = None,
+    compute_dtype: str,
 ) -> tuple[Bundle, list[Published]]:
     """The configuration of a model folder and its tensors, none of them read yet.
 
     An adapter's folder is read merged with its base: `base`, or the one that it names.
     `vision_tower` overrides where the tower is looked for; otherwise it is the embedded copy, or
     the folder that `mm_vision_tower` names (as it stands, or beside the model folder).
+    `compressor` gives a LLaVA a method that needs no training, or options to the folder's own.
     Raises InputError for what is missing, damaged, or not a model of this code, and for every field
     of config.json that may change what the model computes and is not known.
     """
@@ -52,8 +60,8 @@ def open_model(
     with described_in(f.where):
         kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
         if kind == "llava" and "text_config" in f.values:
-            return _open_llava_hf(folder, f, tensors, compute_dtype)
-        return _open_llava(folder, f, tensors, vision_tower, compute_dtype)
+            return _open_llava_hf(folder, f, tensors, compressor, compute_dtype)
+        return _open_llava(folder, f, tensors, vision_tower, compressor, compute_dtype)
 
 
 def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, list[Published]]:
@@ -75,14 +83,21 @@ def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, 
 
 
 def _open_llava(
-    folder: Path, f: Fields, tensors: Tensors, vision_tower: Path | None, compute_dtype: str
+    folder: Path,
+    f: Fields,
+    tensors: Tensors,
+    vision_tower: Path | None,
+    asked: methods.Asked | None,
+    compute_dtype: str,
 ) -> tuple[Bundle, list[Published]]:
     hf_config.refuse_other_llava(f)
     kind = f.get("model_type", str).removeprefix("llava").removeprefix("_mini").removeprefix("_")
     llm = _with_head(hf_config.llama_from_hf(f, kind or "llama"), tensors, names.LAYOUTS["release"])
     tower = towers.find_tower(folder, f, tensors, vision_tower)
     processor = read_processor(folder, tower)
-    vision = towers.tower_config(f, tower, processor)
+    vision = towers.tower_config(f, tower, processor, tensors)
+    if tower is None and eva.is_eva(tensors):
+        tensors = eva.as_clip(tensors)
     bundle = Bundle(
         model=_llava_model(f, llm, vision, compute_dtype),
         images=image_config(f, processor, vision.image_size),
@@ -90,7 +105,7 @@ def _open_llava(
         eos_ids=eos_ids(folder, f.values),
         pad_id=f.get("pad_token_id", int, 0),
     )
-    bundle = with_section(bundle, f)
+    bundle = _with_method(with_section(bundle, f), folder, f, tensors, asked)
     f.finish(hf_fields.LLAVA_HARMLESS, hf_fields.TRAINING_NOTES)
     published = [_published(folder, tensors, "release")]
     if tower is not None and not towers.has_tower(tensors):
@@ -131,8 +146,44 @@ def _llava_prompt(f: Fields, llm: LlamaConfig, folder: Path) -> PromptConfig:
     )
 
 
+def _with_method(
+    bundle: Bundle, folder: Path, f: Fields, tensors: Tensors, asked: methods.Asked | None
+) -> Bundle:
+    """The bundle with the compressor that the folder was trained with, or that is asked for."""
+    model, has_section = bundle.model, SECTION in f.values
+    words = {} if has_section else methods.own_words(folder)
+    if model.compressor.kind != "none" or model.prefusion_layers or model.inside_layers:
+        kind = model.compressor.kind
+        methods.refuse_other(f.where, kind if kind in methods.PUBLISHED else "LLaVA-Mini's", asked)
+        compressor = methods.with_options(model.compressor, asked, model.vision)
+        return dataclasses.replace(bundle, model=dataclasses.replace(model, compressor=compressor))
+    said = None if has_section else methods.said_by(f, tensors, words)
+    methods.refuse_other(f.where, said, asked)
+    kind = said or (asked.kind if asked is not None else None)
+    if kind is None:
+        return bundle
+    source = methods.Source(f, tensors, model.vision, model.llm, words)
+    compressor = methods.compressor_of(kind, source, asked)
+    if bundle.images.grid > 1 and not compressors.declare(compressor).parts:
+        raise f.wrong("resolution_ratio", f"1, because {kind} is defined on whole pictures")
+    placed = configs.build(
+        model.llm,
+        model.vision,
+        "release",
+        compressor=compressor,
+        prefusion_layers=0,
+        projector=model.projector.kind,
+        compute_dtype=model.compute_dtype,
+    )
+    model = dataclasses.replace(placed, detach_text=False)
+    template = methods.PUBLISHED[kind].template or bundle.prompt.template
+    return dataclasses.replace(
+        bundle, model=model, prompt=dataclasses.replace(bundle.prompt, template=template)
+    )
+
+
 def _open_llava_hf(
-    folder: Path, f: Fields, tensors: Tensors, compute_dtype: str
+    folder: Path, f: Fields, tensors: Tensors, asked: methods.Asked | None, compute_dtype: str
 ) -> tuple[Bundle, list[Published]]:
     nested = any(name.startswith("model.language_model.") for name in tensors)
     layout = "llava-hf-4.52" if nested else "llava-hf"
@@ -162,6 +213,7 @@ def _open_llava_hf(
         eos_ids=eos_ids(folder, {**f.get("text_config", dict), **f.values}),
         pad_id=f.get("pad_token_id", int, 0),
     )
+    bundle = _with_method(bundle, folder, f, tensors, asked)
     f.finish(hf_fields.LLAVA_HF_HARMLESS)
     return bundle, [_published(folder, tensors, layout)]
 

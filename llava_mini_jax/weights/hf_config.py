@@ -29,6 +29,7 @@ LLAVA_TYPES = (
 # A class name says what a model_type may hide: a reward model, a fork with layers of its own.
 ARCHITECTURES = (
     "LlavaForConditionalGeneration",
+    "LlavaLlamaAttForCausalLM",  # LLaMA-VID's
     *(
         f"{front}{family.word}ForCausalLM"
         for front in ("", "LlavaMini", "Llava")
@@ -92,6 +93,12 @@ def refuse_other_llava(f: Fields) -> None:
         raise InputError(
             f'{f.where}: "mm_use_im_start_end" is true, but pictures between <im_start> and'
             " <im_end> are not supported; only models trained without these tokens can be used"
+        )
+    if f.values.get("image_aspect_ratio") == "slice":
+        raise InputError(
+            f"{f.where}: field \"image_aspect_ratio\" is 'slice', but then pictures are cut into a"
+            " grid of blocks with text between them (TokenPacker-HD's), which is not supported"
+            " here; use a model of whole pictures"
         )
     f.only("mm_patch_merge_type", "flat", because="parts of pictures are merged (LLaVA-NeXT's)")
     f.only("mm_resampler_type", because="a resampler stands before the projector")

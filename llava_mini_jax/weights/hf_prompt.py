@@ -11,6 +11,7 @@ from llava_mini_jax.json_fields import SECTION, read_json
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import Llama3Scaling
 from llava_mini_jax.weights.families import family_of
+from llava_mini_jax.weights.methods import PUBLISHED
 
 
 def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:
@@ -59,6 +60,8 @@ def template_told(bundle: Bundle, folder: Path, *, llava: bool = True) -> str:
     own = section.get("prompt") if isinstance(section, dict) else None
     if isinstance(own, dict) and "template" in own:
         why = "its config.json says so"
+    elif (method := PUBLISHED.get(bundle.model.compressor.kind)) and method.template:
+        why = f"that of {bundle.model.compressor.kind}'s authors"
     else:
         why = template_of(bundle.model.llm, folder, llava=llava)[1]
     return f"template of prompts: {bundle.prompt.template} ({why})"

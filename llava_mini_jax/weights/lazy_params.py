@@ -32,6 +32,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.params import ParamSpec
 from llava_mini_jax.weights import folders, hf_prompt
 from llava_mini_jax.weights.import_hf import Piece, Pieces, Published, make_plan
+from llava_mini_jax.weights.methods import Asked
 
 PREFUSION_STARTS = ("fresh", "copy")
 FRESH = ("projector/*", "compressor/*", "prefusion/*")
@@ -109,12 +110,17 @@ def open_for_export(
     *,
     vision_tower: Path | None,
     base: Path | None = None,
+    compressor: Asked | None = None,
     dtype: str | None,
     watch: Watch = lambda _: None,
 ) -> tuple[Bundle, LlavaMini]:
     """A model folder as `export_model` takes it, nothing read yet."""
     bundle, published = folders.open_model(
-        folder, vision_tower=vision_tower, base=base, compute_dtype=dtype or "float32"
+        folder,
+        vision_tower=vision_tower,
+        base=base,
+        compressor=compressor,
+        compute_dtype=dtype or "float32",
     )
     model = dataclasses.replace(bundle.model, compute_dtype=dtype or stored_dtype(published))
     bundle = dataclasses.replace(bundle, model=model)

@@ -6,7 +6,7 @@ vision_config, or that folder's config.json --tower_config, clip_from_hf--> Clip
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from llava_mini_jax.config import CLIP_L_336
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields
 from llava_mini_jax.models.clip import ClipConfig
-from llava_mini_jax.weights import hf_fields, names
+from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
+from llava_mini_jax.weights import eva, hf_fields, names
 from llava_mini_jax.weights.hf_config import config_fields
 from llava_mini_jax.weights.hf_processor import Processor
 from llava_mini_jax.weights.hub import expanded, resolve_folder
@@ -50,8 +51,15 @@ _SIGLIP = _Kind(
     # The pooling head gives one vector of a picture, which nobody here reads.
     hf_fields.CLIP_HARMLESS | {"vision_use_head"},
 )
+# LLaMA-VID's tower, in folders that are written here: transformers has none like it.
+_EVA = _Kind(
+    dict(layer_norm_eps=1e-6, hidden_act="gelu"),
+    dict(class_token=True, pre_norm=False, patch_bias=True),
+    hf_fields.CLIP_HARMLESS,
+)
 # SigLIP 2 of a fixed resolution has SigLIP's type.
 TYPES = {
+    "eva_vision_model": _EVA,
     "clip_vision_model": _CLIP,
     "clip": _CLIP,
     "siglip_vision_model": _SIGLIP,
@@ -71,6 +79,7 @@ def find_tower(
         if name and _is_file(candidate / "config.json"):
             return candidate
     known = name in KNOWN_TOWERS or f.values.get("vision_config") is not None
+    known = known or eva.is_eva(tensors)
     if known and has_tower(tensors):
         return None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -88,8 +97,18 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def tower_config(f: Fields, tower: Path | None, processor: Processor) -> ClipConfig:
-    """Of the tower's own folder, or else of what the model's config.json (`f`) says of it."""
+def tower_config(
+    f: Fields, tower: Path | None, processor: Processor, tensors: Mapping[str, LazyTensor]
+) -> ClipConfig:
+    """Of the tower's own folder, or else of what the model's config.json (`f`) says of it.
+
+    An EVA in the model's own files (`tensors`) says it by its tensors.
+    """
+    if tower is None and eva.is_eva(tensors):
+        # Of all layers, whatever the first field says (LLaMA-VID's code).
+        f.get("mm_vision_select_layer", int, None)
+        f.only("mm_vision_select_feature", "patch", because="the class token is a picture's token")
+        return eva.config(tensors, f.where, processor)
     select_layer = f.get("mm_vision_select_layer", int, -2)
     feature = f.get("mm_vision_select_feature", str, "patch")
     found, source = f.get("vision_config", dict, None), f"{f.where}: vision_config"

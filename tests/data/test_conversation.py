@@ -67,12 +67,26 @@ def tokenizers():
 # --- The release's strings, ids and labels --------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("brief", "chat")])
+@pytest.mark.parametrize(
+    "name", [name for name in TEMPLATES if name not in ("brief", "chat", "voco_v1")]
+)
 def test_prompts_equal_the_release(name):
     golden = PROMPTS["prompts"][GOLDEN_NAMES.get(name, name)]
     assert golden
     for conversation, expected in golden.items():
         assert render(TEMPLATES[name], CONVERSATIONS[conversation]) == expected
+
+
+def test_vocos_prompt_is_its_authors():
+    """Their evaluation's f-string, letter by letter; its VoCo tokens are the compressor's."""
+    question, answer = "<image>\nA. a cat\nB. a dog", "the\ncat"
+    system = TEMPLATES["vicuna_v1"].system.replace("assistant. The", "assistant of the image. The")
+    whole = f"{system}USER: {question} ASSISTANT: {answer}</s>USER: why? ASSISTANT:"
+    expected = "<image>\n" + whole.replace("\n", "").replace("<image>", "")
+    turns = [Turn("user", question), Turn("assistant", answer), Turn("user", "why?")]
+    assert render(TEMPLATES["voco_v1"], [*turns, Turn("assistant", None)]) == expected
+    alone = [Turn("user", "why?\nso"), Turn("assistant", None)]
+    assert render(TEMPLATES["voco_v1"], alone) == f"{system}USER: why?\nso ASSISTANT:"
 
 
 def test_brief_is_vicuna_without_its_system_sentence():

@@ -13,7 +13,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, recompute
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import Model
-from llava_mini_jax.inference.recompute import refuse_inside
+from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.models import llava_mini
@@ -98,10 +98,11 @@ def test_a_fixed_number_of_chosen_tokens_keeps_a_cache():
     answers_are_of_the_logits(model)
 
 
-def test_a_question_that_requests_do_not_give():
+def test_a_question_where_pictures_are_seen_without_one():
     cfg = tiny.model("paper", compressor=METHODS["llama_vid"], prefusion_layers=0)
-    with pytest.raises(InputError, match='"llama_vid" reads the question in a vocabulary'):
-        refuse_inside(cfg)
+    refuse_inside(cfg)
+    with pytest.raises(InputError, match='"llama_vid" reads the question that a picture is looke'):
+        refuse_question(cfg)
 
 
 def test_compression_inside_answers_what_its_logits_say(model):

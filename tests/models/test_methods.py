@@ -48,13 +48,7 @@ def model(name: str, **changes) -> LlavaMiniConfig:
 
 
 def batch(cfg: LlavaMiniConfig, examples: list, side: str = "right"):
-    made = tiny.batch(examples, cfg, padding_side=side, buckets=BUCKETS)
-    if not cfg.declared.reads.question:
-        return made
-    rows = [np.random.default_rng(int(e.ids[-1])).integers(0, 11, 6) for e in examples]
-    question = np.stack([np.where(np.arange(6) < 3 + row[0] % 3, row, -1) for row in rows])
-    inputs = dataclasses.replace(made.inputs, question_BT=question.astype(np.int32))
-    return dataclasses.replace(made, inputs=inputs)
+    return tiny.batch(examples, cfg, padding_side=side, buckets=BUCKETS)
 
 
 BUCKETS = tiny.Buckets(lengths=(8, 64), images=(1, 2, 4))
@@ -471,9 +465,12 @@ def test_a_shared_ratio_of_several_pictures() -> None:
 def test_text_that_is_missing() -> None:
     cfg = model("llama_vid")
     params = tiny.on_device(tiny.weights(cfg))
-    made = tiny.batch([tiny.example(0, 4, {0: 1}, cfg)], cfg, buckets=BUCKETS)
+    row = tiny.example(0, 4, {0: 1}, cfg)
+    inputs = dataclasses.replace(batch(cfg, [row]).inputs, question_BIT=None)
     with pytest.raises(ValueError, match='"llama_vid" reads the question, and none is given'):
-        logits(params, made.inputs, cfg)
+        logits(params, inputs, cfg)
+    with pytest.raises(InputError, match="0 questions are given for 1 pictures or videos"):
+        batch(cfg, [dataclasses.replace(row, questions=())])
 
 
 def test_a_question_decides_the_tokens_and_its_padding_does_not() -> None:

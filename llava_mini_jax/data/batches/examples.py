@@ -33,6 +33,7 @@ class Example:
     pixels: np.ndarray  # [I, J, Y, X, C] uint8, images and frames in order; I is 0 for text alone
     frames: tuple[int, ...]  # images of each mark: 1 for a picture, F for a video
     tokens: int | None = None  # of each of them; None: as many as the model gives unasked
+    questions: tuple[np.ndarray, ...] = ()  # ids of each mark's, where the compressor reads them
 
 
 @struct.dataclass
@@ -126,7 +127,8 @@ def make_example(
     if not cfg.fuse_id_zero:
         fuse &= prompt.ids != 0
     labels = np.where(prompt.supervised, prompt.ids, IGNORE).astype(np.int32)
-    return Example(prompt.ids.astype(np.int32), fuse, labels, pixels, frames, tokens)
+    ids = prompt.ids.astype(np.int32)
+    return Example(ids, fuse, labels, pixels, frames, tokens, prompt.questions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,7 @@ class BatchLayout:
     choice: Choice | None = None  # of the compressor: which tokens a row takes
     patches_per_image: int = 0  # 0, or of compression inside the LLM, which needs slots for all
     videos: bool = True  # whether the compressor is defined on frames
+    question: int = 0  # ids of a question that the compressor reads, at most
     buckets: Buckets  # what rows are padded to,
     padding_side: str  # and where: "right" or "left"
     max_length: int  # positions of a row
@@ -152,6 +155,7 @@ class BatchLayout:
             choice=declared.choice,
             patches_per_image=patches,
             videos=declared.videos,
+            question=declared.question,
             **sizes,
         )
 
@@ -215,6 +219,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
         wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
+        question_BIT=_questions(examples, images, layout.question) if layout.question else None,
         padding_side=layout.padding_side,
     )
     labels_BS = np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32)
@@ -227,6 +232,28 @@ def _tokens(examples: Sequence[Example], layout: BatchLayout) -> np.ndarray | No
         return None
     taken = [layout.taken(e).count if len(e.pixels) else -1 for e in examples]
     return np.array(taken, np.int32)
+
+
+def padded_question(ids_T: np.ndarray, length: int) -> np.ndarray:
+    """int32 [length], -1 behind the ids."""
+    return np.pad(ids_T, (0, length - len(ids_T)), constant_values=PADDING).astype(np.int32)
+
+
+def _questions(examples: Sequence[Example], images: int, length: int) -> np.ndarray:
+    """Each image's question [B, I, length]: frames of a video have the video's."""
+    out = np.full((len(examples), images, length), PADDING, np.int32)
+    for row, e in zip(out, examples, strict=True):
+        if not len(e.pixels):
+            continue
+        if len(e.questions) != len(e.frames):
+            raise InputError(
+                f"{len(e.questions)} questions are given for {len(e.frames)} pictures or videos,"
+                " and the model's compressor reads one for each: write prompts with a tokenizer"
+                " that has its reader (data/text/question_ids.py)"
+            )
+        each = [padded_question(ids_T, length) for ids_T in e.questions]
+        row[: len(e.pixels)] = np.repeat(each, e.frames, axis=0)
+    return out
 
 
 def sizes_of(batch: TrainBatch) -> Sizes:
@@ -253,7 +280,7 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
         moved = np.where(visual, slots + (sizes.text - own.text), slots).astype(slots.dtype)
         return pad(moved, length, PADDING, padding_side)
 
-    wide = inputs.wide_slots_BU
+    wide, question = inputs.wide_slots_BU, inputs.question_BIT
     return TrainBatch(
         inputs=Inputs(
             ids_BT=pad(inputs.ids_BT, sizes.text),
@@ -262,6 +289,7 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
             frames_BI=pad(inputs.frames_BI, sizes.images),
             slots_BS=slots(inputs.slots_BS, sizes.positions),
             wide_slots_BU=None if wide is None else slots(wide, sizes.wide_positions),
+            question_BIT=None if question is None else pad(question, sizes.images, PADDING),
             padding_side=padding_side,
         ),
         labels_BS=pad(batch.labels_BS, sizes.positions, IGNORE, padding_side),

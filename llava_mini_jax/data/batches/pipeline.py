@@ -34,7 +34,7 @@ from llava_mini_jax.data.media.video import preprocess_frames
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.order import make_order
-from llava_mini_jax.data.text import conversation
+from llava_mini_jax.data.text import conversation, question_ids
 from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
 
@@ -84,6 +84,10 @@ class Encoder:
         pixels, frames = self._pixels(sample)
         given = int("frames" in sample or "image" in sample)
         turns = conversation.place_image_mark(turns, given)
+        if given and question_ids.reader_of(self.tokenizer) is not None:
+            # Each question looks at the picture anew.
+            turns, given = question_ids.mark_every_question(turns)
+            pixels, frames = np.concatenate([pixels] * given), frames * given
         template = TEMPLATES[self.prompt.template]
         # One bos: two are a habit of the release's inference alone (docs/release.md, "Prompts").
         encoded = conversation.encode(

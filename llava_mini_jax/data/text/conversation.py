@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.data.text.prompt_text import pieces
 from llava_mini_jax.data.text.templates import IMAGE_MARK, TEMPLATES, Template, Turn, check_turns
 from llava_mini_jax.data.text.tokenizer import told
@@ -34,6 +35,8 @@ class EncodedPrompt:
     ids: np.ndarray  # [T] int32, IMAGE_TOKEN at each "<image>"
     supervised: np.ndarray  # [T] bool: learnt; nothing is in a prompt that is open at its end
     answered: np.ndarray  # [T] bool: inside any answer, its end token included
+    # What each "<image>" is looked at for, in a compressor's vocabulary; (): none reads it.
+    questions: tuple[np.ndarray, ...] = ()
 
     @property
     def labels(self) -> np.ndarray:
@@ -153,7 +156,8 @@ def encode(
     ids_T = np.array(ids, np.int32)
     answered_T = _overlap(spans, is_answer)
     supervised_T = answered_T & (ids_T != IMAGE_TOKEN) & (turns[-1].text is not None)
-    return EncodedPrompt(ids_T, supervised_T, answered_T)
+    questions = question_ids.of_marks(turns, tokenizer)
+    return EncodedPrompt(ids_T, supervised_T, answered_T, questions)
 
 
 def _tokenize_between_marks(

@@ -70,7 +70,8 @@ def pieces(
         return _ChatTemplate(template, tokenizer, date).pieces(turns)
     if own_system and template.own_around is None:
         turns = _without_system(turns)
-    found = [Piece(template.system)] if turns[0].role != "system" else []
+    found, turns = _picture_first(turns) if template.picture_first else ([], turns)
+    found += [Piece(template.system)] if turns[0].role != "system" else []
     for turn in turns:
         typed = _typed(turn, template.strip)
         if turn.role == "system":
@@ -88,6 +89,26 @@ def pieces(
     if turns[-1].text is not None:
         found += [Piece(template.tail)]
     return found
+
+
+def _picture_first(turns: Sequence[Turn]) -> tuple[list[Piece], Sequence[Turn]]:
+    """(the picture and a line break, the turns without them); text alone stays as it is."""
+    pictures = sum(len(image_marks(turn)) for turn in turns)
+    if not pictures:
+        return [], turns
+    if pictures > 1:
+        raise InputError(
+            f"{pictures} pictures are given, and this template has one, in front of the"
+            " conversation: give one, or another template (--conv-mode, load's template)"
+        )
+
+    def on_a_line(turn: Turn) -> Turn:
+        text = turn.text
+        for mark in reversed(image_marks(turn)):
+            text = (text or "")[:mark] + (text or "")[mark + len(IMAGE_MARK) :]
+        return Turn(turn.role, text and text.replace("\n", ""), ())
+
+    return [Piece(IMAGE_MARK, marks=(0,)), Piece("\n")], [on_a_line(turn) for turn in turns]
 
 
 def _without_system(turns: Sequence[Turn]) -> list[Turn]:

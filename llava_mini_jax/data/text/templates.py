@@ -46,6 +46,8 @@ class Template:
     tail: str = ""  # after a finished conversation
     strip: bool = False  # white space around every message is removed
     bare_user: bool = False  # a user turn is reduced to its image marks (captions)
+    # The one picture stands in front of everything, and messages lose their line breaks.
+    picture_first: bool = False
     own_system: str | None = None  # system message, where the tokenizer's chat template is used
     only_own: bool = False  # it has no strings: the tokenizer must have a chat template
 
@@ -77,6 +79,14 @@ _VICUNA_V1 = Template(
     answer_end="</s>",
 )
 _LLAVA_V1 = replace(_VICUNA_V1, name="llava_v1", system=_VICUNA_SYSTEM.format("human"))
+# VoCo-LLaMA's, whose text sees of a picture, and of all in front of it, its last tokens alone. What
+# stands between picture and text is the compressor's, but for the line break at its end.
+_VOCO_V1 = replace(
+    _VICUNA_V1,
+    name="voco_v1",
+    system=_VICUNA_SYSTEM.format("user").replace("assistant. The", "assistant of the image. The"),
+    picture_first=True,
+)
 # Not the release's: for small models, whose context and time are short.
 _BRIEF = replace(_VICUNA_V1, name="brief", system="")
 _LLAMA_3 = Template(
@@ -101,6 +111,7 @@ TEMPLATES: dict[str, Template] = {
     "vicuna_v1": _VICUNA_V1,
     "v1": _VICUNA_V1,
     "llava_v1": _LLAVA_V1,
+    "voco_v1": _VOCO_V1,
     "brief": _BRIEF,
     "llama_3": _LLAMA_3,
     "llava_llama_3": _LLAMA_3,

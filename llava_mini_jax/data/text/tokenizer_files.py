@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "added_tokens",
     "chat_template",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
 )
 NAMED = tuple(f"{word}_token" for word in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))

@@ -8,6 +8,9 @@
 It contains the projector. Tokens belong to a picture and a question together, so a follow-up
 question needs new ones. A film's frames go one by one, each with the whole question.
 
+Code against paper: with a CLIP tower the released code drops the class token in front of the
+Q-Former; with EVA's, which all of its published models have, behind it (`class_token`).
+
 Dimensions: I pictures, each with its own question, P patches, S = P + 1 with the class token, Q
 queries, T ids, E width of the tower, W of the Q-Former, D of the LLM.
 """
@@ -36,6 +39,8 @@ from llava_mini_jax.ops.einsum import Linear, linear
 from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, ParamSpec, torch_linear
 
+MOST_IDS = 256  # of a question, in the authors' code
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaVidConfig(CompressorConfig):
@@ -43,6 +48,7 @@ class LlamaVidConfig(CompressorConfig):
     width: int  # of the tower
     out_width: int  # of the language model
     content: int  # pooled tokens along one side: 1 is the "mean", side is every patch
+    class_token: bool  # whether the Q-Former sees it too: of EVA's towers, not of CLIP's patches
     vision_norm_eps: float
     qformer_width: int  # BERT's sizes: 768, 12, 12, 3072, 2, 1408, 32, 30523, 512, 1e-12
     qformer_heads: int
@@ -88,8 +94,10 @@ class LlamaVid:
 def declare(cfg: LlamaVidConfig) -> Declaration:
     return Declaration(
         places=(INSTEAD,),
-        reads=Reads(class_token=True, question=True),
+        reads=Reads(class_token=cfg.class_token, question=True),
         videos=True,
+        question=min(MOST_IDS, cfg.qformer_positions),
+        question_vocabulary=cfg.qformer_vocabulary,
         widths=(cfg.width, cfg.out_width),
     )
 
@@ -130,7 +138,7 @@ def apply(params: LlamaVid, seen: Seen, cfg: LlamaVidConfig) -> Compressed:
     if seen.question_IT is None:
         raise ValueError(
             'compressor "llama_vid" reads the question, and none is given: give its ids in the'
-            " Q-Former's vocabulary (Inputs.question_BT)"
+            " Q-Former's vocabulary (Inputs.question_BIT)"
         )
     weights_IQP = attention(params, text_queries(params, seen, cfg), seen.patches_IPE)
     # The mean over queries comes behind the softmax of each; values are the patches as they are.
@@ -145,7 +153,9 @@ def apply(params: LlamaVid, seen: Seen, cfg: LlamaVidConfig) -> Compressed:
 def text_queries(params: LlamaVid, seen: Seen, cfg: LlamaVidConfig) -> Array:
     """What the question asks for [I, Q, E], in the width of the tower."""
     axes = ("batch", None, None)
-    picture_ISE = jnp.concatenate([seen.class_IE[:, None], seen.patches_IPE], axis=1)
+    picture_ISE = seen.patches_IPE
+    if cfg.class_token:
+        picture_ISE = jnp.concatenate([seen.class_IE[:, None], picture_ISE], axis=1)
     if params.picture_in is not None:
         picture_ISE = linear("ISE,CE->ISC", picture_ISE, params.picture_in, axes)
     picture_ISE = layer_norm(picture_ISE, params.picture_norm, cfg.vision_norm_eps)

@@ -89,6 +89,8 @@ class Declaration:
     # of layer K and those behind; None: it has no cache
     keeps: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
+    question: int = 0  # ids of the question that it reads, at most
+    question_vocabulary: int = 0  # and how many of them there are
     # Of what it reads of the tower and gives to the language model, where its parameters fix them.
     widths: tuple[int, int] | None = None
 
