@@ -160,7 +160,7 @@ def example(
     words = min(most, 3 + seed % 3)
     asked = [rng.integers(0, 11, words).astype(np.int32) for _ in frames if most]
     fuse = (ids >= 0) & (labels == IGNORE)
-    return Example(ids, fuse, labels, pixels, frames, tuple(asked))
+    return Example(ids, fuse, labels, pixels, frames, questions=tuple(asked))
 
 
 def batch(

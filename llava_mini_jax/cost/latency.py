@@ -324,4 +324,4 @@ def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Examp
     labels = np.full(len(ids), IGNORE, np.int32)
     asked = np.zeros(min(cfg.declared.question, request.text), np.int32)
     questions = (asked,) if cfg.declared.question else ()
-    return Example(ids, ids >= 0, labels, pixels, (request.images,), questions)
+    return Example(ids, ids >= 0, labels, pixels, (request.images,), questions=questions)

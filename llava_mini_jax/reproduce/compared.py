@@ -25,7 +25,7 @@ from llava_mini_jax.reproduce.rows import Claim, Table, TableRow, World
 # Of the digits world's tower of two layers and nine patches.
 LAYER, PATCHES = 1, 9
 COUNTS = (0, 1, 4, 9)  # of the nested kinds; the others have no 0
-_PRUNED = dict(layer=LAYER, neighbours=2, variant="clean")
+_PRUNED: dict[str, Any] = dict(layer=LAYER, neighbours=2, variant="clean")
 
 _MQT, _VOCO = "MQT-LLaVA", "VoCo-LLaMA"
 _PRUMERGE, _PLUS, _PACKER = "PruMerge", "PruMerge+", "TokenPacker"

@@ -96,8 +96,12 @@ class Declaration:
 
     @property
     def reusable(self) -> bool:
-        """Whether another question may use what a picture has given: the question was not read."""
-        return not (self.reads.question or self.drops)
+        """Whether another question may use a picture's tokens: they were made without reading it.
+
+        Keys and values of a method that chooses by the prompt are another matter
+        (`LlavaMiniConfig.chooses`).
+        """
+        return not self.reads.question
 
 
 @struct.dataclass
