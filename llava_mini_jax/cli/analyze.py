@@ -3,6 +3,7 @@
 MODEL, --data --> attention: who attends to whom in each layer (figures 2, 3, 4 of the paper)
 MODEL, --image, --video --> compression: what each query looks at in the pictures (figure 12)
 MODEL, --benchmark --> drop: its score when some layers do not see the picture (figure 5)
+MODEL, --benchmark --> counts: whether choosing the vision tokens of each question pays
                        each: a table to stdout, JSON and PNG files to --out
 OUT of eval.py --> needle: accuracy over frames, of all models in one PNG and one CSV file
 """
@@ -28,6 +29,7 @@ SUMMARY = "show attention by layer, what the compressor looks at, and what blind
 USAGE = """llava-mini analyze attention MODEL [--data FILE] [options]
 llava-mini analyze compression MODEL --image FILE... --video FILE... [options]
 llava-mini analyze drop MODEL [--benchmark NAME] [options]
+llava-mini analyze counts MODEL [--benchmark NAME] [options]
 llava-mini analyze needle OUT"""
 EXAMPLE = """examples:
   llava-mini analyze attention MODEL --data digits --out out/analyze
@@ -37,11 +39,16 @@ EXAMPLE = """examples:
   llava-mini analyze needle out/eval"""
 
 
-def _of_model(parser: argparse.ArgumentParser) -> None:
+def _of_model(parser: argparse.ArgumentParser, *, plots: bool = True) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="out/analyze if not")
-    add("--no-plots", action="store_true", help="no pictures; they need matplotlib (extra plots)")
+    if plots:
+        add(
+            "--no-plots",
+            action="store_true",
+            help="no pictures; they need matplotlib (extra plots)",
+        )
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
 
@@ -74,6 +81,15 @@ def _of_drop(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
 
 
+def _of_counts(parser: argparse.ArgumentParser) -> None:
+    _of_model(parser, plots=False)
+    add = parser.add_argument
+    add("--benchmark", default="digits", metavar="NAME", help="of eval.py (default: digits)")
+    add("--data", metavar="DIR", help="eval.py's folder of the benchmarks' files")
+    add("--limit", type=int, default=1000, metavar="N", help="that many questions (default: 1000)")
+    add("--batch-size", type=int, default=8, metavar="N", help="at a time (default: 8)")
+
+
 def _of_needle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="eval.py's --out")
 
@@ -83,7 +99,7 @@ def _open(args: argparse.Namespace) -> "Model":
     for name in ("limit", "batch_size", "queries", "frames", "width"):
         if (number := getattr(args, name, None)) is not None and number < 1:
             raise InputError(f"--{name.replace('_', '-')} is {number}; give 1 or more")
-    if not args.no_plots:
+    if not getattr(args, "no_plots", True):
         from llava_mini_jax.analysis import figures
 
         figures.pyplot()  # before anything takes long
@@ -251,6 +267,29 @@ def _drop(args: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------- counts
+
+
+def _counts(args: argparse.Namespace) -> int:
+    from llava_mini_jax.analysis import counts
+    from llava_mini_jax.evaluation.benchmark import find
+
+    benchmark = find(args.benchmark)
+    if not benchmark.files:
+        refuse(args, ["data"], f"with --benchmark {benchmark.name}, which has no files")
+    model = _open(args)
+    questions = benchmark.questions(Path(args.data or ".") / benchmark.folder)[: args.limit]
+    with waiting(f"asking {len(questions)} questions with each number of vision tokens"):
+        measured = counts.measure(model, benchmark, questions, batch_size=args.batch_size)
+    verdicts = counts.judge(measured)
+    print(f"{benchmark.title}, {len(questions)} questions")
+    print(*counts.lines(measured, verdicts), sep="\n")
+    about = {"model": args.model, "benchmark": benchmark.name, "questions": len(questions)}
+    result = about | counts.as_json(measured, verdicts)
+    print("written:", _write(args.out / "counts.json", result))
+    return 0
+
+
 def _some(first: int, end: int, most: int) -> list[int]:
     """At most `most` of the numbers from `first` to `end` - 1, evenly spread."""
     count = min(most, end - first)
@@ -275,5 +314,6 @@ KINDS = {
     "attention": Kind("who attends to whom in each layer", _of_attention, _attention),
     "compression": Kind("what the compressor looks at", _of_compression, _compression),
     "drop": Kind("what blinded layers cost a benchmark's score", _of_drop, _drop),
+    "counts": Kind("whether choosing each question's vision tokens pays", _of_counts, _counts),
     "needle": Kind("draw the needle curves of all models that eval.py asked", _of_needle, _needle),
 }

@@ -39,7 +39,7 @@ from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.inference.ticket import Piece
-from llava_mini_jax.inference.vision_tokens import VisionTokens
+from llava_mini_jax.inference.vision_tokens import VisionTokens, vision_tokens_of
 
 PROGRAMS = (
     seeing_programs.embed_text,
@@ -122,13 +122,7 @@ class Model(Loaded):
     ) -> list[Answer]:
         """`generate` for a list of prompts, with the answers' token counts and why they end."""
         examples = []
-        if not isinstance(vision_tokens, list | tuple):
-            vision_tokens = [vision_tokens] * len(prompts)
-        if len(vision_tokens) != len(prompts):
-            raise InputError(
-                f"vision_tokens holds {len(vision_tokens)} numbers for {len(prompts)} prompts; give"
-                " one for each, or one for all"
-            )
+        each = vision_tokens_of(vision_tokens, len(prompts))
         for number, prompt in enumerate(prompts):
             pictures = self.read_pictures(
                 _entry(images, number, len(prompts), "images"),
@@ -136,9 +130,7 @@ class Model(Loaded):
                 sampling,
             )
             where = _place(number, len(prompts))
-            examples.append(
-                self.request(prompt, pictures, where, vision_tokens=vision_tokens[number])
-            )
+            examples.append(self.request(prompt, pictures, where, vision_tokens=each[number]))
         return self.answer_requests(examples, settings, batch_size=batch_size)
 
     def answer_requests(

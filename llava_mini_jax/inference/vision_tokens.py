@@ -7,6 +7,7 @@ Which of a picture's tokens these are says models/compressors/signature.py: Choi
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from llava_mini_jax.config import Bundle
@@ -48,6 +49,20 @@ def chosen(given: VisionTokens, bundle: Bundle) -> int | None:
         )
     assert isinstance(number, int)
     return None if choice is None else number
+
+
+def vision_tokens_of(
+    given: VisionTokens | Sequence[VisionTokens], prompts: int
+) -> Sequence[VisionTokens]:
+    """What each of several prompts is given: one for all, or one for each."""
+    if given is None or isinstance(given, int | str | float):
+        return [given] * prompts
+    if len(given) != prompts:
+        raise InputError(
+            f"vision_tokens holds {len(given)} numbers for {prompts} prompts; give one for each, or"
+            " one for all"
+        )
+    return given
 
 
 def _check(given: Any, bundle: Bundle) -> None:

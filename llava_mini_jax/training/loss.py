@@ -130,8 +130,9 @@ def logit_sums(logits_BSV: Array, targets_BS: Array, by: ByCount | None = None) 
     is_right_BS = logits_BSV.argmax(-1) == targets_BS
     losses_BS = jnp.where(counted_BS, normaliser_BS - target_BS, 0.0)
     apart: Sums = {}
-    for n in by.counts if by is not None else ():
-        rows_B1 = (by.tokens_B == n)[:, None]
+    tokens_B, counts = by or (None, ())
+    for n in counts:
+        rows_B1 = (tokens_B == n)[:, None]
         apart[f"cross_entropy_at_{n}"] = jnp.where(rows_B1, losses_BS, 0.0).sum()
         apart[f"tokens_at_{n}"] = (rows_B1 & counted_BS).sum()
     return apart | {

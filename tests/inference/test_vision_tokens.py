@@ -10,9 +10,13 @@ import llava_mini_jax
 from llava_mini_jax import InputError, Model, Session, Settings, cli
 from llava_mini_jax.inference import recompute, vision_tokens
 from llava_mini_jax.inference.engine import Engine, media_of
+from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.lanes import LaneSize
 from llava_mini_jax.inference.model import answer_all
 from llava_mini_jax.inference.ticket import Medium, Request
+from llava_mini_jax.inference.work import mark_visual
+from llava_mini_jax.models.compressors import nested
+from llava_mini_jax.models.compressors.nested import NestedConfig
 from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
 from llava_mini_jax.models.compressors.similarity import SimilarityCompressor
 from tests import tiny, tiny_model
@@ -100,7 +104,7 @@ def test_an_answer_is_that_of_the_model_of_so_many_tokens(model: Model, count: i
 def test_counts_change_answers_and_lists_give_each_prompt_its_own(model: Model) -> None:
     picture = tiny_model.picture(3)
     each = [model.generate(QUESTION, picture, max_new_tokens=8, vision_tokens=n) for n in COUNTS]
-    assert len(set(each)) > 2
+    assert len(set(each)) > 2  # else the others would tell nothing
     prompts, pictures = [QUESTION] * 5, [picture] * 5
     listed = model.generate(prompts, pictures, max_new_tokens=8, vision_tokens=list(COUNTS))
     assert listed == each
@@ -201,3 +205,21 @@ def test_the_command_and_eval_take_a_count(model: Model, tmp_path, capsys) -> No
     assert "this model has 0, 1, 4, 9, 16" in capsys.readouterr().err
     assert cli.main([*words, "--vision-tokens", "many"]) == 2
     assert 'is no whole number and not "all"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["separate", "prefix"])
+def test_a_slot_knows_tokens_of_different_counts_apart(way: str) -> None:
+    """What stands in a slot is read again where another token belongs: marks are equal only for
+    the same token of the same frame."""
+    cfg = NestedConfig(way=way, width=32, counts=COUNTS, count=1)
+    choice = nested.declare(cfg).choice
+    assert choice is not None
+    film = Seen(None, expected=2, first=100)  # of two frames
+    text, fused = np.array([5, -1, 6]), np.array([True, False, True])
+    marks = {n: mark_visual([film], text, fused, choice.taken(n)).tolist() for n in COUNTS}
+    assert [len(marks[n]) for n in COUNTS] == [2 + 2 * n for n in COUNTS]
+    four, nine = set(marks[4][1:-1]), set(marks[9][1:-1])
+    assert len(four) == 8 and len(nine) == 18 and max(four | nine) < 0
+    assert four <= nine if way == "prefix" else not four & nine
+    if way == "prefix":  # frame by frame, and the first of each frame
+        assert marks[9][1:5] == marks[4][1:5] and marks[9][10:14] == marks[4][5:9]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,8 +11,17 @@ import pytest
 
 from llava_mini_jax.training import loop
 from tests import tiny
-from tests.training import one_stage, tiny_stages
-from tests.training.runs import assert_same, copied, metrics_of, output, program, run, saved_steps
+from tests.training import nested_stage, one_stage, tiny_stages
+from tests.training.runs import (
+    assert_same,
+    copied,
+    metric_lines,
+    metrics_of,
+    output,
+    program,
+    run,
+    saved_steps,
+)
 
 fast_compilation = tiny.fast_compilation
 
@@ -59,6 +69,25 @@ def test_a_damaged_run_continues_from_the_step_before_to_the_same_bits(finished,
     finals = run(tiny_stages.stages(), folder)
     assert "continuing from step 6" in capsys.readouterr().err
     assert_same(finals["stage2"].params, finished[1]["stage2"].params)
+
+
+@pytest.mark.slow
+def test_drawn_counts_of_vision_tokens_go_on_to_the_same_bits(tmp_path):
+    """From the checkpoint of step 2: draws and losses of each count, too."""
+    stage, half = nested_stage.config(), tmp_path / "half"
+    whole = run([stage], tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", half)
+    shutil.rmtree(half / "checkpoints" / stage.name / "4")
+    shutil.rmtree(half / stage.name)
+    finals = run([stage], half)
+    assert_same(finals[stage.name].params, whole[stage.name].params)
+    told, again = (metric_lines(folder) for folder in (tmp_path / "whole", half))
+    assert [line["step"] for line in told] == [line["step"] for line in again] == [1, 2, 3, 4]
+    names = [f"{what}_at_{n}" for n in (0, 1, 4, 9) for what in ("rows", "loss")]
+    for ours, theirs in zip(told, again, strict=True):
+        assert [ours[name] for name in names] == [theirs[name] for name in names]
+        assert sum(ours[f"rows_at_{n}"] for n in (0, 1, 4, 9)) == stage.batch_size
+    assert len({line["rows_at_4"] for line in told}) > 1  # drawn anew each step
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_and_the_status_asked_for(finished, tmp_path):
