@@ -15,12 +15,15 @@ import jax.numpy as jnp
 
 from configs import paper
 from llava_mini_jax import config as configs
+from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost import programs, topology
 from llava_mini_jax.cost.compiled import Reading, read
 from llava_mini_jax.cost.flops import step_flops
 from llava_mini_jax.ops.attention import attention
+from llava_mini_jax.ops.einsum import einsum
 from llava_mini_jax.ops.masks import Mask
+from llava_mini_jax.params import ParamSpec, zeros
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training import step_program
 from llava_mini_jax.training.stages import TrainConfig
@@ -32,6 +35,8 @@ LENGTH, SLOTS, BLOCK, MICRO_BATCHES, DEVICES = 512, 12_288, 128, 2, 4
 IMAGE = configs.CLIP_L_336.grid**2  # positions of a picture in pre-fusion
 TOWER = IMAGE + 1
 SLICES = {"v5e": ("1x1", "2x2"), "h100": ("1", "4")}
+# Slices of two torus axes, on which libtpu does not scatter gradients by itself.
+TORI = {"v5e": ("4x4", "8x8"), "h100": ()}
 KERNEL = {"v5e": "splash", "h100": "cudnn"}
 # (rows, queries, keys, heads, key heads, head width, slot of the first query, trained): text behind
 # a picture with grouped heads; the frozen tower, whose length nothing divides.
@@ -71,6 +76,19 @@ def attention_alone(sizes: tuple) -> Any:
     return jax.jit(both if trained else forward).trace(
         array(B, T, N, H), array(B, K, S, H), array(B, K, S, H)
     )
+
+
+def gathered_product(rows: int, outputs: int, inputs: int) -> Any:
+    """A product with a weight that lies in pieces, and its gradient; traced."""
+    x = param_tree.abstract(ParamSpec((rows, inputs), ("batch", None), zeros), jnp.bfloat16)
+    spec = ParamSpec((outputs, inputs), (None, "embed"), zeros)
+    weight = param_tree.abstract(spec, jnp.bfloat16)
+
+    def loss(weight: jax.Array, x: jax.Array) -> jax.Array:
+        y = einsum("BI,OI->BO", x, weight, ("batch", None))
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    return jax.jit(jax.grad(loss)).trace(weight, x)
 
 
 def stage() -> TrainConfig:
@@ -120,6 +138,16 @@ def of_training(chip: str, devices: list[Any]) -> Complaints:
     yield from checks.wrong_estimate(found, estimate(given).total)
 
 
+def of_gradients(shape: str, chip: str) -> Complaints:
+    devices = topology.absent_devices(chip, shape)
+    outputs, inputs = 11_008, 4096  # of Vicuna-7B's MLP
+    trace = lambda: gathered_product(len(devices), outputs, inputs)  # noqa: E731
+    found = compiled(MeshConfig(fsdp=len(devices)), devices, trace)
+    yield from checks.reduced_whole(found, inputs * inputs)
+    if "reduce-scatter" not in found.collectives():
+        yield "no gradient is scattered"
+
+
 def of_answers(
     name: str, chip: str, devices: list[Any], rows: int = 1, slots: int = SLOTS
 ) -> Complaints:
@@ -148,4 +176,6 @@ def all_of(chip: str) -> Iterator[tuple[str, Complaints]]:
     for name in ("decode", "read_block"):
         yield f"{name}, {SLOTS} positions", of_answers(name, chip, one)
         yield f"{name}, {ROWS} slots", of_answers(name, chip, one, ROWS, 2048)
+    for shape in TORI[chip]:
+        yield f"gradients on {shape}", of_gradients(shape, chip)
     yield f"a training step on {DEVICES}", of_training(chip, several)
