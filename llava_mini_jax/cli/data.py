@@ -143,7 +143,7 @@ def _build(args: argparse.Namespace) -> int:
 def _speed(args: argparse.Namespace) -> int:
     from llava_mini_jax.data.batches.speed import measure
     from llava_mini_jax.training import feed
-    from llava_mini_jax.training.loop import make_tokenizer
+    from llava_mini_jax.training.run_inputs import make_tokenizer
     from llava_mini_jax.training.stages import load_config, stages_of
 
     if Path(args.source).suffix != ".py":

@@ -16,21 +16,17 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
-from llava_mini_jax import compilation, distributed, sharding
+from llava_mini_jax import compilation, sharding
 from llava_mini_jax import params as param_tree
-from llava_mini_jax.data.digits.pages import DigitsPages, build_tokenizer
-from llava_mini_jax.data.sets import fingerprint
+from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.data.sets.sources import Samples
-from llava_mini_jax.data.text import chat_template, question_ids
-from llava_mini_jax.data.text.conversation import TEMPLATES, Turn, encode
-from llava_mini_jax.data.text.tokenizer import load_tokenizer
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
@@ -40,10 +36,11 @@ from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
 from llava_mini_jax.training.optimizer import learning_rates, make_optimizer
+from llava_mini_jax.training.run_inputs import dated, open_data, tokenizer_of
 from llava_mini_jax.training.stages import TrainConfig, abstract_params, bundle_of, check
 from llava_mini_jax.training.start import starting_params
-from llava_mini_jax.training.step import abstract_state, init_state, train_step
-from llava_mini_jax.training.workdir import date_of_run, leave_adapter, leave_model, open_workdir
+from llava_mini_jax.training.step import TrainState, abstract_state, init_state, train_step
+from llava_mini_jax.training.workdir import leave_adapter, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.export_adapter import refuse_base
 from llava_mini_jax.weights.folders import open_model
@@ -110,8 +107,8 @@ def run_stage(
     """
     # By name, so that stages of one seed differ; not by `hash`, which Python salts.
     key = jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.name.encode()))
-    tokenizer = _tokenizer(stage)
-    stage = _dated(stage, tokenizer, workdir)
+    tokenizer = tokenizer_of(stage)
+    stage = dated(stage, tokenizer, workdir)
     abstract, left = abstract_params(stage), workdir / before / "model" if before else None
     trainable, _ = param_tree.split(abstract, lambda p: param_tree.matches(p, stage.trainable))
     optimizer = make_optimizer(stage.optimizer, stage.steps, trainable)
@@ -127,43 +124,17 @@ def run_stage(
         del previous  # the state's arrays are donated from here on
         if first_step < stage.steps:
             at = folder / str(first_step)
-            source, data = _open_data(stage, about, at, accept_changed_data)
+            source, data = open_data(stage, about, at, accept_changed_data)
             print(_beginning(stage, len(source), first_step), file=sys.stderr)
-            arrivals = feed.arrivals(stage, source, tokenizer, workdir, first_step, stop)
-            evaluate = heldout.evaluator(stage, tokenizer, workdir, first_step)
-            metrics = Metrics(workdir, stage.name, stage.steps, first_step)
-            unread = None  # a step whose metrics are due, and not read yet
-            with metrics, Profiler(profile, workdir / "profile" / stage.name) as profiler:
-                for step, arrival in arrivals:
-                    with profiler.step(step) as results:
-                        first.wait(arrival.batch)
-                        state, values = train_step(state, arrival.batch, **fixed(stage, optimizer))
-                        results.append(values)
-                    if news := compilation.news():
-                        note(f"{stage.name}: {news}")
-                    # Of a step before: while its values are read, the device has this one to do.
-                    if unread is not None:
-                        _log(metrics, unread, stage)
-                    metrics.add(values, feed.counted(stage, arrival))
-                    is_last = step == stage.steps
-                    stopping = arrival.stop and not is_last
-                    looks = stage.heldout and (step % stage.heldout.every == 0 or is_last)
-                    saves = step % stage.checkpoint_every == 0 or is_last or stopping
-                    unread = step if step % stage.log_every == 0 or is_last else None
-                    # Held-out data and checkpoints wait for the device anyway, and a run that goes
-                    # on from a checkpoint finds the lines of all steps before it.
-                    if unread is not None and (looks or saves):
-                        _log(metrics, unread, stage)
-                        unread = None
-                    if looks:
-                        metrics.log_heldout(step, evaluate(step, state))
-                    if saves:
-                        about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
-                        checkpoints.save(
-                            step, state, about | {"samples": len(source), "data": data}
-                        )
-                    if stopping:
-                        raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
+            about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
+            about |= {"samples": len(source), "data": data}
+            state = _train(
+                _Run(stage, workdir, tokenizer, first_step, first, stop, profile),
+                state,
+                optimizer,
+                source,
+                lambda step, state: checkpoints.save(step, state, about),
+            )
     params = param_tree.merge(state.trainable, state.frozen)
     target = workdir / stage.name / "model"
     if stage.lora.rank:
@@ -173,78 +144,61 @@ def run_stage(
     return params
 
 
-def _tokenizer(stage: TrainConfig) -> Any:
-    """The stage's, which its language model and its template can be trained with."""
-    tokenizer = make_tokenizer(stage)
-    if len(tokenizer) > stage.model.llm.vocab_size:
-        raise InputError(
-            f"{stage.name}: the tokenizer has {len(tokenizer)} tokens, but the language model's "
-            f"vocab_size is {stage.model.llm.vocab_size}; raise it, or use the model's tokenizer"
-        )
-    _check_template(stage, tokenizer)
-    return tokenizer
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A stage whose steps from `first_step` on are still to be done."""
+
+    stage: TrainConfig
+    workdir: epath.Path
+    tokenizer: Any
+    first_step: int
+    first: FirstStep
+    stop: Sequence[int]
+    profile: ProfileConfig
 
 
-def _open_data(
-    stage: TrainConfig, about: dict[str, Any], checkpoint: epath.Path, accept_changed: bool
-) -> tuple[DigitsPages | Samples, dict[str, Any]]:
-    """The data, the same on all processes and that of `checkpoint`, and its fingerprint."""
-
-    def opened() -> tuple[DigitsPages | Samples, dict[str, Any]]:
-        source = feed.open_data(stage.data)
-        return source, fingerprint.fingerprint(source)
-
-    source, data = distributed.together(opened)
-    _check_alike(stage, data)
-    _check_data(stage, data, about, checkpoint, accept_changed)
-    return source, data
-
-
-def _check_alike(stage: TrainConfig, data: dict[str, Any]) -> None:
-    """Every process reads its rows by their numbers: the same data has to be everywhere."""
-    digests = distributed.gather_json([fingerprint.of_files(data)])
-    other = [number for number, digest in enumerate(digests) if digest != digests[0]]
-    if other:
-        raise InputError(
-            f"{stage.name}: process {other[0]} has other data files than process 0 (names, sizes "
-            "or content differ): copy the same files to all machines, or use a shared disk"
-        )
-
-
-def _check_data(
-    stage: TrainConfig,
-    data: dict[str, Any],
-    about: dict[str, Any],
-    checkpoint: epath.Path,
-    accept: bool = False,
-) -> None:
-    """InputError where a run would go on with other data than it has learnt from; checkpoints of
-    old do not say what that was."""
-    samples = sum(part["samples"] for part in data.values())
-    before, changed = about.get("samples", samples), []
-    if before != samples:
-        changed.append(f"its data has {samples} samples, but had {before}")
-    elif about and "data" not in about:
-        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; it goes on with the "
-             "data that is there")  # fmt: skip
-    elif about:
-        changed += fingerprint.changes(about["data"], data)
-    if not changed:
-        return
-    told = "; ".join(changed[:3]) + f"; and {len(changed) - 3} more" * (len(changed) > 3)
-    if accept:
-        _say(f"{stage.name}: accepted changed data: {told} when {checkpoint} was written")
-        return
-    raise InputError(
-        f"{stage.name}: {told} when {checkpoint} was written, so the run would not go on as it "
-        "began: give it the same data, start again with another --workdir, or go on with this data "
-        "by --accept-changed-data"
-    )
-
-
-def _say(line: str) -> None:
-    if distributed.is_first():
-        print(line, file=sys.stderr)
+def _train(
+    run: _Run,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    source: DigitsPages | Samples,
+    save: Callable[[int, TrainState], None],
+) -> TrainState:
+    """The state behind the last step. Raises Stopped where the run is asked to end before."""
+    stage, workdir, first_step = run.stage, run.workdir, run.first_step
+    arrivals = feed.arrivals(stage, source, run.tokenizer, workdir, first_step, run.stop)
+    evaluate = heldout.evaluator(stage, run.tokenizer, workdir, first_step)
+    metrics = Metrics(workdir, stage.name, stage.steps, first_step)
+    unread = None  # a step whose metrics are due, and not read yet
+    with metrics, Profiler(run.profile, workdir / "profile" / stage.name) as profiler:
+        for step, arrival in arrivals:
+            with profiler.step(step) as results:
+                run.first.wait(arrival.batch)
+                state, values = train_step(state, arrival.batch, **fixed(stage, optimizer))
+                results.append(values)
+            if news := compilation.news():
+                note(f"{stage.name}: {news}")
+            # Of a step before: while its values are read, the device has this one to do.
+            if unread is not None:
+                _log(metrics, unread, stage)
+            metrics.add(values, feed.counted(stage, arrival))
+            is_last = step == stage.steps
+            stopping = arrival.stop and not is_last
+            looks = stage.heldout and (step % stage.heldout.every == 0 or is_last)
+            saves = step % stage.checkpoint_every == 0 or is_last or stopping
+            unread = step if step % stage.log_every == 0 or is_last else None
+            # Held-out data and checkpoints wait for the device anyway, and a run that goes on from
+            # a checkpoint finds the lines of all steps before it.
+            if unread is not None and (looks or saves):
+                _log(metrics, unread, stage)
+                unread = None
+            if looks:
+                metrics.log_heldout(step, evaluate(step, state))
+            if saves:
+                save(step, state)
+            if stopping:
+                raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
+    return state
 
 
 def _beginning(stage: TrainConfig, samples: int, first_step: int) -> str:
@@ -269,39 +223,6 @@ def _log(metrics: Metrics, step: int, stage: TrainConfig) -> None:
             f"this workdir (seed {stage.seed}) replays them from the last checkpoint; lower the "
             "learning rate, or look at the samples there"
         )
-
-
-def _check_template(stage: TrainConfig, tokenizer: Any) -> None:
-    """Raises InputError, once and not for every sample, if the template gives no labels."""
-    turns = [Turn("user", "a"), Turn("assistant", "b")]
-    try:
-        encode(TEMPLATES[stage.prompt.template], turns, tokenizer, double_bos=False)
-    except InputError as error:
-        raise InputError(f"{stage.name}: {error}") from error
-
-
-def _dated(stage: TrainConfig, tokenizer: Any, workdir: epath.Path) -> TrainConfig:
-    """`stage` with one date for the whole run, where its prompts say one."""
-    if stage.prompt.date or not chat_template.asks_for_date(tokenizer):
-        return stage
-    prompt = dataclasses.replace(stage.prompt, date=date_of_run(workdir))
-    return dataclasses.replace(stage, prompt=prompt)
-
-
-def make_tokenizer(stage: TrainConfig) -> Any:
-    """The stage's, with what reads questions where its compressor does.
-
-    The digits world has no second vocabulary: its questions are read in its own.
-    """
-    name, declared = stage.tokenizer, stage.model.declared
-    tokenizer = build_tokenizer() if name == "digits" else load_tokenizer(name)
-    if not declared.question:
-        return tokenizer
-    if name == "digits":
-        reader = question_ids.reader_of_words(tokenizer, declared)
-    else:
-        reader = question_ids.reader_for(Path(name), declared)
-    return question_ids.give(tokenizer, reader)
 
 
 def _start(

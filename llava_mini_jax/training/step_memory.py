@@ -294,8 +294,13 @@ def _share(size: int, devices: int) -> int:
 
 
 def _fuses(cfg: LlavaMiniConfig) -> bool:
-    """Whether attention is fused on an accelerator: no scores are there, whatever is kept."""
-    return cfg.attention != "xla" and cfg.dtype.itemsize < FLOAT32
+    """Whether attention is fused on any accelerator: no scores are there, whatever is kept.
+
+    Float16 is a matter of CUDA's kernel alone, and is counted as if it had none: an estimate may
+    be too high, not too low.
+    """
+    everywhere = cfg.attention != "xla" and cfg.dtype == jnp.bfloat16
+    return everywhere or (cfg.attention == "cudnn" and cfg.dtype.itemsize < FLOAT32)
 
 
 def _kept(backward: Callable, args: Any, fused: bool) -> int:

@@ -13,7 +13,7 @@ from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.training import loop
+from llava_mini_jax.training import loop, run_inputs
 from tests import tiny
 from tests.data.test_quarantine import REJECTED, samples  # noqa: F401  a fixture
 from tests.training import tiny_stages
@@ -167,8 +167,8 @@ def test_a_run_goes_on_with_another_data_file_only_if_told_to(tmp_path):
 def test_checkpoints_that_do_not_say_their_data_are_continued_with_a_line(capsys):
     stage = tiny_stages.stages()[0]
     now = {"pages": {"samples": 7, "files": {}, "pictures": {}}}
-    loop._check_data(stage, now, {"samples": 7}, "checkpoints/captions/2")
+    run_inputs.check_data(stage, now, {"samples": 7}, "checkpoints/captions/2")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("captions: checkpoints/captions/2 does not say what it was trained on;")
-    loop._check_data(stage, now, {}, "checkpoints/captions/0")  # a run that begins
+    run_inputs.check_data(stage, now, {}, "checkpoints/captions/0")  # a run that begins
     assert not capsys.readouterr().err

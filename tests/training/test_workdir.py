@@ -9,7 +9,7 @@ from etils import epath
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.training import loop, workdir
+from llava_mini_jax.training import run_inputs, workdir
 from tests.data.toy_tokenizers import make_byte_level
 from tests.training import tiny_stages
 
@@ -93,20 +93,20 @@ def test_a_run_has_one_day(tmp_path, monkeypatch):
     (stage, *_) = tiny_stages.stages()
     for day in ("2026-02-03", "2026-02-04"):
         monkeypatch.setattr(workdir, "today", lambda day=day: day)
-        found = loop._dated(stage, tokenizer, epath.Path(tmp_path))
+        found = run_inputs.dated(stage, tokenizer, epath.Path(tmp_path))
         assert found.prompt.date == "2026-02-03" and stage.prompt.date == ""
     own = dataclasses.replace(stage, prompt=dataclasses.replace(stage.prompt, date="2024-07-26"))
-    assert loop._dated(own, tokenizer, epath.Path(tmp_path)) is own
+    assert run_inputs.dated(own, tokenizer, epath.Path(tmp_path)) is own
     tokenizer.chat_template = None
-    assert loop._dated(stage, tokenizer, epath.Path(tmp_path)) is stage
+    assert run_inputs.dated(stage, tokenizer, epath.Path(tmp_path)) is stage
 
 
 def test_a_template_without_labels_ends_the_run_at_once():
     tokenizer = make_byte_level()
     (stage, *_) = tiny_stages.stages()
-    loop._check_template(stage, tokenizer)
+    run_inputs.check_template(stage, tokenizer)
     chat = dataclasses.replace(stage, prompt=dataclasses.replace(stage.prompt, template="chat"))
     for text, reason in ((None, "the tokenizer has none"), ("{{ 1 }}", "leaves messages out")):
         tokenizer.chat_template = text
         with pytest.raises(InputError, match=f"^{stage.name}: .*{reason}"):
-            loop._check_template(chat, tokenizer)
+            run_inputs.check_template(chat, tokenizer)
