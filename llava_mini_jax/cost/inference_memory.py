@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.cost import network, programs
+from llava_mini_jax.cost import methods, network, programs
 from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import CHUNK, Request
 from llava_mini_jax.inference import blocks
@@ -48,7 +48,10 @@ def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
-    """Keys and values of a picture's or frame's visual tokens."""
+    """Keys and values of a picture's or frame's visual tokens, of those that stay."""
+    if cfg.declared.keeps is not None:
+        each = network.layer(cfg.llm).keys_values(1) * jnp.dtype(dtype).itemsize
+        return sum(methods.kept_tokens(cfg)) * each
     return cache_bytes_per_token(cfg, dtype) * cfg.tokens_per_image(parts)
 
 

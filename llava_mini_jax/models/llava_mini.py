@@ -186,7 +186,7 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     Where a picture has fewer tokens than slots, an empty slot has the state before it: whatever
     follows is predicted from the last token that is there.
     """
-    (x_BSD, valid_BS), llm = _embed(params, inputs, cfg), params.llm
+    (x_BSD, valid_BS), llm = embed(params, inputs, cfg), params.llm
     if cfg.declared.inside:
         how = compressors.How(cfg.llm, cfg.remat, cfg.attention)
         placed = _placed(inputs, cfg)
@@ -222,10 +222,10 @@ def _placed(inputs: Inputs, cfg: LlavaMiniConfig) -> compressors.Placed:
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
-    return _embed(params, inputs, cfg)[0]
+    return embed(params, inputs, cfg)[0]
 
 
-def _embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Array, Array | None]:
+def embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Array, Array | None]:
     """`embed_inputs`, and which positions hold something (`Inputs.valid`)."""
     slots_BS = inputs.wide_slots_BU if cfg.inside_layers else inputs.slots_BS
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
