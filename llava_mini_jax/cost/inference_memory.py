@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.cost import methods, network, programs
+from llava_mini_jax.cost import network, programs
 from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import CHUNK, Request
 from llava_mini_jax.inference import blocks
 from llava_mini_jax.inference.seeing import sizes_up_to
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models import cache, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
 
@@ -51,7 +51,7 @@ def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat
     """Keys and values of a picture's or frame's visual tokens, of those that stay."""
     if cfg.declared.keeps is not None:
         each = network.layer(cfg.llm).keys_values(1) * jnp.dtype(dtype).itemsize
-        return sum(methods.kept_tokens(cfg)) * each
+        return sum(cache.kept(cfg)) * each
     return cache_bytes_per_token(cfg, dtype) * cfg.tokens_per_image(parts)
 
 

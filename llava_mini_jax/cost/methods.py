@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from llava_mini_jax import config as configs
 from llava_mini_jax.cost import network
 from llava_mini_jax.cost.flops import forward_flops
+from llava_mini_jax.models import cache
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.compressors import CompressorConfig
 from llava_mini_jax.models.compressors.fastv import FastVConfig
@@ -95,7 +96,7 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
     tokens = cfg.positions_per_image(1)
     picture, first = _forward(cfg, text, text, fused=0), _forward(cfg, text, text)
     fixed = ("vision", "projector", "compressor", "prefusion")
-    cached, kept = cfg.keeps_cache, kept_tokens(cfg)
+    cached, kept = cfg.keeps_cache, cache.kept(cfg)
     reads_again = not (cached and cfg.declared.reusable)
     if reads_again:
         turn = sum(_forward(cfg, 2 * text, text).values())
@@ -115,13 +116,6 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
         cache_bytes=sum(kept) * numbers if cached else 0,
         fusion_bytes=cfg.prefusion_layers * patches * numbers,
     )
-
-
-def kept_tokens(cfg: LlavaMiniConfig) -> list[int]:
-    """Of a picture's tokens, those that each layer's cache keeps."""
-    tokens, layers = cfg.positions_per_image(1), cfg.llm.layers
-    first, kept = cfg.declared.keeps or (0, tokens)
-    return [tokens if number < first else kept for number in range(layers)]
 
 
 def _forward(

@@ -104,24 +104,6 @@ class LlavaMiniConfig:
             return self.declared.keeps is not None and self.llm.window is None
         return not self.inside_layers
 
-    @property
-    def chooses(self) -> bool:
-        """Whether layers behind the first ones keep a choice of a picture in their caches."""
-        return self.declared.keeps is not None and self.declared.keeps[0] > 0
-
-    @property
-    def spare(self) -> int:
-        """Places that caches of layers behind the first ones have less, where these choose."""
-        if self.declared.keeps is None or not self.chooses:
-            return 0
-        return self.tokens_per_image(1) - self.declared.keeps[1]
-
-    def cache_lengths(self, length: int) -> tuple[int, ...]:
-        """Places in each layer's cache of a slot of `length`."""
-        first = self.declared.keeps[0] if self.declared.keeps else 0
-        later = max(1, length - self.spare)
-        return tuple(length if n < first else later for n in range(self.llm.layers))
-
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most."""
         if not self.declared.compresses:

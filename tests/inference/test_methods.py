@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, places, recompute, seeing_programs
@@ -182,3 +184,18 @@ def test_later_layers_of_fastv_have_smaller_caches() -> None:
     of_place = 2 * 4 * cfg.llm.kv_heads * cfg.llm.head_width
     less = engine_none.cache_bytes() - engine.cache_bytes()
     assert less == (cfg.llm.layers - 1) * (16 - 5) * of_place - 4  # a number for each slot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prumerge", "voco", "fastv"])
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
+def test_a_mesh_gives_the_same_answers(name: str, mesh: tuple[int, ...]) -> None:
+    opened = model(name, **CHANGES.get(name, {}))
+    settings, examples = Settings(max_new_tokens=4), requests(opened)
+    expected = said(opened, examples, settings, slots=2).ids
+    arrays = param_tree.paths(opened.params)
+    spec = llava_mini.unrolled(llava_mini.spec(opened.bundle.model))
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        placed = param_tree.map_paths(lambda path, s: sharding.place(arrays[path], s.axes), spec)
+        split = dataclasses.replace(opened, params=placed)
+        assert said(split, examples, settings, slots=2).ids == expected
