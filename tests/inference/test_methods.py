@@ -199,3 +199,26 @@ def test_a_mesh_gives_the_same_answers(name: str, mesh: tuple[int, ...]) -> None
         placed = param_tree.map_paths(lambda path, s: sharding.place(arrays[path], s.axes), spec)
         split = dataclasses.replace(opened, params=placed)
         assert said(split, examples, settings, slots=2).ids == expected
+
+
+@pytest.mark.parametrize("variant", ["clean", "release"])
+def test_a_slot_is_used_again_as_far_as_it_holds_what_is_wanted(variant: str) -> None:
+    """In front of a picture another text, which the picture's VoCo tokens have seen."""
+    opened, settings = model("voco", variant=variant), Settings(max_new_tokens=TOKENS)
+    pictures = opened.read_pictures(tiny_model.picture(1), None)
+
+    def ids(engine: Engine, text: str) -> tuple[list[int], int]:
+        example, heard = opened.request(text, pictures), []
+        media = tuple(dataclasses.replace(one, key=b"p") for one in media_of(example))
+        ticket = engine.submit(Request(example, media, settings), heard.append)
+        while engine.step():
+            pass
+        return [token for piece in heard for token in piece.ids], ticket.usage.cached
+
+    engine, found = Engine(opened, [LaneSize(1, 128)]), []
+    for text in ("row <image> what", "row <image> what", "digit <image> what", "<image> read"):
+        found.append(ids(engine, text))
+        assert found[-1][0] == ids(Engine(opened, [LaneSize(1, 128)]), text)[0]
+    again = [cached for _, cached in found]
+    # The text in front of the picture is in the slot, unless it has left with the picture.
+    assert again[0] == 0 < again[1] and (again[2] > 0) == (variant == "clean")
