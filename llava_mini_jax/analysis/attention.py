@@ -34,7 +34,7 @@ from llava_mini_jax.data.batches.examples import Example, TrainBatch
 from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
-from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
+from llava_mini_jax.inference.recompute import refuse_own_layers
 from llava_mini_jax.models import decoder, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -141,11 +141,16 @@ def by_layer(
 ) -> AttentionByLayer:
     """Averages over examples with answers, which are read a batch at a time.
 
-    Raises InputError for a model that compresses inside its layers, and where there is no example.
+    Raises InputError for a model that compresses inside its layers, or a picture into tokens of
+    another number than the next, and where there is no example.
     """
     cfg = bundle.model
-    refuse_inside(cfg)
-    refuse_question(cfg)
+    refuse_own_layers(cfg)
+    if cfg.declared.adaptive:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
+            " averages over tokens would not tell apart; give it a fixed ratio"
+        )
     totals, tokens, first, count = None, np.zeros(len(KINDS)), None, 0
     for batch, real in _batches(examples, bundle, batch_size):
         kinds_BS = np.asarray(kinds(batch))

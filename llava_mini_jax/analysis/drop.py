@@ -30,7 +30,7 @@ from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.inference import recompute
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, answer_all
-from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
+from llava_mini_jax.inference.recompute import refuse_own_layers
 from llava_mini_jax.models import decoder, llama, llava_mini
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops import masks
@@ -90,8 +90,9 @@ class Blinded(Model):
 def _logits(params: LlavaMini, inputs: Inputs, hidden_L: Array, cfg: LlavaMiniConfig) -> Array:
     """[B, V] behind the last position, from layers that do not all see the picture."""
     is_vision_BS = inputs.slots_BS >= inputs.ids_BT.shape[1]
-    x_BSD = llava_mini.embed_inputs(params, inputs, cfg)
-    hidden_BSD = _blinded(params.llm, x_BSD, inputs.slots_BS >= 0, is_vision_BS, hidden_L, cfg)
+    x_BSD, valid_BS = llava_mini.embed(params, inputs, cfg)
+    valid_BS = inputs.slots_BS >= 0 if valid_BS is None else valid_BS
+    hidden_BSD = _blinded(params.llm, x_BSD, valid_BS, is_vision_BS, hidden_L, cfg)
     normed_BSD = rms_norm(hidden_BSD, params.llm.final_norm, cfg.llm.norm_eps)
     return recompute.last_logits(params.llm, normed_BSD, inputs.slots_BS)
 
@@ -133,8 +134,7 @@ def scores(
     questions were asked before. Raises InputError for benchmarks that cannot be scored here, and
     for pictures that cannot be read: a model that sees less is what is measured.
     """
-    refuse_inside(model.bundle.model)
-    refuse_question(model.bundle.model)
+    refuse_own_layers(model.bundle.model)
     _check(benchmark, questions)
     tokens = benchmark.max_new_tokens
     prompts = settings_file.digest(questions)

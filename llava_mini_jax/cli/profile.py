@@ -6,6 +6,7 @@ MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the p
                                            --> video: profile_video.py
                                            --> requests: profile_requests.py
                                            --> compile: profile_compile.py
+                                           --> compressors: profile_compressors.py
 """
 
 import argparse
@@ -15,7 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
-from llava_mini_jax.cli import profile_compile, profile_requests, profile_video
+from llava_mini_jax.cli import (
+    profile_compile,
+    profile_compressors,
+    profile_requests,
+    profile_video,
+)
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import waiting
 
@@ -25,7 +31,8 @@ llava-mini profile latency MODEL | --abstract NAME [options]
 llava-mini profile memory MODEL | --abstract NAME [options]
 {profile_video.USAGE}
 {profile_requests.USAGE}
-{profile_compile.USAGE}"""
+{profile_compile.USAGE}
+{profile_compressors.USAGE}"""
 EXAMPLE = f"""examples:
   llava-mini profile flops
   llava-mini profile flops --tokens 1 4 16 64 --resolution 336 672 --xla
@@ -35,7 +42,8 @@ EXAMPLE = f"""examples:
   llava-mini profile memory --abstract llama-3.1-8b --frames 10000
   {profile_video.EXAMPLE}
   {profile_requests.EXAMPLE}
-  {profile_compile.EXAMPLE}"""
+  {profile_compile.EXAMPLE}
+  {profile_compressors.EXAMPLE}"""
 
 
 # The least that an option may be.
@@ -125,4 +133,5 @@ KINDS = {
     "video": profile_video.KIND,
     "requests": profile_requests.KIND,
     "compile": profile_compile.KIND,
+    "compressors": profile_compressors.KIND,
 }

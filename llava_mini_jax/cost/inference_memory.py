@@ -21,7 +21,7 @@ from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import CHUNK, Request
 from llava_mini_jax.inference import blocks
 from llava_mini_jax.inference.seeing import sizes_up_to
-from llava_mini_jax.models import llava_mini
+from llava_mini_jax.models import cache, llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product
 
@@ -48,7 +48,10 @@ def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
-    """Keys and values of a picture's or frame's visual tokens."""
+    """Keys and values of a picture's or frame's visual tokens, of those that stay."""
+    if cfg.declared.keeps is not None:
+        each = network.layer(cfg.llm).keys_values(1) * jnp.dtype(dtype).itemsize
+        return sum(cache.kept(cfg)) * each
     return cache_bytes_per_token(cfg, dtype) * cfg.tokens_per_image(parts)
 
 

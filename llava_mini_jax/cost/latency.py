@@ -31,6 +31,7 @@ from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.seeing import sizes_up_to
 from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.models import compressors, llava_mini
+from llava_mini_jax.models.compressors.signature import INSTEAD
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import is_product, quantize
 
@@ -92,7 +93,8 @@ def random_candidates(
 
     The configurations must differ in compressor and number of pre-fusion layers only.
     """
-    deepest = max(cfgs.values(), key=lambda cfg: cfg.prefusion_layers)
+    # Of them all one that has a projector, and most pre-fusion.
+    deepest = max(cfgs.values(), key=lambda cfg: (cfg.compress != INSTEAD, cfg.prefusion_layers))
     key = jax.random.key(seed)
     whole = param_tree.init(key, llava_mini.unrolled(llava_mini.spec(deepest)), dtype)
     found = {}
@@ -102,7 +104,9 @@ def random_candidates(
         if whole.prefusion is not None and cfg.prefusion_layers:
             layers = whole.prefusion.layers[: cfg.prefusion_layers]
             fusion = dataclasses.replace(whole.prefusion, layers=layers)
-        found[name] = Candidate(dataclasses.replace(whole, compressor=own, prefusion=fusion), cfg)
+        projector = None if cfg.compress == INSTEAD else whole.projector
+        parts = dict(projector=projector, compressor=own, prefusion=fusion)
+        found[name] = Candidate(dataclasses.replace(whole, **parts), cfg)
     return found
 
 

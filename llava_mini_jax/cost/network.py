@@ -51,6 +51,7 @@ class Shape:
     fused: int | None = None  # F: text positions that pass through pre-fusion; None: all of T
     wide: int = 0  # U: positions in front of compression inside the language model
     logits: int  # positions of a row whose logits are computed: S - 1 in training, 1 in prefill
+    question: int | None = None  # ids of a question that a compressor reads; None: not known
 
     @property
     def fused_text(self) -> int:
@@ -166,7 +167,7 @@ def prefused(cfg: LlavaMiniConfig, parts: int) -> tuple[int, int]:
 
 
 @functools.cache
-def traced_products(cfg: LlavaMiniConfig, pictures: int) -> list:
+def traced_products(cfg: LlavaMiniConfig, pictures: int, question: int | None) -> list:
     """(FLOPs, what either operand depends on) of a compressor's products: parameters by path, and
     "seen"."""
     vision, dtype, side = cfg.vision, jnp.dtype("float32"), cfg.vision.image_size
@@ -180,6 +181,9 @@ def traced_products(cfg: LlavaMiniConfig, pictures: int) -> list:
         D = cfg.llm.width
         patches = jax.ShapeDtypeStruct((*seen.patches_IPE.shape[:2], D), "float32")
         seen = dataclasses.replace(seen, patches_IPE=patches)
+    if question is not None:
+        ids = jax.ShapeDtypeStruct((pictures, question), jnp.int32)
+        seen = dataclasses.replace(seen, question_IT=ids)
     params = param_tree.abstract(compressors.spec(cfg.compressor))
     names = [frozenset({f"compressor/{path}"}) for path in param_tree.paths(params)]
     names += [frozenset({"seen"})] * len(jax.tree.leaves(seen))
@@ -278,13 +282,14 @@ class _Forward:
     def traced(self, behind: Behind) -> Iterator[Product]:
         """Those of a compressor whose products are read from its trace."""
         cfg, I = self.cfg, self.pictures
-        if cfg.declared.reads.question:
+        question = self.shape.question if cfg.declared.reads.question else None
+        if cfg.declared.reads.question and question is None:
             raise InputError(
                 f'the work of compressor "{cfg.compressor.kind}" depends on the length of the'
                 " question, which is not known here"
             )
         with traced.without_mesh():
-            found = traced_products(cfg, I)
+            found = traced_products(cfg, I, question)
         for flops, *operands in found:
             left, right = (
                 sum((behind if name == "seen" else (name,) for name in sorted(names)), ())

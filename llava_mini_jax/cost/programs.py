@@ -23,7 +23,7 @@ from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.models.seen import Seen
+from llava_mini_jax.models.seen import PATCHES, Seen
 from llava_mini_jax.ops.einsum import Int8Weight
 from llava_mini_jax.weights.quantize import is_product
 
@@ -63,6 +63,11 @@ def call(name: str, cfg: LlavaMiniConfig, dtype: str, sizes: Sizes) -> Call:
     """The program `name` (one of NAMES) of a model whose weights are in `dtype`."""
     refuse_inside(cfg)
     refuse_question(cfg)
+    if cfg.declared.keeps is not None:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" reads prompts by programs of its own, which are'
+            " none of these; `llava-mini profile compressors` counts what they cost"
+        )
     if name == "prefuse_text" and not cfg.prefusion_layers:
         raise InputError("the model has no pre-fusion, so there is no program prefuse_text")
     maker = _Programs(cfg, sizes)
@@ -99,6 +104,12 @@ class _Programs:
 
     def prefuse_images(self) -> tuple[Callable, tuple]:
         vision, sizes = self.cfg.vision, self.sizes
+        if self.cfg.declared.reads != PATCHES:
+            params = param_tree.abstract(
+                llava_mini.unrolled(llava_mini.spec(self.cfg)), self.cfg.dtype
+            )
+            look = functools.partial(seeing_programs.encode_vision, cfg=self.cfg)
+            return seeing_programs.prefuse_images, (jax.eval_shape(look, params, self._pixels()),)
         features = (sizes.images, sizes.parts, vision.grid**2, vision.width)
         return seeing_programs.prefuse_images, (Seen(_array(features, self.cfg.dtype)),)
 

@@ -13,6 +13,7 @@ from llava_mini_jax.data.batches.examples import (
 )
 from llava_mini_jax.inference.answer import AnswerText, Settings
 from llava_mini_jax.inference.vision_tokens import counts_of
+from llava_mini_jax.models import cache
 
 SMALLEST_LENGTH = 64
 # Tokens that one call on the device decodes: few where somebody waits for text, some where text
@@ -68,5 +69,5 @@ def slot_length(prompt: int, answer: int, bundle: Bundle) -> int:
     """
     needed = prompt + answer
     step = max(512, power_of_two(needed) // 8)
-    most = bundle.model.llm.max_positions + bundle.model.spare
+    most = bundle.model.llm.max_positions + cache.spare(bundle.model)
     return min(-(-needed // step) * step, most)

@@ -31,6 +31,7 @@ from llava_mini_jax.inference.seeing import Seeing
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models import cache
 
 NEVER = 2**30  # rows: a call ends with its tokens
 IDLE_SECONDS = 0.001  # while a thread reads the frames that are needed next
@@ -84,7 +85,7 @@ class Engine:
     def longest(self) -> int:
         """Positions of a prompt, at most; of one whose pictures leave the cache, places."""
         lengths = [lane.size.length for lane in self._lanes.lanes]
-        most = bounds.longest_prompt(self.model.bundle) + self.model.bundle.model.spare
+        most = bounds.longest_prompt(self.model.bundle) + cache.spare(self.model.bundle.model)
         return min(most, max(lengths) - 1)
 
     def submit(self, request: Request, listener: Callable[[Piece | Exception], None]) -> Ticket:

@@ -22,6 +22,7 @@ from llava_mini_jax.inference.reader import Reader
 from llava_mini_jax.inference.sampling import padded_stops
 from llava_mini_jax.inference.ticket import Token
 from llava_mini_jax.inference.work import Work, mark_visual, text_marks
+from llava_mini_jax.models import cache
 
 USUAL_ANSWER = 256  # tokens that a request's first lane has room for
 
@@ -59,7 +60,7 @@ class Lanes:
         work.places = places.needed_by(work.marks < 0, self._model.bundle)
         # Text is fused with all media: what it gives is the same only where they are.
         name = (work.tenant, *((seen.first, seen.expected) for seen in work.seen))
-        again = not self._cfg.chooses  # else the cache depends on the prompt's end
+        again = not cache.chooses(self._cfg)  # else the cache depends on the prompt's end
         common = {n: _common(lane.slots[n], name, work.marks) if again else 0 for n in free}
         best = max(free, key=lambda n: (common[n], -lane.slots[n].left))
         if 2 * common[best] < len(work.marks) and len(lane.slots) > 1:

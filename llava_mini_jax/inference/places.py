@@ -15,13 +15,13 @@ import numpy as np
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example
 from llava_mini_jax.inference import bounds
-from llava_mini_jax.models import compressors
+from llava_mini_jax.models import cache, compressors
 from llava_mini_jax.models.compressors import Piece
 
 
 def pieces(is_visual_S: np.ndarray, bundle: Bundle) -> list[Piece]:
     """Of a prompt with pictures' tokens at these positions."""
-    if bundle.model.declared.keeps is None or bundle.model.chooses:
+    if bundle.model.declared.keeps is None or cache.chooses(bundle.model):
         return []
     pictures = np.flatnonzero(is_visual_S).reshape(-1, bounds.tokens_per_image(bundle))
     spans = [(int(places[0]), int(places[-1]) + 1) for places in pictures]
@@ -52,8 +52,8 @@ def needed(example: Example, bundle: Bundle) -> int:
 
 def needed_by(is_visual_S: np.ndarray, bundle: Bundle) -> int:
     """The same of a prompt with pictures' tokens at these positions."""
-    if bundle.model.chooses:
+    if cache.chooses(bundle.model):
         # The first layers hold all of it; later ones have `spare` places less, and no picture's
         # choice makes room there for text alone.
-        return len(is_visual_S) + (0 if is_visual_S.any() else bundle.model.spare)
+        return len(is_visual_S) + (0 if is_visual_S.any() else cache.spare(bundle.model))
     return place(pieces(is_visual_S, bundle), len(is_visual_S))

@@ -14,6 +14,7 @@ import numpy as np
 from llava_mini_jax.inference import blocks, places, reading
 from llava_mini_jax.inference.lane import Call
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models import cache
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 
 
@@ -22,7 +23,7 @@ class Reader:
 
     def __init__(self, params: LlavaMini, cfg: LlavaMiniConfig, works: list[Work]):
         self._params, self._cfg, self.works = params, cfg, works
-        self._in_pieces = cfg.declared.keeps is not None and not cfg.chooses
+        self._in_pieces = cfg.declared.keeps is not None and not cache.chooses(cfg)
 
     def read(self) -> list[Call]:
         """Reads some short prompts, or one block of a long one; the calls that tell first tokens.
@@ -35,7 +36,7 @@ class Reader:
             size = self._fresh_size(first)
             others = [w for w in self.works[1:] if self._is_short(w) and w.lane is first.lane]
             group += [w for w in others if self._fresh_size(w) == size][: blocks.FRESH_ROWS[-1] - 1]
-        if self._cfg.chooses:
+        if cache.chooses(self._cfg):
             calls = self._read_chosen(first)
         elif self._in_pieces:
             calls = self._read_piece(first)
@@ -140,9 +141,9 @@ class Reader:
         """All of a prompt: what stays of its pictures depends on its last token."""
         lane, count, cfg = work.lane, len(work.marks), self._cfg
         is_visual_S, tokens = work.marks < 0, cfg.tokens_per_image(1)
-        shown = bool(is_visual_S.any())
+        shown, spare = bool(is_visual_S.any()), cache.spare(cfg)
         # Later layers' caches have room for it: places.py's `needed`.
-        room = lane.size.length - (0 if shown else cfg.spare)
+        room = lane.size.length - (0 if shown else spare)
         size = min(blocks.piece_size(count), room)
         place_S = np.full(size, -1, np.int32)
         place_S[:count][is_visual_S] = np.arange(is_visual_S.sum()) % tokens
@@ -157,7 +158,7 @@ class Reader:
             sampling,
             told_B,
             cfg,
-            size - (cfg.spare if shown else 0),
+            size - (spare if shown else 0),
         )
         work.read = count
         return [Call(told, [(0, work)], lane, False)]

@@ -57,6 +57,18 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
         )
 
 
+def refuse_own_layers(cfg: LlavaMiniConfig) -> None:
+    """InputError for a model whose language model's layers do not just follow each other, where
+    an analysis runs them by itself."""
+    refuse_question(cfg)
+    if cfg.declared.inside or cfg.inside_layers:
+        what = f"after layer {cfg.inside_layers} of its LLM" if cfg.inside_layers else "in its LLM"
+        raise InputError(
+            f'the model compresses {what} (compressor "{cfg.compressor.kind}"), whose layers this'
+            " analysis runs one by one; take a model that compresses in front of it"
+        )
+
+
 def refuse_pooled(example: Example, cfg: LlavaMiniConfig) -> None:
     """InputError for several pictures of a method whose pictures change each other's tokens.
 

@@ -20,7 +20,7 @@ from flax import struct
 from llava_mini_jax import sharding
 from llava_mini_jax.inference.answer import MOST_TOP
 from llava_mini_jax.inference.sampling import Sampling, is_end, next_token
-from llava_mini_jax.models import llama
+from llava_mini_jax.models import cache, llama
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask, seen_from
@@ -67,7 +67,7 @@ def empty(slots: int, length: int, cfg: LlavaMiniConfig) -> Lane:
         return jnp.zeros(shape, cfg.dtype, out_sharding=sharding.partition(shape, axes))
 
     def arrays() -> tuple[Array, ...]:
-        return tuple(map(array, cfg.cache_lengths(length)))
+        return tuple(map(array, cache.lengths(cfg, length)))
 
     def numbers() -> Array:
         return jnp.zeros(slots, jnp.int32, out_sharding=sharding.partition((slots,), (None,)))

@@ -33,6 +33,7 @@ from llava_mini_jax.inference import (
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import make_sampling
+from llava_mini_jax.models import cache
 
 
 class WarmUp:
@@ -284,7 +285,7 @@ def _pieces(model: Loaded, length: int) -> list[int]:
 
     None where later layers choose: prompts are read whole, in sizes of their own.
     """
-    if model.bundle.model.chooses:
+    if cache.chooses(model.bundle.model):
         return []
     picture = blocks.piece_size(bounds.tokens_per_image(model.bundle))
     return sorted({*blocks.block_sizes(length), picture})

@@ -104,24 +104,6 @@ class LlavaMiniConfig:
             return self.declared.keeps is not None and self.llm.window is None
         return not self.inside_layers
 
-    @property
-    def chooses(self) -> bool:
-        """Whether layers behind the first ones keep a choice of a picture in their caches."""
-        return self.declared.keeps is not None and self.declared.keeps[0] > 0
-
-    @property
-    def spare(self) -> int:
-        """Places that caches of layers behind the first ones have less, where these choose."""
-        if self.declared.keeps is None or not self.chooses:
-            return 0
-        return self.tokens_per_image(1) - self.declared.keeps[1]
-
-    def cache_lengths(self, length: int) -> tuple[int, ...]:
-        """Places in each layer's cache of a slot of `length`."""
-        first = self.declared.keeps[0] if self.declared.keeps else 0
-        later = max(1, length - self.spare)
-        return tuple(length if n < first else later for n in range(self.llm.layers))
-
     def tokens_per_image(self, parts: int) -> int:
         """Q: visual tokens that an image of J parts gives the language model, at most; where
         requests choose, those of one that does not."""
@@ -195,7 +177,7 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     Where a picture has fewer tokens than slots, an empty slot has the state before it: whatever
     follows is predicted from the last token that is there.
     """
-    (x_BSD, valid_BS), llm = _embed(params, inputs, cfg), params.llm
+    (x_BSD, valid_BS), llm = embed(params, inputs, cfg), params.llm
     if cfg.declared.inside:
         how = compressors.How(cfg.llm, cfg.remat, cfg.attention)
         placed = _placed(inputs, cfg)
@@ -231,10 +213,10 @@ def _placed(inputs: Inputs, cfg: LlavaMiniConfig) -> compressors.Placed:
 
 def embed_inputs(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """What the language model reads [B, S, D]: fused text and visual tokens in their places."""
-    return _embed(params, inputs, cfg)[0]
+    return embed(params, inputs, cfg)[0]
 
 
-def _embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Array, Array | None]:
+def embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Array, Array | None]:
     """`embed_inputs`, and which positions hold something (`Inputs.valid`)."""
     slots_BS = inputs.wide_slots_BU if cfg.inside_layers else inputs.slots_BS
     text_BTD = embed_text(params, inputs.ids_BT, cfg)

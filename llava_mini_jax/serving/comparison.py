@@ -77,6 +77,11 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
     cfg = model.bundle.model
     refuse_inside(cfg)
     refuse_question(cfg)
+    if cfg.declared.adaptive:
+        raise InputError(
+            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
+            " the comparison does not tell; give it a fixed ratio"
+        )
     if not comparable(cfg):
         raise InputError("the model is a LLaVA-1.5 itself; there is nothing to compare it with")
     if not frames:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax.analysis import drop
+from llava_mini_jax.analysis import attention, drop
 from llava_mini_jax.analysis.drop import NOTHING, Blinded, Range
 from llava_mini_jax.cli import main
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.benchmark import all_names, find
 from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.models import llama, llava_mini
-from tests import tiny, tiny_model
+from tests import tiny, tiny_compressors, tiny_model
 
 fast_compilation = tiny.fast_compilation
 
@@ -45,6 +46,24 @@ def test_with_nothing_hidden_the_answers_are_the_models(model):
     blinded = Blinded(model.params, model.bundle, model.tokenizer, model.buckets, NOTHING)
     assert blinded.answer_requests(asked, settings, batch_size=4) == plain
     assert len({answer.text for answer in plain}) > 1
+
+
+@pytest.mark.slow  # a model of its own
+def test_with_nothing_hidden_holes_stay_holes():
+    own, settings = tiny_compressors.model("prumerge"), Settings(max_new_tokens=6)
+    asked = requests(own, 0, 1, 2)
+    blinded = Blinded(own.params, own.bundle, own.tokenizer, own.buckets, NOTHING)
+    plain = own.answer_requests(asked, settings, batch_size=4)
+    assert blinded.answer_requests(asked, settings, batch_size=4) == plain
+
+
+def test_models_whose_layers_do_more_are_refused():
+    own = tiny_compressors.model("voco")
+    with pytest.raises(InputError, match=r'in its LLM \(compressor "voco"\), whose layers this'):
+        drop.scores(own, "", find("pope"), Path(), [], [NOTHING], Path(), batch_size=1)
+    own = tiny_compressors.model("prumerge")
+    with pytest.raises(InputError, match='"prumerge" gives pictures different numbers of tokens'):
+        attention.by_layer(own.params, own.bundle, [], batch_size=1)
 
 
 def test_blinded_everywhere_llava_1_5_answers_the_same_about_any_picture(model):

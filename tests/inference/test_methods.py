@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llava_mini_jax import params as param_tree
+from llava_mini_jax import sharding
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds, places, recompute, seeing_programs
@@ -182,3 +184,41 @@ def test_later_layers_of_fastv_have_smaller_caches() -> None:
     of_place = 2 * 4 * cfg.llm.kv_heads * cfg.llm.head_width
     less = engine_none.cache_bytes() - engine.cache_bytes()
     assert less == (cfg.llm.layers - 1) * (16 - 5) * of_place - 4  # a number for each slot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prumerge", "voco", "fastv"])
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 1, 2)])
+def test_a_mesh_gives_the_same_answers(name: str, mesh: tuple[int, ...]) -> None:
+    opened = model(name, **CHANGES.get(name, {}))
+    settings, examples = Settings(max_new_tokens=4), requests(opened)
+    expected = said(opened, examples, settings, slots=2).ids
+    arrays = param_tree.paths(opened.params)
+    spec = llava_mini.unrolled(llava_mini.spec(opened.bundle.model))
+    with jax.set_mesh(sharding.make_mesh(*mesh)):
+        placed = param_tree.map_paths(lambda path, s: sharding.place(arrays[path], s.axes), spec)
+        split = dataclasses.replace(opened, params=placed)
+        assert said(split, examples, settings, slots=2).ids == expected
+
+
+@pytest.mark.parametrize("variant", ["clean", "release"])
+def test_a_slot_is_used_again_as_far_as_it_holds_what_is_wanted(variant: str) -> None:
+    """In front of a picture another text, which the picture's VoCo tokens have seen."""
+    opened, settings = model("voco", variant=variant), Settings(max_new_tokens=TOKENS)
+    pictures = opened.read_pictures(tiny_model.picture(1), None)
+
+    def ids(engine: Engine, text: str) -> tuple[list[int], int]:
+        example, heard = opened.request(text, pictures), []
+        media = tuple(dataclasses.replace(one, key=b"p") for one in media_of(example))
+        ticket = engine.submit(Request(example, media, settings), heard.append)
+        while engine.step():
+            pass
+        return [token for piece in heard for token in piece.ids], ticket.usage.cached
+
+    engine, found = Engine(opened, [LaneSize(1, 128)]), []
+    for text in ("row <image> what", "row <image> what", "digit <image> what", "<image> read"):
+        found.append(ids(engine, text))
+        assert found[-1][0] == ids(Engine(opened, [LaneSize(1, 128)]), text)[0]
+    again = [cached for _, cached in found]
+    # The text in front of the picture is in the slot, unless it has left with the picture.
+    assert again[0] == 0 < again[1] and (again[2] > 0) == (variant == "clean")

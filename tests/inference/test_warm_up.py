@@ -12,7 +12,7 @@ from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.model import PROGRAMS, Model, read
 from llava_mini_jax.inference.opening import Opened
 from llava_mini_jax.inference.session import CHUNK, Session
-from tests import tiny, tiny_model
+from tests import tiny, tiny_compressors, tiny_model
 
 fast_compilation = tiny.fast_compilation
 
@@ -120,6 +120,23 @@ def test_a_batch_of_requests(compiled) -> None:
     before = dict(compiled)
     assert before["jit(read_fresh)"] and before["jit(decode)"] == 1
     assert len(model.answer_requests(requests, SETTINGS, batch_size=3)) == 4
+    assert dict(compiled) == before
+
+
+@pytest.mark.slow  # a model each
+@pytest.mark.parametrize(
+    "name, reads", [("voco", "jit(read_piece)"), ("prumerge", "jit(read_fresh)")]
+)
+def test_a_batch_of_requests_to_other_methods(compiled, name, reads) -> None:
+    model = tiny_compressors.model(name)
+    shown = [[tiny_model.picture(0)], None, [tiny_model.picture(1), tiny_model.picture(2)]]
+    requests = [model.request("hello", model.read_pictures(given, None)) for given in shown]
+    warm_up.WarmUp(
+        lambda call: warm_up.of_requests(model, call, requests, SETTINGS, batch_size=2)
+    ).wait()
+    before = dict(compiled)
+    assert before[reads] and before["jit(decode)"] == 1
+    assert len(model.answer_requests(requests, SETTINGS, batch_size=2)) == 3
     assert dict(compiled) == before
 
 

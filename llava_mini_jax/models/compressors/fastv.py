@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.compressors.signature import (
     PROJECTED,
@@ -194,6 +195,10 @@ def _observer(placed: Placed, how: How) -> Callable[[Array, Array], Array]:
         assert dense_BSS is not None
         own_B1SS = jnp.take_along_axis(dense_BSS, last_B[:, None, None], axis=1)
         q_B1NH = jnp.take_along_axis(q_BSNH, last_B[:, None, None, None], axis=1)
+        # Their mean is over all heads, wherever these lie.
+        q_B1NH, k_BKSH = (
+            sharding.constrain(x, ("batch", None, None, None)) for x in (q_B1NH, k_BKSH)
+        )
         # In full precision: which patches stay jumps where two scores swap.
         with jax.default_matmul_precision("highest"):
             weights_B1S = attention_weights(
