@@ -68,6 +68,7 @@ def full_size(vision: ClipConfig, llm: LlamaConfig) -> dict[str, LlavaMiniConfig
             width=E,
             out_width=D,
             content=1,
+            class_token=False,
             vision_norm_eps=1e-5,
             qformer_width=768,
             qformer_heads=12,
@@ -97,9 +98,11 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
     picture, first = _forward(cfg, text, text, fused=0), _forward(cfg, text, text)
     fixed = ("vision", "projector", "compressor", "prefusion")
     cached, kept = cfg.keeps_cache, cache.kept(cfg)
-    reads_again = not (cached and cfg.declared.reusable)
+    looks_again = not (cached and cfg.declared.reusable)
+    reads_again = looks_again or cfg.chooses
+    seen = sum(picture[name] for name in fixed)
     if reads_again:
-        turn = sum(_forward(cfg, 2 * text, text).values())
+        turn = sum(_forward(cfg, 2 * text, text).values()) - (0 if looks_again else seen)
     else:
         # The whole conversation's text goes through pre-fusion, but not the picture's patches.
         fusion = _forward(cfg, 2 * text, text)["prefusion"] - picture["prefusion"]
@@ -110,7 +113,7 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
         tokens=tokens,
         last=kept[-1] if cached else 0,
         again=tokens if reads_again else 0,
-        picture_flops=sum(picture[name] for name in fixed),
+        picture_flops=seen,
         first_flops=sum(first.values()),
         turn_flops=turn,
         cache_bytes=sum(kept) * numbers if cached else 0,
