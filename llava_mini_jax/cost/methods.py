@@ -99,7 +99,7 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
     fixed = ("vision", "projector", "compressor", "prefusion")
     cached, kept = cfg.keeps_cache, cache.kept(cfg)
     looks_again = not (cached and cfg.declared.reusable)
-    reads_again = looks_again or cfg.chooses
+    reads_again = looks_again or cache.chooses(cfg)
     seen = sum(picture[name] for name in fixed)
     if reads_again:
         turn = sum(_forward(cfg, 2 * text, text).values()) - (0 if looks_again else seen)

@@ -99,7 +99,7 @@ class Declaration:
         """Whether another question may use a picture's tokens: they were made without reading it.
 
         Keys and values of a method that chooses by the prompt are another matter
-        (`LlavaMiniConfig.chooses`).
+        (models/cache.py).
         """
         return not self.reads.question
 
