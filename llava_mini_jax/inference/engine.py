@@ -97,13 +97,7 @@ class Engine:
     def take(self, ticket: Ticket) -> None:
         """`submit` for a ticket that another thread has made."""
         refuse_pooled(ticket.request.example, self.model.bundle.model)
-        needed = places.needed(ticket.request.example, self.model.bundle)
-        if needed > self.longest:
-            raise InputError(
-                f"the prompt needs {needed} positions, but the engine's longest slot has"
-                f" {self.longest} for it: shorten it, give fewer pictures or frames, or start the"
-                " engine with longer slots"
-            )
+        needed = places.fitting(ticket.request.example, self.model.bundle, self.longest)
         work = Work(ticket, self.model)
         work.text.cap(max(lane.size.length for lane in self._lanes.lanes) - needed)
         self._waiting.append(work)

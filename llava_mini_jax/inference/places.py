@@ -14,6 +14,7 @@ import numpy as np
 
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.data.batches.examples import Example
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.models import cache, compressors
 from llava_mini_jax.models.compressors import Piece
@@ -57,3 +58,14 @@ def needed_by(is_visual_S: np.ndarray, bundle: Bundle) -> int:
         # choice makes room there for text alone.
         return len(is_visual_S) + (0 if is_visual_S.any() else cache.spare(bundle.model))
     return place(pieces(is_visual_S, bundle), len(is_visual_S))
+
+
+def fitting(example: Example, bundle: Bundle, longest: int) -> int:
+    """`needed`; InputError where that is more than the longest slot has for a prompt."""
+    places = needed(example, bundle)
+    if places > longest:
+        raise InputError(
+            f"the prompt needs {places} positions, but the engine's longest slot has {longest} for"
+            " it: shorten it, give fewer pictures or frames, or start the engine with longer slots"
+        )
+    return places
