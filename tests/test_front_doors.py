@@ -57,6 +57,8 @@ KINDS = {
     "analyze attention": f"{MODEL} --data --images --limit --batch-size",
     "analyze compression": f"{MODEL} --image --video --queries --frames",
     "analyze drop": f"{MODEL} --benchmark --data --limit --width --batch-size",
+    "analyze counts": "--out --dtype --vision-tower --benchmark --data --limit --batch-size"
+    f" {KEPT}",
     "analyze needle": "",
     "data verify": "--images --workers --fps --max-frames --report",
     "data build": "--images --workers --fps --max-frames --out --shards --skip-rejected",
@@ -118,6 +120,7 @@ IDLE = [
     ("llava-mini analyze attention M", "--images", "D", "with --data digits"),
     ("llava-mini analyze compression M --image a.png", "--frames", "8", "without --video"),
     ("llava-mini analyze drop M", "--data", "D", "with --benchmark digits"),
+    ("llava-mini analyze counts M", "--data", "D", "with --benchmark digits"),
     ("llava-mini reproduce table7", "--data", "D", "with --scale digits"),
     ("llava-mini reproduce table7 --dry-run", "--collect", None, "with --dry-run"),
     ("llava-mini reproduce table7 --collect", "--jobs", "2", "with --collect"),
@@ -138,6 +141,7 @@ IDLE = [
             "--vision-tower": "V",
             "--conv-mode": "brief",
             "--max-length": "99",
+            "--vision-tokens": "4",
             "--compilation-cache": "none",
         }.items()
     ),

@@ -54,6 +54,7 @@ COMMANDS: dict[str, Any] = {
 COMPUTING = ("analyze", "ask", "convert", "profile", "serve", "verify")  # in this process, with JAX
 COMPILING = {  # of these, where that takes long
     *("ask", "serve", "verify", "analyze attention", "analyze compression", "analyze drop"),
+    "analyze counts",
     *("profile latency", "profile memory", "profile video", "profile requests"),
 }
 

@@ -90,6 +90,9 @@ class SessionMemory:
         patches = self.chunk * cfg.patches_per_image(self.parts)
         embedded = patches * cfg.llm.width * cfg.dtype.itemsize
         found = {"features": self.features(), "patches": embedded}
+        if cfg.declared.choice is not None:
+            made = self.chunk * cfg.declared.choice.made * cfg.llm.width
+            found["tokens of all counts"] = made * cfg.dtype.itemsize
         if cfg.prefusion_layers:
             whole = self._layer(layer(cfg.llm), self.chunk, S, S)
             found["keys and values"] = self.memory()
