@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         from llava_mini_jax.data.media.video import FrameSampling
         from llava_mini_jax.inference.answer import Settings
         from llava_mini_jax.inference.model import read
+        from llava_mini_jax.inference.request import refuse_videos
 
     sampling = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
     settings = Settings(
@@ -105,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))
     opened = _opened(args)
+    if args.video:
+        refuse_videos(opened.bundle)
     if args.dry_run:
         print(*_plan(opened, args, settings), sep="\n")
         return 0

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import fused_places, padded_question
+from llava_mini_jax.data.batches import questions
+from llava_mini_jax.data.batches.examples import fused_places
 from llava_mini_jax.inference import bounds, places, request
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.inference.gallery import Seen
@@ -33,7 +34,7 @@ class Work:
             self.media = [Medium(b"blank", 1, lambda: iter(blank))]
         # What each is looked at for, where the compressor reads that: [T] ids, padded.
         most = bundle.model.declared.question
-        self.questions = [padded_question(ids_T, most) for ids_T in example.questions if most]
+        self.questions = [questions.padded(ids_T, most) for ids_T in example.questions if most]
         if self.questions:
             # The tokens are those of picture and question together, and so are they remembered.
             pairs = zip(self.media, self.questions, strict=True)

@@ -29,6 +29,7 @@ from llava_mini_jax.weights import adapters, eva, hf_config, hf_fields, methods,
 from llava_mini_jax.weights.hf_processor import image_config, image_settings, read_processor
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
+from llava_mini_jax.weights.method_folders import PUBLISHED, Source
 from llava_mini_jax.weights.own_section import with_section
 
 Tensors = Mapping[str, LazyTensor]
@@ -154,7 +155,7 @@ def _with_method(
     words = {} if has_section else methods.own_words(folder)
     if model.compressor.kind != "none" or model.prefusion_layers or model.inside_layers:
         kind = model.compressor.kind
-        methods.refuse_other(f.where, kind if kind in methods.PUBLISHED else "LLaVA-Mini's", asked)
+        methods.refuse_other(f.where, kind if kind in PUBLISHED else "LLaVA-Mini's", asked)
         compressor = methods.with_options(model.compressor, asked, model.vision)
         return dataclasses.replace(bundle, model=dataclasses.replace(model, compressor=compressor))
     said = None if has_section else methods.said_by(f, tensors, words)
@@ -162,7 +163,7 @@ def _with_method(
     kind = said or (asked.kind if asked is not None else None)
     if kind is None:
         return bundle
-    source = methods.Source(f, tensors, model.vision, model.llm, words)
+    source = Source(f, tensors, model.vision, model.llm, words)
     compressor = methods.compressor_of(kind, source, asked)
     if bundle.images.grid > 1 and not compressors.declare(compressor).parts:
         raise f.wrong("resolution_ratio", f"1, because {kind} is defined on whole pictures")
@@ -176,7 +177,7 @@ def _with_method(
         compute_dtype=model.compute_dtype,
     )
     model = dataclasses.replace(placed, detach_text=False)
-    template = methods.PUBLISHED[kind].template or bundle.prompt.template
+    template = PUBLISHED[kind].template or bundle.prompt.template
     return dataclasses.replace(
         bundle, model=model, prompt=dataclasses.replace(bundle.prompt, template=template)
     )

@@ -11,7 +11,7 @@ from llava_mini_jax.json_fields import SECTION, read_json
 from llava_mini_jax.models.llama import LlamaConfig
 from llava_mini_jax.ops.rope import Llama3Scaling
 from llava_mini_jax.weights.families import family_of
-from llava_mini_jax.weights.methods import PUBLISHED
+from llava_mini_jax.weights.method_folders import PUBLISHED
 
 
 def eos_ids(folder: Path, values: dict[str, Any]) -> tuple[int, ...]:

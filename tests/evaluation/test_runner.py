@@ -10,11 +10,13 @@ import pytest
 
 import llava_mini_jax
 from llava_mini_jax.data.media import video as videos
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question
 from llava_mini_jax.evaluation.run import runner
 from llava_mini_jax.inference import seeing_programs, session_media
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
 from tests import tiny, tiny_model
 
 fast_compilation = tiny.fast_compilation
@@ -205,3 +207,16 @@ def test_a_question_that_does_not_fit_leaves_the_others(paper, shown, tmp_path):
     assert run.unreadable.keys() == {long.key, "huge"}
     assert "needs" in run.unreadable[long.key] and "300 images and" in run.unreadable["huge"]
     assert answers_in(tmp_path) == generated(paper, questions[1:])
+
+
+def test_a_method_of_pictures_is_asked_about_no_video(paper, shown, tmp_path):
+    """Before anything is asked, and not once for every question."""
+    vision, llm = paper.bundle.model.vision, paper.bundle.model.llm
+    own = VisionZipConfig(layer=0, dominant=4, contextual=3)
+    cfg = tiny.model("paper", llm, vision, compressor=own, prefusion_layers=0)
+    model = dataclasses.replace(paper, bundle=dataclasses.replace(paper.bundle, model=cfg))
+    with pytest.raises(
+        InputError, match='"visionzip" is defined on pictures, and a video is given'
+    ):
+        ask(model, questions_about(shown), tmp_path)
+    assert not list(tmp_path.iterdir())

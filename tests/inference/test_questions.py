@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from llava_mini_jax.data.batches import questions
 from llava_mini_jax.data.batches.examples import (
     BatchLayout,
     Buckets,
     collate,
     grow,
-    padded_question,
     sizes_of,
 )
 from llava_mini_jax.data.batches.pipeline import Encoder
@@ -81,7 +81,7 @@ def tokens(picture: np.ndarray, text: str) -> np.ndarray:
     """The visual tokens [Q, D] of a picture that is looked at for a question."""
     params, cfg = tiny.on_device(model().params), model().bundle.model
     seen = llava_mini.encode_vision(params, model().read_pictures([picture], None).pixels, cfg)
-    asked = padded_question(np.array(ids_of(text), np.int32), IDS)[None]
+    asked = questions.padded(np.array(ids_of(text), np.int32), IDS)[None]
     seen = dataclasses.replace(seen, question_IT=asked)
     return np.asarray(llava_mini.project_and_compress(params, seen, cfg)[1].tokens_IQE[0])
 

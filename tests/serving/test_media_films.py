@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -21,11 +22,12 @@ from llava_mini_jax.data.media.images import preprocess
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.inference import request
 from llava_mini_jax.inference.ticket import Medium
+from llava_mini_jax.models.compressors.visionzip import VisionZipConfig
 from llava_mini_jax.serving import film, media, sources
 from llava_mini_jax.serving.errors import ApiError
 from llava_mini_jax.serving.media import MediaReader
 from llava_mini_jax.serving.parts import VideoOptions, VideoPart
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.data.clips import _add_silence, make_video
 from tests.serving.test_media import BUNDLE, MACHINE, data, picture, reader, saved, shown
 
@@ -437,3 +439,13 @@ def test_pixels_are_those_of_the_picture_path(place):
     found = list(film.read_frames(place / "short.mp4", how, "video 1"))
     first = Image.fromarray(next(iter(request.read_video(place / "short.mp4", how.sampling))))
     np.testing.assert_array_equal(found[0], preprocess(first, BUNDLE.images))
+
+
+def test_a_method_of_pictures_takes_no_film(place: Path) -> None:
+    old = BUNDLE.model
+    own = VisionZipConfig(layer=0, dominant=4, contextual=3)
+    cfg = tiny.model("paper", old.llm, old.vision, compressor=own, prefusion_layers=0)
+    to = reader(dataclasses.replace(BUNDLE, model=cfg))
+    with pytest.raises(ApiError, match='"visionzip" is defined on pictures, and a video is ') as e:
+        read(url(place / "short.mp4"), to=to)
+    assert e.value.status == 400 and e.value.param == "video_url"

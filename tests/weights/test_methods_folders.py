@@ -26,6 +26,7 @@ from llava_mini_jax.reproduce import verify_inside
 from llava_mini_jax.reproduce.compressor_cases import pictures, tower
 from llava_mini_jax.tensorfiles.save_torch import save_torch
 from llava_mini_jax.weights import folders, import_hf, methods
+from llava_mini_jax.weights.method_folders import PUBLISHED
 from tests import published, tiny
 
 fast_compilation = tiny.fast_compilation
@@ -324,7 +325,7 @@ def test_damaged_files_are_one_sentence(make: Callable[..., Path], tmp_path: Pat
         with pytest.raises(InputError):
             opened(folder)
     weights.write_bytes(whole)
-    own = [name for m in methods.PUBLISHED.values() for name in m.fields]
+    own = [name for m in PUBLISHED.values() for name in m.fields]
     for name in own:
         for value in (-1, 2.5, "many", [], [0], {}, True, "second_stage", [[1]]):
             text.write_text(json.dumps(json.loads(said) | {name: value}))

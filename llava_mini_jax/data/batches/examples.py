@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
+from llava_mini_jax.data.batches.questions import of_images
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.text.conversation import IGNORE, EncodedPrompt
 from llava_mini_jax.errors import InputError
@@ -210,6 +211,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     labels_BT = padded([e.labels for e in examples], text)
     is_text_BS = (slots_BS >= 0) & (slots_BS < text)
     labels_BS = np.take_along_axis(labels_BT, np.where(is_text_BS, slots_BS, 0), axis=1)
+    asked = [(e.questions, e.frames if len(e.pixels) else ()) for e in examples]
     # Without a picture nothing is fused: a long text alone must not make room for itself.
     fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
@@ -219,7 +221,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
         wide_slots_BU=None if wide_rows is None else padded_slots(wide_rows),
-        question_BIT=_questions(examples, images, layout.question) if layout.question else None,
+        question_BIT=of_images(asked, images, layout.question) if layout.question else None,
         padding_side=layout.padding_side,
     )
     labels_BS = np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32)
@@ -232,28 +234,6 @@ def _tokens(examples: Sequence[Example], layout: BatchLayout) -> np.ndarray | No
         return None
     taken = [layout.taken(e).count if len(e.pixels) else -1 for e in examples]
     return np.array(taken, np.int32)
-
-
-def padded_question(ids_T: np.ndarray, length: int) -> np.ndarray:
-    """int32 [length], -1 behind the ids."""
-    return np.pad(ids_T, (0, length - len(ids_T)), constant_values=PADDING).astype(np.int32)
-
-
-def _questions(examples: Sequence[Example], images: int, length: int) -> np.ndarray:
-    """Each image's question [B, I, length]: frames of a video have the video's."""
-    out = np.full((len(examples), images, length), PADDING, np.int32)
-    for row, e in zip(out, examples, strict=True):
-        if not len(e.pixels):
-            continue
-        if len(e.questions) != len(e.frames):
-            raise InputError(
-                f"{len(e.questions)} questions are given for {len(e.frames)} pictures or videos,"
-                " and the model's compressor reads one for each: write prompts with a tokenizer"
-                " that has its reader (data/text/question_ids.py)"
-            )
-        each = [padded_question(ids_T, length) for ids_T in e.questions]
-        row[: len(e.pixels)] = np.repeat(each, e.frames, axis=0)
-    return out
 
 
 def sizes_of(batch: TrainBatch) -> Sizes:

@@ -31,7 +31,7 @@ from llava_mini_jax.evaluation.run.sheet import Asked, Shard, Sheet, about_a_vid
 from llava_mini_jax.inference.answer import Answer, Settings
 from llava_mini_jax.inference.model import Model, compiled_programs
 from llava_mini_jax.inference.prompt_template import written_as
-from llava_mini_jax.inference.request import sampling_for
+from llava_mini_jax.inference.request import refuse_videos, sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.warm_up import WarmUp, of_requests
@@ -57,6 +57,8 @@ def ask(
     `progress` is told how many more questions are done. A question whose picture cannot be read
     gets no answer, is reported, and is tried again by the next run.
     """
+    if any(question.video is not None for question in questions):
+        refuse_videos(model.bundle)  # once, and not as the reason of every question
     sheet = Sheet(benchmark, questions, folder / shard.file, model_id)
     settings = Settings(max_new_tokens=max_new_tokens)
     items = 0
