@@ -145,7 +145,8 @@ def _asking(name: str, trained: Job, count: int) -> Job:
 
 
 def _is_projector(stage: TrainConfig) -> bool:
-    return stage.model.compress == INSTEAD
+    """Whether a stage 1 of its own has to align it; captions have no question to be read."""
+    return stage.model.compress == INSTEAD and not stage.model.declared.question
 
 
 def _modelled(stage: TrainConfig, world: World) -> TrainConfig:
