@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -92,15 +93,19 @@ def check_same(jobs: Mapping[str, Job], out: Path, limit: int | None) -> None:
         changed = changed_fields(epath.Path(out / job.name), job.stages) if job.stages else []
         results = job.results(out)
         if results.exists():
-            wanted = {"limit": limit, "vision_tokens": job.vision_tokens}
             for found in json.loads(results.read_text()):
-                asked = {name: found["settings"].get(name) for name in wanted}
-                changed += [name for name in wanted if asked[name] != wanted[name]]
+                changed += ["limit"] * (found["settings"]["limit"] != limit)
+                changed += ["vision tokens"] * (job.vision_tokens not in (None, _count(found)))
         if changed:
             raise InputError(
                 f"{out / job.name} holds a run with other settings ({', '.join(changed[:3])}): give"
                 " another --out, or remove it to run it again"
             )
+
+
+def _count(result: dict[str, Any]) -> int | None:
+    """The number of vision tokens that answers were asked with, of a model that has several."""
+    return result["settings"]["model"]["model"]["compressor"].get("count")
 
 
 class _Crew:

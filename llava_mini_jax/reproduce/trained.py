@@ -61,7 +61,11 @@ class Trained:
         if asked is not None:
             more = asked - cfg.tokens_per_image(size.parts)
             size = dataclasses.replace(size, sequence=size.sequence + more)
-        return sum(flops.forward_flops(cfg, size).values())
+        # Where the compressor reads the question: all of the text.
+        question = min(paper_figures.TEXT, cfg.declared.question)
+        return sum(
+            flops.forward_flops(cfg, dataclasses.replace(size, question=question)).values()
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
