@@ -25,7 +25,8 @@ def plot(
         1, 2, figsize=(12, 6.2), sharey=True, layout="constrained"
     )
     name, size = unit
-    for number, (label, rows) in enumerate(_methods(trained).items()):
+    methods = _methods(trained)
+    for number, (label, rows) in enumerate(methods.items()):
         look: dict[str, Any] = dict(
             label=label,
             color=plt.get_cmap("tab20")(number % 20),
@@ -40,6 +41,9 @@ def plot(
     by_tokens.set_xlabel("vision tokens of a picture")
     by_tokens.set_xscale("symlog", linthresh=1)
     by_tokens.set_xlim(left=-0.1)
+    counts = sorted({each.tokens or 0 for rows in methods.values() for each in rows})
+    by_tokens.set_xticks(counts, [str(count) for count in counts])
+    by_tokens.minorticks_off()
     by_flops.set_xlabel(f"{name} of a picture and a question")
     by_tokens.set_ylabel(metric)
     for axis in (by_tokens, by_flops):

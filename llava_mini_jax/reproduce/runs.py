@@ -95,7 +95,8 @@ def check_same(jobs: Mapping[str, Job], out: Path, limit: int | None) -> None:
         if results.exists():
             for found in json.loads(results.read_text()):
                 changed += ["limit"] * (found["settings"]["limit"] != limit)
-                changed += ["vision tokens"] * (job.vision_tokens not in (None, _count(found)))
+                if job.vision_tokens is not None and job.vision_tokens != _count(found):
+                    changed.append("vision tokens")
         if changed:
             raise InputError(
                 f"{out / job.name} holds a run with other settings ({', '.join(changed[:3])}): give"

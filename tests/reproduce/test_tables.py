@@ -249,3 +249,23 @@ def test_full_scale_is_told_as_commands(capsys, monkeypatch):
     assert sum(line.endswith("--limit 3") for line in lines) == 2
     with pytest.raises(InputError):
         scales.plan("full", Path("docs"), ("mini",), (0,), Path("o"))
+
+
+def test_methods_are_curves_over_tokens_and_flops(tmp_path):
+    rows = ("mqt", "mqt-2", "any-grids-0", "voco-1", "fastv-4", "vid", "prumerge")
+    plan = make_plan("digits", rows, seeds=(0, 1), out=tmp_path)
+    scores = {(row, seed): 50.0 + seed for row in rows for seed in (0, 1)}
+    leave_results(plan, tmp_path, scores)
+    found = {each.name: each for each in collect("compressors", "digits", plan, (0, 1), tmp_path)}
+    assert {name: found[name].tokens for name in rows} == {
+        **{"mqt": 1, "mqt-2": 2, "any-grids-0": 0, "voco-1": 1, "fastv-4": 4, "vid": 2},
+        "prumerge": 3,  # at most
+    }
+    # More tokens cost more; VoCo's language model reads all patches first.
+    assert found["mqt"].flops < found["mqt-2"].flops < found["voco-1"].flops
+    assert math.isnan(found["prumerge"].paper) and found["mqt-2"].paper == pytest.approx(55.4)
+    page.write("compressors", "digits", list(found.values()), tmp_path, "the command", "")
+    text = (tmp_path / "compressors.md").read_text()
+    assert "- PruMerge, PruMerge+: LoRA instead of all weights." in text
+    with Image.open(tmp_path / "compressors.png") as picture:
+        assert picture.width > 1000
