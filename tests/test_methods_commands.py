@@ -1,11 +1,14 @@
 """Other methods' folders at the command line: answers, and a sentence for what they are not for."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llava_mini_jax import cli
+from llava_mini_jax.errors import InputError
+from llava_mini_jax.evaluation.run import evaluate, options
 from tests import tiny, tiny_model
 from tests.weights import test_llama_vid_folders as llama_vid
 from tests.weights import test_methods_folders as made
@@ -76,3 +79,14 @@ def test_options_are_told_before_anything_is_read(tmp_path: Path, capsys) -> Non
     parts = ["--vision", str(folder), "--llm", str(folder), "--compressor", "fastv"]
     assert cli.main(["convert", *parts, str(tmp_path / "b")]) == 2
     assert "--compressor changes nothing with --vision and --llm" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # compiles a model of its own
+def test_eval_asks_with_a_method_and_keeps_its_answers_apart(tmp_path: Path, capsys) -> None:
+    words = ["--model", str(made.llava(tmp_path)), "--benchmarks", "digits", "--limit", "2"]
+    words += ["--out", str(tmp_path / "out"), "--max-new-tokens", "2"]
+    evaluate.evaluate(options.parse([*words, "--compressor", METHODS["visionzip"][1]], None))
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["settings"]["model"]["model"]["compressor"]["kind"] == "visionzip"
+    with pytest.raises(InputError, match="answers that were made with other settings"):
+        evaluate.evaluate(options.parse([*words, "--compressor", METHODS["fastv"][1]], None))

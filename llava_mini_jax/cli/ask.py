@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax import compilation, signals
-from llava_mini_jax.arguments import VISION_TOKENS, refuse, vision_tokens
+from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, refuse, vision_tokens
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import note, waiting
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--compressor",
         metavar="NAME[,FIELD=VALUE...]",
-        help="a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)",
+        help=COMPRESSOR,
     )
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)

@@ -63,9 +63,7 @@ class Trained:
             size = dataclasses.replace(size, sequence=size.sequence + more)
         # Where the compressor reads the question: all of the text.
         question = min(paper_figures.TEXT, cfg.declared.question)
-        return sum(
-            flops.forward_flops(cfg, dataclasses.replace(size, question=question)).values()
-        )
+        return sum(flops.forward_flops(cfg, dataclasses.replace(size, question=question)).values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,11 +64,12 @@ class Command:
     shard: tuple[int, int] = (0, 1)  # which, of how many
     batch_size: int = 8
     max_new_tokens: int | None = None  # None: the benchmark's own
-    dtype: str | None = None  # these six are llava_mini_jax.load's
+    dtype: str | None = None  # these seven are llava_mini_jax.load's
     attention: str = "auto"
     vision_tower: Path | None = None
     template: str | None = None
     max_length: int | None = None
+    compressor: str | None = None
     vision_tokens: int | str | None = None
     compilation_cache: str | None = None
     score_only: bool = False
@@ -187,6 +188,7 @@ def _load(name: str, command: Command) -> Any:
         vision_tower=command.vision_tower,
         template=command.template,
         max_length=command.max_length,
+        compressor=command.compressor,
         vision_tokens=command.vision_tokens,
     )
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax import compilation
-from llava_mini_jax.arguments import VISION_TOKENS, Parser, refuse, vision_tokens
+from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, Parser, refuse, vision_tokens
 from llava_mini_jax.errors import short
 from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
 from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand, ServerCommand
 
-_LOADING = ("dtype", "attention", "vision_tower", "conv_mode", "max_length", "vision_tokens")
+_LOADING = (
+    *("dtype", "attention", "vision_tower", "conv_mode", "max_length"),
+    *("compressor", "vision_tokens"),
+)
 _LOCAL = ("batch_size", "compilation_cache", *_LOADING)
 _HTTP = ("server_key_variable", "server_concurrency", "server_timeout")
 _ASKING = ("shard", "max_new_tokens", *_LOCAL, "server", *_HTTP)
@@ -42,6 +45,7 @@ def parser(description: str | None) -> Parser:
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
     add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
+    add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
     add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)
     add("--compilation-cache", metavar="DIR", help=compilation.HELP)
     add("--score-only", action="store_true", help="score the answers that are there")
