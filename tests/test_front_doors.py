@@ -65,6 +65,7 @@ KINDS = {
     "data speed": "--batches --threads",
     "plan video": "--frames --dtype --chunk",
     "plan training": "",
+    "profile compressors": "--abstract --text --json --latency --dtype --llm-layers --repeats",
     "profile flops": f"{SHAPE} --text --xla",
     "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats"
     f" --llm-layers --vision-layers --follow-up {KEPT}",
@@ -141,6 +142,7 @@ IDLE = [
             "--vision-tower": "V",
             "--conv-mode": "brief",
             "--max-length": "99",
+            "--compressor": "fastv",
             "--vision-tokens": "4",
             "--compilation-cache": "none",
         }.items()
