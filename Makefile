@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check clean
+.PHONY: help setup test demo demo-short lint types snippets real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,12 @@ serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in 
 
 wheel-check: $(STAMP) ## the package built, installed alone in a fresh environment, and asked a question
 	@tests/wheel.sh $(BIN)/python
+
+docs: ## README and docs, the commands' help and the fields of a config as a site: out/site/index.html
+	@$(MAKE) --no-print-directory setup VENV=.venv-docs EXTRA=docs
+	@JAX_PLATFORMS=cpu .venv-docs/bin/python docs/site/stage.py out/site-source
+	@JAX_PLATFORMS=cpu .venv-docs/bin/sphinx-build -q -W --keep-going -b html out/site-source out/site
+	@echo "docs: out/site/index.html"
 
 clean: ## remove build products and caches; keeps .venv and out/
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

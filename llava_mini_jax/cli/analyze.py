@@ -42,7 +42,7 @@ EXAMPLE = """examples:
 def _of_model(parser: argparse.ArgumentParser, *, plots: bool = True) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="out/analyze if not")
+    add("--out", type=Path, default=Path("out/analyze"), metavar="DIR", help="default: out/analyze")
     if plots:
         add(
             "--no-plots",

@@ -57,7 +57,7 @@ class TrainConfig:
     bad_samples: float  # share of the data's samples that may be broken (batches/quarantine.py)
     heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
-    fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises anew
+    fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises itself
     prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
     trainable: tuple[str, ...]  # path patterns; everything else is frozen
     optimizer: OptimizerConfig
@@ -75,7 +75,7 @@ class TrainConfig:
     log_every: int
     checkpoint_every: int
     keep: int  # newest checkpoints of a stage that are kept
-    keep_every: int  # steps whose checkpoints are kept for ever; 0: none
+    keep_every: int  # steps whose checkpoints are kept forever; 0: none
     lora: LoraConfig = NO_LORA
     # Vision tokens that each row's number is drawn from; none: the model's own, for all rows.
     draw_tokens: tuple[int, ...] = ()

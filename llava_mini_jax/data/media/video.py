@@ -34,10 +34,12 @@ class FrameSampling:
 
     The chosen number of frames n is `count`, or `fps` times the length; at most `max_frames` and
     the number of frames there are, at least one. Where they lie:
-      rule "time_stamps": every frame once where n is all there are, as of slides that last longer
-        than a second; else what is on screen in the middle of each of n equal spans of time, which
-        is right for variable frame rates too.
-      rule "release": `release_frame_indices(total, n)`, n counted with the average frame rate.
+
+    - rule "time_stamps": every frame once where n is all there are, as of slides that last longer
+      than a second; else what is on screen in the middle of each of n equal spans of time, which
+      is right for variable frame rates too.
+    - rule "release": `release_frame_indices(total, n)`, n counted with the average frame rate.
+
     For the release, `fps=1`: max_frames is 180 in its model worker, 1000 in MVBench and MLVU, none
     elsewhere; its training uses `count=8`.
     """
