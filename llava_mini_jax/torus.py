@@ -17,16 +17,19 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec
 
-# How `device_kind` begins, and the slices of more than one ring: such chips have one of each size.
-# (Chips with three axes have several of a size, so theirs is not known by counting.)
+# By `device_kind`, the slices of more than one ring of which there is one of that size. (Larger ones
+# of three axes, v5p's, have several shapes.)
 _FLAT = {16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
-SLICES = {"TPU v5 lite": _FLAT, "TPU v6 lite": _FLAT}
+_CUBE = {8: (2, 2, 2)}
+SLICES = {
+    **{"TPU v5 lite": _FLAT, "TPU v5e": _FLAT, "TPU v6 lite": _FLAT, "TPU v6e": _FLAT},
+    **{"TPU v5": _CUBE, "TPU v5p": _CUBE},
+}
 
 
 def dims(kind: str, devices: int) -> tuple[int, ...] | None:
     """Chips along each axis of a slice; None where it is one ring, or not known."""
-    slices = next((found for name, found in SLICES.items() if kind.startswith(name)), {})
-    return slices.get(devices)
+    return SLICES.get(kind, {}).get(devices)
 
 
 def ordered(devices: Sequence[Any]) -> list[Any]:

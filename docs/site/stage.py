@@ -115,9 +115,7 @@ def fields() -> str:
     from llava_mini_jax.training.stages import load_config, stages_of
 
     (stage,) = stages_of(load_config(str(ROOT / "configs" / f"{CONFIG}.py")))
-    about = (
-        "On the command line a field is `--PATH VALUE`: `--optimizer.learning-rate 1e-5`."
-    )
+    about = "On the command line a field is `--PATH VALUE`: `--optimizer.learning-rate 1e-5`."
     lines = ["# Fields of a config", "", f"{about} Values are those of `configs/{CONFIG}.py`.", ""]
     for path, value in tables("", stage):
         lines += [f"## {path or 'A stage'}", "", "| field | type | value | |", "|---|---|---|---|"]
