@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec
 
-# By `device_kind`, the slices of more than one ring of which there is one of that size. (Larger ones
+# By `device_kind`, slices of more than one ring, of which there is one of that size. (Larger ones
 # of three axes, v5p's, have several shapes.)
 _FLAT = {16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 _CUBE = {8: (2, 2, 2)}
