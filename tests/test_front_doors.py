@@ -240,6 +240,7 @@ def test_plan_training(capsys, monkeypatch):
     assert all(row.startswith("| stage1_vicuna_7b | ") for row in rows)
 
 
+@pytest.mark.slow
 def test_profile_video(capsys):
     words = ["--frames", "2", "--chunk", "2", "--text", "5", "--repeats", "1"]
     assert cli.main(["profile", "video", str(tiny_model.folder("release")), *words]) == 0

@@ -136,6 +136,7 @@ def test_tokens_do_not_depend_on_neighbours(model) -> None:
             assert engine.running == engine.waiting == 0
 
 
+@pytest.mark.slow
 def test_tokens_of_bfloat16_do_not_either() -> None:
     """On a CPU; what another device does with few bits is its own."""
     model = llava_mini_jax.load(tiny_model.folder("paper"), dtype="bfloat16")

@@ -306,7 +306,7 @@ def test_abstract_is_what_init_makes() -> None:
     np.testing.assert_array_equal(made.final_norm, np.ones(cfg.width))
 
 
-@pytest.mark.parametrize("name", ["paper", "release"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("release", marks=pytest.mark.slow)])
 def test_long_videos_are_recomputed_a_few_frames_at_a_time(name: str) -> None:
     """Forty frames beside a picture: loss and gradients stay, the memory between passes goes."""
     together = tiny.model(name, grid=1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 pytest.importorskip("uvicorn")
+pytestmark = pytest.mark.slow
 
 from tests import tiny_model
 from tests.serving.load.fuzz import fuzz

@@ -38,7 +38,9 @@ def stage(**changes) -> TrainConfig:
     return dataclasses.replace(one_stage.config(), checkpoint_every=1, **changes)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(), pytest.param(MeshConfig(fsdp=2), marks=pytest.mark.slow)], ids=str
+)
 def test_a_fresh_run_and_a_continued_one(compiled, tmp_path, mesh) -> None:
     loop.run([stage(steps=2, mesh=mesh)], str(tmp_path))
     assert len(compiled) == 1 and compiled[0] != "MainThread"

@@ -138,6 +138,7 @@ def test_int8_bases_learn_nearly_the_same(trained, tmp_path, scan_layers):
     assert loss == pytest.approx(metrics_of(folder)["stage2", 4][0], abs=0.02)
 
 
+@pytest.mark.slow
 def test_stacked_and_unrolled_layers_learn_the_same(trained, tmp_path):
     _, finals = trained
     final = run(two(scan_layers=True), tmp_path)["stage2"].params

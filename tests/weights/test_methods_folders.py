@@ -155,6 +155,7 @@ def test_methods_without_training_on_a_llava(case: str, asked: str, tmp_path: Pa
     assert params.projector is not None
 
 
+@pytest.mark.slow
 def test_vocos_golden_answer(tmp_path: Path) -> None:
     folder = voco(tmp_path)
     bundle, params = converted(folder)
