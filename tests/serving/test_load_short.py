@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 pytest.importorskip("uvicorn")
-pytestmark = pytest.mark.slow
 
 from tests import tiny_model
 from tests.serving.load.fuzz import fuzz
 from tests.serving.load.process import Served, served
 from tests.serving.load.soak import soak
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
