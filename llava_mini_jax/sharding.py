@@ -95,9 +95,10 @@ def make_mesh(
         )
     sizes, explicit = (data, fsdp, tensor), (AxisType.Explicit,) * len(MESH_AXES)
     devices = devices[:needed]
-    if fsdp == needed and torus.dims(devices[0].device_kind, needed):
-        in_order = np.asarray(torus.ordered(devices)).reshape(sizes)
-        return jax.sharding.Mesh(in_order, MESH_AXES, axis_types=explicit)
+    in_order = torus.ordered(devices) if fsdp == needed else None
+    if in_order is not None:
+        laid_out = np.asarray(in_order).reshape(sizes)
+        return jax.sharding.Mesh(laid_out, MESH_AXES, axis_types=explicit)
     # Sizes by position: JAX 0.11 renamed that argument.
     return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
 

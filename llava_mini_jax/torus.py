@@ -32,15 +32,18 @@ def dims(kind: str, devices: int) -> tuple[int, ...] | None:
     return SLICES.get(kind, {}).get(devices)
 
 
-def ordered(devices: Sequence[Any]) -> list[Any]:
-    """All devices of a slice so that neighbours on its last axis stand together.
+def ordered(devices: Sequence[Any]) -> list[Any] | None:
+    """All devices of a slice so that neighbours on its last axis stand together; None where they
+    are no whole slice of a known shape: a part of a larger one, or of several.
 
     JAX alone would lay one mesh axis on a ring through all chips of a 4 x 4 slice, whose parts are
     no rings.
     """
     shape = dims(devices[0].device_kind, len(devices))
-    if shape is None:
-        return list(devices)
+    places = {tuple(getattr(device, "coords", ())) for device in devices}
+    spans = sorted(max(axis) - min(axis) + 1 for axis in zip(*places, strict=True))
+    if shape is None or len(places) < len(devices) or [n for n in spans if n > 1] != sorted(shape):
+        return None
     return list(mesh_utils.create_device_mesh(shape, devices=devices).ravel())
 
 

@@ -1,6 +1,7 @@
 """Gradients scattered along the axes of a torus: the sums of one reduce-scatter."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,20 @@ def test_slices_of_two_axes_are_known_and_a_ring_is_left_alone() -> None:
     assert torus.dims("TPU v5 lite", 8) is None
     assert torus.dims("TPU v5", 8) == (2, 2, 2) and torus.dims("TPU v5", 64) is None
     assert torus.dims("NVIDIA H100 80GB HBM3", 16) is None
+
+
+@pytest.mark.parametrize(
+    "coords",
+    [
+        [(x, y, 0) for x in range(2) for y in range(8)],  # half of a 4 x 8 slice
+        [(x, y, 0) for x in range(2) for y in range(4)] * 2,  # two slices
+        [(x, y, 0) for x in range(4) for y in range(3)] + [(y, 9, 0) for y in range(4)],
+    ],
+)
+def test_what_is_no_whole_slice_keeps_jax_s_order(coords: list[tuple[int, ...]]) -> None:
+    devices = [SimpleNamespace(device_kind="TPU v5 lite", coords=place) for place in coords]
+    assert torus.dims("TPU v5 lite", len(devices)) == (4, 4)
+    assert torus.ordered(devices) is None
 
 
 def test_other_meshes_of_a_slice_are_gathered_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
