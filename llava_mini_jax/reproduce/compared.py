@@ -195,7 +195,8 @@ TABLE = Table(
         ),
     ),
     curves=True,
-    note="LLaMA-VID reads a question, which captions have not, so it has no stage 1. Published"
+    note="PruMerge's tokens are the most that a picture has. LLaMA-VID reads a question, which"
+    " captions have not, so it has no stage 1. Published"
     " scores are of LLaVA-1.5's data and of models of 7B, each as its authors trained"
     " it, so they do not compare with each other; what differs is said behind them.",
 )
