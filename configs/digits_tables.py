@@ -31,7 +31,7 @@ def config() -> Digits:
         stage2=dataclasses.replace(
             demo.stage2,
             model=MINI,
-            steps=600,
+            steps=1200,
             optimizer=dataclasses.replace(demo.stage2.optimizer, learning_rate=3e-3),
         ),
     )
