@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """All jobs that are not done, `workers` at a time; `limit` questions of each benchmark.
 
-    Raises InputError with the end of its log where one fails; what others have done is kept.
+    Where one fails, those that do not need it go on; then InputError with the end of its log.
     """
     check_same(jobs, out, limit)
     waiting = [job for job in jobs.values() if not job.is_done(out)]
@@ -59,17 +59,22 @@ def run(
     ):
         for job in waiting:
             crew.futures[job.name] = pool.submit(crew.work, job)
-        left = set(crew.futures.values())
+        left, failed = set(crew.futures.values()), dict[str, None]()
         try:
             while left:
                 ended, left = wait(left, _POLL_SECONDS, FIRST_EXCEPTION)
                 bar(completed=sum(_steps_done(job, out) for job in waiting))
                 for future in ended:
-                    print(future.result(), flush=True)
+                    try:
+                        print(future.result(), flush=True)
+                    except InputError as error:
+                        failed[str(error)] = None  # those that need it end with the same sentence
         finally:
             # No new jobs first; then the processes, which the pool's threads wait for.
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
+    if failed:
+        raise InputError("; ".join(failed))
 
 
 @contextlib.contextmanager
