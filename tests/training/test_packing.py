@@ -1,6 +1,10 @@
 """Packed rows: the loss and the gradients of the same conversations, each in a row of its own."""
 
 import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,10 +13,18 @@ import pytest
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, Example, collate
 from llava_mini_jax.data.batches.packed import collate_packed, conversations_of
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sets.packing import PackingConfig
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.data.text.conversation import IGNORE
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.compressors.nested import NestedConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-from tests import tiny, tiny_compressors
+from llava_mini_jax.training.stages import TrainConfig, _packing
+from tests import tiny
+from tests.tiny_compressors import METHODS
+from tests.training import tiny_stages
+from tests.training.runs import assert_same, metric_lines, metrics_of, run
 
 fast_compilation = tiny.fast_compilation
 
@@ -28,9 +40,7 @@ MODELS: dict[str, LlavaMiniConfig] = {
         "paper",
         compressor=NestedConfig(way="separate", width=D, counts=(0, 1, 4), count=4),
     ),
-    "holes": tiny.model(
-        "paper", compressor=tiny_compressors.METHODS["prumerge"], prefusion_layers=1
-    ),
+    "holes": tiny.model("paper", compressor=METHODS["prumerge"], prefusion_layers=1),
     "a few frames at a time": tiny.model("paper", remat="full"),
 }
 
@@ -80,3 +90,56 @@ def test_loss_and_gradients_are_those_of_rows_of_their_own(name: str) -> None:
         np.testing.assert_allclose(found[path], expected, atol=TOLERANCE * scale, err_msg=path)
     touched = {path.split("/")[0] for path, grad in found.items() if np.abs(grad).max() > 1e-4}
     assert {"projector", "llm", "vision"} <= touched
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+PACKED = PackingConfig(window=64, images=4)
+
+
+def stage(**changes: Any) -> TrainConfig:
+    *_, stage2 = tiny_stages.stages()
+    data = dataclasses.replace(stage2.data, samples=60)
+    own = dict(start="fresh", steps=4, log_every=1, data=data, packing=PACKED, keep=10)
+    return dataclasses.replace(stage2, **own | changes)
+
+
+@pytest.mark.slow
+def test_a_packed_run_goes_on_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = run([stage()], tmp_path / "whole")
+    told = capsys.readouterr().err
+    # A page and two questions are 40 positions or more; rows have 96.
+    assert re.search(r"60 conversations are packed into \d\d rows of 96 positions, \d\d", told)
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole", half)
+    shutil.rmtree(half / "checkpoints" / "stage2" / "4")
+    shutil.rmtree(half / "stage2")
+    finals = run([stage()], half)
+    assert_same(finals["stage2"].params, whole["stage2"].params)
+    assert metrics_of(half) == metrics_of(tmp_path / "whole")
+    lines = [line for line in metric_lines(half) if "loss" in line]
+    assert len(lines) == 4 and whole["stage2"].compiled == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model=tiny.model("paper", compressor=METHODS["voco"], prefusion_layers=0)), "inside"),
+        (dict(draw_tokens=(0, 1, 4), model=MODELS["nested"]), "leave out draw_tokens"),
+        (dict(prompt="left"), "set prompt.padding_side to right"),
+        (dict(data="grouped"), 'set data.grouping to "none", not "modality"'),
+    ],
+)
+def test_what_does_not_go_with_packed_rows_is_refused(change: dict, message: str) -> None:
+    made = stage(packing=PackingConfig(window=4096, images=4))
+    if change.get("prompt"):
+        change = dict(prompt=dataclasses.replace(made.prompt, padding_side="left"))
+    if change.get("data"):
+        sampling = FrameSampling(fps=1.0, max_frames=None)
+        files = (Dataset(path="a.json"),)
+        change = dict(data=SourcesConfig(datasets=files, video=sampling, grouping="modality"))
+    with pytest.raises(InputError, match=message):
+        for mistake in _packing(dataclasses.replace(made, **change)):
+            raise InputError(mistake)
