@@ -33,7 +33,7 @@ from llava_mini_jax.data.batches.packed import conversations_of
 from llava_mini_jax.data.batches.pipeline import Batch, Encoder, Rejected, Source, make_batches
 from llava_mini_jax.data.batches.quarantine import Quarantine
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
-from llava_mini_jax.data.sets.packing import PackedOrder
+from llava_mini_jax.data.sets.packing import Needs, PackedOrder
 from llava_mini_jax.data.sets.sources import Samples, SourcesConfig
 from llava_mini_jax.terminal import counting
 from llava_mini_jax.training.metrics import Counted
@@ -144,21 +144,8 @@ def layout_of(stage: TrainConfig) -> BatchLayout:
 def packed_order(
     stage: TrainConfig, source: Source, encode: Encoder, layout: BatchLayout
 ) -> PackedOrder:
-    """Which conversations share a row: each process counts a share of them, and tells the others.
-
-    Says on stderr how full the first epoch's rows will be.
-    """
-    process, processes = jax.process_index(), jax.process_count()
-    share = -(-len(source) // processes)
-    mine = range(len(source))[process * share : (process + 1) * share]
-    counted = np.zeros((share, 2), np.int32)
-    done = 0
-    with counting(f"{stage.name}: conversations are counted", len(mine)) as bar:
-        for piece in needs_of(source, encode.text, layout, mine):
-            counted[done : done + len(piece)] = piece
-            done += len(piece)
-            bar(completed=done)
-    needs = as_needs(distributed.gather(counted).reshape(-1, 2)[: len(source)])
+    """Which conversations share a row. Says on stderr how full the first epoch's rows will be."""
+    needs = count_needs(stage, source, encode, layout)
     packing, room = stage.packing, layout.max_length
     order = PackedOrder(needs, room, packing.images, packing.window, stage.seed)
     if distributed.is_first():
@@ -171,6 +158,21 @@ def packed_order(
             file=sys.stderr,
         )
     return order
+
+
+def count_needs(stage: TrainConfig, source: Source, encode: Encoder, layout: BatchLayout) -> Needs:
+    """What each sample takes of a row: every process counts a share, and tells the others."""
+    process, processes = jax.process_index(), jax.process_count()
+    share = -(-len(source) // processes)
+    mine = range(len(source))[process * share : (process + 1) * share]
+    counted = np.zeros((share, len(Needs._fields)), np.int32)
+    done = 0
+    with counting(f"{stage.name}: conversations are counted", len(mine)) as bar:
+        for piece in needs_of(source, encode.text, layout, mine):
+            counted[done : done + len(piece)] = piece
+            done += len(piece)
+            bar(completed=done)
+    return as_needs(distributed.gather(counted).reshape(-1, counted.shape[1])[: len(source)])
 
 
 def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()) -> Arrival:

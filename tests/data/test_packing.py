@@ -1,10 +1,13 @@
 """Which conversations share a row, and the batches that come of it."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llava_mini_jax import cli
 from llava_mini_jax.config import image_config, prompt_config
 from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, positions
 from llava_mini_jax.data.batches.needs import as_needs, needs_of
@@ -26,7 +29,8 @@ def mix(count: int) -> Needs:
         for mean, sigma in ((4.9, 0.6), (5.3, 0.35), (6.6, 0.8))
     )
     lengths = np.where(kind < 0.06, long, np.where(kind < 0.4, middle, short))
-    return Needs(lengths.astype(np.int32), (kind >= 0.06).astype(np.int32))
+    images = (kind >= 0.06).astype(np.int32)
+    return Needs(lengths.astype(np.int32), images, 30 * images)
 
 
 def test_rows_of_a_mix_are_full() -> None:
@@ -43,7 +47,7 @@ def test_rows_of_a_mix_are_full() -> None:
 @pytest.mark.parametrize("window", [1, 50, 10_000])
 def test_every_epoch_has_every_sample_once_and_no_row_has_too_much(window: int) -> None:
     rng = np.random.default_rng(1)
-    needs = Needs(rng.integers(1, 90, 500), rng.integers(0, 5, 500))
+    needs = Needs(rng.integers(1, 90, 500), rng.integers(0, 5, 500), np.zeros(500, int))
     needs.positions[7] = 1000  # alone in a row, and cut
     order = PackedOrder(needs, 64, 6, window, seed=0)
     for number in (0, 1):
@@ -67,7 +71,7 @@ def test_any_row_is_known_without_those_before_it() -> None:
 
 
 def test_what_cannot_be_read_takes_no_room() -> None:
-    order = PackedOrder(Needs(np.zeros(9, int), np.zeros(9, int)), 64, 0, 4, seed=0)
+    order = PackedOrder(Needs(*np.zeros((3, 9), int)), 64, 0, 4, seed=0)
     assert sorted(itertools.chain(*order.epoch(0))) == list(range(9))
 
 
@@ -167,3 +171,42 @@ def test_a_sample_with_more_images_than_a_row_has_is_told() -> None:
     assert all("has 3 images or frames, and a packed row has room for 2" in r.reason
                for r in found.rejected)  # fmt: skip
     assert found.rejected
+
+
+# --- What it would make of a run ------------------------------------------------------------------
+
+CONFIG = """
+import dataclasses
+from tests.training import tiny_stages
+
+def config():
+    *_, stage2 = tiny_stages.stages()
+    data = dataclasses.replace(stage2.data, samples=200)
+    return dataclasses.replace(stage2, data=data, start="fresh", lengths=(32, 64, 96))
+"""
+
+
+def test_a_table_of_what_packing_would_make_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "pack.py"
+    file.write_text(CONFIG)
+    assert cli.main(["data", "packing", str(file), "--images", "4", "9", "--window", "64"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert re.match(
+        r"stage2: 200 conversations of \d\d positions on average; full rows of 96", said[0]
+    )
+    alone, four, nine = (line.rsplit(maxsplit=4)[1:] for line in said[2:])
+    rows, filled, images, work = zip(alone, four, nine, strict=True)
+    assert int(rows[0]) == 200 and int(rows[1]) == int(rows[2]) < 110
+    assert float(filled[1].rstrip("%")) > float(filled[0].rstrip("%"))
+    # Room for images that nobody has is work for nothing.
+    assert float(images[1].rstrip("%")) > float(images[2].rstrip("%"))
+    assert float(work[1]) < float(work[2])
+
+
+def test_a_stage_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "pack.py"
+    file.write_text(CONFIG)
+    assert cli.main(["data", "packing", str(file), "--stage", "stage3"]) == 2
+    assert "has no stage stage3; give one of stage2" in capsys.readouterr().err

@@ -89,9 +89,8 @@ def fused_places(fuse: Iterable[np.ndarray], size: int) -> np.ndarray:
     return np.stack([np.pad(p, (0, size - len(p)), constant_values=PADDING) for p in places])
 
 
-def _fused_size(fuse: Sequence[np.ndarray], text: int) -> int:
+def fused_size(needed: int, text: int) -> int:
     """A quarter of the text, a half or all of it: few sizes, each a program of its own."""
-    needed = max(int(row.sum()) for row in fuse)
     return next(s for s in (max(1, text // 4), max(1, text // 2), text) if s >= needed)
 
 
@@ -217,7 +216,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
-        fuse_BF=fused_places(fuse, _fused_size(fuse, text)),
+        fuse_BF=fused_places(fuse, fused_size(max(int(row.sum()) for row in fuse), text)),
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,

@@ -27,20 +27,22 @@ def needs_of(
     numbers: range,
     threads: int = 0,
 ) -> Iterator[np.ndarray]:
-    """int32 [n, 2] of the samples `numbers`, a piece at a time: positions and images.
+    """int32 [n, 3] of the samples `numbers`, a piece at a time: the columns of Needs.
 
     `text` encodes a sample without its pixels (pipeline.py: Encoder.text). One that cannot be read
     needs nothing: whoever reads its row says why.
     """
 
-    def of_one(number: int) -> tuple[int, int]:
+    def of_one(number: int) -> tuple[int, int, int]:
         try:
             example = text(source[number])
         except InputError:
-            return 0, 0
+            return 0, 0, 0
         count = layout.taken(example).count
         # Marks of pictures that have no token are ids that take no position.
-        return max(positions(example, count), len(example.ids)), sum(example.frames)
+        images = sum(example.frames)
+        fused = int(example.fuse.sum()) if images else 0
+        return max(positions(example, count), len(example.ids)), images, fused
 
     pieces = [numbers[start : start + _PIECE] for start in range(0, len(numbers), _PIECE)]
     with ThreadPoolExecutor(threads or max(1, (os.cpu_count() or 1) // 2), "needs") as pool:
@@ -50,5 +52,5 @@ def needs_of(
 
 
 def as_needs(found: np.ndarray) -> Needs:
-    """Of int32 [n, 2]."""
-    return Needs(found[:, 0], found[:, 1])
+    """Of what `needs_of` gives, one piece behind the other."""
+    return Needs(*found.T)

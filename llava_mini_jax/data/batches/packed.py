@@ -41,7 +41,7 @@ def collate_packed(
     S = layout.buckets.lengths[-1]
     # Without a picture nothing is fused.
     longest = max((int(e.fuse.sum()) for row in rows for e in row if len(e.pixels)), default=0)
-    fused = min(S, power_of_two(max(longest, _FEWEST_FUSED)))
+    fused = fused_room(longest, S)
     B, pixels = len(rows), rows[0][0].pixels
     inputs = Inputs(
         ids_BT=np.zeros((B, S), np.int32),
@@ -62,6 +62,11 @@ def collate_packed(
         _lay(inputs, labels_BS, b, row, layout)
     counted = [max(row, key=lambda e: len(e.pixels)) for row in rows]
     return TrainBatch(inputs, labels_BS, tokens_of_rows(counted, layout))
+
+
+def fused_room(longest: int, text: int) -> int:
+    """Of each image, for text that it is fused with: few sizes, each a program of its own."""
+    return min(text, power_of_two(max(longest, _FEWEST_FUSED)))
 
 
 def _lay(

@@ -40,10 +40,11 @@ NO_PACKING = PackingConfig()
 
 
 class Needs(NamedTuple):
-    """What samples take of a row; 0 and 0 where one cannot be read."""
+    """What samples take of a row; all 0 where one cannot be read."""
 
     positions: np.ndarray  # int32 [n]: of the language model, or ids of text if they are more
     images: np.ndarray  # int32 [n]: or frames
+    fused: np.ndarray  # int32 [n]: ids of text that its images are fused with
 
 
 class Filling(NamedTuple):
