@@ -20,6 +20,7 @@ from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.compressors.nested import NestedConfig
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
+from llava_mini_jax.training.first_step import likely_batch
 from llava_mini_jax.training.stages import TrainConfig, _packing
 from tests import tiny
 from tests.tiny_compressors import METHODS
@@ -121,6 +122,21 @@ def test_a_packed_run_goes_on_to_the_same_bits(
     assert metrics_of(half) == metrics_of(tmp_path / "whole")
     lines = [line for line in metric_lines(half) if "loss" in line]
     assert len(lines) == 4 and whole["stage2"].compiled == 1
+
+
+def test_a_step_is_planned_as_packed_batches_are_made() -> None:
+    """What --dry-run, profile compile and the first step's thread compile beforehand."""
+    made = stage()
+    planned = likely_batch(made)
+    page = tiny.example(0, 20, {2: 1}, made.model, answer=2)
+    page = dataclasses.replace(page, pixels=np.zeros((1, 1, 30, 30, 3), np.uint8))
+    rows = [[page, page, page]] * made.batch_size
+    found = collate_packed(rows, layout(made.model, 96), PACKED.images)
+    wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(planned)]
+    made_of = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(found)]
+    # The text that an image is fused with is a guess, a quarter of a row.
+    differ = [n for n, pair in enumerate(zip(wanted, made_of, strict=True)) if len({*pair}) > 1]
+    assert len(differ) <= 1 and jax.tree.structure(planned) == jax.tree.structure(found)
 
 
 @pytest.mark.parametrize(
