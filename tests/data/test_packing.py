@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,13 +96,14 @@ ENCODE = Encoder(
 )
 
 
-def packed(source=PAGES, images: int = 4) -> PackedOrder:
+def packed(source: Any = PAGES, images: int = 4) -> PackedOrder:
     found = np.concatenate(list(needs_of(source, ENCODE.text, LAYOUT, range(len(source)))))
     return PackedOrder(as_needs(found), LAYOUT.max_length, images, 20, seed=0)
 
 
-def batches(count: int, source=PAGES, **options):
-    options = dict(batch_size=4, seed=0, first_step=0, packed=packed()) | options
+def batches(count: int, source: Any = PAGES, **changes: Any) -> list[Any]:
+    options: dict[str, Any] = dict(batch_size=4, seed=0, first_step=0, packed=packed())
+    options |= changes
     return list(itertools.islice(make_batches(source, ENCODE, LAYOUT, **options), count))
 
 
