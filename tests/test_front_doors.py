@@ -63,6 +63,7 @@ KINDS = {
     "data verify": "--images --workers --fps --max-frames --report",
     "data build": "--images --workers --fps --max-frames --out --shards --skip-rejected",
     "data speed": "--batches --threads",
+    "data packing": "--images --stage --window",
     "plan video": "--frames --dtype --chunk",
     "plan training": "",
     "profile compressors": "--abstract --text --json --latency --dtype --llm-layers --repeats",

@@ -30,7 +30,8 @@ from llava_mini_jax.models.lora import NO_LORA, LoraConfig, plain_paths, with_ch
 def shape_of(batch: TrainBatch) -> Shape:
     """The sizes of a training batch of arrays, of abstract ones too."""
     B, I, J = batch.inputs.pixels_BIJYXC.shape[:3]
-    T, F = batch.inputs.ids_BT.shape[1], batch.inputs.fuse_BF.shape[1]
+    T, packed = batch.inputs.ids_BT.shape[1], batch.inputs.packed
+    F = (batch.inputs.fuse_BF if packed is None else packed.fuse_BIF).shape[-1]
     S, wide = batch.labels_BS.shape[1], batch.inputs.wide_slots_BU
     question = batch.inputs.question_BIT
     return Shape(

@@ -21,6 +21,7 @@ from llava_mini_jax.models.compressors import Compressed
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.prefusion import ImageMemory, take_fused
 from llava_mini_jax.models.seen import Seen
+from llava_mini_jax.models.texts import put_mean
 from llava_mini_jax.params import Array
 
 
@@ -125,4 +126,4 @@ def add(total_FD: Array, more_FD: Array) -> Array:
 @jax.jit
 def mean_text(total_FD: Array, frames: Array, text_BTD: Array, fuse_BF: Array) -> Array:
     """The text [1, T, D] with its fused part's mean over the frames in its place."""
-    return llava_mini.put_mean(total_FD[None], frames[None], text_BTD, fuse_BF)
+    return put_mean(total_FD[None], frames[None], text_BTD, fuse_BF)

@@ -22,7 +22,7 @@ from llava_mini_jax.models.decoder import Block, Layer, LlamaConfig, block, bloc
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.einsum import einsum
 from llava_mini_jax.ops.layers import fold_layers
-from llava_mini_jax.ops.masks import Mask, running_positions
+from llava_mini_jax.ops.masks import Mask, restarted, running_positions
 from llava_mini_jax.ops.norm import rms_norm
 from llava_mini_jax.ops.rope import angles
 from llava_mini_jax.params import Array, Leaf, ParamSpec, normal, ones, stack, unstack
@@ -74,20 +74,28 @@ def apply(
     cfg: LlamaConfig,
     *,
     holes: bool = False,
+    segments_BT: Array | None = None,
     remat: str = "none",
     attention: str = "auto",
 ) -> Array:
     """Hidden states [B, T, D] after the final norm for whole sequences of embeddings.
 
     `holes`: positions are counted without invalid places, which may lie between valid ones.
+    `segments_BT`: the sequence of each place, where rows hold several, one behind the other; each
+    sees itself alone, and its positions begin at 0.
     """
     positions_BT = None if valid_BT is None or not holes else running_positions(valid_BT)
+    if segments_BT is not None:
+        if positions_BT is None:
+            positions_BT = _places(x_BTD)
+        positions_BT = restarted(positions_BT, segments_BT)
     x_BTD = run_whole(
         params.layers,
         x_BTD,
         valid_BT,
         cfg,
         positions_BT=positions_BT,
+        segments_BT=segments_BT,
         remat=remat,
         attention=attention,
     )
@@ -101,6 +109,7 @@ def run_whole(
     cfg: LlamaConfig,
     *,
     positions_BT: Array | None = None,
+    segments_BT: Array | None = None,
     remat: str = "none",
     attention: str = "auto",
 ) -> Array:
@@ -110,10 +119,21 @@ def run_whole(
     """
     if positions_BT is None:
         # Left padding is counted, to no effect: rotary attention sees differences only.
-        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-    attends = attend(Mask(first=0, valid_BS=valid_BT, window=cfg.window), attention)
+        positions_BT = _places(x_BTD)
+    mask = Mask(
+        first=0,
+        valid_BS=valid_BT,
+        query_segments_BT=segments_BT,
+        key_segments_BS=segments_BT,
+        window=cfg.window,
+    )
+    attends = attend(mask, attention)
     with jax.named_scope("llm"):
         return run_layers(each(layers, cfg), x_BTD, positions_BT, attends, cfg, remat=remat)
+
+
+def _places(x_BTD: Array) -> Array:
+    return jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
 
 
 def run_layers(

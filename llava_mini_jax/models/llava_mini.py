@@ -36,6 +36,7 @@ from llava_mini_jax.models.compressors.signature import FEATURES, INSTEAD, PROJE
 from llava_mini_jax.models.parts import what_is_compressed
 from llava_mini_jax.models.seen import Seen
 from llava_mini_jax.models.splice import repeat_last, splice, splice_valid
+from llava_mini_jax.models.texts import OneText, Packed, PackedTexts
 from llava_mini_jax.ops.attention import check_attention
 from llava_mini_jax.ops.layers import check_remat
 from llava_mini_jax.ops.norm import rms_norm
@@ -153,6 +154,7 @@ class Inputs:
     wide_slots_BU: Leaf = None  # the same with all patches, for compression inside the LLM
     # int32 ids of what each image is looked at for, if a compressor reads that; -1: padding.
     question_BIT: Leaf = None
+    packed: Packed | None = None  # where rows hold several conversations; `fuse_BF` is empty then
     # Where `slots_BS` is padded: "right" or "left"; None: not known. On the right no valid position
     # sees padding, causal as attention is, and kernels need not be told of it.
     padding_side: str | None = struct.field(pytree_node=False, default=None)
@@ -179,6 +181,9 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     follows is predicted from the last token that is there.
     """
     (x_BSD, valid_BS), llm = embed(params, inputs, cfg), params.llm
+    segments_BS = None if inputs.packed is None else inputs.packed.segments_BS
+    if segments_BS is not None and (cfg.declared.inside or cfg.inside_layers):
+        raise ValueError("compression inside the language model cannot read packed rows")
     if cfg.declared.inside:
         how = compressors.How(cfg.llm, cfg.remat, cfg.attention)
         placed = _placed(inputs, cfg)
@@ -196,7 +201,7 @@ def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
         )
         valid_BS = inputs.valid(inputs.slots_BS)
     holes, how = cfg.declared.adaptive, dict(remat=cfg.remat, attention=cfg.attention)
-    x_BSD = llama.apply(llm, x_BSD, valid_BS, cfg.llm, holes=holes, **how)
+    x_BSD = llama.apply(llm, x_BSD, valid_BS, cfg.llm, holes=holes, segments_BT=segments_BS, **how)
     return repeat_last(x_BSD, valid_BS) if holes and valid_BS is not None else x_BSD
 
 
@@ -225,9 +230,11 @@ def embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Arra
     if I == 0:
         # Text alone is not fused, unless `blank_image` has given it a picture.
         return splice(text_BTD, text_BTD[:, :0], slots_BS), inputs.valid(slots_BS)
-    text_BFD = prefusion.take_fused(text_BTD, inputs.fuse_BF)
-    total_BFD, visual = _encode_rows(params, inputs, text_BFD, cfg)
-    text_BTD = put_mean(total_BFD, inputs.frames_BI.sum(axis=1), text_BTD, inputs.fuse_BF)
+    if inputs.packed is None:
+        texts = OneText.of(text_BTD, inputs.fuse_BF, inputs.frames_BI)
+    else:
+        texts = PackedTexts(text_BTD, inputs.packed)
+    text_BTD, visual = _encode_rows(params, inputs, texts, cfg)
     visual_BVD = visual.tokens_IQE.reshape(B, -1, text_BTD.shape[-1])
     if visual.valid_IQ is None:
         valid_BS = inputs.valid(slots_BS)
@@ -237,9 +244,9 @@ def embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Arra
 
 
 def _encode_rows(
-    params: LlavaMini, inputs: Inputs, text_BFD: Array, cfg: LlavaMiniConfig
+    params: LlavaMini, inputs: Inputs, texts: OneText | PackedTexts, cfg: LlavaMiniConfig
 ) -> tuple[Array, Compressed]:
-    """(float32 sum of the fused text over each row's frames, visual tokens [B, I, Q, D]).
+    """(the rows' text with what pre-fusion made of it, visual tokens [B, I, Q, D]).
 
     Where layers are recomputed, long videos are too, a few frames after the other: each frame is
     fused with the whole text, so all at once would take gigabytes a row.
@@ -249,7 +256,8 @@ def _encode_rows(
     if together == I:
         seen = _encode_frames(params, inputs.pixels_BIJYXC, cfg)
         seen = dataclasses.replace(seen, question_IT=inputs.question_BIT)
-        return _fuse_frames(params, seen, inputs.frames_BI, text_BFD, cfg)
+        total, visual = _fuse_frames(params, seen, texts, texts.each, cfg)
+        return texts.put(total), visual
 
     def chunks(x: Array) -> Array:
         """[B, I, ...] -> [chunks, B, together, ...]."""
@@ -266,24 +274,25 @@ def _encode_rows(
     question = jax.tree.map(chunks, inputs.question_BIT)
     seen = dataclasses.replace(seen, question_IT=question)
     # Gathered once, not for every few frames; where nothing is sharded this moves nothing.
-    prefusion_whole = jax.tree.map(lambda w: sharding.gather(w, text_BFD), params.prefusion)
+    prefusion_whole = jax.tree.map(lambda w: sharding.gather(w, texts.text_BTD), params.prefusion)
     whole = dataclasses.replace(params, prefusion=prefusion_whole)
     once = chunk_config(cfg)
 
-    def add(total_BFD: Array, some: tuple[Seen, Array]) -> tuple[Array, Compressed]:
-        more_BFD, visual = _fuse_frames(whole, *some, text_BFD, once)
-        return total_BFD + more_BFD, visual
+    def add(total: Array, some: tuple[Seen, Any]) -> tuple[Array, Compressed]:
+        seen, each = some
+        more, visual = _fuse_frames(whole, seen, texts, each, once)
+        return total + more, visual
 
     # Inside a loop nothing can undo the recomputation, so its costly prevention is not needed.
     add = jax.checkpoint(add, prevent_cse=False)
-    zeros_BFD = jnp.zeros_like(text_BFD, jnp.float32)
-    total_BFD, visual = jax.lax.scan(add, zeros_BFD, (seen, chunks(inputs.frames_BI)))
+    each = jax.tree.map(chunks, texts.each)
+    total, visual = jax.lax.scan(add, texts.nothing(), (seen, each))
 
     def rows(x: Array) -> Array:
         """[chunks, B, together, ...] -> [B, I, ...]."""
         return jnp.moveaxis(x, 0, 1).reshape(B, -1, *x.shape[3:])[:, :I]
 
-    return total_BFD, jax.tree.map(rows, visual)
+    return texts.put(total), jax.tree.map(rows, visual)
 
 
 def frames_together(frames: int, rows: int, cfg: LlavaMiniConfig) -> int:
@@ -309,28 +318,16 @@ def _encode_frames(params: LlavaMini, pixels_BIJYXC: Array, cfg: LlavaMiniConfig
 
 
 def _fuse_frames(
-    params: LlavaMini,
-    seen: Seen,
-    frames_BI: Array,
-    text_BFD: Array,
-    cfg: LlavaMiniConfig,
+    params: LlavaMini, seen: Seen, texts: OneText | PackedTexts, each: Any, cfg: LlavaMiniConfig
 ) -> tuple[Array, Compressed]:
-    """`_encode_rows` of frames that the tower has seen, each with its own question."""
-    B, I = frames_BI.shape
-
-    def for_each(x: Array) -> Array:
-        """[B, ...] -> [B * I, ...]: each frame with the text of its row."""
-        # `jnp.repeat` wants to be told its sharding on a mesh; this keeps the rows'.
-        return jnp.broadcast_to(x[:, None], (B, I, *x.shape[1:])).reshape(B * I, *x.shape[1:])
-
-    text_IFD = for_each(text_BFD)
+    """(sums as `texts.add` gives them, visual tokens [B, I, Q, D]) of frames that the tower has
+    seen; `each` is what `texts` knows of them."""
+    text_BIFD = texts.read(each)
+    B, I, *text_shape = text_BIFD.shape
     seen = jax.tree.map(lambda x: x.reshape(B * I, *x.shape[2:]), seen)
-    visual, fused_IFD = fuse_images(params, seen, text_IFD, cfg)
-    # Summed in float32, as in the release: a long sum in bfloat16 swallows single frames.
-    fused_BIFD = fused_IFD.astype(jnp.float32).reshape(B, I, *fused_IFD.shape[1:])
-    # Paper section 4.2 pools over the frames of a video; several images do the same.
-    total_BFD = jnp.where(frames_BI[:, :, None, None], fused_BIFD, 0.0).sum(axis=1)
-    return total_BFD, jax.tree.map(lambda x: x.reshape(B, I, *x.shape[1:]), visual)
+    visual, fused_IFD = fuse_images(params, seen, text_BIFD.reshape(B * I, *text_shape), cfg)
+    total = texts.add(fused_IFD.reshape(B, I, *fused_IFD.shape[1:]), each)
+    return total, jax.tree.map(lambda x: x.reshape(B, I, *x.shape[1:]), visual)
 
 
 def embed_text(params: LlavaMini, ids_BT: Array, cfg: LlavaMiniConfig) -> Array:
@@ -437,17 +434,6 @@ def prefuse_text(
     return prefusion.prefuse_text(
         params.prefusion, memory, text_IFD, cfg.llm, remat=cfg.remat, attention=cfg.attention
     )
-
-
-def put_mean(total_BFD: Array, count_B: Array, text_BTD: Array, fuse_BF: Array) -> Array:
-    """The text with sums of its fused part over `count_B` images put in its place, as their mean.
-
-    Where there is no image the text stays as it is.
-    """
-    # Not 0 / 0, whose gradient is NaN even where `where` takes the other branch.
-    mean_BFD = total_BFD / jnp.maximum(count_B, 1)[:, None, None]
-    fused_BTD = prefusion.put_fused(text_BTD, mean_BFD, fuse_BF)
-    return jnp.where((count_B > 0)[:, None, None], fused_BTD, text_BTD)
 
 
 def unrolled(tree: LlavaMini) -> LlavaMini:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from llava_mini_jax.params import Array
@@ -112,3 +113,13 @@ def running_positions(valid_BT: Array, first: int | Array = 0) -> Array:
     """
     counted = jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1 + first
     return jnp.where(valid_BT, counted, 1)
+
+
+def restarted(positions_BS: Array, segments_BS: Array) -> Array:
+    """Positions that begin at 0 with each conversation, of positions that run through the row.
+
+    restarted([[0, 1, 2, 3]], segments=[[0, 0, 1, 1]]) = [[0, 1, 0, 1]]
+    """
+    begins_BS = jnp.diff(segments_BS, axis=1, prepend=segments_BS[:, :1] - 1) != 0
+    first_BS = jax.lax.cummax(jnp.where(begins_BS, positions_BS, 0), axis=1)
+    return positions_BS - first_BS

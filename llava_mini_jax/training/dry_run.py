@@ -99,7 +99,10 @@ def _memory_table(stage: TrainConfig) -> Any:
     found = estimate(stage, images)
     rows = stage.batch_size // stage.accumulate
     sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
-    sizes += f", {images} frames each" if images > 1 else ""
+    if stage.packing.window:
+        sizes += f", packed, {images} images each with {step_program.fused_of(stage)} of text"
+    else:
+        sizes += f", {images} frames each" if images > 1 else ""
     title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():

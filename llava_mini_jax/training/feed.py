@@ -8,6 +8,7 @@
 Broken samples of all processes go to workdir/quarantine.jsonl (data/batches/quarantine.py).
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,10 +28,14 @@ from llava_mini_jax.data.batches.examples import (
     powers_of_two,
     sizes_of,
 )
+from llava_mini_jax.data.batches.needs import as_needs, needs_of
+from llava_mini_jax.data.batches.packed import conversations_of
 from llava_mini_jax.data.batches.pipeline import Batch, Encoder, Rejected, Source, make_batches
 from llava_mini_jax.data.batches.quarantine import Quarantine
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
+from llava_mini_jax.data.sets.packing import Needs, PackedOrder
 from llava_mini_jax.data.sets.sources import Samples, SourcesConfig
+from llava_mini_jax.terminal import counting
 from llava_mini_jax.training.metrics import Counted
 from llava_mini_jax.training.stages import TrainConfig
 
@@ -42,6 +47,7 @@ class Arrival(NamedTuple):
 
     batch: TrainBatch  # on the devices
     rejected: list[Rejected]
+    conversations: int
     positions: int  # of the language model that are no padding
     images: int  # or frames
     stop: bool  # a process was asked to
@@ -76,7 +82,8 @@ def open_quarantine(
 def counted(stage: TrainConfig, arrival: Arrival) -> Counted:
     """What metrics.py wants to know about a batch."""
     flops = step_flops(stage.model, stage.trainable, shape_of(arrival.batch), stage.lora)
-    return Counted(stage.batch_size, arrival.positions, arrival.images, flops, arrival.waited)
+    seen = arrival.conversations, arrival.positions, arrival.images
+    return Counted(*seen, flops, arrival.waited)
 
 
 def open_data(data: DigitsConfig | SourcesConfig) -> DigitsPages | Samples:
@@ -106,16 +113,11 @@ def batches(
     `threads` read and encode ahead; 0 is half of the cores.
     """
     share, shares = sharding.batch_share()
-    layout = BatchLayout.of(
-        stage.model,
-        stage.images.parts,
-        buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
-        max_length=stage.prompt.max_length,
-        padding_side=stage.prompt.padding_side,
-    )
+    layout, encode = layout_of(stage), Encoder(tokenizer, stage.prompt, stage.images)
+    packed = packed_order(stage, source, encode, layout) if stage.packing.window else None
     return make_batches(
         source,
-        Encoder(tokenizer, stage.prompt, stage.images),
+        encode,
         layout,
         batch_size=rows,
         seed=stage.seed,
@@ -125,7 +127,52 @@ def batches(
         grouping=stage.data.grouping if isinstance(stage.data, SourcesConfig) else "none",
         draw_tokens=stage.draw_tokens,
         threads=threads,
+        packed=packed,
     )
+
+
+def layout_of(stage: TrainConfig) -> BatchLayout:
+    return BatchLayout.of(
+        stage.model,
+        stage.images.parts,
+        buckets=Buckets(lengths=stage.lengths, images=powers_of_two(1, MAX_FRAMES)),
+        max_length=stage.prompt.max_length,
+        padding_side=stage.prompt.padding_side,
+    )
+
+
+def packed_order(
+    stage: TrainConfig, source: Source, encode: Encoder, layout: BatchLayout
+) -> PackedOrder:
+    """Which conversations share a row. Says on stderr how full the first epoch's rows will be."""
+    needs = count_needs(stage, source, encode, layout)
+    packing, room = stage.packing, layout.max_length
+    order = PackedOrder(needs, room, packing.images, packing.window, stage.seed)
+    if distributed.is_first():
+        filling = order.filling()
+        print(
+            f"{stage.name}: an epoch's {len(source):,} conversations are packed into"
+            f" {filling.rows:,} rows of {room} positions, {filling.positions:.1%} of them filled;"
+            f" {filling.images:.3g} images a row on average, {filling.most_images} at most, and"
+            f" room for {packing.images}",
+            file=sys.stderr,
+        )
+    return order
+
+
+def count_needs(stage: TrainConfig, source: Source, encode: Encoder, layout: BatchLayout) -> Needs:
+    """What each sample takes of a row: every process counts a share, and tells the others."""
+    process, processes = jax.process_index(), jax.process_count()
+    share = -(-len(source) // processes)
+    mine = range(len(source))[process * share : (process + 1) * share]
+    counted = np.zeros((share, len(Needs._fields)), np.int32)
+    done = 0
+    with counting(f"{stage.name}: conversations are counted", len(mine)) as bar:
+        for piece in needs_of(source, encode.text, layout, mine):
+            counted[done : done + len(piece)] = piece
+            done += len(piece)
+            bar(completed=done)
+    return as_needs(distributed.gather(counted).reshape(-1, counted.shape[1])[: len(source)])
 
 
 def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()) -> Arrival:
@@ -134,11 +181,13 @@ def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()
     own, rejected = next(source)
     waited = time.perf_counter() - began
     inputs = own.inputs
-    counts = (inputs.slots_BS >= 0).sum(), inputs.frames_BI.sum(), len(rejected), bool(stop)
+    positions, images = (inputs.slots_BS >= 0).sum(), inputs.frames_BI.sum()
+    counts = conversations_of(own), positions, images, len(rejected), bool(stop)
     # One gather a step for everything that the processes must agree on.
     told = distributed.gather(np.array([*sizes_of(own), *counts], np.int32))
     sizes = Sizes(*told[:, : len(Sizes._fields)].max(0).tolist())
-    positions, images, broken, stopping = told[:, len(Sizes._fields) :].sum(0).tolist()
+    told = told[:, len(Sizes._fields) :].sum(0).tolist()
+    conversations, positions, images, broken, stopping = told
     # `broken` is the sum over all processes: either each of them gathers, or none.
     everyone = distributed.gather_json(list(rejected)) if broken else []
     # Processes along the tensor axis have the same rows: each is counted once.
@@ -147,6 +196,7 @@ def receive(source: Iterator[Batch], padding_side: str, stop: Sequence[int] = ()
     return Arrival(
         batch=sharding.put_batch(grow(own, sizes, padding_side)),
         rejected=[Rejected(*each) for each in everyone],
+        conversations=conversations // copies,
         positions=positions // copies,
         images=images // copies,
         stop=stopping > 0,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from llava_mini_jax.data.sets.packing import NO_PACKING
 from llava_mini_jax.training import feed
 from llava_mini_jax.training.loss import mean
 from llava_mini_jax.training.metrics import at_counts
@@ -29,7 +30,8 @@ def evaluator(
     source = feed.open_data(cfg.data)
     path = workdir / "quarantine-heldout.jsonl"
     quarantine = feed.open_quarantine(stage, path, len(source), first_step)
-    stage = dataclasses.replace(stage, data=cfg.data)
+    # A row for each: its loss is the same, and its conversations stay in their order.
+    stage = dataclasses.replace(stage, data=cfg.data, packing=NO_PACKING)
     rows = stage.batch_size // stage.accumulate  # what fits in training fits here
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:

@@ -21,6 +21,7 @@ from llava_mini_jax.config import FLOAT_DTYPES, Bundle, build
 from llava_mini_jax.data.digits.pages import DigitsConfig
 from llava_mini_jax.data.media.images import ImageConfig
 from llava_mini_jax.data.prompt import PromptConfig
+from llava_mini_jax.data.sets.packing import NO_PACKING, PackingConfig
 from llava_mini_jax.data.sets.sources import SourcesConfig
 from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
@@ -79,6 +80,7 @@ class TrainConfig:
     lora: LoraConfig = NO_LORA
     # Vision tokens that each row's number is drawn from; none: the model's own, for all rows.
     draw_tokens: tuple[int, ...] = ()
+    packing: PackingConfig = NO_PACKING  # several conversations a row (docs/finetune.md)
 
 
 def load_config(path: str) -> Any:
@@ -152,7 +154,8 @@ def rebuilt(parent: TrainConfig, dialect: str = "paper", **changes: Any) -> Trai
 def check(stage: TrainConfig) -> None:
     """InputError for a stage that cannot be run as it is written."""
     # In this order: patterns are looked for in a model that can be built, sizes that are numbers.
-    for rule in (_name, _compressor, _patterns, _choices, _counts, _shares, _lengths, _batch):
+    rules = (_name, _compressor, _patterns, _choices, _counts, _shares, _lengths, _batch, _packing)
+    for rule in rules:
         for mistake in rule(stage):
             raise InputError(f"{stage.name}: {mistake}")
 
@@ -269,6 +272,33 @@ def _batch(stage: TrainConfig) -> Iterator[str]:
             f"batch_size {stage.batch_size} cannot be divided into accumulate = "
             f"{stage.accumulate} micro-batches over mesh.data x mesh.fsdp = {shards} devices: "
             f"make it a multiple of {parts}, or change accumulate or the mesh"
+        )
+
+
+def _packing(stage: TrainConfig) -> Iterator[str]:
+    window, images = stage.packing.window, stage.packing.images
+    if window < 0 or images < 0:
+        yield f"packing is window {window}, images {images}; each must be 0 (none) or more"
+    if not window:
+        if images:
+            yield f"packing.images {images} changes nothing without packing.window: give both"
+        return
+    model, kind = stage.model, stage.model.compressor.kind
+    if model.declared.inside or model.inside_layers:
+        yield f'compressor "{kind}" goes on inside the LLM, where a row is one: take packing out'
+    if stage.prompt.padding_side == "left":
+        yield "packed rows are padded on the right: set prompt.padding_side to right"
+    if stage.draw_tokens:
+        yield "rows are packed before their numbers of tokens are drawn: leave out draw_tokens"
+    if isinstance(stage.data, SourcesConfig) and stage.data.grouping != "none":
+        yield (
+            f'packing finds rows among conversations of all kinds: set data.grouping to "none", not'
+            f' "{stage.data.grouping}"'
+        )
+    if window < 2 * stage.batch_size:
+        yield (
+            f"packing.window is {window} conversations, too few for rows of a batch of"
+            f" {stage.batch_size}: give {2 * stage.batch_size} or more, such as 4096"
         )
 
 

@@ -37,6 +37,7 @@ from llava_mini_jax.params import Tree
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.lora import with_base
 from llava_mini_jax.training.stages import TrainConfig, stacked_spec
+from llava_mini_jax.training.step_program import fused_of
 
 GROUPS = {
     "trained parameters": "parameters",
@@ -136,7 +137,8 @@ class _Piece:
         parts, S = self.stage.images.parts, self.length
         sizes = dict(rows=self.rows, images=self.images, parts=parts, text=S, sequence=S)
         wide = S if self.cfg.inside_layers else 0
-        return network.inputs(self.cfg, network.Shape(**sizes, wide=wide, logits=S - 1))
+        shape = network.Shape(**sizes, wide=wide, logits=S - 1, fused=fused_of(self.stage))
+        return network.inputs(self.cfg, shape)
 
     def kept_of_some(self) -> dict[str, int]:
         """Of a long video a few frames at a time are gone through again: what they keep then."""
@@ -220,7 +222,8 @@ class _Piece:
         if not self.cfg.prefusion_layers:
             return 0
         seen, images = self.cfg.patches_per_image(self.stage.images.parts), self.images_together
-        text = self.work(self.length, seen + self.length, images)
+        fused = fused_of(self.stage)
+        text = self.work(fused, seen + fused, images)
         return max(text, self.work(seen, seen, images))
 
     def work_of_vision(self) -> int:

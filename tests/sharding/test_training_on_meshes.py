@@ -9,7 +9,8 @@ import pytest
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
-from llava_mini_jax.data.batches.examples import Buckets, TrainBatch
+from llava_mini_jax.data.batches.examples import BatchLayout, Buckets, TrainBatch
+from llava_mini_jax.data.batches.packed import collate_packed
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -49,6 +50,7 @@ class Case:
     accumulate: int = 1
     loss_chunk: int = 0
     learning_rate: float = OPTIMIZER.learning_rate
+    packed: bool = False
 
 
 CASES = {
@@ -63,19 +65,32 @@ CASES = {
         # move a loss by up to 4e-5. At this rate they move it by 3e-6.
         learning_rate=2e-3,
     ),
+    "packed": Case(
+        tiny.model("paper", LLM, VISION, prefusion_layers=1),
+        STAGE_2,
+        accumulate=2,
+        loss_chunk=16,
+        packed=True,
+    ),
 }
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 # Each compiles for seconds: the rest is slow.
 QUICK = {("stage 1", (1, 8, 1)), ("stage 2", (2, 2, 2))}
 
 
-def batches(cfg: LlavaMiniConfig) -> list[TrainBatch]:
+def batches(case: Case) -> list[TrainBatch]:
     """Two batches of one shape, with pictures, videos and text alone."""
+    cfg = case.model
     kinds = [{2: 1}, {0: 1, 5: 1}, {1: 2}, {}]
     rows = [
         tiny.example(seed, 8 + seed % 5, kinds[seed % 4], cfg, answer=2 + seed % 2)
         for seed in range(2 * ROWS)
     ]
+    if case.packed:
+        sizes = dict(buckets=Buckets(lengths=(64,), images=()), padding_side="right")
+        layout = BatchLayout.of(cfg, 1, max_length=64, **sizes)
+        pairs = list(zip(rows, reversed(rows), strict=True))
+        return [collate_packed(pairs[i::2], layout, images=4) for i in range(2)]
     buckets = Buckets(lengths=(16, 64), images=(2,))
     return [tiny.batch(rows[i::2], cfg, buckets=buckets) for i in range(2)]
 
@@ -90,7 +105,7 @@ def losses(name: str, mesh: tuple[int, int, int] | None = None) -> list[float]:
 
 
 def _losses(case: Case) -> list[float]:
-    spec, given = llava_mini.spec(case.model), [sharding.put_batch(b) for b in batches(case.model)]
+    spec, given = llava_mini.spec(case.model), [sharding.put_batch(b) for b in batches(case)]
     params = param_tree.map_paths(
         lambda path, s, array: sharding.place(array, s.axes), spec, tiny.weights(case.model)
     )

@@ -11,6 +11,7 @@ import pytest
 from configs import digits
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import build_tokenizer
+from llava_mini_jax.data.sets.packing import PackingConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.ops.rope import DynamicScaling, RopeConfig
@@ -109,6 +110,9 @@ def test_the_digits_stages_are_runnable():
         (dict(lengths=(128,)), "lengths is 128, but rows may have prompt.max_length = 256 pos"),
         (dict(mesh=MeshConfig(data=0)), "mesh.data is 0; it must be 1 or more"),
         (dict(mesh=MeshConfig(data=3, fsdp=2)), "make it a multiple of 6, or change accumulate"),
+        (dict(packing=PackingConfig(window=9)), "packing.window is 9 conversations, too few"),
+        (dict(packing=PackingConfig(images=9)), "packing.images 9 changes nothing without packing"),
+        (dict(packing=PackingConfig(window=-1)), "packing is window -1, images 0; each must be 0"),
         (dict(accumulate=5), "batch_size 64 cannot be divided into accumulate = 5 micro-batches"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -21,6 +21,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.compressors import Choice, Taken
 from llava_mini_jax.models.llava_mini import Inputs, LlavaMiniConfig
 from llava_mini_jax.models.splice import PADDING, pad_slots, plan_row
+from llava_mini_jax.models.texts import Packed
 from llava_mini_jax.params import Leaf
 
 
@@ -88,9 +89,8 @@ def fused_places(fuse: Iterable[np.ndarray], size: int) -> np.ndarray:
     return np.stack([np.pad(p, (0, size - len(p)), constant_values=PADDING) for p in places])
 
 
-def _fused_size(fuse: Sequence[np.ndarray], text: int) -> int:
+def fused_size(needed: int, text: int) -> int:
     """A quarter of the text, a half or all of it: few sizes, each a program of its own."""
-    needed = max(int(row.sum()) for row in fuse)
     return next(s for s in (max(1, text // 4), max(1, text // 2), text) if s >= needed)
 
 
@@ -187,7 +187,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     def cut(taken: Sequence[Taken]) -> list[np.ndarray]:
         # Visual tokens are numbered from the bucket's text length, which all rows share.
         pairs = zip(examples, taken, strict=True)
-        return [_slots(e, own, text)[: layout.max_length] for e, own in pairs]
+        return [row_slots(e, own, text)[: layout.max_length] for e, own in pairs]
 
     def padded_slots(rows: Sequence[np.ndarray]) -> np.ndarray:
         return pad_slots(rows, buckets.length(max(map(len, rows))), layout.padding_side)
@@ -216,7 +216,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
-        fuse_BF=fused_places(fuse, _fused_size(fuse, text)),
+        fuse_BF=fused_places(fuse, fused_size(max(int(row.sum()) for row in fuse), text)),
         pixels_BIJYXC=padded([e.pixels for e in examples], images),
         frames_BI=padded([np.ones(len(e.pixels), bool) for e in examples], images),
         slots_BS=slots_BS,
@@ -225,10 +225,10 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
         padding_side=layout.padding_side,
     )
     labels_BS = np.where(is_text_BS, labels_BS, IGNORE).astype(np.int32)
-    return TrainBatch(inputs, labels_BS, _tokens(examples, layout))
+    return TrainBatch(inputs, labels_BS, tokens_of_rows(examples, layout))
 
 
-def _tokens(examples: Sequence[Example], layout: BatchLayout) -> np.ndarray | None:
+def tokens_of_rows(examples: Sequence[Example], layout: BatchLayout) -> np.ndarray | None:
     """`TrainBatch.tokens_B`."""
     if layout.choice is None:
         return None
@@ -240,7 +240,8 @@ def sizes_of(batch: TrainBatch) -> Sizes:
     inputs = batch.inputs
     wide = 0 if inputs.wide_slots_BU is None else inputs.wide_slots_BU.shape[1]
     text, images = inputs.ids_BT.shape[1], inputs.frames_BI.shape[1]
-    return Sizes(text, inputs.fuse_BF.shape[1], inputs.slots_BS.shape[1], wide, images)
+    fused = (inputs.fuse_BF if inputs.packed is None else inputs.packed.fuse_BIF).shape[-1]
+    return Sizes(text, fused, inputs.slots_BS.shape[1], wide, images)
 
 
 def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
@@ -248,6 +249,8 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
     own, inputs = sizes_of(batch), batch.inputs
     if own == sizes:
         return batch
+    if inputs.packed is not None:
+        return _with_more_fused(batch, inputs.packed, sizes.fused - own.fused)
 
     def pad(array: np.ndarray, length: int, value: int = 0, side: str = "right") -> np.ndarray:
         missing = length - array.shape[1]
@@ -277,7 +280,17 @@ def grow(batch: TrainBatch, sizes: Sizes, padding_side: str) -> TrainBatch:
     )
 
 
-def _slots(example: Example, taken: Taken, text: int) -> np.ndarray:
+def _with_more_fused(batch: TrainBatch, packed: Packed, more: int) -> TrainBatch:
+    """Packed rows differ in how much text their images are fused with, and in nothing else."""
+    widths = ((0, 0), (0, 0), (0, more))
+    wider = np.pad(np.asarray(packed.fuse_BIF), widths, constant_values=PADDING)
+    packed = dataclasses.replace(packed, fuse_BIF=wider)
+    inputs = dataclasses.replace(batch.inputs, packed=packed)
+    return dataclasses.replace(batch, inputs=inputs)
+
+
+def row_slots(example: Example, taken: Taken, text: int) -> np.ndarray:
+    """Slots of one conversation (models/splice.py) in a batch whose text is `text` ids long."""
     first, count, made = taken
     slots_S = plan_row(example.ids < 0, [frames * count for frames in example.frames], text)
     if count in (0, made):
@@ -313,7 +326,7 @@ def positions(example: Example, tokens_per_image: int) -> int:
 def learns(example: Example, tokens_per_image: int, max_length: int) -> bool:
     """Whether anything supervised stands in the first `max_length` positions of an example."""
     count = tokens_of(example, tokens_per_image)
-    slots_S = _slots(example, Taken(0, count, count), len(example.ids))[:max_length]
+    slots_S = row_slots(example, Taken(0, count, count), len(example.ids))[:max_length]
     text_T = slots_S[slots_S < len(example.ids)]
     return bool((example.labels[text_T] != IGNORE).any())
 

@@ -4,10 +4,11 @@
                           |         |                     |
                           '- InputError: an empty row ----'--> who and why stand in `rejected`
 
-Process p of n takes every n-th sample; threads read the rows of a batch, a few batches ahead. Batch
-k depends on the seed and on k alone. So a resumed run needs no iterator state: it starts at
-`first_step`; and n processes together see the same samples in every batch as one does. No other
-sample takes the place of a broken one: that would move the order of all that follow.
+In a packed run a row is several samples (sets/packing.py). Process p of n takes every n-th row;
+threads read the rows of a batch, a few batches ahead. Batch k depends on the seed and on k alone.
+So a resumed run needs no iterator state: it starts at `first_step`; and n processes together see
+the same samples in every batch as one does. No other sample takes the place of a broken one: that
+would move the order of all that follow.
 """
 
 import dataclasses
@@ -28,12 +29,14 @@ from llava_mini_jax.data.batches.examples import (
     make_example,
     positions,
 )
+from llava_mini_jax.data.batches.packed import collate_packed
 from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import preprocess_frames
 from llava_mini_jax.data.prompt import PromptConfig
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.order import make_order
+from llava_mini_jax.data.sets.packing import PackedOrder
 from llava_mini_jax.data.text import conversation, question_ids
 from llava_mini_jax.data.text.conversation import TEMPLATES
 from llava_mini_jax.errors import InputError
@@ -79,9 +82,19 @@ class Encoder:
     images: ImageConfig
 
     def __call__(self, sample: Sample) -> Example:
+        return self._with_pixels(sample, *self._pixels(sample))
+
+    def text(self, sample: Sample) -> Example:
+        """The example without its pixels: what it takes of a row, and no picture is decoded."""
+        count = int(self.prompt.blank_image)
+        frames = (1,) * count
+        if "frames" in sample or "image" in sample:
+            frames = (len(sample["frames"]),) if "frames" in sample else (1,)
+        return self._with_pixels(sample, np.zeros((0, *self.shape), np.uint8), frames)
+
+    def _with_pixels(self, sample: Sample, pixels: np.ndarray, frames: tuple[int, ...]) -> Example:
         where = f"sample {sample['id']}"
         turns = conversation.from_llava(sample["conversations"], where)
-        pixels, frames = self._pixels(sample)
         given = int("frames" in sample or "image" in sample)
         turns = conversation.place_image_mark(turns, given)
         if given and question_ids.reader_of(self.tokenizer) is not None:
@@ -136,12 +149,14 @@ def make_batches(
     grouping: str = "none",
     threads: int = 0,
     draw_tokens: Sequence[int] = (),
+    packed: PackedOrder | None = None,
 ) -> Iterator[Batch]:
     """This process's part of every batch from `first_step` on, without end.
 
-    grouping: which samples share a batch (order.py). threads: that read and encode ahead; 0 is half
-    of the cores. draw_tokens: the numbers of vision tokens that each row's is drawn from, all alike
-    likely, but for those with which it would not fit.
+    grouping: which samples share a batch (order.py). packed: which share a row; without it each has
+    one of its own. threads: that read and encode ahead; 0 is half of the cores. draw_tokens: the
+    numbers of vision tokens that each row's is drawn from, all alike likely, but for those with
+    which it would not fit.
 
     Samples are cut after `layout.max_length` positions. One that cannot be read or encoded, has no
     answer, or has its answers cut off leaves an empty row, which adds nothing to the loss, and
@@ -156,8 +171,13 @@ def make_batches(
         raise InputError(f"threads is {threads}; it must be 1 or more, or 0 for half of the cores")
     # Half of the cores: the device's own threads need the others where it is the CPU.
     draw = DrawTokens(seed, tuple(draw_tokens), layout) if draw_tokens else None
-    reader = _Reader(source, encode, layout, threads or max(1, (os.cpu_count() or 1) // 2), draw)
-    order = make_order(source, grouping, batch_size, seed)
+    threads = threads or max(1, (os.cpu_count() or 1) // 2)
+    if packed is None:
+        reader = _Reader(source, encode, layout, threads, draw)
+        order = make_order(source, grouping, batch_size, seed)
+    else:
+        reader = _PackedReader(source, encode, layout, threads, packed.images)
+        order = grain.MapDataset.source(packed)
     # With its place in the whole run, whatever process reads it and wherever the run goes on.
     order = order.map_with_index(lambda place, index: (place, index))
     # Every n-th: n processes together hold the samples that one would hold alone.
@@ -202,6 +222,8 @@ _DRAW = 0x746F6B65  # these draws' own stream: orders are drawn from the seed, t
 class _Reader:
     """(place, number) of samples to a Batch; its threads serve all batches on their way."""
 
+    _most_images: int | None = None  # of a sample
+
     def __init__(
         self,
         source: Source,
@@ -215,14 +237,17 @@ class _Reader:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
 
-    def __call__(self, indices: Sequence[tuple[int, int]]) -> Batch:
+    def __call__(self, indices: Sequence[tuple[int, Any]]) -> Batch:
+        rows = self._read(indices)
+        arrays = collate([row.example for row in rows], self._layout, truncate=True)
+        return Batch(arrays, _rejected(rows))
+
+    def _read(self, indices: Sequence[tuple[int, int]]) -> "list[_Row]":
         # A part a thread: a task for every sample costs more than reading a small one.
         size = -(-len(indices) // self._threads)
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         done = self._pool.map(lambda part: [self._row(*each) for each in part], parts)
-        rows = [row for part in done for row in part]
-        arrays = collate([row.example for row in rows], self._layout, truncate=True)
-        return Batch(arrays, tuple(row.rejected for row in rows if row.rejected is not None))
+        return [row for part in done for row in part]
 
     def _row(self, place: int, index: int) -> _Row:
         layout = self._layout
@@ -231,6 +256,11 @@ class _Reader:
             example = _cut(self._encode(sample), layout.buckets.lengths[-1])
             if self._draw is not None:
                 example = self._draw(example, place)
+            if self._most_images is not None and len(example.pixels) > self._most_images:
+                raise InputError(
+                    f"sample {sample['id']} has {len(example.pixels)} images or frames, and a"
+                    f" packed row has room for {self._most_images}; raise packing.images"
+                )
             if not layout.videos and any(count > 1 for count in example.frames):
                 raise InputError(
                     f"sample {sample['id']} has a video, and the model's compressor is defined on"
@@ -246,6 +276,30 @@ class _Reader:
             who = self._source.id_of(index), self._source.dataset_of(index)
             return _Row(self._encode.empty(), Rejected(*who, str(error)))
         return _Row(example, None)
+
+
+class _PackedReader(_Reader):
+    """(place, numbers of samples) of rows to a Batch. A broken one leaves its row to the others."""
+
+    def __init__(
+        self, source: Source, encode: Encode, layout: BatchLayout, threads: int, images: int
+    ):
+        super().__init__(source, encode, layout, threads)
+        self._most_images = images
+
+    def __call__(self, indices: Sequence[tuple[int, Any]]) -> Batch:
+        read = self._read([(place, number) for place, row in indices for number in row])
+        left, rows = iter(read), []
+        for _, row in indices:
+            of_row = [next(left) for _ in row]
+            good = [each.example for each in of_row if each.rejected is None]
+            rows.append(good or [self._encode.empty()])
+        assert self._most_images is not None
+        return Batch(collate_packed(rows, self._layout, self._most_images), _rejected(read))
+
+
+def _rejected(rows: Sequence[_Row]) -> tuple[Rejected, ...]:
+    return tuple(row.rejected for row in rows if row.rejected is not None)
 
 
 def _cut(example: Example, length: int) -> Example:

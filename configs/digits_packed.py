@@ -1,0 +1,23 @@
+"""Stage 2 of the demo with several conversations a row; from the model that its stage 1 has left.
+
+It is here to be tried (docs/finetune.md): pages are alike in length, so there is little to gain.
+"""
+
+import dataclasses
+
+from configs import digits
+from llava_mini_jax.data.sets.packing import PackingConfig
+from llava_mini_jax.training.stages import TrainConfig
+
+
+def config() -> TrainConfig:
+    stage = digits.config().stage2
+    # All conversations are counted before the first step: not the million that the world has.
+    data = dataclasses.replace(stage.data, samples=4000)
+    return dataclasses.replace(
+        stage,
+        start="out/demo/stage1/model",
+        data=data,
+        batch_size=8,
+        packing=PackingConfig(window=512, images=12),
+    )
