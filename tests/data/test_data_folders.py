@@ -281,6 +281,14 @@ def test_what_is_not_known_of_messages_is_refused_by_its_name(said, message, tmp
     assert messages.is_chat(said)
 
 
+def test_pictures_are_counted_through_all_messages():
+    first, second = (chat([{"type": "image", "index": number}]) for number in (0, 1))
+    shown = messages.turns_of([*first, *second], "row 1")
+    assert [turn["value"] for turn in shown] == ["<image>", "A page."] * 2
+    with pytest.raises(InputError, match="message 3 shows picture 0 where number 1 is due"):
+        messages.turns_of([*first, *first], "row 1")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

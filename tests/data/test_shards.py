@@ -306,6 +306,25 @@ def test_a_damaged_shard_is_one_sentence_or_the_files_that_it_holds(folder, tmp_
     assert refused >= len(cuts) - 20  # what is cut in its last zeros is whole
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_shard_that_was_cut_between_files_is_no_smaller_one(form, tmp_path):
+    """tarfile itself ends there without a word, and at a damaged header too."""
+    path = tmp_path / "cut.tar"
+    members = {f"{'n' * 120}/{number}.json": row_of(number) for number in range(4)}
+    if form == "ustar":
+        members = {f"{number}.json": row_of(number) for number in range(4)}
+    whole = pack(path, members, FORMATS[form]).read_bytes()
+    end = len(whole.rstrip(b"\0"))
+    for at in range(0, end, 512):
+        path.write_bytes(whole[:at])
+        with pytest.raises(InputError, match=r"Cannot read the tar file .*cut\.tar: "):
+            tar_shards.open_shards(path)
+    header = whole.index(b"ustar", whole.index(b"ustar", 1) + 512) & ~511
+    path.write_bytes(whole[:header] + b"?" + whole[header + 1 :])
+    with pytest.raises(InputError, match=r"Cannot read the tar file .*cut\.tar: "):
+        tar_shards.open_shards(path)
+
+
 @pytest.mark.parametrize("size", [-1, -512, -(10**9), 2**60])
 def test_sizes_that_cannot_be_end_no_process(size, tmp_path):
     member = tarfile.TarInfo("a.png")
