@@ -3,6 +3,7 @@ runs again; a stand-in with their interface takes their place."""
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -13,10 +14,14 @@ from etils import epath
 
 from llava_mini_jax import distributed
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.training import trackers
+from llava_mini_jax.training import loop, trackers
 from llava_mini_jax.training.metrics import Counted, Metrics
 from llava_mini_jax.training.trackers import TrackConfig
+from tests import tiny
 from tests.training import tiny_stages
+from tests.training.runs import metrics_of
+
+fast_compilation = tiny.fast_compilation
 
 BOTH = TrackConfig(to=("wandb", "trackio"), project="pages")
 
@@ -136,3 +141,19 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(packages, tmp_path, cap
     assert len(run) == 3
     told = capsys.readouterr().err
     assert told.count("wandb failed at step 1 (disk full) and is told no more") == 1
+
+
+def test_a_run_and_one_that_goes_on_tell_them(packages, tmp_path):
+    stage = dataclasses.replace(STAGE, steps=4)
+    loop.run([stage], str(tmp_path), track=BOTH)
+    shutil.rmtree(tmp_path / "checkpoints" / stage.name / "4")
+    shutil.rmtree(tmp_path / stage.name)
+    loop.run([stage], str(tmp_path), track=BOTH)
+    for package in packages.values():
+        (run,) = package.runs.values()
+        first, second = run[: run.index(None)], run[run.index(None) + 1 : -1]
+        losses = {step: told["training/loss"] for step, told in first}
+        written = metrics_of(tmp_path)
+        assert losses == {step: line[0] for (_, step), line in written.items()}
+        assert second and {step for step, _ in second} < set(losses)
+        assert all(told["training/loss"] == losses[step] for step, told in second)
