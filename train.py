@@ -6,6 +6,7 @@ holds checkpoints is continued. --dry-run tells what would be trained and what m
 --profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
 on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
 0 unless given: clusters that start a failed command again need to be told another one.
+--track.to wandb trackio tells these packages the metrics too, under --track.project NAME.
 --accept-changed-data continues a run on other data than it began with. Compiled programs are kept
 in the user's cache folder, or in --compilation-cache DIR ("none": nowhere); those of several
 processes only in a DIR that all of them see.
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from llava_mini_jax import compilation, environment, signals
 from llava_mini_jax.arguments import unboxed
-from llava_mini_jax.errors import InputError, memory_sentence
+from llava_mini_jax.errors import InputError, LostError, memory_sentence
 
 MEMORY_ADVICE = (
     "try larger --STAGE.accumulate (smaller micro-batches), --STAGE.model.remat full, or more "
@@ -38,12 +39,14 @@ class Command(NamedTuple):
     profile: Any
     accept_changed_data: bool = False
     compilation_cache: str | None = None
+    track: Any = None
 
 
 def parse(default: Any, argv: list[str]) -> Command:
     """The config's own fields stand at the top level of the options, beside those of a run."""
     import tyro
 
+    from llava_mini_jax.training.trackers import TrackConfig
     from llava_mini_jax.training.xprof import ProfileConfig
 
     own = [
@@ -54,6 +57,7 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("profile", ProfileConfig, ProfileConfig()),
         ("accept_changed_data", bool, False),
         ("compilation_cache", str | None, None),
+        ("track", TrackConfig, TrackConfig()),
     ]
     fields = [
         (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
@@ -100,7 +104,13 @@ def main(argv: list[str]) -> int:
                 command.compilation_cache, "train.py", processes=jax.process_count()
             )
             try:
-                loop.run(chosen, command.workdir, command.profile, command.accept_changed_data)
+                loop.run(
+                    chosen,
+                    command.workdir,
+                    command.profile,
+                    command.accept_changed_data,
+                    command.track,
+                )
             except loop.Stopped as stopped:
                 print(f"train.py: {stopped}; the same command continues there")
                 status = command.stopped_status
@@ -109,6 +119,9 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except LostError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         if (sentence := memory_sentence(error, MEMORY_ADVICE)) is None:
             raise

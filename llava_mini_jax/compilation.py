@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llava_mini_jax import environment
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.signals import say
 
@@ -50,7 +51,7 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     enabled = jax.config.values["jax_enable_compilation_cache"]
     if not enabled or (named is None and processes > 1):
         return
-    folder = _own_folder() if named is None else named
+    folder = environment.cache_folder("programs") if named is None else named
     # Of several processes the first one writes.
     reason = _why_not(folder) if processes == 1 or jax.process_index() == 0 else None
     if reason is not None:
@@ -120,13 +121,6 @@ def news() -> str:
     if not asked:
         return ""
     return f"{asked} programs in {seconds:.1f} s: {asked - read} compiled, {read} read"
-
-
-def _own_folder() -> str:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard has relative paths ignored.
-    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
-    return os.path.join(home, "llava-mini-jax", "programs")
 
 
 def _why_not(folder: str) -> str | None:

@@ -2,6 +2,7 @@
 
     JAX_*, XLA_FLAGS --check--> JAX is imported and has its devices, or InputError
     compile_for_absent --> the ones that compilers for other machines' accelerators need
+    XDG_CACHE_HOME --cache_folder--> where what can be made again is kept
 
 JAX reads its variables while it is imported and XLA its flags when the first device is asked for;
 there a wrong one ends in a traceback, or ends the process from inside XLA.
@@ -34,6 +35,14 @@ _ABSENT = {
 def compile_for_absent() -> None:
     """Sets what JAX must find before it starts, to compile for devices that are not here."""
     os.environ |= _ABSENT
+
+
+def cache_folder(name: str) -> str:
+    """The folder of that name in the user's own cache; nothing makes it here."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard has relative paths ignored.
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
+    return os.path.join(home, "llava-mini-jax", name)
 
 
 def check(*, devices: bool = True) -> None:

@@ -1,5 +1,5 @@
-"""The one exception for bad input, what its sentences say of strangers' values, and the one
-sentence for memory that is full."""
+"""The exceptions for bad input and for data that is lost, what their sentences say of strangers'
+values, and the one sentence for memory that is full."""
 
 import errno
 import os
@@ -16,6 +16,14 @@ class InputError(ValueError):
     The message is one clear sentence (or a list of them) for the person who gave the input: the
     value, what was expected, where, and what to do. The command line prints it without a traceback
     and exits with status 2.
+    """
+
+
+class LostError(RuntimeError):
+    """Data that was there when it was opened and can no longer be read: a bucket that does not
+    answer, a file that somebody has changed.
+
+    No fault of a sample, so none is set aside for it: the run ends, and may be tried again.
     """
 
 

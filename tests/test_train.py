@@ -8,7 +8,9 @@ import pytest
 
 import train
 from configs import digits
+from llava_mini_jax.errors import LostError
 from llava_mini_jax.training import loop
+from llava_mini_jax.training.trackers import TrackConfig
 from llava_mini_jax.training.xprof import ProfileConfig
 from tests.conftest import ROOT
 
@@ -42,7 +44,7 @@ def refused(capsys, argv):
 def test_the_stages_of_the_config_are_run_in_the_workdir(started, tmp_path):
     assert status_of([DIGITS, "--workdir", tmp_path]) == 0
     assert started == [
-        (list(vars(digits.config()).values()), str(tmp_path), ProfileConfig(), False)
+        (list(vars(digits.config()).values()), str(tmp_path), ProfileConfig(), False, TrackConfig())
     ]
 
 
@@ -67,7 +69,25 @@ def test_a_config_of_one_stage(started, tmp_path):
     )
     assert status_of([path, "--workdir", tmp_path, "--steps", "7"]) == 0
     stage = dataclasses.replace(digits.config().stage1, steps=7)
-    assert started == [([stage], str(tmp_path), ProfileConfig(), False)]
+    assert started == [([stage], str(tmp_path), ProfileConfig(), False, TrackConfig())]
+
+
+def test_trackers_are_named_on_the_command_line(started, capsys, tmp_path):
+    options = ["--track.to", "wandb", "trackio", "--track.project", "pages"]
+    assert status_of([DIGITS, "--workdir", tmp_path, *options]) == 0
+    assert started[0][4] == TrackConfig(to=("wandb", "trackio"), project="pages")
+    assert "mlflow" in refused(capsys, [DIGITS, "--workdir", tmp_path, "--track.to", "mlflow"])
+    wrong = [DIGITS, "--workdir", tmp_path, "--track.project", ""]
+    assert "give the project a name" in refused(capsys, wrong)
+
+
+def test_data_that_is_lost_is_one_sentence_and_may_be_tried_again(monkeypatch, capsys, tmp_path):
+    def lost(*_):
+        raise LostError("one.tar has changed")
+
+    monkeypatch.setattr(loop, "run", lost)
+    assert status_of([DIGITS, "--workdir", tmp_path]) == 1
+    assert capsys.readouterr().err == "train.py: one.tar has changed\n"
 
 
 @pytest.mark.parametrize(

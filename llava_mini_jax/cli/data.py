@@ -47,10 +47,14 @@ def _of_source(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help="data file (.json, .jsonl, .parquet, folder of .parquet or built), a .yaml list of"
-        " them, or a training config (.py)",
+        help="data file (.json, .jsonl, .parquet, .tar; on disk or a URL), folder (of .parquet,"
+        " saved by `datasets`, or built), a .yaml list of them, or a training config (.py)",
     )
-    add("--images", metavar="DIR", help="folder that the paths of pictures are relative to")
+    add(
+        "--images",
+        metavar="DIR",
+        help="folder, URL or .tar shards that the paths of pictures are relative to",
+    )
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
     add("--fps", type=float, metavar="F", help=f"frames a second of videos (default: {FPS:g})")
     add("--max-frames", type=int, metavar="N", help=f"of one video (default: {MAX_FRAMES})")
@@ -235,7 +239,7 @@ def _workers(args: argparse.Namespace) -> int:
 
 def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesConfig]":
     from llava_mini_jax.data.media.video import FrameSampling
-    from llava_mini_jax.data.sets.arrayrecord import INFO
+    from llava_mini_jax.data.sets.row_files import is_built
     from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
     from llava_mini_jax.data.sets.yaml_list import read_list
 
@@ -244,7 +248,7 @@ def _configs(args: argparse.Namespace, *, heldout: bool) -> "Iterator[SourcesCon
         refuse(args, ["images", "fps", "max_frames"], "for a config, which says it by itself")
         yield from _of_training(args.source, heldout)
         return
-    if (Path(args.source) / INFO).exists():
+    if is_built(args.source):
         refuse(args, ["images"], "for a built folder, which has its own inside")
     images = args.images or ""
     if suffix in (".yaml", ".yml"):

@@ -3,6 +3,7 @@
 workdir/  config.json                    the resolved configuration
           checkpoints/STAGE/STEP/        training state (training/checkpoint.py)
           metrics.jsonl, tensorboard/    every `log_every` steps (training/metrics.py)
+          tracked_as.txt                 what other trackers call the run (training/trackers.py)
           quarantine.jsonl               broken samples (data/batches/quarantine.py)
           profile/STAGE/                 recorded steps (training/xprof.py)
           STAGE/model/                   the stage's result as a Hugging Face folder
@@ -31,7 +32,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
 from llava_mini_jax.terminal import note
-from llava_mini_jax.training import feed, heldout
+from llava_mini_jax.training import feed, heldout, trackers
 from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.first_step import FirstStep, fixed
 from llava_mini_jax.training.metrics import Metrics
@@ -40,6 +41,7 @@ from llava_mini_jax.training.run_inputs import dated, open_data, tokenizer_of
 from llava_mini_jax.training.stages import TrainConfig, abstract_params, bundle_of, check
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import TrainState, abstract_state, init_state, train_step
+from llava_mini_jax.training.trackers import TrackConfig
 from llava_mini_jax.training.workdir import leave_adapter, leave_model, open_workdir
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.export_adapter import refuse_base
@@ -59,6 +61,7 @@ def run(
     workdir: str,
     profile: ProfileConfig = NO_PROFILE,
     accept_changed_data: bool = False,
+    track: TrackConfig | None = None,
 ) -> None:
     """Trains all stages; a workdir that holds checkpoints is continued where it stopped.
 
@@ -73,6 +76,7 @@ def run(
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
+    trackers.check(track)
     params = None
     try:
         with _sigterm() as stop:
@@ -81,7 +85,7 @@ def run(
             for stage in stages:
                 with _mesh(stage):
                     params = run_stage(
-                        stage, folder, params, stop, profile, accept_changed_data, before
+                        stage, folder, params, stop, profile, accept_changed_data, before, track
                     )
                 # What an adapter belongs to may be rounded here: the next one reads both anew.
                 params, before = None if stage.lora.rank else params, stage.name
@@ -100,6 +104,7 @@ def run_stage(
     profile: ProfileConfig = NO_PROFILE,
     accept_changed_data: bool = False,
     before: str = "",
+    track: TrackConfig | None = None,
 ) -> LlavaMini:
     """One stage from its start or its newest checkpoint to its end; returns the parameters.
 
@@ -129,7 +134,7 @@ def run_stage(
             about = {"stage": stage.name, "config": dataclasses.asdict(stage)}
             about |= {"samples": len(source), "data": data}
             state = _train(
-                _Run(stage, workdir, tokenizer, first_step, first, stop, profile),
+                _Run(stage, workdir, tokenizer, first_step, first, stop, profile, track),
                 state,
                 optimizer,
                 source,
@@ -155,6 +160,7 @@ class _Run:
     first: FirstStep
     stop: Sequence[int]
     profile: ProfileConfig
+    track: TrackConfig | None
 
 
 def _train(
@@ -168,7 +174,8 @@ def _train(
     stage, workdir, first_step = run.stage, run.workdir, run.first_step
     arrivals = feed.arrivals(stage, source, run.tokenizer, workdir, first_step, run.stop)
     evaluate = heldout.evaluator(stage, run.tokenizer, workdir, first_step)
-    metrics = Metrics(workdir, stage.name, stage.steps, first_step)
+    begun = trackers.begin(run.track, workdir, stage)
+    metrics = Metrics(workdir, stage.name, stage.steps, first_step, begun)
     unread = None  # a step whose metrics are due, and not read yet
     with metrics, Profiler(run.profile, workdir / "profile" / stage.name) as profiler:
         for step, arrival in arrivals:

@@ -1,8 +1,9 @@
-"""Metrics of a run: workdir/metrics.jsonl, TensorBoard, and a progress bar or lines on stderr.
+"""Metrics of a run: workdir/metrics.jsonl, TensorBoard and other trackers, and a progress bar or
+lines on stderr.
 
     a step's values on the device, what the host counted --add--> .. --log, every few steps--> lines
     {"stage": "stage2", "step": 10, "loss": 1.3, ...}    workdir/metrics.jsonl
-    training/loss, heldout/loss, ...                     workdir/tensorboard/STAGE/
+    training/loss, heldout/loss, ...                     workdir/tensorboard/STAGE/, trackers
 
 Values stay on the device until they are logged, a few steps later, so that the loop never waits
 for them. Every process computes them, the first one writes.
@@ -12,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from etils import epath
@@ -33,13 +34,28 @@ class Counted(NamedTuple):
     waited: float  # seconds for data, of this process
 
 
+class Tracks(Protocol):
+    """What keeps values by step: TensorBoard's `Board`, or one of trackers.py."""
+
+    def add(self, values: Mapping[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class Metrics:
     """Use as a context manager: it holds a file open and shows a progress bar.
 
-    Where stderr is no terminal, as on a cluster, every `log` is a line there instead.
+    Where stderr is no terminal, as on a cluster, every `log` is a line there instead. `trackers`
+    are those of the first process; it closes them.
     """
 
-    def __init__(self, workdir: epath.Path, stage: str, steps: int, first_step: int):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        stage: str,
+        steps: int,
+        first_step: int,
+        trackers: Sequence[Tracks] = (),
+    ):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -55,7 +71,8 @@ class Metrics:
 
         first = distributed.is_first()
         self._journal = Journal(workdir / "metrics.jsonl", is_before, write=first)
-        self._board = Board(workdir / "tensorboard" / stage, first_step) if first else None
+        board = [Board(workdir / "tensorboard" / stage, first_step)] if first else []
+        self._boards: list[Tracks] = [*board, *trackers]
         self._stage = stage
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
@@ -83,8 +100,8 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def add(self, values: Mapping[str, Any], counted: Counted) -> None:
         """Takes note of a step; its values are not read yet."""
@@ -126,9 +143,9 @@ class Metrics:
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._journal.append({"stage": self._stage, "step": step, **finite})
-        if self._board is not None:
-            named = {f"{group}/{name.removeprefix('heldout_')}": v for name, v in finite.items()}
-            self._board.add({name: v for name, v in named.items() if v is not None}, step)
+        named = {f"{group}/{name.removeprefix('heldout_')}": v for name, v in finite.items()}
+        for board in self._boards:
+            board.add({name: v for name, v in named.items() if v is not None}, step)
 
 
 def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

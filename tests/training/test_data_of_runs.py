@@ -1,8 +1,10 @@
 """Runs on data sets: with broken samples, and when the data is not what it was before."""
 
 import dataclasses
+import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -36,6 +38,41 @@ def test_a_stage_trains_on_data_sets(tmp_path):
     for name, stage in {"a": same, "b": dataclasses.replace(same, data=data)}.items():
         loop.run([stage], str(tmp_path / name))
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+
+
+def packed(path, pages, answers="digit"):
+    """Sixteen pages as a WebDataset shard, with another word in the place of "digit"."""
+    with tarfile.open(path, "w") as tar:
+        for index in range(16):
+            item = DigitsPages(pages.data, 16)[index]
+            content = io.BytesIO()
+            Image.fromarray(item.pop("image")).save(content, "PNG")
+            row = json.dumps(item).replace("digit", answers).encode()
+            for name, data in ((f"{index}.png", content.getvalue()), (f"{index}.json", row)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_stage_trains_on_shards_and_goes_on_with_these_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pages = tiny_stages.stages()[0]
+    packed(tmp_path / "pages-000.tar", pages)
+    files = Dataset(path=str(tmp_path / "pages-{000..000}.tar"))
+    data = SourcesConfig(datasets=(files,), video=FrameSampling(fps=1.0, max_frames=8))
+    same = dataclasses.replace(pages, data=dataclasses.replace(pages.data, samples=16), steps=4)
+    stage = dataclasses.replace(same, data=data)
+    loop.run([same], str(tmp_path / "drawn"))
+    loop.run([stage], str(tmp_path / "run"))
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "drawn")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "captions" / "4")
+    shutil.rmtree(tmp_path / "run" / "captions")
+    packed(tmp_path / "pages-000.tar", pages, "digIt")
+    with pytest.raises(InputError, match=r"pages-000\.tar has other content of the same size"):
+        loop.run([stage], str(tmp_path / "run"))
+    packed(tmp_path / "pages-000.tar", pages)
+    loop.run([stage], str(tmp_path / "run"))
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "drawn")
 
 
 def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys):

@@ -4,14 +4,14 @@
     that of a checkpoint, that of now --changes--> what is different, in words
 
 Of data files the text is read, of pictures and videos only how large the files are, of up to
-`PICTURES` of them: nothing is decoded. What is in Parquet and ArrayRecord files beside text is
-known by its size alone.
+`PICTURES` of them: nothing is decoded. What is in Parquet, Arrow and ArrayRecord files and in tar
+shards beside text is known by its size alone.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from llava_mini_jax.data.sets.sources import Part, Samples
 from llava_mini_jax.errors import InputError
 
 PICTURES = 256  # of a data set
+_TOGETHER = 16
 
 
 def fingerprint(source: Samples | DigitsPages) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def fingerprint(source: Samples | DigitsPages) -> dict[str, Any]:
         digest = hashlib.sha256(scans.tobytes() + np.asarray(labels, np.int64).tobytes())
         files = {"scans": [scans.nbytes, digest.hexdigest()]}
         return {source.dataset_of(0): {"samples": len(source), "files": files, "pictures": {}}}
-    return {part.name: _of_part(part, source) for part in source.parts}
+    return {part.name: _of_part(part) for part in source.parts}
 
 
 def of_files(fingerprint: Mapping[str, Any]) -> str:
@@ -79,7 +80,7 @@ def _gone_and_new(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) 
             yield f"{len(names)} {what}s are {problem}, such as {min(names)}"
 
 
-def _of_part(part: Part, source: Samples) -> dict[str, Any]:
+def _of_part(part: Part) -> dict[str, Any]:
     digests = part.rows.digests()
     try:
         files = {file.name: [file.stat().st_size, digests[file.name]] for file in part.rows.files}
@@ -90,22 +91,22 @@ def _of_part(part: Part, source: Samples) -> dict[str, Any]:
     return {
         "samples": len(part.chosen),
         "files": files,
-        "pictures": dict(_pictures(part, source)) if part.rows.media_beside else {},
+        "pictures": dict(_pictures(part)) if part.rows.media_beside else {},
     }
 
 
-def _pictures(part: Part, source: Samples) -> Iterator[tuple[str, int]]:
+def _pictures(part: Part) -> Iterator[tuple[str, int]]:
     """(path as the data has it, bytes) of pictures and videos; -1 for what is no file."""
     rows = np.unique(part.chosen)
-    for row in rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)]:
+    looked_at = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)]
+
+    def measured(row: int) -> tuple[str, int] | None:
         try:
-            fields = part.rows[int(row)]
-            if not isinstance(fields, dict):
-                continue
-            found = llava_format.media(fields, part.images, source.config.video, "")
+            fields = part.rows[row]
+            found = llava_format.named(fields) if isinstance(fields, dict) else None
         except InputError:  # the run says so itself
-            continue
-        path = getattr(found.get("frames"), "video", found.get("image"))
-        if isinstance(path, str):
-            name = os.path.relpath(path, part.images)
-            yield name, os.stat(path).st_size if os.path.isfile(path) else -1
+            return None
+        return None if found is None else part.images.measured(*found)
+
+    with ThreadPoolExecutor(_TOGETHER) as pool:  # each may be a question to a bucket
+        yield from filter(None, pool.map(measured, looked_at.tolist()))

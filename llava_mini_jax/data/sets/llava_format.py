@@ -1,30 +1,38 @@
 """A row of a data file as a sample in LLaVA's form, and what is told of it without its media.
 
-    {"image" | "images" | "video" | "video_id", "conversations" | "q", "a"}
+    {"image" | "images" | "video" | "video_id", "conversations" | "messages" | "q", "a"}
         --media, conversations--> {"image" | "frames" | neither, "conversations": LLaVA's turns}
         --group-----------------> modality, words
+        --named-----------------> the path of its picture or video, for those who only measure it
 
 Rows that are no sample raise InputError; what is wrong inside of a conversation is for
 `conversation.from_llava` to say.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava_mini_jax.data.media.video import FrameSampling, read_video
-from llava_mini_jax.data.media.video_names import SUFFIXES, find_video
 from llava_mini_jax.data.sample import Media
+from llava_mini_jax.data.sets import messages
 from llava_mini_jax.data.sets.arrayrecord import PackedVideo
+from llava_mini_jax.data.sets.media_places import Place
 from llava_mini_jax.data.sets.order import MODALITIES
 from llava_mini_jax.data.text.conversation import IMAGE_MARK
 from llava_mini_jax.errors import InputError
 
 VIDEO_MARK = "<video>"  # of Video-ChatGPT's conversations, where LLaVA writes "<image>"
+SAID = ("conversations", "messages", "q")
+MEDIA = ("image", "images", "video")
+# Fields that other toolkits' models read, or learn, and this package does not.
+UNREAD = (
+    *("system", "tools", "prompt", "completion", "chosen", "rejected", "texts"),
+    *("videos", "audio", "audios"),
+)
+COLUMNS = ("id", *MEDIA, "video_id", *SAID, "a", *UNREAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +56,13 @@ class Frames:
             yield from read_video(path, self.sampling)
 
 
-def media(fields: dict[str, Any], images: Path, sampling: FrameSampling, place: str) -> Media:
+def media(fields: dict[str, Any], images: Place, sampling: FrameSampling, place: str) -> Media:
     """{"image": a path or bytes}, {"frames": Frames}, or {} of a row of text."""
+    if unread := [name for name in UNREAD if fields.get(name) not in (None, "", [], {})]:
+        raise InputError(
+            f"{place} has {' and '.join(map(repr, unread))}, which training does not read; remove"
+            " the field, or the sample."
+        )
     for key, value in _given(fields, place).items():
         if isinstance(value, PackedVideo):
             return {"frames": Frames(value, sampling, place)}
@@ -61,9 +74,17 @@ def media(fields: dict[str, Any], images: Path, sampling: FrameSampling, place: 
                 f" {images}. Correct or remove the sample."
             )
         if key.startswith("image"):
-            return {"image": str(images / value)}
-        return {"frames": Frames(_find_video(images, value, place), sampling, place)}
+            return {"image": images.picture(value, place)}
+        return {"frames": Frames(images.video(value, place), sampling, place)}
     return {}
+
+
+def named(fields: dict[str, Any]) -> tuple[str, bool] | None:
+    """(path, whether it is a video's) of what a row shows; None where nothing has a path."""
+    for key, value in _given(fields, "").items():
+        if isinstance(value, str):
+            return value, not key.startswith("image")
+    return None
 
 
 def group(fields: Any) -> tuple[int, int]:
@@ -114,27 +135,21 @@ def _single(fields: dict[str, Any], key: str, place: str) -> Any:
     return None if value == "" else value
 
 
-def _find_video(folder: Path, name: str, place: str) -> str:
-    """The file; Video-ChatGPT's ids have no suffix, so then whichever the file has."""
-    path = str(find_video([folder], [name], ("", *SUFFIXES)))
-    if os.path.exists(path):
-        return path
-    raise InputError(
-        f"{place}: there is no video {path!r}, with or without one of {', '.join(SUFFIXES)};"
-        " copy it there or remove the sample."
-    )
-
-
 def conversations(fields: dict[str, Any], is_video: bool, place: str) -> Any:
     """LLaVA's list of turns; what is wrong inside of it is for `from_llava` to say."""
-    if "conversations" in fields:
-        turns = fields["conversations"]
+    given = [key for key in ("conversations", "messages") if fields.get(key) is not None]
+    if len(given) > 1:
+        raise InputError(f"{place} has conversations and messages; remove one of them.")
+    if given or "conversations" in fields:
+        turns = fields[given[0]] if given else None
+        if isinstance(turns, list) and messages.is_chat(turns):
+            turns = messages.turns_of(turns, place)
     elif isinstance(fields.get("q"), str) and isinstance(fields.get("a"), str):
         question = f"{IMAGE_MARK}\n{fields['q']}" if is_video else fields["q"]
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": fields["a"]}]
     else:
         raise InputError(
-            f'{place} has no "conversations" (nor texts "q" and "a"), but'
+            f'{place} has no "conversations" or "messages" (nor texts "q" and "a"), but'
             f" {', '.join(map(repr, fields))[:80] or 'nothing'}; correct or remove it."
         )
     if not isinstance(turns, list):

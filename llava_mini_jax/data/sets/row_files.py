@@ -1,25 +1,34 @@
-"""The rows of data files, parsed one by one: JSON list, JSON Lines, Parquet, ArrayRecord.
+"""The rows of data files, parsed one by one, whatever files they are.
 
-    path --open_rows--> Rows: rows[i], a dict if the file is right; rows.place(i), where an editor
-                              finds it
+    path, URL or pattern --open_rows--> Rows: rows[i], a dict if the file is right;
+        rows.place(i), where an editor finds it
+    .json, .jsonl (here)   .parquet, datasets' folders (arrow_files.py)   .tar (tar_rows.py)
+    folders that were built (arrayrecord.py)
 
 Nothing here knows what a sample is; `sources.Samples` makes samples of rows.
 """
 
-import functools
-import hashlib
-import json
+import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from llava_mini_jax.data.sets import arrayrecord
+from llava_mini_jax.data.sets import arrayrecord, arrow_files, tar_rows
+from llava_mini_jax.data.sets.data_files import (
+    DataFile,
+    cannot_read,
+    digest_of,
+    is_pattern,
+    is_remote,
+    matching,
+    parse_json,
+    remote,
+)
 from llava_mini_jax.errors import InputError
 
-_COLUMNS = ("id", "image", "images", "video", "conversations", "q", "a", "video_id")
 _SCAN_BYTES = 2**24
 _SHORT_LINE = 64  # only lines up to here are looked at for being blank; no sample is as short
 
@@ -27,9 +36,10 @@ _SHORT_LINE = 64  # only lines up to here are looked at for being blank; no samp
 class Rows(Protocol):
     """A file's rows, parsed; `row[i]` raises InputError where it cannot be."""
 
-    files: Sequence[Path]
     media_beside: bool  # pictures and videos are files of their own
 
+    @property
+    def files(self) -> Sequence[DataFile]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> Any: ...
     def place(self, row: int) -> str:
@@ -41,66 +51,66 @@ class Rows(Protocol):
         ...
 
 
-def digest_of(path: Path, ranges: Iterable[tuple[int, int]] | None = None) -> str:
-    """SHA-256 of a file, or of its ranges (from, how many bytes); InputError if it is gone."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for start, left in [(0, path.stat().st_size)] if ranges is None else ranges:
-                file.seek(start)
-                while left > 0 and (piece := file.read(min(left, _SCAN_BYTES))):
-                    digest.update(piece)
-                    left -= len(piece)
-    except OSError as error:
-        raise InputError(f"Cannot read the data file {path}: {error}; check it.") from error
-    return digest.hexdigest()
-
-
-def existing_file(path: Path | str) -> Path:
-    if not os.path.isfile(path):
-        problem = "it is not a file" if os.path.exists(path) else "there is no such file"
-        raise InputError(f"Cannot open the data file {path}: {problem}; check the path.")
-    return Path(path)
-
-
-def open_rows(path: Path) -> Rows:
-    kinds: dict[str, Any] = {".json": _JsonList, ".jsonl": _JsonLines, ".parquet": _Parquet}
-    if os.path.isdir(path):
-        if (path / arrayrecord.INFO).exists():
-            return arrayrecord.BuiltRows(path)
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            raise InputError(
-                f"The folder {path} holds no .parquet files and was not built by `llava-mini data"
-                f" build`; give such a folder, or a data file ({', '.join(kinds)})."
-            )
-        rows: Rows = _Parquet(files)
-    else:
-        path = existing_file(path)
-        kind = kinds.get(path.suffix.lower())
-        if kind is None:
-            raise InputError(
-                f'The data file {path} ends in "{path.suffix}"; expected {", ".join(kinds)}.'
-                " Rename or convert it."
-            )
-        try:
-            rows = kind([path])
-        except OSError as error:
-            raise InputError(f"Cannot read the data file {path}: {error}; check it.") from error
+def open_rows(place: Path | str) -> Rows:
+    """Raises InputError for what is no data file, and for one without a sample."""
+    folder = rows_of_folder(str(place)) if _is_folder(place) else None
+    rows = _rows_of_files(place) if folder is None else folder
     if not len(rows):
-        raise InputError(f"The data file {path} holds no samples; give one that does.")
+        raise InputError(f"The data file {place} holds no samples; give one that does.")
     return rows
 
 
-def _parse(content: bytes, place: str, expected: str) -> Any:
+def is_built(place: Path | str) -> bool:
+    """Whether `llava-mini data build` wrote it; `datasets` has a file of the same name."""
+    path = Path(place)
+    return (path / arrayrecord.INFO).exists() and not arrow_files.is_saved(path)
+
+
+def _is_folder(place: Path | str) -> bool:
+    if not is_remote(place):
+        return os.path.isdir(place)
+    found = remote(str(place))
     try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise InputError(f"{place}: nested too deeply; expected {expected}.") from error
-    except ValueError as error:  # broken JSON, broken UTF-8, a number of ten thousand digits
+        return found.fs.isdir(found.path)
+    except Exception as error:  # what buckets' packages raise has no common base
+        raise cannot_read(str(place), error) from error
+
+
+def rows_of_folder(place: str) -> Rows:
+    """ArrayRecord or Arrow files with their own description, or a folder of Parquet files."""
+    if not is_remote(place):
+        if is_built(place):
+            return arrayrecord.BuiltRows(Path(place))
+        if arrow_files.is_saved(Path(place)):
+            return arrow_files.SavedRows(Path(place))
+    pattern = f"{place.rstrip('/') if is_remote(place) else glob.escape(place)}/*.parquet"
+    try:
+        files = matching(pattern)
+    except InputError as error:
         raise InputError(
-            f"{place}: no JSON ({error}); expected {expected}. Correct it or copy it again."
+            f"The folder {place} holds no .parquet files, and neither `llava-mini data build` nor"
+            " `datasets` has saved it; give such a folder, or a data file"
+            f" ({', '.join(_KINDS)})."
         ) from error
+    arrow_files.check_one_split(files, place)
+    return arrow_files.ParquetRows(files)
+
+
+def _rows_of_files(place: Path | str) -> Rows:
+    suffix = Path(str(place)).suffix.lower()
+    kind = _KINDS.get(suffix)
+    if kind is None:
+        raise InputError(
+            f'The data file {place} ends in "{suffix}"; expected {", ".join(_KINDS)}.'
+            " Rename or convert it."
+        )
+    if is_pattern(place) and kind in (_JsonList, _JsonLines):
+        raise InputError(f"{place} stands for several files; list each by itself (a .yaml list).")
+    files = matching(place)
+    try:
+        return kind(files)
+    except OSError as error:
+        raise cannot_read(str(place), error) from error
 
 
 class _JsonList:
@@ -108,10 +118,10 @@ class _JsonList:
 
     media_beside = True
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[DataFile]):
         self.files = files
         expected = 'a list of samples; if each line is a sample, name the file ".jsonl"'
-        self._rows = _parse(files[0].read_bytes(), f"The data file {files[0]}", expected)
+        self._rows = parse_json(files[0].read_bytes(), f"The data file {files[0]}", expected)
         if not isinstance(self._rows, list):
             raise InputError(
                 f"The data file {files[0]} holds a {type(self._rows).__name__}; expected"
@@ -132,14 +142,19 @@ class _JsonList:
 
 
 class _JsonLines:
-    """A sample a line. The file is mapped, 16 bytes a line are held; lines are parsed when read."""
+    """A sample a line. The file is mapped (one in a bucket is held), with 16 bytes a line; lines
+    are parsed when they are read."""
 
     media_beside = True
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[DataFile]):
         self.files = files
         size = files[0].stat().st_size
-        self._bytes = np.memmap(files[0], np.uint8, "r") if size else np.zeros(0, np.uint8)
+        self._bytes = np.zeros(0, np.uint8)
+        if size and isinstance(files[0], Path):
+            self._bytes = np.memmap(files[0], np.uint8, "r")
+        elif size:
+            self._bytes = np.frombuffer(files[0].read_bytes(), np.uint8)
         pieces = range(0, size, _SCAN_BYTES)
         newlines = [s + np.flatnonzero(self._bytes[s : s + _SCAN_BYTES] == 10) for s in pieces]
         ends = np.concatenate([*newlines, [size]]).astype(np.int64)
@@ -154,7 +169,7 @@ class _JsonLines:
 
     def __getitem__(self, row: int) -> Any:
         line = self._bytes[self._starts[row] : self._ends[row]].tobytes()
-        return _parse(line, self.place(row), "one sample a line")
+        return parse_json(line, self.place(row), "one sample a line")
 
     def place(self, row: int) -> str:
         return f"{self.files[0]}, line {self._lines[row] + 1}"
@@ -163,84 +178,9 @@ class _JsonLines:
         return {file.name: digest_of(file) for file in self.files}
 
 
-class _Parquet:
-    """Parquet files as on the Hugging Face hub, pictures inside or beside them.
-
-    A row group is the smallest piece that can be read, so the last few are kept.
-    """
-
-    def __init__(self, files: Sequence[Path]):
-        import pyarrow.parquet as parquet
-
-        self.files = files
-        self._parquet = parquet
-        groups: list[tuple[int, int]] = []  # file, row group
-        sizes: list[int] = []
-        self._text: dict[str, list[tuple[int, int]]] = {}  # ranges of each file without pictures
-        self.media_beside = True
-        for number, file in enumerate(files):
-            try:
-                metadata = parquet.read_metadata(file)
-            except Exception as error:  # pyarrow has no common base for what damaged files raise
-                raise _no_parquet(file, error) from error
-            chunks = [
-                metadata.row_group(g).column(c)
-                for g in range(metadata.num_row_groups)
-                for c in range(metadata.num_columns)
-            ]
-            text = [chunk for chunk in chunks if not _is_media(chunk)]
-            self.media_beside &= len(text) == len(chunks)
-            end = file.stat().st_size
-            footer = (max(0, end - metadata.serialized_size - 8), end)
-            self._text[file.name] = [*map(_range_of, text), footer]
-            groups += [(number, group) for group in range(metadata.num_row_groups)]
-            sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-        self._groups = groups
-        self._ends = np.cumsum(np.array(sizes, np.int64))
-        self._read = functools.lru_cache(maxsize=4)(self._read_group)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, row: int) -> Any:
-        group = int(np.searchsorted(self._ends, row, side="right"))
-        table = self._read(group)
-        return table.slice(row - int(self._ends[group]) + table.num_rows, 1).to_pylist()[0]
-
-    def place(self, row: int) -> str:
-        number, _ = self._groups[int(np.searchsorted(self._ends, row, side="right"))]
-        first = next(g for g, (file, _) in enumerate(self._groups) if file == number)
-        before = int(self._ends[first - 1]) if first else 0
-        return f"{self.files[number]}, row {row - before + 1}"
-
-    def digests(self) -> dict[str, str]:
-        return {file.name: digest_of(file, self._text[file.name]) for file in self.files}
-
-    def _read_group(self, group: int) -> Any:
-        number, inside = self._groups[group]
-        try:
-            file = self._parquet.ParquetFile(self.files[number], memory_map=True)
-            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            return file.read_row_group(inside, columns=columns)
-        except Exception as error:  # as above
-            raise _no_parquet(self.files[number], error) from error
-
-
-def _is_media(chunk: Any) -> bool:
-    """Whether a column of a row group holds pictures or videos, and not paths of them."""
-    root, *inner = chunk.path_in_schema.split(".")
-    if root not in ("image", "images", "video"):
-        return False
-    longest_path = 4096  # bytes
-    mean = chunk.total_uncompressed_size / max(1, chunk.num_values)
-    return inner[-1:] == ["bytes"] or mean > longest_path
-
-
-def _range_of(chunk: Any) -> tuple[int, int]:
-    offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
-    return min(o for o in offsets if o is not None), chunk.total_compressed_size
-
-
-def _no_parquet(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(f"Cannot read the Parquet file {path}: {reason}; copy or download it again.")
+_KINDS: dict[str, Any] = {
+    ".json": _JsonList,
+    ".jsonl": _JsonLines,
+    ".parquet": arrow_files.ParquetRows,
+    ".tar": tar_rows.TarRows,
+}

@@ -3,8 +3,9 @@
     LLaVA-OneVision's YAML list --yaml_list.py--> Datasets --SourcesConfig--> Samples[i]
                                                                               |
     table of (data set, row): sampling, weight ------- which row? ------------|
-    JSON list | JSON Lines | Parquet | ArrayRecord --- the row ---------------|
-    row + folder of pictures (llava_format.py) ------- sample ----------------'
+    JSON, Parquet, tars ... (row_files.py) ----------- the row ---------------|
+    folder, bucket, shards (media_places.py) --------- its picture -----------|
+    both together (llava_format.py) ------------------ sample ----------------'
         `Sample` (data/sample.py)
 
 Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
@@ -25,11 +26,15 @@ from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets import llava_format
 from llava_mini_jax.data.sets.arrayrecord import BuiltRows
+from llava_mini_jax.data.sets.data_files import is_pattern
+from llava_mini_jax.data.sets.media_places import Folder, Place, open_place
 from llava_mini_jax.data.sets.order import GROUPINGS, Groups
 from llava_mini_jax.data.sets.row_files import Rows, open_rows
+from llava_mini_jax.data.sets.tar_rows import TarRows
 from llava_mini_jax.errors import InputError
 
 _SAMPLING = re.compile(r"(first|end|random):(\d{1,15})(%?)")
+_PATTERN = re.compile(r"[-_.]*(\{[^}]*\}|[*?]|\[[^]]*\])+")  # data_files.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +44,10 @@ class Dataset:
     Raises InputError for a sampling or weight that means nothing.
     """
 
-    path: str  # .json, .jsonl, .parquet, a folder of .parquet files, or one that was built
-    images: str = ""  # folder that picture and video paths are relative to; "": the data file's own
+    path: str  # of what row_files.py opens: a file, a URL, a folder, or "shards-{000..099}.tar"
+    # What picture and video paths are relative to: a folder, a URL of one, or .tar shards as in
+    # `path`; "": the data file's own folder, or the shards that the rows come from.
+    images: str = ""
     sampling: str = "all"  # or LLaVA-OneVision's "first:1000", "end:50%", "random:10%"
     weight: float = 1.0  # how many times each sample stands in an epoch; 0.5: a random half of them
 
@@ -89,7 +96,7 @@ class Part(NamedTuple):
 
     name: str  # of the file, with a number where two are alike
     dataset: Dataset
-    images: Path
+    images: Place
     rows: Rows
     chosen: np.ndarray  # int64 [n]: the row of each of its samples
 
@@ -106,8 +113,7 @@ class Samples:
         self.config = config
         self.parts: list[Part] = []
         for dataset in config.datasets:
-            path = Path(dataset.path)
-            stem = (path.name if path.is_dir() else path.stem) or "data"
+            stem = _stem(dataset.path)
             known = {part.name for part in self.parts}
             names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(known) + 2))
             self.parts.append(_open(dataset, next(n for n in names if n not in known), config.seed))
@@ -170,6 +176,14 @@ class Samples:
         return Groups(modality.astype(np.int8), words)
 
 
+def _stem(place: str) -> str:
+    """What a data set is called by its file: "page" of "page-{000..127}.tar"."""
+    path = Path(place)  # of a URL only its name is looked at
+    if not is_pattern(place):
+        return (path.name if path.is_dir() else path.stem) or "data"
+    return _PATTERN.sub("", path.stem) or path.parent.name or "data"
+
+
 def _fields(part: Part, row: int) -> Any:
     """None where the row cannot be read."""
     try:
@@ -189,14 +203,16 @@ def _id(fields: Any, part: Part, row: int) -> str | int:
 
 
 def _open(dataset: Dataset, name: str, seed: int) -> Part:
-    rows = open_rows(Path(dataset.path))
-    if dataset.images and not os.path.isdir(dataset.images):
-        raise InputError(
-            f"{dataset.path}: its folder of pictures {dataset.images} does not exist or is no"
-            " folder; give the folder that the paths in the data file are relative to."
-        )
-    file = Path(dataset.path)
-    images = Path(dataset.images) if dataset.images else file if file.is_dir() else file.parent
+    rows = open_rows(dataset.path)
+    if dataset.images:
+        images = open_place(dataset.images, dataset.path)
+    elif isinstance(rows, TarRows):
+        images = rows.shards
+    elif os.path.isdir(dataset.path):
+        images = Folder(Path(dataset.path))
+    else:  # of a URL too
+        own = os.path.dirname(str(rows.files[0]))
+        images = open_place(own or ".", dataset.path)
     return Part(name, dataset, images, rows, _choose(dataset, len(rows), [seed, _crc(name)]))
 
 

@@ -7,7 +7,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.data.sets.row_files import existing_file
+from llava_mini_jax.data.sets.data_files import existing_file, is_remote
 from llava_mini_jax.data.sets.sources import Dataset
 from llava_mini_jax.errors import InputError
 
@@ -24,7 +24,8 @@ def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
 
     images: folder for the entries that name none. Raises InputError for any other shape or key.
     """
-    path = existing_file(path)
+    path = Path(path)
+    existing_file(path)
     try:
         content = _load_yaml(path)
     except InputError:
@@ -89,8 +90,12 @@ def _listed(entry: Any, number: int, path: Path, images: str) -> Dataset:
         )
     folder = fields.get("image_folder")
     return Dataset(
-        path=str(path.parent / fields["json_path"]),
-        images=images if folder is None else str(path.parent / folder),
+        path=_beside(path, fields["json_path"]),
+        images=images if folder is None else _beside(path, folder),
         sampling=fields.get("sampling_strategy", "all"),
         weight=float(fields.get("weight", 1)),
     )
+
+
+def _beside(path: Path, name: str) -> str:
+    return name if is_remote(name) else str(path.parent / name)
