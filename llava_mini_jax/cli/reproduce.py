@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUMMARY = "retrain the rows of the paper's tables and compare"
 USAGE = "llava-mini reproduce TABLE... [--scale digits|full] [options]"
 EXAMPLE = """tables: table7 (pre-fusion), tokens, hd, table8, table10, table11, table12,
-  compressors, or all
+  compressors, dense, or all
 examples:
   llava-mini reproduce table7
   llava-mini reproduce all --seeds 0,1,2 --jobs 2 --out out/reproduce

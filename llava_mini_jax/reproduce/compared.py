@@ -1,6 +1,7 @@
 """Nine other methods that compress pictures, and LLaVA-Mini's own kinds, as rows of one table.
 
     METHODS, by row name --reproduce compressors--> one figure over tokens, one over FLOPs
+    DENSE_ROWS           --reproduce dense--------> the same of pages that one look does not read
 
 All rows share tower, data, order, steps and rates. A method that is its own projector has a stage 1
 of its own, the others begin with LLaVA's. A method that needs no training is trained all the same:
@@ -25,7 +26,8 @@ from llava_mini_jax.reproduce.rows import Claim, Table, TableRow, World
 
 # Of the digits world's tower of two layers and nine patches.
 LAYER, PATCHES = 1, 9
-COUNTS = (0, 1, 4, 9)  # of the nested kinds; the others have no 0
+WAYS = ("prefix", "grids", "separate")  # to any number of tokens
+COUNTS = (0, 1, 4, 9)  # of them; the other methods have no 0
 _PRUNED: dict[str, Any] = dict(layer=LAYER, neighbours=2, variant="clean")
 
 _MQT, _VOCO = "MQT-LLaVA", "VoCo-LLaMA"
@@ -41,12 +43,18 @@ def _method(
     return World(model=model, compressor=compressor, draw_tokens=draw_tokens)
 
 
-def _nested(way: str) -> World:
+def _nested(way: str, **world: Any) -> World:
     return World(
         model={"prefusion_layers": 4},
         compressor=lambda _, width: NestedConfig(way=way, width=width, counts=COUNTS, count=1),
         draw_tokens=COUNTS,
+        **world,
     )
+
+
+def _dense(compressor: str, grid: int, layers: int = 4) -> World:
+    model = dict(compressor=compressor, grid=grid, prefusion_layers=layers)
+    return World(model=model, dense=True, grid=2)
 
 
 def _mqt(width: int, out_width: int) -> MqtConfig:
@@ -95,15 +103,15 @@ def _voco(count: int) -> World:
     )
 
 
-def _of_ways() -> dict[str, TableRow]:
+def _of_ways(start: str, **world: Any) -> dict[str, TableRow]:
     rows: dict[str, TableRow] = {}
-    for way in ("prefix", "grids", "separate"):
-        label = f"LLaVA-Mini, any number: {way}"
-        full = "compressors/nested" if way == "grids" else None
-        rows[f"any-{way}"] = TableRow(label, full=full, digits=_nested(way))
+    for way in WAYS:
+        label, name = f"LLaVA-Mini, any number: {way}", f"{start}-{way}"
+        full = "compressors/nested" if name == "any-grids" else None
+        rows[name] = TableRow(label, full=full, digits=_nested(way, **world))
         for count in COUNTS:
             if count != 1:
-                rows[f"any-{way}-{count}"] = TableRow(label, asks=(f"any-{way}", count))
+                rows[f"{name}-{count}"] = TableRow(label, asks=(name, count))
     return rows
 
 
@@ -166,7 +174,15 @@ METHODS: Mapping[str, TableRow] = {
         _method(lambda *_: FastVConfig(layer=2, keep=4, variant="drop")),
         unlike="not trained; by others' measurement",
     ),
-    **_of_ways(),
+    **_of_ways("any"),
+}
+
+DENSE_ROWS: Mapping[str, TableRow] = {
+    "dense-llava": TableRow("LLaVA-1.5 with parts", digits=_dense("none", 1, layers=0)),
+    "dense-pool-1": TableRow("average pooling", digits=_dense("average_pool", 1)),
+    "dense-pool-4": TableRow("average pooling", digits=_dense("average_pool", 2)),
+    "dense-n0-9": TableRow("without pre-fusion", digits=_dense("similarity", 3, layers=0)),
+    **_of_ways("dense", dense=True, grid=2),
 }
 
 OWN = (
@@ -199,4 +215,31 @@ TABLE = Table(
     " captions have not, so it has no stage 1. Published"
     " scores are of LLaVA-1.5's data and of models of 7B, each as its authors trained"
     " it, so they do not compare with each other; what differs is said behind them.",
+)
+
+DENSE_TABLE = Table(
+    title="Compressors, dense pages",
+    source="not in the paper",
+    rows=("low-llava", "low-mini", "hd-1", "hd-4", "hd-9", *DENSE_ROWS),
+    claims=(
+        Claim(
+            text="0 tokens, pre-fusion alone, are within 2 points of one (grids)",
+            order=("dense-grids", "dense-grids-0"),
+            by=-2,
+        ),
+        Claim(
+            text="one of any number is within 2 points of a model of one (grids)",
+            order=("hd-1", "dense-grids"),
+            by=-2,
+        ),
+        Claim(
+            text="more of any number do not hurt (grids; no step down by more than 1 point)",
+            order=tuple(f"dense-grids{end}" for end in ("-0", "", "-4", "-9")),
+            by=-1,
+        ),
+    ),
+    curves=True,
+    note="Pages have 6 x 6 digits, 60 pixels wide, read as four parts and the whole: what is"
+    " compressed are the parts' 36 patches, a digit each. Of the nine other methods none is defined"
+    " on parts but TokenPacker-HD, which is another model.",
 )

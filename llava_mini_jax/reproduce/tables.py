@@ -248,5 +248,9 @@ PAPER_TABLES: Mapping[str, Table] = {
     ),
 }
 
-ROWS: Mapping[str, TableRow] = {**PAPER_ROWS, **compared.METHODS}
-TABLES: Mapping[str, Table] = {**PAPER_TABLES, "compressors": compared.TABLE}
+ROWS: Mapping[str, TableRow] = {**PAPER_ROWS, **compared.METHODS, **compared.DENSE_ROWS}
+TABLES: Mapping[str, Table] = {
+    **PAPER_TABLES,
+    "compressors": compared.TABLE,
+    "dense": compared.DENSE_TABLE,
+}
