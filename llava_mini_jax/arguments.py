@@ -63,6 +63,7 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
 
 
+JSON = "print one JSON document instead"
 COMPRESSOR = "a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)"
 VISION_TOKENS = 'of each picture, or "all", of a model with several numbers (default: its own)'
 

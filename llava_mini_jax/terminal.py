@@ -1,9 +1,15 @@
-"""What is for people: sizes in words, columns; and if they watch, notes and progress on stderr."""
+"""What is printed: for people sizes in words, columns, and if they watch, progress on stderr.
+
+for people --columns, human_bytes--> stdout;  note, waiting, counting --> stderr, at a terminal
+for programs (--json) --print_json--> stdout: one document, and nothing else
+"""
 
 import contextlib
+import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,6 +21,11 @@ def note(text: str) -> None:
     """A line on stderr if it is a terminal."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """The one document that --json leaves on stdout; a dataclass is an object of its fields."""
+    print(json.dumps(document, indent=2, default=dataclasses.asdict))
 
 
 def human_bytes(count: float, unit: str = "") -> str:

@@ -33,7 +33,7 @@ from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.session_media import Shown
 from llava_mini_jax.inference.shelf import PLACES, Budget
-from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
+from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket, Usage
 from llava_mini_jax.inference.vision_tokens import VisionTokens, chosen, with_unasked
 
 CHUNK = 8  # frames that are computed together
@@ -115,6 +115,11 @@ class Session:
     def frames(self) -> int:
         """Images and frames that have been shown, those not yet read included."""
         return sum(shown.frames for shown in self._shown)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the last question's prompt took, once its first piece is there; None before one."""
+        return None if self._ticket is None else self._ticket.usage
 
     def memory(self) -> dict[str, int]:
         """Bytes that are kept for the next question: frames by place, and the KV cache."""
