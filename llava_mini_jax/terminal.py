@@ -5,10 +5,10 @@ for programs (--json) --print_json--> stdout: one document, and nothing else
 """
 
 import contextlib
-import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,8 +24,22 @@ def note(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """The one document that --json leaves on stdout; a dataclass is an object of its fields."""
-    print(json.dumps(document, indent=2, default=dataclasses.asdict))
+    """The one document that --json leaves on stdout."""
+    print(as_json(document, indent=2))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON as other languages read it, too, in which NaN is null."""
+    return json.dumps(finite(value), indent=indent, default=str, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for all numbers in it that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def human_bytes(count: float, unit: str = "") -> str:

@@ -297,9 +297,9 @@ def _some(first: int, end: int, most: int) -> list[int]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> Path:
-    from llava_mini_jax.evaluation.run import report
+    from llava_mini_jax.terminal import as_json
 
-    path.write_text(report.as_json(result, indent=1) + "\n")
+    path.write_text(as_json(result, indent=1) + "\n")
     return path
 
 

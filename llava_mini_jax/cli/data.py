@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import Kind, refuse
+from llava_mini_jax.arguments import JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import counting
+from llava_mini_jax.terminal import counting, print_json
 
 if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
@@ -54,6 +54,7 @@ def _of_source(parser: argparse.ArgumentParser) -> None:
 def _of_verify(parser: argparse.ArgumentParser) -> None:
     _of_source(parser)
     parser.add_argument("--report", metavar="OUT.json", help="write the manifest there")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def _of_build(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,7 @@ def _of_speed(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of threads to compare (default: 1, and one for each core)",
     )
+    add("--json", action="store_true", help=JSON)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -95,7 +97,9 @@ def _verify(args: argparse.Namespace) -> int:
     manifest = manifests[0] if len(manifests) == 1 else {"stages": manifests}
     if report is not None:
         audit.write_manifest(manifest, report)
-    for one in manifests:
+    if args.json:
+        print_json(manifest)
+    for one in () if args.json else manifests:
         for dataset in one["datasets"]:
             kinds = ", ".join(f"{count} {name}" for name, count in dataset["modalities"].items())
             print(f"{dataset['name']}: {kinds}, {dataset['rejected']} rejected")
@@ -148,9 +152,9 @@ def _speed(args: argparse.Namespace) -> int:
 
     if Path(args.source).suffix != ".py":
         raise InputError(f"data speed measures a training config (.py), not {args.source}")
-    print(
-        f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}"
-    )
+    show = (lambda *_: None) if args.json else print
+    show(f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}")
+    rows = []
     for stage in stages_of(load_config(args.source)):
         source = feed.open_data(stage.data)
         tokenizer = make_tokenizer(stage)
@@ -159,10 +163,13 @@ def _speed(args: argparse.Namespace) -> int:
         )
         for threads in args.threads or sorted({1, os.cpu_count() or 1}):
             speed = measure(stream, threads, args.batches)
-            print(
+            rows.append({"stage": stage.name} | speed._asdict())
+            show(
                 f"{stage.name:<12} {threads:7} {speed.samples:9.1f} {1 / speed.batches:9.4g}"
                 f" {1000 * speed.cpu:16.3g}"
             )
+    if args.json:
+        print_json(rows)
     return 0
 
 

@@ -1,11 +1,12 @@
 """`llava-mini profile requests`: requests a second of the engine, beside batches."""
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import print_json, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.inference.model import Model
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slots", type=int, default=8, metavar="N", help="answered at a time (default: 8)")
     add("--new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
     add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+    add("--json", action="store_true", help=JSON)
     add = parser.add_argument_group("random weights, without a folder").add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
@@ -48,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     with waiting("measuring"):
         examples, settings = throughput.mixed(model, args.requests, args.new_tokens)
         speed = throughput.measure(model, examples, settings, args.slots, args.repeats)
-    print(*throughput.lines(speed, args.slots), sep="\n")
+    if args.json:
+        print_json(dataclasses.asdict(speed) | {"slots": args.slots})  # seconds of each repeat
+    else:
+        print(*throughput.lines(speed, args.slots), sep="\n")
     return 0
 
 

@@ -20,7 +20,7 @@ from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Quest
 from llava_mini_jax.evaluation.run import report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
-from llava_mini_jax.terminal import counting, note
+from llava_mini_jax.terminal import as_json, counting, note
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge.judging import Replies
@@ -145,7 +145,7 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
             note(f"{_slug(name)}: {news}")
     header, rows = report.table(results, command.paper)
     write_whole(command.out / "results.md", report.markdown(header, rows))
-    write_whole(command.out / "results.json", report.as_json(results, indent=2) + "\n")
+    write_whole(command.out / "results.json", as_json(results, indent=2) + "\n")
     return results
 
 
