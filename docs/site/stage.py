@@ -97,10 +97,9 @@ def api() -> str:
 def commands() -> str:
     from llava_mini_jax import cli
 
-    words = [[command] for command in cli.COMMANDS]
-    words += [[command, kind] for command in cli.COMMANDS for kind in cli.kinds_of(command)]
     pages = [
-        f"## llava-mini {' '.join(each)}\n\n{block(said(cli.main, each))}" for each in sorted(words)
+        f"## llava-mini {' '.join(words)}\n\n{block(said(cli.main, [*words]))}"
+        for words in sorted(cli.all_parsers())
     ]
     sys.path.insert(0, str(ROOT))
     import eval as evaluation
