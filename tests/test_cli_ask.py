@@ -1,6 +1,7 @@
 """`llava-mini ask`: urls, standard input, several samples, and JSON for programs."""
 
 import base64
+import contextlib
 import dataclasses
 import http.server
 import io
@@ -15,6 +16,7 @@ import pytest
 
 import llava_mini_jax
 from llava_mini_jax import Model, Settings, cli
+from llava_mini_jax.cli import ask, ask_answers
 from llava_mini_jax.serving import fetch
 from tests import tiny_model
 
@@ -187,22 +189,22 @@ def test_urls_have_the_rules_of_the_server(
     address: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ask(url: str) -> tuple[int, str, str]:
+    def asked(url: str) -> tuple[int, str, str]:
         return run("ask", folder, "--image", url, QUESTION, *SHORT)
 
     expected = (0, f"{model.generate(QUESTION, picture, max_new_tokens=12)}\n", "")
-    assert ask(data_url(picture)) == expected
-    status, out, err = ask(f"{address}/a.png")
+    assert asked(data_url(picture)) == expected
+    status, out, err = asked(f"{address}/a.png")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert f"the picture '{address}/a.png' could not be fetched from its url (public addr" in err
     monkeypatch.setattr(fetch, "is_public", lambda _: True)
-    assert ask(f"{address}/a.png") == expected
-    assert "could not be fetched" in ask(f"{address}/moved")[2], "redirects are not followed"
+    assert asked(f"{address}/a.png") == expected
+    assert "could not be fetched" in asked(f"{address}/moved")[2], "redirects are not followed"
     monkeypatch.setattr(fetch, "_get", lambda *_: None)  # longer than it may be
-    assert "has more than 33,554,432 bytes; make it smaller" in ask(f"{address}/a.png")[2]
-    assert "is malformed (public addresses" in ask("http://user@host/a.png")[2]
-    assert "is not valid base64" in ask("data:image/png;base64,%%%")[2]
-    said = ask("data:image/png;base64," + base64.b64encode(b"words " * 999).decode())[2]
+    assert "has more than 33,554,432 bytes; make it smaller" in asked(f"{address}/a.png")[2]
+    assert "is malformed (public addresses" in asked("http://user@host/a.png")[2]
+    assert "is not valid base64" in asked("data:image/png;base64,%%%")[2]
+    said = asked("data:image/png;base64," + base64.b64encode(b"words " * 999).decode())[2]
     assert "not a picture in one of the formats" in said and len(said) < 300
 
 
@@ -213,3 +215,25 @@ def test_a_film_from_a_url(run: Run, folder: Path, model: Model, tmp_path: Path)
     assert run(*command, data_url(clip)) == (0, f"{expected}\n", "")
     frames = data_url(clip).replace("x/y", "video/jpeg")
     assert "--video is a data: url of single frames" in run(*command, frames)[2]
+
+
+def test_people_at_a_terminal_see_how_far_a_film_is(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[str, list[tuple[int, int]]] = {"loading": [], "frames": [], "compiling": []}
+
+    @contextlib.contextmanager
+    def watching(what: str, **_: object) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: heard[what].append((done, total))
+
+    monkeypatch.setattr(ask, "loading", lambda _: watching("loading"))
+    monkeypatch.setattr(ask, "watching", watching)
+    monkeypatch.setattr(ask_answers, "watching", watching)
+    clip = tiny_model.write_video(tmp_path / "clip.mp4", seconds=12)
+    assert run("ask", folder, "--video", clip, QUESTION, *SHORT)[0] == 0
+    size = (folder / "model.safetensors").stat().st_size
+    for what in ("loading", "frames"):
+        done, totals = zip(*heard[what], strict=True)
+        assert list(done) == sorted(done) and {done[-1]} == set(totals), what
+    assert 0.9 * size < heard["loading"][-1][1] < size, "bytes of the file, but for its header"
+    assert (8, 12) in heard["frames"], "chunk by chunk"

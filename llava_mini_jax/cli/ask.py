@@ -14,7 +14,7 @@ from llava_mini_jax.arguments import COMPRESSOR, JSON, VISION_TOKENS, refuse, vi
 from llava_mini_jax.cli import ask_answers
 from llava_mini_jax.cli.ask_given import STDIN, Given
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import print_json, waiting
+from llava_mini_jax.terminal import loading, print_json, waiting, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.cost.video_plan import Plan
@@ -158,11 +158,11 @@ def _begun(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> 
     """The session in front of its first question: the weights read, the programs compiled."""
     from llava_mini_jax.inference.model import read
 
-    with waiting(f"loading {args.model}"):
+    with loading(args.model) as watch:
         programs = _warm_up(opened, args, settings)
-        model = read(opened)
-    with waiting("compiling"):
-        programs.wait()
+        model = read(opened, watch)
+    with watching("compiling", stays=False) as watch:
+        programs.wait(watch)
     with waiting("reading pictures"):
         return _conversation(model, args, settings)
 

@@ -5,6 +5,7 @@ Session, question --spoken--> pieces to stdout
                                                              --document--> JSON
 """
 
+import contextlib
 import dataclasses
 import io
 import sys
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax import compilation, signals
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import note, waiting
+from llava_mini_jax.terminal import note, waiting, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.inference.answer import Answer
     from llava_mini_jax.inference.session import Session
+
+FEW = 8  # images and frames that are not worth a bar
 
 
 def talk(chat: "Session", question: str | None, interactive: bool) -> int:
@@ -54,7 +57,7 @@ def document(chat: "Session", question: str, samples: int, model: str) -> dict[s
     """Answers with token counts and why they end, for --json; seeds only where there is chance."""
     drawn = chat.settings.temperature > 0
     answers = []
-    with waiting("answering"):
+    with _seeing(chat):
         for seed, answer in sampled(chat, question, samples):
             _tell_if_full(chat, answer)
             answers.append(dataclasses.asdict(answer) | {"seed": seed if drawn else None})
@@ -104,9 +107,13 @@ def _questions(first: str | None, interactive: bool) -> Iterator[str]:
 
 def _spoken(chat: "Session", question: str) -> None:
     """Prints the answer as it arrives; the conversation goes on from it."""
-    began, first = time.perf_counter(), 0.0
-    for piece in chat.ask(question):
-        first = first or time.perf_counter() - began
+    began = time.perf_counter()
+    pieces = chat.ask(question)
+    with _seeing(chat):
+        piece = next(pieces, "")
+    first = time.perf_counter() - began
+    print(piece, end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
     seconds = time.perf_counter() - began
@@ -117,6 +124,17 @@ def _spoken(chat: "Session", question: str) -> None:
     note(f"[{answer.tokens} tokens in {seconds:.1f} s, the first after {first:.1f} s{reason}]")
     if news := compilation.news():
         note(f"[{news}]")
+
+
+@contextlib.contextmanager
+def _seeing(chat: "Session") -> Iterator[None]:
+    """A bar over the frames of a film while they are looked at."""
+    if chat.frames <= FEW:
+        with waiting("reading"):
+            yield
+        return
+    with watching("frames", stays=False) as chat.watch:
+        yield
 
 
 def _tell_if_full(chat: "Session", answer: "Answer") -> None:

@@ -7,16 +7,15 @@ data file | YAML list | training config --> SourcesConfig --audit--> manifest --
 """
 
 import argparse
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.arguments import JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import counting, print_json
+from llava_mini_jax.terminal import print_json, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
@@ -92,7 +91,7 @@ def _verify(args: argparse.Namespace) -> int:
     report = None if args.report is None else audit.check_writable(args.report, configs)
     manifests = []
     for config in configs:
-        with _progress() as progress:
+        with watching("samples") as progress:
             manifests.append(audit.audit(config, workers=_workers(args), progress=progress))
     manifest = manifests[0] if len(manifests) == 1 else {"stages": manifests}
     if report is not None:
@@ -119,7 +118,7 @@ def _build(args: argparse.Namespace) -> int:
             " or list by itself"
         )
     as_list = Path(args.source).suffix.lower() in (".yaml", ".yml", ".py")
-    with _progress() as progress:
+    with watching("samples") as progress:
         built = build(
             configs[0],
             args.out,
@@ -216,12 +215,6 @@ def _of_training(path: str, heldout: bool) -> "list[SourcesConfig]":
     if not found:
         raise InputError(f"no stage of {path} has data files; there is nothing to verify")
     return found
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    with counting("samples") as bar:
-        yield lambda done, total: bar(completed=done, total=total)
 
 
 def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:

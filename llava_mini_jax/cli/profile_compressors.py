@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import columns, human_bytes, print_json, waiting
+from llava_mini_jax.terminal import columns, human_bytes, print_json, waiting, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.cost.methods import Cost
@@ -90,13 +90,13 @@ def _times(models: "dict[str, LlavaMiniConfig]", args: argparse.Namespace) -> di
     if not taken:
         return {}
     request = timing.Request(text=args.text, images=1, parts=1, new_tokens=1)
-    with waiting("measuring"):
+    with watching("measuring", stays=False) as watch:
         candidates = timing.random_candidates(taken, dtype)
         runs = {
             name: follow_up.runner(timing.askable(model), request)
             for name, model in candidates.items()
         }
-        found = timing.in_turns(runs, args.repeats or 5)
+        found = timing.in_turns(runs, args.repeats or 5, watch)
     return {name: [timing.spread(each) for each in found[name]] for name in found}
 
 

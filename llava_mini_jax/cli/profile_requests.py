@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import print_json, waiting
+from llava_mini_jax.terminal import loading, print_json, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.inference.model import Model
@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
         refuse(args, ["llm_layers", "vision_layers"], "with MODEL")
     from llava_mini_jax.cost import throughput
 
-    with waiting(f"loading {args.model or args.abstract}"):
-        model = _model(args)
+    model = _model(args)
     with waiting("measuring"):
         examples, settings = throughput.mixed(model, args.requests, args.new_tokens)
         speed = throughput.measure(model, examples, settings, args.slots, args.repeats)
@@ -63,12 +62,14 @@ def _model(args: argparse.Namespace) -> "Model":
     from llava_mini_jax.inference.model import load
 
     if args.model:
-        return load(args.model, dtype=args.dtype)
+        with loading(args.model) as watch:
+            return load(args.model, dtype=args.dtype, watch=watch)
     shape = argparse.Namespace(
         **{**vars(args), "tokens": None, "layers": None, "resolution": None, "vision_tower": None}
     )
     layers = {"llm_layers": args.llm_layers, "vision_layers": args.vision_layers}
-    found, _ = candidates(shape, [args.dtype], **layers)
+    with waiting(f"making {args.abstract}"):
+        found, _ = candidates(shape, [args.dtype], **layers)
     # Beside LLaVA-1.5, which is the first.
     return askable(list(found.values())[-1])
 

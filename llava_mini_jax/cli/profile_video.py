@@ -3,7 +3,7 @@
 import argparse
 
 from llava_mini_jax.arguments import JSON, Kind
-from llava_mini_jax.terminal import print_json, waiting
+from llava_mini_jax.terminal import loading, print_json, waiting
 
 USAGE = "llava-mini profile video [MODEL] [--video FILE] [options]"
 EXAMPLE = "llava-mini profile video MODEL --video clip.mp4 --chunk 16"
@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from llava_mini_jax.inference.model import load
 
     if args.model:
-        with waiting(f"loading {args.model}"):
-            model = load(args.model)
+        with loading(args.model) as watch:
+            model = load(args.model, watch=watch)
         params, bundle = model.params, model.bundle
     else:
         params, bundle = video_speed.small(args.text)

@@ -15,7 +15,7 @@ Frames that are added later change the mean over frames, and with it all fused t
 model then reads its prompt again, the frames are not looked at again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +63,8 @@ class Session:
         self.model, self.settings = model, model.with_stop_text(settings or Settings())
         self.turns: list[Turn] = []
         self.answer: Answer | None = None  # the last one
+        # Hears, while a question is read, how many of its images and frames are seen, of how many.
+        self.watch: Callable[[int, int], None] = lambda seen, frames: None
         self._shown: list[Shown] = []
         self._budget, self._chunk = budget or Budget(), chunk
         self._engine: Engine | None = None  # made for the first question, as long as that needs
@@ -235,6 +237,7 @@ class Session:
             self._cut_off = True
             engine.step()
             self._cut_off = False
+            self.watch(self._ticket.usage.seen, self._ticket.usage.frames)
             news, heard[:] = list(heard), []
             for one in news:
                 if isinstance(one, InputError):

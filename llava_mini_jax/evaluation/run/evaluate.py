@@ -20,7 +20,7 @@ from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Quest
 from llava_mini_jax.evaluation.run import report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
-from llava_mini_jax.terminal import as_json, counting, note
+from llava_mini_jax.terminal import as_json, counting, loading, note
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge.judging import Replies
@@ -181,16 +181,18 @@ def _slug(name: str) -> str:
 def _load(name: str, command: Command) -> Any:
     import llava_mini_jax
 
-    return llava_mini_jax.load(
-        name,
-        dtype=command.dtype,
-        attention=command.attention,
-        vision_tower=command.vision_tower,
-        template=command.template,
-        max_length=command.max_length,
-        compressor=command.compressor,
-        vision_tokens=command.vision_tokens,
-    )
+    with loading(name) as watch:
+        return llava_mini_jax.load(
+            name,
+            dtype=command.dtype,
+            attention=command.attention,
+            vision_tower=command.vision_tower,
+            template=command.template,
+            max_length=command.max_length,
+            compressor=command.compressor,
+            vision_tokens=command.vision_tokens,
+            watch=watch,
+        )
 
 
 def _server(command: ServerCommand) -> "Server":
