@@ -17,7 +17,7 @@ from llava_mini_jax import compilation, environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Question, find
-from llava_mini_jax.evaluation.run import report, settings_file
+from llava_mini_jax.evaluation.run import failures, report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.terminal import as_json, counting, loading, note
@@ -262,12 +262,14 @@ def _score(
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
     report.write(folder, found, report.samples(questions, joined, scores))
+    page = failures.write(folder, name, benchmark, questions, joined, scores)
+    found["shown"] = [] if page is None else [f"failures: {page}"]
     part = command.limit is not None or command.offset > 0
     if benchmark.submission is not None and not joined.missing and not part:
         benchmark.submission(data, questions, joined.answers, folder / "submission")
     # Of several models the last one's: they would be drawn over each other in OUT.
     if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
-        found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
+        found["shown"] += benchmark.illustrate(questions, joined.answers, command.out)
     return found
 
 
