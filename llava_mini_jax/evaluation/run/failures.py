@@ -43,8 +43,8 @@ def write(
     from jinja2 import Environment
 
     wrong = [q for q in questions if rule.items.get(q.key, RIGHT) < RIGHT]
-    template = files(__package__).joinpath("failures.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
+    template = files("llava_mini_jax.evaluation.run") / "failures.html"
+    page = Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))
     text = page.render(
         title=_text(benchmark.title),
         model=_text(model),
