@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 # The site's parts, and the pages of each.
 PARTS = {
-    "Start": ("contributing", "from_pytorch", "not_here"),
+    "Start": ("tutorial", "contributing", "from_pytorch", "not_here"),
     "How to": ("data", "finetune", "training", "sharding", "serving", "evaluation", "video"),
     "Reference": ("reference/api", "reference/commands", "reference/config", "weights"),
     "Explanation": ("architecture", "release", "performance", "analysis", "results", "changelog"),
