@@ -93,7 +93,7 @@ def vision(**sizes: Any) -> ClipConfig:
 
 
 def language(**sizes: Any) -> LlamaConfig:
-    return dataclasses.replace(tiny.LLM, layers=1, **sizes)
+    return dataclasses.replace(tiny.LLM, **{"layers": 1, **sizes})
 
 
 def plain(llm: LlamaConfig, tower: ClipConfig) -> dict[str, np.ndarray]:

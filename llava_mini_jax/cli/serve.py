@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, vision_tokens
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.terminal import loading, waiting
 
@@ -59,6 +60,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
     )
+    add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
+    add("--vision-tokens", type=vision_tokens, metavar="N", help=f"{VISION_TOKENS}; unless asked")
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--mesh", metavar="tensor=N", help="the weights lie split over N devices")
 
@@ -161,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
             vision_tower=args.vision_tower,
             template=args.conv_mode,
             max_length=args.max_length,
+            vision_tokens=args.vision_tokens,
+            compressor=args.compressor,
         )
         return _serve(opened, bound, limits, args)
 

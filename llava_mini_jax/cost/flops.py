@@ -32,6 +32,7 @@ def shape_of(batch: TrainBatch) -> Shape:
     B, I, J = batch.inputs.pixels_BIJYXC.shape[:3]
     T, F = batch.inputs.ids_BT.shape[1], batch.inputs.fuse_BF.shape[1]
     S, wide = batch.labels_BS.shape[1], batch.inputs.wide_slots_BU
+    question = batch.inputs.question_BIT
     return Shape(
         rows=B,
         images=I,
@@ -41,6 +42,7 @@ def shape_of(batch: TrainBatch) -> Shape:
         sequence=S,
         wide=0 if wide is None else wide.shape[1],
         logits=S - 1,
+        question=None if question is None else question.shape[2],
     )
 
 

@@ -48,7 +48,8 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
     if cfg.declared.inside and not cfg.keeps_cache:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
-            " without a cache: use Model.generate or eval.py, or take one that compresses in front"
+            ' without a cache: use Model.generate or eval.py, or take FastV\'s variant "drop" or a'
+            " method that compresses in front"
         )
     if cfg.inside_layers:
         raise InputError(

@@ -72,6 +72,7 @@ class LlavaMiniConfig:
             prefusion_layers=self.prefusion_layers,
             fuse_compressed=self.fuse_compressed,
             inside_layers=self.inside_layers,
+            layers=self.llm.layers,
             vocabulary=self.llm.vocab_size,
         )
         place.check_widths(kind, declared, self.vision.width, self.llm.width)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """All jobs that are not done, `workers` at a time; `limit` questions of each benchmark.
 
-    Raises InputError with the end of its log where one fails; what others have done is kept.
+    Where one fails, those that do not need it go on; then InputError with the end of its log.
     """
     check_same(jobs, out, limit)
     waiting = [job for job in jobs.values() if not job.is_done(out)]
@@ -51,25 +51,43 @@ def run(
         benchmark = find(name)
         benchmark.questions(data / benchmark.folder)  # what is missing is said before training
     crew = _Crew(out, data, limit, workers)
+    left, running = {job.name: job for job in waiting}, dict[Future[str], Job]()
+    failed: list[str] = []
     total = sum(job.steps for job in waiting)
     with (
         _unwound_by_sigterm(),
         ThreadPoolExecutor(workers) as pool,
         counting("steps of training", total) as bar,
     ):
-        for job in waiting:
-            crew.futures[job.name] = pool.submit(crew.work, job)
-        left = set(crew.futures.values())
         try:
-            while left:
-                ended, left = wait(left, _POLL_SECONDS, FIRST_EXCEPTION)
+            while left or running:
+                # Nobody waits for another's end while there is something to do.
+                pending = {*left, *(job.name for job in running.values())}
+                ready = [job for job in left.values() if job.needs not in pending]
+                for job in ready[: workers - len(running)]:
+                    running[pool.submit(crew.work, left.pop(job.name))] = job
+                ended, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
                 bar(completed=sum(_steps_done(job, out) for job in waiting))
                 for future in ended:
-                    print(future.result(), flush=True)
+                    job = running.pop(future)
+                    try:
+                        print(future.result(), flush=True)
+                    except InputError as error:
+                        failed.append(str(error))
+                        _drop(left, job.name)
         finally:
             # No new jobs first; then the processes, which the pool's threads wait for.
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
+    if failed:
+        raise InputError("; ".join(failed))
+
+
+def _drop(left: dict[str, Job], name: str) -> None:
+    """Without those that need a job, or one of these."""
+    for other in [job.name for job in left.values() if job.needs == name]:
+        del left[other]
+        _drop(left, other)
 
 
 @contextlib.contextmanager
@@ -113,7 +131,6 @@ class _Crew:
     """Processes that work on jobs, and the cores that are free for the next one."""
 
     def __init__(self, out: Path, data: Path, limit: int | None, workers: int):
-        self.futures: dict[str, Future[str]] = {}
         self._given = (out, data, limit)
         # Rows are many and small: most of what they compile, one of them has compiled before.
         self._environment = {
@@ -130,8 +147,6 @@ class _Crew:
 
     def work(self, job: Job) -> str:
         """Does a job; a line about it."""
-        if job.needs in self.futures:  # submitted before, so a worker has it or has done it
-            self.futures[job.needs].result()
         cores, began = self._cores.get(), time.monotonic()
         try:
             self._one(job, cores)

@@ -363,6 +363,10 @@ BAD = {
         lambda: compressors.tokens(FastVConfig(layer=1, keep=17, variant="mask"), 4),
         "no 17 of 16 patches to keep",
     ),
+    "fastv, behind the last layer": (
+        dict(compressor=FastVConfig(layer=2, keep=5, variant="drop"), prefusion_layers=0),
+        "acts in front of layer 2, counted from 0, of an LLM of 2: give an earlier layer",
+    ),
     "m3, a count": (dict(compressor=M3Config(count=5)), "m3 has no 5 tokens of 4 x 4.* 1, 4, 16"),
     "mqt, a count": (
         lambda: dataclasses.replace(METHODS["mqt"], count=10),

@@ -66,6 +66,15 @@ def test_a_job_that_fails_says_why_and_the_others_stay(tmp_path, monkeypatch):
     assert jobs["llava-seed1"].is_done(tmp_path) and not jobs["mini-seed1"].is_done(tmp_path)
 
 
+def test_what_does_not_need_a_job_that_fails_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_do", pretend)
+    jobs = plan(tmp_path, (1,), rows=("mini", "llava")).jobs
+    assert list(jobs)[-1] == "llava-seed1"  # behind the one that fails
+    with pytest.raises(InputError, match=r"mini-seed1 failed: no room is left"):
+        runs.run(jobs, tmp_path, workers=1, data=tmp_path)
+    assert {name for name in jobs if not jobs[name].is_done(tmp_path)} == {"mini-seed1"}
+
+
 def killed(job, out, data, limit, cores):
     os.kill(os.getpid(), signal.SIGKILL)
 

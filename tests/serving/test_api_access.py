@@ -138,12 +138,12 @@ def test_slow_heads_and_bodies_end(monkeypatch: Any) -> None:
                 return back, time.monotonic() - began
 
         back, seconds = dripped(b"", head + b"X: " + b"y" * 100)
-        assert back == b"" and seconds < 2
+        assert back == b"" and seconds < 8
         back, seconds = dripped(head + b"Content-Length: 99\r\n\r\n", b'{"a": "' + b"b" * 100)
-        assert b" 408 " in back and b"RequestTimeoutError" in back and seconds < 3
+        assert b" 408 " in back and b"RequestTimeoutError" in back and seconds < 8
         asked = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
         back, seconds = dripped(asked, b"GET /health HTTP/1.1\r\nX: " + b"y" * 100)
-        assert back.count(b"HTTP/1.1 200") == 1 and seconds < 3
+        assert back.count(b"HTTP/1.1 200") == 1 and seconds < 8
         assert client.chat("others go on").status == 200
 
 

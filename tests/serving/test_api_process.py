@@ -1,10 +1,7 @@
 """A server as a process: signals, exit status, ports; and probes while it is at work."""
 
-import base64
 import concurrent.futures
 import contextlib
-import io
-import json
 import os
 import signal
 import socket
@@ -12,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from llava_mini_jax.inference.ticket import Medium
 from tests.conftest import ROOT
+from tests.serving import fake
 from tests.serving.load.process import model_folder, served
-from tests.serving.running import Client, events, joined, wait_until
+from tests.serving.running import Client, events, joined, running, wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -64,7 +62,7 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
         whole = pool.submit(client.chat, "whole", **fields)
         wait_until(lambda: client.send("/load").json["server_load"] == 4)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: client.send("/ready").status == 503, 2)
+        wait_until(lambda: client.send("/ready").status == 503)
         assert client.chat("still taken", max_tokens=1).status == 200  # in the delay
         wait_until(lambda: client.chat("no more", max_tokens=1).status == 503)
         refused = client.chat("no more")
@@ -92,15 +90,15 @@ def test_what_takes_longer_than_the_timeout_ends_with_an_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    with started(pace=0.1) as (process, client), concurrent.futures.ThreadPoolExecutor(1) as pool:
+    slow = started(pace=0.1, timeout=120.0)
+    with slow as (process, client), concurrent.futures.ThreadPoolExecutor(1) as pool:
         stream = pool.submit(client.chat, "long", stream=True, max_tokens=200, ignore_eos=True)
         wait_until(lambda: client.send("/load").json["server_load"] == 1)
         process.send_signal(number)
-        wait_until(lambda: client.send("/ready").status == 503, 2)
+        wait_until(lambda: client.send("/ready").status == 503)
         time.sleep(0.2)
-        began = time.monotonic()
         process.send_signal(number)
-        assert process.wait(30) == 128 + number and time.monotonic() - began < 5
+        assert process.wait(30) == 128 + number
         assert stream.exception() is not None
 
 
@@ -112,34 +110,37 @@ def test_an_idle_server_ends_at_once_with_0_at_ctrl_c() -> None:
         keep.close()
 
 
-def test_probes_answer_at_once_while_32_pictures_are_decoded() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, "what?"]
-    body = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
-    with started(pace=0.0) as (_, client):
-        seconds: list[float] = []
-        over = threading.Event()
+class Held(fake.FakeReader):
+    """Reads a picture when it is let: as if decoding took that long."""
 
-        def probe() -> None:
-            while not over.is_set():
-                began = time.perf_counter()
-                assert client.send("/health").status == 200
-                seconds.append(time.perf_counter() - began)
-                time.sleep(0.002)
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Semaphore(0)
+        self.let = threading.Event()
 
-        prober = threading.Thread(target=probe)
-        prober.start()
-        with concurrent.futures.ThreadPoolExecutor(32) as pool:
-            replies = list(pool.map(lambda _: client.send(CHAT, body), range(32)))
-        over.set()
-        prober.join()
-        assert {reply.status for reply in replies} == {200}, replies[0].body
-        # A P99 of 50 ms is promised where the machine is the server's alone; here the tests of
-        # others run beside it. Decoding on the loop takes ten times as long.
-        assert sorted(seconds)[int(0.9 * len(seconds))] < 0.1, sorted(seconds)
+    def read(self, parts: Sequence[Any], video: Any, tenant: str) -> list[Medium]:
+        self.begun.release()
+        assert self.let.wait(30), "nobody let it: the event loop waits for it"
+        return super().read(parts, video, tenant)
+
+
+def test_probes_answer_while_pictures_are_decoded() -> None:
+    """How fast they do is a measurement: python -m tests.serving.load.health."""
+    reader = Held()
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = {"messages": [{"role": "user", "content": [picture, "what?"]}]}
+    with (
+        running(fake.service(reader=reader, media_threads=4)) as client,
+        concurrent.futures.ThreadPoolExecutor(32) as pool,
+    ):
+        replies = [pool.submit(client.send, CHAT, asked) for _ in range(32)]
+        for _ in range(4):  # every thread that decodes is at it
+            assert reader.begun.acquire(timeout=30)
+        for path in ("/health", "/ready", "/load", "/metrics"):
+            assert client.send(path).status == 200
+        assert not any(reply.done() for reply in replies)
+        reader.let.set()
+        assert {reply.result().status for reply in replies} == {200}
 
 
 @pytest.mark.slow  # two servers

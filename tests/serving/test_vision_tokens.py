@@ -1,9 +1,11 @@
 """As many tokens of a picture as a chat asks for: what the engine is asked, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 import llava_mini_jax
-from llava_mini_jax import Model
+from llava_mini_jax import Model, cli
 from llava_mini_jax.inference.lanes import LaneSize
 from llava_mini_jax.inference.ticket import Request
 from llava_mini_jax.inference.worker import Worker
@@ -16,8 +18,10 @@ from llava_mini_jax.serving.messages import conversation
 from llava_mini_jax.serving.parts import VideoOptions
 from tests import tiny_model
 from tests.serving import fake
+from tests.serving.load.process import served
 from tests.serving.running import running, wait_until
 from tests.serving.test_media import data, picture, saved
+from tests.weights import test_methods_folders
 
 COUNTS = (0, 1, 4, 9, 16)
 
@@ -90,3 +94,45 @@ def test_a_server_answers_each_chat_with_its_count(model: Model) -> None:
         assert unasked["choices"][0]["message"]["content"] == said[1]
         error = ask(vision_tokens=5).error
         assert error["param"] == "vision_tokens" and "0, 1, 4, 9, 16" in error["message"]
+
+
+@pytest.mark.slow  # a server of its own
+def test_serve_has_a_number_for_chats_that_ask_for_none() -> None:
+    options = ("--vision-tokens", "9", "--slots", "1", "--lengths", "128")
+    with served(str(tiny_model.folder("nested")), *options) as server:
+        taken = {}
+        for count in (None, 0, 4):
+            fields = {} if count is None else {"vision_tokens": count}
+            body = {"messages": messages(1), "max_tokens": 1, **fields}
+            reply = server.client.send("/v1/chat/completions", body)
+            assert reply.status == 200, reply.body
+            taken[count] = reply.json["usage"]["prompt_tokens"]
+        assert (taken[None] - taken[0], taken[4] - taken[0]) == (9, 4)
+
+
+@pytest.mark.slow  # a server of its own
+def test_serve_has_a_method_that_needs_no_training(tmp_path: Path) -> None:
+    options = ("--compressor", "fastv,layer=1,keep=8,variant=drop", "--slots", "1")
+    folder = test_methods_folders.llava(tmp_path, max_position_embeddings=512)
+    with served(str(folder), *options) as server:
+        body = {"messages": messages(1), "max_tokens": 4, "ignore_eos": True}
+        reply = server.client.send("/v1/chat/completions", body)
+        assert reply.status == 200 and reply.json["usage"]["completion_tokens"] == 4, reply.body
+        video = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+        body["messages"] = [{"role": "user", "content": [video, {"type": "text", "text": "what?"}]}]
+        refused = server.client.send("/v1/chat/completions", body)
+        assert refused.status == 400 and "fastv" in refused.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--vision-tokens", "3", "this model has 0, 1, 4, 9, 16 for a picture"),
+        ("--compressor", "fastv,layer=1,keep=8", "fastv"),
+    ],
+)
+def test_serve_refuses_what_the_model_has_not(option: str, value: str, told: str, capsys) -> None:
+    folder = str(tiny_model.folder("nested"))
+    assert cli.main(["serve", folder, "--port", "0", option, value]) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1

@@ -27,13 +27,11 @@ def test_loss_and_gradients(name: str) -> None:
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
         placed = sharding.put_batch(batch)
         found_loss, found = tiny.loss_and_grads(place(tiny.weights(cfg), cfg), placed, cfg)
-        if not cfg.declared.reads.question:
-            # Counted of all devices together, from a trace that knows no mesh.
-            of_mesh = step_flops.__wrapped__(cfg, trained, shape_of(batch))
+        # Counted of all devices together, from a trace that knows no mesh.
+        of_mesh = step_flops.__wrapped__(cfg, trained, shape_of(batch))
     assert float(found_loss) == pytest.approx(float(loss), abs=LOSS_ATOL)
     expected = param_tree.paths(grads)
     for path, gradient in param_tree.paths(found).items():
         atol = GRADIENT_ATOL + GRADIENT_RTOL * np.abs(expected[path]).max()
         np.testing.assert_allclose(gradient, expected[path], atol=atol, err_msg=path)
-    if not cfg.declared.reads.question:
-        assert of_mesh == step_flops(cfg, trained, shape_of(batch))
+    assert of_mesh == step_flops(cfg, trained, shape_of(batch))

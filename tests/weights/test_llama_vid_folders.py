@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from llava_mini_jax import cli
 from llava_mini_jax.config import Bundle
+from llava_mini_jax.data.digits.pages import build_tokenizer
 from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.opening import open_folder
@@ -240,8 +241,8 @@ def open_whole(folder: Path) -> Any:
 
 def test_questions_are_read_as_berts_code_does(tmp_path: Path) -> None:
     folder = llama_vid(tmp_path)
-    few = compressors.Declaration(places=(), question=8, question_vocabulary=33)
-    with pytest.raises(InputError, match="tokenizer of 34 tokens, but the model's compressor kn"):
+    few = compressors.Declaration(places=(), question=8, question_vocabulary=32)
+    with pytest.raises(InputError, match="tokenizer of 33 tokens, but the model's compressor kn"):
         question_ids.reader_for(folder, few)
     declared = compressors.Declaration(places=(), question=8, question_vocabulary=34)
     reader = question_ids.reader_for(folder, declared)
@@ -250,6 +251,18 @@ def test_questions_are_read_as_berts_code_does(tmp_path: Path) -> None:
     # At most eight, cut on the left.
     assert reader("what is it").tolist() == [2, *(ids[x] for x in " is it"), 3]
     assert reader("[DEC]").tolist() == [2, 33, 3]
+
+
+def test_a_compressor_that_was_trained_here_is_asked_in_the_words_that_it_knows(
+    tmp_path: Path,
+) -> None:
+    """The digits world's own, to which no [DEC] was added."""
+    words = build_tokenizer()
+    own = compressors.Declaration(places=(), question=8, question_vocabulary=len(words))
+    words.save_pretrained(tmp_path / question_ids.FOLDER)
+    reader = question_ids.reader_for(tmp_path, own)
+    asked = "which digit is in row 1?"
+    assert reader(asked).tolist() == question_ids.reader_of_words(words, own)(asked).tolist()
 
 
 def test_a_folder_without_bert(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def of_tower(case: str) -> dict[str, np.ndarray]:
 def llava(place: Path, case: str | None = None, **fields: Any) -> Path:
     """LLaVA-1.5, with the tower of a case of training-free methods."""
     vision = TOWER if case is None else tower(published.case(case).config["clip"])
-    llm = published.language()
+    llm = published.language(layers=2)  # so that FastV has one behind its own
     tensors = published.plain(llm, vision)
     tensors |= {} if case is None else of_tower(case)
     return published.write(place, tensors, llm, vision, **fields)
@@ -254,6 +254,12 @@ BAD: dict[str, tuple[Callable[..., Path], dict[str, Any], str | None, str]] = {
     "an option twice": (llava, {}, "fastv,keep=3,keep=4", "'keep=4' is no option of its own"),
     "no number": (llava, {}, "fastv,keep=many", "--compressor fastv,keep=many: expected int"),
     "a count that there is not": (mqt, {}, "mqt,heads=4,count=17", "mqt has no 17 tokens"),
+    "a layer that the LLM has not": (
+        llava,
+        {},
+        "fastv,layer=2,keep=3",
+        "acts in front of layer 2, counted from 0, of an LLM of 2: give an",
+    ),
     "more than the tower has": (
         llava,
         {},

@@ -55,7 +55,8 @@ def reader_for(folder: Path, declared: Declaration) -> QuestionReader:
     """The reader of a model's folder. Raises InputError where there is none, or it has more tokens
     than the compressor knows."""
     tokenizer = load_tokenizer(find(folder))
-    tokenizer.add_special_tokens({"bos_token": _BOS})
+    if len(tokenizer) < declared.question_vocabulary:  # as published, and not the digits world's
+        tokenizer.add_special_tokens({"bos_token": _BOS})
     return reader_of_words(tokenizer, declared)
 
 

@@ -64,7 +64,14 @@ Config = FastVConfig
 
 def declare(cfg: FastVConfig) -> Declaration:
     drops = (cfg.layer, cfg.keep) if cfg.variant == "drop" else None
-    return Declaration(places=(PROJECTED,), compresses=False, inside=True, drops=drops, keeps=drops)
+    return Declaration(
+        places=(PROJECTED,),
+        compresses=False,
+        inside=True,
+        behind=cfg.layer,
+        drops=drops,
+        keeps=drops,
+    )
 
 
 def tokens(cfg: FastVConfig, side: int) -> int:
@@ -86,8 +93,6 @@ def run(
     params: None, llm: llama.Llama, x_BSD: Array, placed: Placed, cfg: FastVConfig, how: How
 ) -> Array:
     """Hidden states [B, S, D]; in positions that were dropped nothing that means anything."""
-    if cfg.layer >= how.llm.layers:
-        raise ValueError(f"fastv drops in front of layer {cfg.layer} of {how.llm.layers}")
     layers = each(llm.layers, how.llm)
     x_BSD, scores_BS = _first_layers(layers, x_BSD, placed, cfg, how)
     kept_BS = kept(scores_BS, placed, cfg)

@@ -21,6 +21,7 @@ def check(
     prefusion_layers: int,
     fuse_compressed: bool,
     inside_layers: int,
+    layers: int,
     vocabulary: int,
 ) -> None:
     if place not in PLACES:
@@ -48,6 +49,11 @@ def check(
         raise ValueError(
             f'compressor "{kind}" goes on inside the LLM: set prefusion_layers and inside_layers'
             " to 0"
+        )
+    if not declared.behind < layers:
+        raise ValueError(
+            f'compressor "{kind}" acts in front of layer {declared.behind}, counted from 0, of an'
+            f" LLM of {layers}: give an earlier layer"
         )
     if vocabulary < declared.vocabulary:
         raise ValueError(

@@ -83,6 +83,7 @@ class Declaration:
     videos: bool = False  # defined on frames, too
     compresses: bool = True  # else every patch is a token
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
+    behind: int = 0  # layers of the language model, which has more, that run before it acts
     # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
     drops: tuple[int, int] | None = None
     # (K, n): of a method inside, once a prompt is read n of a picture's positions stay in the cache
