@@ -17,10 +17,12 @@ from typing import NamedTuple, NoReturn
 from llava_mini_jax.errors import InputError, short
 
 # What config.BACKBONES has: --help must not wait for JAX, which comes with that.
-BACKBONES_HELP = (
-    "vicuna-7b, vicuna-13b, llama-3.1-8b, llama-1.1b, smollm2-135m, smollm2-360m, smollm2-1.7b,"
-    " qwen2.5-0.5b, qwen2.5-3b, qwen2.5-7b or qwen3-4b"
+BACKBONES = (
+    *("vicuna-7b", "vicuna-13b", "llama-3.1-8b", "llama-1.1b"),
+    *("smollm2-135m", "smollm2-360m", "smollm2-1.7b"),
+    *("qwen2.5-0.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen3-4b"),
 )
+BACKBONES_HELP = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
 
 
 class Kind(NamedTuple):
@@ -63,6 +65,7 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
 
 
+JSON = "print one JSON document instead"
 COMPRESSOR = "a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)"
 VISION_TOKENS = 'of each picture, or "all", of a model with several numbers (default: its own)'
 

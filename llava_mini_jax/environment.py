@@ -1,8 +1,9 @@
-"""The environment variables that start-up reads: a wrong one is told in one sentence.
+"""What start-up reads and says: a wrong environment variable is told in one sentence.
 
     JAX_*, XLA_FLAGS --check--> JAX is imported and has its devices, or InputError
     compile_for_absent --> the ones that compilers for other machines' accelerators need
     XDG_CACHE_HOME --cache_folder--> where what can be made again is kept
+    transformers --> the library, imported without its greeting
 
 JAX reads its variables while it is imported and XLA its flags when the first device is asked for;
 there a wrong one ends in a traceback, or ends the process from inside XLA.
@@ -10,9 +11,11 @@ there a wrong one ends in a traceback, or ends the process from inside XLA.
 
 import functools
 import importlib
+import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 from llava_mini_jax.errors import InputError
 
@@ -43,6 +46,21 @@ def cache_folder(name: str) -> str:
     # The standard has relative paths ignored.
     home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
     return os.path.join(home, "llava-mini-jax", name)
+
+
+# That torch is missing, and is not missed; a line that is no fault of a tokenizer.
+_GREETINGS = ("PyTorch was not found", "None of PyTorch", "Could not extract SentencePiece")
+
+
+def transformers() -> Any:
+    """The library; it would greet everyone without PyTorch, of which nothing here has a use."""
+    for name in ("transformers", "transformers.tokenization_utils_tokenizers"):
+        logging.getLogger(name).addFilter(_is_news)
+    return importlib.import_module("transformers")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_GREETINGS)
 
 
 def check(*, devices: bool = True) -> None:

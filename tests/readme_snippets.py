@@ -5,6 +5,8 @@
                              '-- <!-- not run: reason --> on the line above: counted, not run
 
 Every block runs on its own, from the repository root, with this Python's programs first on PATH.
+The Python of a page that begins with <!-- run: one after another --> is one program
+(docs/tutorial.md), which takes minutes and is run only by its name.
     python tests/readme_snippets.py [FILE ...]
 """
 
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT_SECONDS = 600
+TOGETHER = "<!-- run: one after another -->\n"
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?"
     r"```(?P<language>bash|python)\n(?P<code>.*?)^```$",
@@ -33,8 +36,8 @@ class Snippet(NamedTuple):
 
 
 def find_snippets(text: str, name: str) -> list[Snippet]:
-    """All bash and python blocks of a Markdown text, in order."""
-    return [
+    """All bash and python blocks of a Markdown text, in order; or what is one program, as one."""
+    found = [
         Snippet(
             place=f"{name}:{text.count(chr(10), 0, match.start('language')) + 1}",
             language=match["language"],
@@ -43,6 +46,10 @@ def find_snippets(text: str, name: str) -> list[Snippet]:
         )
         for match in BLOCK.finditer(text)
     ]
+    if not text.startswith(TOGETHER):
+        return found
+    cells = [one for one in found if one.language == "python" and not one.reason]
+    return [Snippet(f"{name}: {len(cells)} blocks", "python", "".join(c.code for c in cells), None)]
 
 
 def run_snippet(snippet: Snippet) -> tuple[bool, str]:
@@ -68,7 +75,8 @@ def run_snippet(snippet: Snippet) -> tuple[bool, str]:
 
 def main(names: list[str]) -> int:
     files = [Path(name).resolve() for name in names]
-    files = files or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    files = files or [page for page in pages if not page.read_text().startswith(TOGETHER)]
     counts = {"run": 0, "not run": 0, "failed": 0}
     for file in files:
         for snippet in find_snippets(file.read_text(encoding="utf-8"), os.path.relpath(file, ROOT)):

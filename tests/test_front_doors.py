@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 import eval as eval_program
 import train
-from llava_mini_jax import cli
+from llava_mini_jax import arguments, cli
 from llava_mini_jax.evaluation.run import options
 from tests import tiny_model
 from tests.conftest import ROOT
@@ -60,22 +61,22 @@ KINDS = {
     "analyze counts": "--out --dtype --vision-tower --benchmark --data --limit --batch-size"
     f" {KEPT}",
     "analyze needle": "",
-    "data verify": "--images --workers --fps --max-frames --report",
+    "data verify": "--images --workers --fps --max-frames --report --json",
     "data build": "--images --workers --fps --max-frames --out --shards --skip-rejected",
-    "data speed": "--batches --threads",
+    "data speed": "--batches --threads --json",
     "data packing": "--images --stage --window",
-    "plan video": "--frames --dtype --chunk",
-    "plan training": "",
+    "plan video": "--frames --dtype --chunk --json",
+    "plan training": "--json",
     "profile compressors": "--abstract --text --json --latency --dtype --llm-layers --repeats",
     "profile flops": f"{SHAPE} --text --xla",
     "profile latency": f"{SHAPE} --frames --text --new-tokens --dtype --repeats"
     f" --llm-layers --vision-layers --follow-up {KEPT}",
     "profile memory": f"{SHAPE} --frames --text --new-tokens --dtype --peak {KEPT}",
-    "profile video": f"--video --frames --chunk --text --repeats {KEPT}",
+    "profile video": f"--video --frames --chunk --text --repeats --json {KEPT}",
     "profile requests": f"--dtype --requests --slots --new-tokens --repeats --abstract --llm-layers"
-    f" --vision-layers {KEPT}",
+    f" --vision-layers --json {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
-    " --attention --json --text --stage --accumulate --fused --remat --program --slots",
+    " --attention --json --report --text --stage --accumulate --fused --remat --program --slots",
 }
 
 
@@ -193,6 +194,14 @@ def test_all_kinds_and_options_are_known():
     assert {kind: found[kind] for kind in kinds} == {k: set(v.split()) for k, v in KINDS.items()}
 
 
+def test_json_is_one_word_everywhere():
+    """Programs need not know which command writes its document where: --json is stdout's."""
+    found = {parser.prog: flags(parser).get("--json") for _, parser in parsers()}
+    given = {prog: action for prog, action in found.items() if action is not None}
+    assert len(given) > 10
+    assert {(action.nargs, action.help) for action in given.values()} == {(0, arguments.JSON)}
+
+
 def converted() -> Iterator[str]:
     for words, parser in parsers():
         for flag, action in flags(parser).items():
@@ -206,6 +215,7 @@ def test_garbage_for_a_converter_is_one_sentence(refused, words, garbage):
     program, flag = words.rsplit(" ", 1)
     said = refused(*words.split(), garbage)
     given = f"{garbage[:40]!r}"[:-1]
+    said = re.sub(r"argument -\w/--", "argument --", said)  # of those with a short name too
     assert said.startswith(f"{words.split()[0]}: argument {flag}: {given}")
     assert " is no " in said and said.endswith(f"; see: {program} --help\n")
     assert " _" not in said and len(said) < 400
@@ -247,6 +257,11 @@ def test_profile_video(capsys):
     assert cli.main(["profile", "video", str(tiny_model.folder("release")), *words]) == 0
     out = capsys.readouterr().out
     assert "the model, both" in out and "times as fast as the release's loop" in out
+    assert cli.main(["profile", "video", str(tiny_model.folder("release")), *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["frames"] == 2 and all(
+        len(each) == 1 for each in found["seconds a frame"].values()
+    )
 
 
 def test_analyze_needle(capsys, tmp_path):

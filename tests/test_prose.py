@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.readme_snippets import find_snippets
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -68,6 +70,15 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A page\n[a](page.md#a-page) [b](#nowhere) [c](gone.md)\n`[d](code.md)`\n")
     assert broken(page) == ["#nowhere", "gone.md"]
+
+
+def test_the_tutorial_is_one_program() -> None:
+    """A name that a block makes is there in the next one; `make tutorial` runs it."""
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    (program,) = find_snippets(text, "docs/tutorial.md")
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    assert len(blocks) > 5 and program.code == "".join(blocks) and program.reason is None
+    compile(program.code, "docs/tutorial.md", "exec")
 
 
 def test_every_page_is_linked_from_another() -> None:

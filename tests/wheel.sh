@@ -49,5 +49,6 @@ here = pathlib.Path(llava_mini_jax.__file__).parent
 assert "site-packages" in str(here), here
 assert (here / "py.typed").is_file(), "the wheel has no py.typed"
 assert (here / "serving" / "page" / "index.html").is_file(), "the wheel has no web page"
+assert (here / "evaluation" / "run" / "failures.html").is_file(), "the wheel has no page of failures"
 print("llava-mini-jax", metadata.version("llava-mini-jax"), "answers from a wheel")
 END

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 # The site's parts, and the pages of each.
 PARTS = {
-    "Start": ("contributing", "from_pytorch", "not_here"),
+    "Start": ("tutorial", "contributing", "from_pytorch", "not_here"),
     "How to": ("data", "finetune", "training", "sharding", "serving", "evaluation", "video"),
     "Reference": ("reference/api", "reference/commands", "reference/config", "weights"),
     "Explanation": ("architecture", "release", "performance", "analysis", "results", "changelog"),
@@ -97,10 +97,9 @@ def api() -> str:
 def commands() -> str:
     from llava_mini_jax import cli
 
-    words = [[command] for command in cli.COMMANDS]
-    words += [[command, kind] for command in cli.COMMANDS for kind in cli.kinds_of(command)]
     pages = [
-        f"## llava-mini {' '.join(each)}\n\n{block(said(cli.main, each))}" for each in sorted(words)
+        f"## llava-mini {' '.join(words)}\n\n{block(said(cli.main, [*words]))}"
+        for words in sorted(cli.all_parsers())
     ]
     sys.path.insert(0, str(ROOT))
     import eval as evaluation

@@ -22,6 +22,7 @@ from llava_mini_jax.cli import (
     analyze,
     ask,
     benchmarks,
+    completion,
     convert,
     data,
     inspect,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Any] = {
     "analyze": analyze,
     "ask": ask,
     "benchmarks": benchmarks,
+    "completion": completion,
     "convert": convert,
     "data": data,
     "inspect": inspect,
@@ -95,7 +97,18 @@ def command_parser(command: str, kind: str = "") -> Parser:
         add_arguments(parser)
     if f"{command} {kind}".rstrip() in COMPILING:
         parser.add_argument("--compilation-cache", metavar="DIR", help=compilation.HELP)
+    if module is completion:  # it completes all of them, and must not import this file
+        parser.set_defaults(parsers=all_parsers)
     return parser
+
+
+def all_parsers() -> dict[tuple[str, ...], Parser]:
+    """Those of commands and of their kinds, by the words that lead to them."""
+    found = {}
+    for command in COMMANDS:
+        found[(command,)] = command_parser(command)
+        found |= {(command, kind): command_parser(command, kind) for kind in kinds_of(command)}
+    return found
 
 
 def kinds_of(command: str) -> Mapping[str, Kind]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.arguments import Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import loading, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.analysis.attention import AttentionByLayer
@@ -103,10 +103,12 @@ def _open(args: argparse.Namespace) -> "Model":
         from llava_mini_jax.analysis import figures
 
         figures.pyplot()  # before anything takes long
-    with waiting(f"loading {args.model}"):
-        import llava_mini_jax
+    import llava_mini_jax
 
-        model = llava_mini_jax.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower)
+    with loading(args.model) as watch:
+        model = llava_mini_jax.load(
+            args.model, dtype=args.dtype, vision_tower=args.vision_tower, watch=watch
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -297,9 +299,9 @@ def _some(first: int, end: int, most: int) -> list[int]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> Path:
-    from llava_mini_jax.evaluation.run import report
+    from llava_mini_jax.terminal import as_json
 
-    path.write_text(report.as_json(result, indent=1) + "\n")
+    path.write_text(as_json(result, indent=1) + "\n")
     return path
 
 

@@ -1,28 +1,28 @@
 """`llava-mini ask`: one question, or a conversation, about images, videos, or text alone.
 
-pictures, seen once --> Session --question--> pieces of the answer to stdout, as they arrive
-                           ^                                |
-                           '----- -i: the next question ----'
+files, urls, stdin --ask_given.py--> pictures, seen once --> Session --question--> ask_answers.py
+                                                                ^                         |
+                       the answer to stdout, or -n of them      '--- -i: the next one ----'
 """
 
 import argparse
-import io
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax import compilation, signals
-from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, refuse, vision_tokens
+from llava_mini_jax.arguments import COMPRESSOR, JSON, VISION_TOKENS, refuse, vision_tokens
+from llava_mini_jax.cli import ask_answers
+from llava_mini_jax.cli.ask_given import STDIN, Given
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import note, waiting
+from llava_mini_jax.terminal import loading, print_json, waiting, watching
 
 if TYPE_CHECKING:
+    from llava_mini_jax.cost.video_plan import Plan
     from llava_mini_jax.data.media.video import FrameSampling
     from llava_mini_jax.inference.model import Model, Settings
     from llava_mini_jax.inference.opening import Opened
     from llava_mini_jax.inference.session import Session
+    from llava_mini_jax.inference.shelf import Budget
     from llava_mini_jax.inference.warm_up import WarmUp
 
 SUMMARY = "answer a question about images, videos, or text alone"
@@ -30,6 +30,7 @@ USAGE = "llava-mini ask MODEL [--image FILE]... [--video FILE]... [options] [QUE
 EXAMPLE = """examples:
   llava-mini ask MODEL --image cat.jpg "What is this?"
   llava-mini ask MODEL --image a.png --image b.png "What differs between <image> and <image>?"
+  llava-mini ask MODEL --image https://example.org/cat.jpg --json "What is this?"
   llava-mini ask MODEL --video clip.mp4 -i"""
 
 SAMPLING = ("top_p", "top_k", "seed")
@@ -45,13 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="QUESTION",
         help='"<image>" in it says where a picture goes (default: in front)',
     )
-    add("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture, its url, or - for stdin; repeatable",
+    )
     add(
         "--video",
         action="append",
         default=[],
         metavar="FILE",
-        help="a video, or a folder of its frames; repeatable, after the images",
+        help="a video, its url, or a folder of its frames; repeatable, after the images",
     )
     add("--fps", type=float, metavar="F", help="frames a second of videos; default: 1")
     add("--max-frames", type=int, metavar="N", help="of a video; more are thinned out evenly")
@@ -62,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, metavar="P", help="default: 1, all tokens")
     add("--top-k", type=int, metavar="K", help="default: 0, all tokens")
     add("--seed", type=int, metavar="S", help="default: 0")
+    add("-n", "--samples", type=int, default=1, metavar="N", help="so many answers, numbered")
+    add("--json", action="store_true", help=JSON)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
@@ -81,17 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.question is None and not args.interactive and not args.dry_run:
-        raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
-    if not args.video:
-        refuse(args, ["fps", "max_frames"], "without --video")
-    if not args.temperature:
-        refuse(args, SAMPLING, "at --temperature 0, the default")
+    _check(args)
+    given = Given(args.image, args.video)
     # Behind the checks: JAX takes a while to import, and wrong options are told at once.
     with waiting("starting"):
         from llava_mini_jax.data.media.video import FrameSampling
         from llava_mini_jax.inference.answer import Settings
-        from llava_mini_jax.inference.model import read
         from llava_mini_jax.inference.request import refuse_videos
 
     sampling = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
@@ -104,35 +108,63 @@ def run(args: argparse.Namespace) -> int:
     args.fps = FPS if args.fps is None else args.fps
     # Pillow warns of pictures that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
+    with waiting("opening pictures and videos"):
+        args.image, args.video = given.pictures(), given.films()
     _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))
     opened = _opened(args)
     if args.video:
         refuse_videos(opened.bundle)
     if args.dry_run:
-        print(*_plan(opened, args, settings), sep="\n")
+        plan = _plan(opened, args, settings)
+        print_json(plan.as_json()) if args.json else print(*plan.lines(), sep="\n")
         return 0
-    with waiting(f"loading {args.model}"):
+    chat = _begun(opened, args, settings)
+    if args.json:
+        print_json(ask_answers.document(chat, args.question, args.samples, args.model))
+    elif args.samples > 1:
+        ask_answers.numbered(chat, args.question, args.samples)
+    else:
+        return ask_answers.talk(chat, args.question, args.interactive)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Options that mean nothing, alone or together."""
+    if args.question is None and not args.interactive and not args.dry_run:
+        raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
+    if not args.video:
+        refuse(args, ["fps", "max_frames"], "without --video")
+    if not args.temperature:
+        refuse(args, SAMPLING, "at --temperature 0, the default")
+    if args.samples < 1:
+        raise InputError(f"-n is {args.samples}; give 1 or more answers")
+    if args.samples > 1 and not args.temperature:
+        raise InputError(
+            f"-n is {args.samples} at --temperature 0, where all answers are the same; give"
+            " --temperature above 0, or leave -n out"
+        )
+    if not args.interactive:
+        return
+    if args.samples > 1:
+        given = f"-n is {args.samples}"
+        raise InputError(f"{given} with -i, which goes on from one answer; leave one of them out")
+    if args.json and not args.dry_run:
+        raise InputError("--json is one document about one question; leave out -i")
+    if STDIN in args.image:
+        raise InputError("--image - and -i both read standard input; give the picture's path")
+
+
+def _begun(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "Session":
+    """The session in front of its first question: the weights read, the programs compiled."""
+    from llava_mini_jax.inference.model import read
+
+    with loading(args.model) as watch:
         programs = _warm_up(opened, args, settings)
-        model = read(opened)
-    with waiting("compiling"):
-        programs.wait()
+        model = read(opened, watch)
+    with watching("compiling", stays=False) as watch:
+        programs.wait(watch)
     with waiting("reading pictures"):
-        chat = _conversation(model, args, settings)
-    status = 0
-    for question in _questions(args):
-        try:
-            _answer(chat, question)
-        except InputError as error:
-            if not args.interactive:
-                raise
-            print(f"llava-mini: {error}", file=sys.stderr)
-            status = 2
-        except KeyboardInterrupt:  # ends this answer; a second one, at the prompt, ends it all
-            if not args.interactive:
-                raise
-            signals.dealt_with()
-            print(flush=True)
-    return status
+        return _conversation(model, args, settings)
 
 
 def _opened(args: argparse.Namespace) -> "Opened":
@@ -163,13 +195,12 @@ def _asked(opened: "Opened", args: argparse.Namespace) -> tuple[int, list[int]]:
     return len(prompt.ids), counts
 
 
-def _plan(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "Iterable[str]":
+def _plan(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "Plan":
     """What the question would take; no weights are read and no frame is decoded."""
     from llava_mini_jax import sharding
     from llava_mini_jax.cost.video_plan import plan
     from llava_mini_jax.inference.opening import computing_dtype
     from llava_mini_jax.inference.session import CHUNK
-    from llava_mini_jax.inference.shelf import Budget
 
     ids, counts = _asked(opened, args)
     return plan(
@@ -179,9 +210,9 @@ def _plan(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "
         dtype=args.dtype or computing_dtype(None),
         chunk=CHUNK,
         answer=settings.max_new_tokens,
-        budget=Budget() if args.interactive else Budget(host=0),
+        budget=_budget(args),
         in_parts=sharding.on_one_cpu(),
-    ).lines()
+    )
 
 
 def _warm_up(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "WarmUp":
@@ -198,7 +229,7 @@ def _warm_up(opened: "Opened", args: argparse.Namespace, settings: "Settings") -
             media=counts,
             answer=settings.max_new_tokens,
             chunk=CHUNK,
-            more=args.interactive,
+            more=_goes_on(args),
         )
 
     return warm_up.WarmUp(programs)
@@ -207,11 +238,9 @@ def _warm_up(opened: "Opened", args: argparse.Namespace, settings: "Settings") -
 def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings") -> "Session":
     from llava_mini_jax.inference import request
     from llava_mini_jax.inference.session import Session
-    from llava_mini_jax.inference.shelf import Budget
 
     sampling = request.sampling_for(model.bundle, fps=args.fps, max_frames=args.max_frames)
-    # One question alone has no use for what it leaves of the frames.
-    session = Session(model, settings, budget=Budget() if args.interactive else Budget(host=0))
+    session = Session(model, settings, budget=_budget(args))
     for image in args.image:
         session.show_image(image)
     for video in args.video:
@@ -219,7 +248,19 @@ def _conversation(model: "Model", args: argparse.Namespace, settings: "Settings"
     return session
 
 
-def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling") -> None:
+def _goes_on(args: argparse.Namespace) -> bool:
+    """Whether there is more than one answer."""
+    return args.interactive or args.samples > 1
+
+
+def _budget(args: argparse.Namespace) -> "Budget":
+    """One answer alone has no use for what it leaves of the frames."""
+    from llava_mini_jax.inference.shelf import Budget
+
+    return Budget() if _goes_on(args) else Budget(host=0)
+
+
+def _check_files(images: list[Any], videos: list[str], sampling: "FrameSampling") -> None:
     """Bad files are found before the weights are loaded, which may take a minute."""
     from llava_mini_jax.data.media.image_file import load_image
     from llava_mini_jax.data.media.video import read_video
@@ -228,42 +269,3 @@ def _check_files(images: list[str], videos: list[str], sampling: "FrameSampling"
         load_image(image)
     for video in videos:
         next(iter(read_video(video, sampling)))
-
-
-def _questions(args: argparse.Namespace) -> Iterator[str]:
-    if args.question is not None:
-        yield args.question
-    if not args.interactive:
-        return
-    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
-    if by_hand:
-        import readline
-
-        del readline  # importing it is what gives `input` its editing
-    if isinstance(sys.stdin, io.TextIOWrapper):  # as arguments are read; request.py tells of them
-        sys.stdin.reconfigure(errors="surrogateescape")
-    while True:
-        try:
-            line = input("> ") if by_hand else sys.stdin.readline()
-        except EOFError:
-            return
-        if not line.strip():
-            return
-        yield line.strip()
-
-
-def _answer(chat: "Session", question: str) -> None:
-    began, first = time.perf_counter(), 0.0
-    for piece in chat.ask(question):
-        first = first or time.perf_counter() - began
-        print(piece, end="", flush=True)
-    print(flush=True)
-    seconds = time.perf_counter() - began
-    answer = chat.answer
-    assert answer is not None
-    if answer.finish == "context":
-        print(f"llava-mini: {chat.model.full_context('this question')}", file=sys.stderr)
-    reason = ", cut there (--max-new-tokens)" if answer.finish == "length" else ""
-    note(f"[{answer.tokens} tokens in {seconds:.1f} s, the first after {first:.1f} s{reason}]")
-    if news := compilation.news():
-        note(f"[{news}]")

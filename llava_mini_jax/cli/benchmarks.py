@@ -6,15 +6,16 @@ names, metrics and the paper's figures need no data; with --data each file is lo
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import refuse
+from llava_mini_jax.arguments import JSON, refuse
+from llava_mini_jax.terminal import print_json
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.benchmark import Benchmark
 
 SUMMARY = "list the benchmarks of eval.py and the files that they need"
-USAGE = "llava-mini benchmarks [NAME ...] [--data DIR]"
+USAGE = "llava-mini benchmarks [NAME ...] [--data DIR] [--json]"
 EXAMPLE = """examples:
   llava-mini benchmarks
   llava-mini benchmarks pope gqa --data playground/data/eval"""
@@ -23,26 +24,44 @@ EXAMPLE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their files")
     parser.add_argument("--data", type=Path, metavar="DIR", help="look for the files there")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def run(args: argparse.Namespace) -> int:
     from llava_mini_jax.evaluation.benchmark import all_names, find
 
     chosen = [find(name) for name in args.names or all_names()]
+    if args.names and not any(benchmark.files for benchmark in chosen):
+        refuse(args, ["data"], f"with {', '.join(args.names)}, which have no files")
+    if args.json:
+        print_json([_described(benchmark, args.data) for benchmark in chosen])
+        return 0
     if not args.names and args.data is None:
         _print_table(chosen)
         return 0
-    if not any(benchmark.files for benchmark in chosen):
-        refuse(args, ["data"], f"with {', '.join(args.names)}, which have no files")
     for benchmark in chosen:
         print(f"{benchmark.name}: {benchmark.title}, {benchmark.metric}")
         for file, source in benchmark.files.items():
-            there = ""
-            if args.data is not None:
-                folder = args.data / benchmark.folder
-                there = "there    " if any(folder.glob(file)) else "missing  "
+            there = {None: "", True: "there    ", False: "missing  "}[
+                _is_there(benchmark, file, args.data)
+            ]
             print(f"  {there}{benchmark.folder}/{file}: {source}")
     return 0
+
+
+def _is_there(benchmark: "Benchmark", file: str, data: Path | None) -> bool | None:
+    """None where nobody has said where to look."""
+    return None if data is None else any((data / benchmark.folder).glob(file))
+
+
+def _described(benchmark: "Benchmark", data: Path | None) -> dict[str, Any]:
+    files = {
+        f"{benchmark.folder}/{file}": {"from": source, "there": _is_there(benchmark, file, data)}
+        for file, source in benchmark.files.items()
+    }
+    names = ("name", "title", "metric", "max_new_tokens")
+    about = {name: getattr(benchmark, name) for name in names}
+    return about | {"paper": dict(benchmark.paper), "files": files}
 
 
 def _print_table(benchmarks: "Sequence[Benchmark]") -> None:

@@ -8,17 +8,16 @@ data file | YAML list | training config --> SourcesConfig --audit--> manifest --
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import Kind, refuse
+from llava_mini_jax.arguments import JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import counting
+from llava_mini_jax.terminal import print_json, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
@@ -63,6 +62,7 @@ def _of_source(parser: argparse.ArgumentParser) -> None:
 def _of_verify(parser: argparse.ArgumentParser) -> None:
     _of_source(parser)
     parser.add_argument("--report", metavar="OUT.json", help="write the manifest there")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def _of_build(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +90,7 @@ def _of_speed(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of threads to compare (default: 1, and one for each core)",
     )
+    add("--json", action="store_true", help=JSON)
 
 
 def _of_packing(parser: argparse.ArgumentParser) -> None:
@@ -113,12 +114,14 @@ def _verify(args: argparse.Namespace) -> int:
     report = None if args.report is None else audit.check_writable(args.report, configs)
     manifests = []
     for config in configs:
-        with _progress() as progress:
+        with watching("samples") as progress:
             manifests.append(audit.audit(config, workers=_workers(args), progress=progress))
     manifest = manifests[0] if len(manifests) == 1 else {"stages": manifests}
     if report is not None:
         audit.write_manifest(manifest, report)
-    for one in manifests:
+    if args.json:
+        print_json(manifest)
+    for one in () if args.json else manifests:
         for dataset in one["datasets"]:
             kinds = ", ".join(f"{count} {name}" for name, count in dataset["modalities"].items())
             print(f"{dataset['name']}: {kinds}, {dataset['rejected']} rejected")
@@ -138,7 +141,7 @@ def _build(args: argparse.Namespace) -> int:
             " or list by itself"
         )
     as_list = Path(args.source).suffix.lower() in (".yaml", ".yml", ".py")
-    with _progress() as progress:
+    with watching("samples") as progress:
         built = build(
             configs[0],
             args.out,
@@ -171,9 +174,9 @@ def _speed(args: argparse.Namespace) -> int:
 
     if Path(args.source).suffix != ".py":
         raise InputError(f"data speed measures a training config (.py), not {args.source}")
-    print(
-        f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}"
-    )
+    show = (lambda *_: None) if args.json else print
+    show(f"{'stage':<12} {'threads':>7} {'samples/s':>9} {'s a batch':>9} {'core ms a sample':>16}")
+    rows = []
     for stage in stages_of(load_config(args.source)):
         source = feed.open_data(stage.data)
         tokenizer = make_tokenizer(stage)
@@ -182,10 +185,13 @@ def _speed(args: argparse.Namespace) -> int:
         )
         for threads in args.threads or sorted({1, os.cpu_count() or 1}):
             speed = measure(stream, threads, args.batches)
-            print(
+            rows.append({"stage": stage.name} | speed._asdict())
+            show(
                 f"{stage.name:<12} {threads:7} {speed.samples:9.1f} {1 / speed.batches:9.4g}"
                 f" {1000 * speed.cpu:16.3g}"
             )
+    if args.json:
+        print_json(rows)
     return 0
 
 
@@ -276,12 +282,6 @@ def _of_training(path: str, heldout: bool) -> "list[SourcesConfig]":
     if not found:
         raise InputError(f"no stage of {path} has data files; there is nothing to verify")
     return found
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    with counting("samples") as bar:
-        yield lambda done, total: bar(completed=done, total=total)
 
 
 def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:

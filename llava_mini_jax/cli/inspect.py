@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.arguments import BACKBONES_HELP, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import columns, human_bytes, waiting
+from llava_mini_jax.terminal import columns, human_bytes, print_json, waiting
 
 SUMMARY = "list a model's parameters, sizes, sharding and configuration without loading it"
 USAGE = """llava-mini inspect MODEL [options]
@@ -25,6 +25,7 @@ EXAMPLE = """examples:
   llava-mini inspect MODEL
   llava-mini inspect --abstract vicuna-7b --mesh data=1,fsdp=4,tensor=2"""
 
+STAGES = ("stage 1", "stage 2")
 ABSTRACT_OPTIONS = ("dialect", "grid", "prefusion_layers")
 
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--mesh", metavar="AXES", help="show shardings for such a mesh: data=1,fsdp=4,tensor=2")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--json", action="store_true", help=JSON)
     shapes = parser.add_argument_group("shapes without a folder")
     add = shapes.add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
@@ -72,10 +74,16 @@ def run(args: argparse.Namespace) -> int:
     from llava_mini_jax.config import dialect_of
     from llava_mini_jax.ops.attention import describe
 
-    print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
-    print(f"dialect: {dialect_of(model)}")
     width, windowed = model.llm.head_width, model.llm.window is not None
-    print(f"attention here: {describe(model.attention, model.dtype, width, windowed=windowed)}")
+    about = {
+        "dialect": dialect_of(model),
+        "attention here": describe(model.attention, model.dtype, width, windowed=windowed),
+    }
+    if args.json:
+        print_json(_document(rows, mesh) | about | {"config": dict(_fields(shown))})
+        return 0
+    print(*_parameter_table(rows), "", *_component_table(rows, mesh), "", sep="\n")
+    print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
     if args.model is not None:
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder
@@ -84,6 +92,30 @@ def run(args: argparse.Namespace) -> int:
     for name, value in _fields(shown):
         print(f"{name}: {value}")
     return 0
+
+
+def _document(rows: list[Parameter], mesh: Any) -> dict[str, Any]:
+    """What the tables show, for programs; bytes of a device and shardings where there is a mesh."""
+    return {
+        "parameters": {
+            row.path: {
+                "shape": row.shape,
+                "dtype": row.dtype,
+                "sharding": row.sharding if mesh else None,
+                "trained": dict(zip(STAGES, row.stages, strict=True)),
+            }
+            for row in rows
+        },
+        "components": {
+            name: {
+                "parameters": sum(row.count for row in members),
+                "bytes": sum(row.nbytes for row in members),
+                "device_bytes": sum(row.nbytes // row.ways for row in members) if mesh else None,
+                "trained": dict(zip(STAGES, _trained(members), strict=True)),
+            }
+            for name, members in _components(rows).items()
+        },
+    }
 
 
 def _abstract(args: argparse.Namespace) -> tuple[Any, Any, dict[str, str]]:
@@ -147,7 +179,7 @@ def _first_layer(path: str) -> str:
 
 def _parameter_table(rows: list[Parameter]) -> list[str]:
     sharded = any(row.sharding for row in rows)
-    head = ["parameter", "shape", "dtype", *["sharding"] * sharded, "stage 1", "stage 2"]
+    head = ["parameter", "shape", "dtype", *["sharding"] * sharded, *STAGES]
     lines = [head]
     for row in rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
@@ -156,17 +188,25 @@ def _parameter_table(rows: list[Parameter]) -> list[str]:
     return columns(lines, left=len(head))
 
 
-def _component_table(rows: list[Parameter], mesh: Any) -> list[str]:
+def _components(rows: list[Parameter]) -> dict[str, list[Parameter]]:
+    """The parameters of each component, and of all as "total"."""
     groups: dict[str, list[Parameter]] = {}
     for row in rows:
         groups.setdefault(row.path.split("/")[0], []).append(row)
-    groups["total"] = rows
+    return groups | {"total": rows}
+
+
+def _trained(members: list[Parameter]) -> list[int]:
+    """How many of them stage 1 trains, and stage 2."""
+    return [sum(row.count for row in members if row.stages[s]) for s in (0, 1)]
+
+
+def _component_table(rows: list[Parameter], mesh: Any) -> list[str]:
     head = ["component", "parameters", "bytes", ""]
     lines = [[*head, *["a device"] * bool(mesh), "trained in stage 1", "trained in stage 2"]]
-    for name, members in groups.items():
+    for name, members in _components(rows).items():
         nbytes = sum(row.nbytes for row in members)
         device = sum(row.nbytes // row.ways for row in members)
-        trained = [sum(row.count for row in members if row.stages[s]) for s in (0, 1)]
         lines.append(
             [
                 name,
@@ -174,7 +214,7 @@ def _component_table(rows: list[Parameter], mesh: Any) -> list[str]:
                 f"{nbytes:,}",
                 human_bytes(nbytes),
                 *[human_bytes(device)] * bool(mesh),
-                *(f"{count:,}" for count in trained),
+                *(f"{count:,}" for count in _trained(members)),
             ]
         )
     return columns(lines)

@@ -8,8 +8,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.terminal import print_json
 
 SUMMARY = "tell the memory of a long video, or of a training config on known hardware"
 USAGE = """llava-mini plan video NAME [options]
@@ -28,10 +29,12 @@ def _of_video(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
     add("--dtype", default="bfloat16", metavar="TYPE", help="of weights (default: bfloat16)")
     add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")
+    add("--json", action="store_true", help=JSON)
 
 
 def _of_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file of train.py")
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def _video(args: argparse.Namespace) -> int:
@@ -41,12 +44,12 @@ def _video(args: argparse.Namespace) -> int:
         if number < least:
             raise InputError(f"{name} is {number}; give {least} or more")
     planned = published(args.name, args.frames, dtype=args.dtype, chunk=args.chunk)
-    print(*planned.lines(), sep="\n")
+    print_json(planned.as_json()) if args.json else print(*planned.lines(), sep="\n")
     return 0
 
 
 def _training(args: argparse.Namespace) -> int:
-    from llava_mini_jax.training.dry_run import hardware_table
+    from llava_mini_jax.training.dry_run import hardware, hardware_table
     from llava_mini_jax.training.stages import load_config, stages_of
 
     stages = [
@@ -54,7 +57,8 @@ def _training(args: argparse.Namespace) -> int:
         for path in args.configs
         for stage in stages_of(load_config(path))
     ]
-    print(*hardware_table(stages), sep="\n")
+    rows = list(hardware(stages))
+    print_json(rows) if args.json else print(*hardware_table(rows), sep="\n")
     return 0
 
 

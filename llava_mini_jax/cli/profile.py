@@ -11,11 +11,10 @@ MODEL folder, or --abstract NAME and sizes --> flops: by formula, XLA, and the p
 
 import argparse
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.cli import (
     profile_compile,
     profile_compressors,
@@ -23,7 +22,7 @@ from llava_mini_jax.cli import (
     profile_video,
 )
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import print_json, waiting
 
 SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the paper's figures"
 USAGE = f"""llava-mini profile flops [MODEL | --abstract NAME] [options]
@@ -56,7 +55,7 @@ def _of_shape(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
-    add("--json", action="store_true", help="print JSON, not tables")
+    add("--json", action="store_true", help=JSON)
     add("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
     add = parser.add_argument_group("shapes without a folder").add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
@@ -115,10 +114,10 @@ def _run(kind: str, args: argparse.Namespace) -> int:
                 raise InputError(f"--{option.replace('_', '-')} is {number}; give {least} or more")
     with waiting("starting"):
         from llava_mini_jax.cli.profile_costs import MEASURES
-
-        result = MEASURES[kind](args)
+    # It has bars of its own.
+    result = MEASURES[kind](args)
     if args.json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     return 0
 
 

@@ -6,14 +6,13 @@ NAME, model folder --> programs of answers +--compile for a slice of chips--> me
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from llava_mini_jax import environment
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import as_json, print_json, waiting
 
 USAGE = """llava-mini profile compile CONFIG --chip CHIP --slice N [options]
 llava-mini profile compile MODEL --chip CHIP [--program NAME...] [options]"""
@@ -43,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 too")
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--option", action="append", metavar="K=V", help="a compiler option of XLA")
-    add("--json", metavar="FILE", help="write what is printed as JSON too")
+    add("--json", action="store_true", help=JSON)
+    add("--report", metavar="FILE", help="write that document there too")
     add("--text", metavar="FOLDER", help="keep the compiled programs' text there")
     add = parser.add_argument_group("of a training step").add_argument
     add("--stage", metavar="NAME", help="of a config with several")
@@ -84,10 +84,13 @@ def run(args: argparse.Namespace) -> int:
     for job in jobs:
         with waiting(f"compiling {job.name}"):
             result = programs.compiled(job, machine, options, args.text)
-        print(*profile_compiled.lines(result), "", sep="\n")
+        if not args.json:
+            print(*profile_compiled.lines(result), "", sep="\n")
         found.append(profile_compiled.as_json(result))
-        if args.json:  # after each: the next one may take minutes
-            Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+        if args.report:  # after each: the next one may take minutes
+            Path(args.report).write_text(as_json(found, indent=2) + "\n")
+    if args.json:
+        print_json(found)
     return 0
 
 

@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import columns, human_bytes, waiting
+from llava_mini_jax.terminal import columns, human_bytes, print_json, waiting, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.cost.methods import Cost
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("methods", nargs="*", metavar="METHOD", help="some of them (default: all)")
     add("--abstract", metavar="NAME", default="vicuna-7b", help=BACKBONES_HELP)
     add("--text", type=int, default=TEXT, metavar="T", help=f"of a question (default: {TEXT})")
-    add("--json", action="store_true", help="print JSON, not a table")
+    add("--json", action="store_true", help=JSON)
     add = parser.add_argument_group("times, with random weights").add_argument
     add("--latency", action="store_true", help="a session's first tokens")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16")
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         found = {name: dataclasses.asdict(each) for name, each in costs.items()}
         for name, (first, turn) in times.items():
             found[name]["first_ms"], found[name]["turn_ms"] = first.median, turn.median
-        print(json.dumps({"text": args.text, "methods": found}, indent=2))
+        print_json({"text": args.text, "methods": found})
     else:
         print(*lines(costs, times, args.text), sep="\n")
     return 0
@@ -91,13 +90,13 @@ def _times(models: "dict[str, LlavaMiniConfig]", args: argparse.Namespace) -> di
     if not taken:
         return {}
     request = timing.Request(text=args.text, images=1, parts=1, new_tokens=1)
-    with waiting("measuring"):
+    with watching("measuring", stays=False) as watch:
         candidates = timing.random_candidates(taken, dtype)
         runs = {
             name: follow_up.runner(timing.askable(model), request)
             for name, model in candidates.items()
         }
-        found = timing.in_turns(runs, args.repeats or 5)
+        found = timing.in_turns(runs, args.repeats or 5, watch)
     return {name: [timing.spread(each) for each in found[name]] for name in found}
 
 

@@ -23,7 +23,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.model import load
 from llava_mini_jax.inference.opening import computing_dtype
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import loading, waiting, watching
 from llava_mini_jax.weights import folders, hub
 
 BASELINE = "LLaVA-1.5"
@@ -82,8 +82,8 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
             runs[name + FOLLOW_UP] = follow_up.runner(timing.askable(model), request)
     (read, nbytes), (multiply, products) = machine.reader(), machine.multiplier("float32")
     runs |= {"read": timing.timed(read), "products": timing.timed(multiply)}
-    with waiting("measuring"):
-        found = timing.in_turns(runs, args.repeats)
+    with watching("measuring", stays=False) as watch:
+        found = timing.in_turns(runs, args.repeats, watch)
     spreads = {name: [timing.spread(each) for each in found[name]] for name in found}
     result = {
         "device": jax.local_devices()[0].device_kind,
@@ -125,7 +125,8 @@ def candidates(
     if args.model:
         if len(dtypes) > 1:
             raise InputError(f"--dtype has {len(dtypes)} names; give one for a MODEL")
-        model = load(args.model, dtype=dtypes[0], vision_tower=args.vision_tower)
+        with loading(args.model) as watch:
+            model = load(args.model, dtype=dtypes[0], vision_tower=args.vision_tower, watch=watch)
         cfg = model.bundle.model
         found = {BASELINE: Candidate(shared_params(model.params), llava_1_5(cfg))}
         side = _one(args, "resolution", cfg.vision.image_size * model.bundle.images.grid)

@@ -1,11 +1,12 @@
 """`llava-mini profile requests`: requests a second of the engine, beside batches."""
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
-from llava_mini_jax.arguments import BACKBONES_HELP, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import loading, print_json, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.inference.model import Model
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slots", type=int, default=8, metavar="N", help="answered at a time (default: 8)")
     add("--new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
     add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+    add("--json", action="store_true", help=JSON)
     add = parser.add_argument_group("random weights, without a folder").add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
@@ -43,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
         refuse(args, ["llm_layers", "vision_layers"], "with MODEL")
     from llava_mini_jax.cost import throughput
 
-    with waiting(f"loading {args.model or args.abstract}"):
-        model = _model(args)
+    model = _model(args)
     with waiting("measuring"):
         examples, settings = throughput.mixed(model, args.requests, args.new_tokens)
         speed = throughput.measure(model, examples, settings, args.slots, args.repeats)
-    print(*throughput.lines(speed, args.slots), sep="\n")
+    if args.json:
+        print_json(dataclasses.asdict(speed) | {"slots": args.slots})  # seconds of each repeat
+    else:
+        print(*throughput.lines(speed, args.slots), sep="\n")
     return 0
 
 
@@ -58,12 +62,14 @@ def _model(args: argparse.Namespace) -> "Model":
     from llava_mini_jax.inference.model import load
 
     if args.model:
-        return load(args.model, dtype=args.dtype)
+        with loading(args.model) as watch:
+            return load(args.model, dtype=args.dtype, watch=watch)
     shape = argparse.Namespace(
         **{**vars(args), "tokens": None, "layers": None, "resolution": None, "vision_tower": None}
     )
     layers = {"llm_layers": args.llm_layers, "vision_layers": args.vision_layers}
-    found, _ = candidates(shape, [args.dtype], **layers)
+    with waiting(f"making {args.abstract}"):
+        found, _ = candidates(shape, [args.dtype], **layers)
     # Beside LLaVA-1.5, which is the first.
     return askable(list(found.values())[-1])
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from llava_mini_jax.arguments import Kind
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.arguments import JSON, Kind
+from llava_mini_jax.terminal import loading, print_json, waiting
 
 USAGE = "llava-mini profile video [MODEL] [--video FILE] [options]"
 EXAMPLE = "llava-mini profile video MODEL --video clip.mp4 --chunk 16"
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")
     add("--text", type=int, default=64, metavar="T", help="tokens of text (default: 64)")
     add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+    add("--json", action="store_true", help=JSON)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from llava_mini_jax.inference.model import load
 
     if args.model:
-        with waiting(f"loading {args.model}"):
-            model = load(args.model)
+        with loading(args.model) as watch:
+            model = load(args.model, watch=watch)
         params, bundle = model.params, model.bundle
     else:
         params, bundle = video_speed.small(args.text)
@@ -41,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
         speed = video_speed.measure(
             params, bundle.model, pixels, text=args.text, chunk=args.chunk, repeats=args.repeats
         )
-    print(*video_speed.lines(reading, speed), sep="\n")
+    if args.json:
+        print_json({"seconds a frame": reading | speed.seconds, "frames": len(pixels)})
+    else:
+        print(*video_speed.lines(reading, speed), sep="\n")
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, vision_tokens
 from llava_mini_jax.errors import InputError, short
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import loading, waiting
 
 if TYPE_CHECKING:
     from llava_mini_jax.serving.limits import Limits
@@ -272,8 +272,8 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
     folder, hosts = args.allowed_media_folder, args.allowed_hosts
     reader = MediaReader(opened.bundle, limits, hosts=hosts, folder=folder)
     with _meshed(_devices(args.mesh)):
-        with waiting(f"loading {args.model}"):
-            model = read(opened)
+        with loading(args.model) as watch:
+            model = read(opened, watch)
             options = _options(model, limits, args)
             lanes = default_lanes(model, args.slots, _lengths(args.lengths))
         budget = Budget(host=int(args.media_memory * 1e9))

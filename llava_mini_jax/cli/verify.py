@@ -1,14 +1,20 @@
 """`llava-mini verify`: recorded outputs of the release against this code, array by array."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from llava_mini_jax.arguments import JSON
 from llava_mini_jax.errors import InputError
-from llava_mini_jax.terminal import waiting
+from llava_mini_jax.terminal import print_json, waiting
+
+if TYPE_CHECKING:
+    from llava_mini_jax.reproduce.check import Check
 
 SUMMARY = "compare this code with recorded outputs, array by array"
-USAGE = "llava-mini verify CASE [CASE...]"
+USAGE = "llava-mini verify CASE [CASE...] [--json]"
 EXAMPLE = """example:
   llava-mini verify golden/image_c1 golden/video_f5
 
@@ -22,34 +28,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CASE",
         help="folder with model/, inputs.npz, outputs.npz and case.json",
     )
+    parser.add_argument("--json", action="store_true", help=JSON)
 
 
 def run(args: argparse.Namespace) -> int:
-    status = arrays = 0
-    failed: list[str] = []
+    status, found = 0, []
     for case in args.cases:
-        print(f"== {case}", flush=True)
+        if not args.json:
+            print(f"== {case}", flush=True)
         try:
-            lines, bad = _verify(Path(case))
+            found.append(_verified(case))
         except InputError as error:
             print(f"llava-mini: {error}", file=sys.stderr)
             status = 2
             continue
-        except Exception as error:  # a fault of ours; the other cases still tell something
-            lines, bad = [f"FAILED with {type(error).__name__}: {error}"], ["the whole case"]
-        print(*lines, sep="\n", flush=True)
-        arrays += len(lines)
-        failed += [f"{case}: {name}" for name in bad]
-    print(f"{len(args.cases)} cases, {arrays} arrays, {len(failed)} failed", flush=True)
-    for name in failed:
-        print(f"  {name}")
+        if not args.json:
+            print(*_lines(found[-1]), sep="\n", flush=True)
+    if args.json:
+        print_json([{**each, "arrays": [_described(c) for c in each["arrays"]]} for each in found])
+    failed = [f"{each['case']}: {name}" for each in found for name in _failed(each)]
+    if not args.json:
+        arrays = sum(len(_lines(each)) for each in found)
+        print(f"{len(args.cases)} cases, {arrays} arrays, {len(failed)} failed", flush=True)
+        print(*(f"  {name}\n" for name in failed), sep="", end="")
     return status or int(bool(failed))
 
 
-def _verify(case: Path) -> tuple[list[str], list[str]]:
-    """(one line for each array, the names of those that failed)."""
+def _verified(case: str) -> dict[str, Any]:
+    """The Checks of a case's arrays; or what has failed, a fault of ours."""
     with waiting(f"verifying {case}"):
         from llava_mini_jax.reproduce.verify import verify
 
-        checks = list(verify(case))
-    return [check.line() for check in checks], [c.array for c in checks if not c.passed]
+        try:
+            return {"case": case, "failure": None, "arrays": list(verify(Path(case)))}
+        except InputError:
+            raise
+        except Exception as error:  # the other cases still tell something
+            return {"case": case, "failure": f"{type(error).__name__}: {error}", "arrays": []}
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    if found["failure"] is not None:
+        return [f"FAILED with {found['failure']}"]
+    return [check.line() for check in found["arrays"]]
+
+
+def _failed(found: dict[str, Any]) -> list[str]:
+    if found["failure"] is not None:
+        return ["the whole case"]
+    return [check.array for check in found["arrays"] if not check.passed]
+
+
+def _described(check: "Check") -> dict[str, Any]:
+    return dataclasses.asdict(check) | {"passed": check.passed}

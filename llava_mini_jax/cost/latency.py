@@ -140,20 +140,28 @@ def measure(models: Mapping[str, Candidate], request: Request, repeats: int) -> 
     return {name: Times(*each) for name, each in found.items()}
 
 
-def in_turns(runs: Mapping[str, Runner], repeats: int) -> dict[str, tuple[tuple[float, ...], ...]]:
+def in_turns(
+    runs: Mapping[str, Runner],
+    repeats: int,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, tuple[tuple[float, ...], ...]]:
     """What each run gives, transposed: a tuple of repetitions for each of its figures.
 
-    After `WARM_UPS` rounds that do not count, and in which everything is compiled.
+    After `WARM_UPS` rounds that do not count, and in which everything is compiled. `watch` hears
+    between two runs how many are done, and of how many.
     """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; give 1 or more")
-    for _ in range(WARM_UPS):
-        for run in runs.values():
+    total = (WARM_UPS + repeats) * len(runs)
+    for number in range(WARM_UPS):
+        for place, run in enumerate(runs.values(), 1):
             run()
+            watch(number * len(runs) + place, total)
     programs, found = compiled_programs(), {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
+    for number in range(WARM_UPS, WARM_UPS + repeats):
+        for place, (name, run) in enumerate(runs.items(), 1):
             found[name].append(run())
+            watch(number * len(runs) + place, total)
     assert compiled_programs() == programs, "something was compiled while times were measured"
     return {name: tuple(zip(*each, strict=True)) for name, each in found.items()}
 

@@ -16,6 +16,7 @@ fragmentation, and a file's own index (about 60 bytes a frame of the file, wante
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from llava_mini_jax import config as configs
 from llava_mini_jax.config import Bundle
@@ -68,6 +69,29 @@ class Plan(Memory):
     def read_again(self) -> int:
         """Frames that each further question decodes and sees again."""
         return self.kept.get(("source", ""), 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan for programs: bytes, positions, frames and calls."""
+        return {
+            "positions": {
+                "needed": self.positions,
+                "frames": self.tokens,
+                "text": self.text,
+                "answer": self.answer,
+                "limit": self.limit,
+                "fit": self.fits_positions,
+            },
+            "frames": {
+                "count": self.frames,
+                "most": self.most_frames,
+                "kept": {f"{t} {where}".strip(): n for (t, where), n in self.kept.items()},
+                "read_again": self.read_again,
+            },
+            "kv_cache": {"slots": self.slots, "slot_bytes": self.per_slot},
+            "device": {"bytes": self.total, "peak": self.peak, "terms": self.terms},
+            "host": {"bytes": sum(self.host.values()), "terms": self.host},
+            "calls": {"tower": self.chunks, "language_model": self.blocks},
+        }
 
     def lines(self) -> Iterator[str]:
         """The plan for people."""

@@ -40,6 +40,7 @@ from llava_mini_jax.inference.opening import Opened, open_folder
 from llava_mini_jax.inference.request import Picture, Pictures, Prompt, Video
 from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.inference.vision_tokens import VisionTokens, vision_tokens_of
+from llava_mini_jax.weights.import_hf import Watch
 
 PROGRAMS = (
     seeing_programs.embed_text,
@@ -245,21 +246,22 @@ def load(
     max_length: int | None = None,
     vision_tokens: VisionTokens = None,
     compressor: str | None = None,
+    watch: Watch = lambda done, total: None,
 ) -> Model:
     """The model of a folder, or of a name on the Hugging Face hub.
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
     given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
     that would be taken if none were given. `attention` is "auto", "xla", "cudnn" or "splash"
-    (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where
-    the model's own does not name it. `template` is the prompts' (a name of
-    data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the
-    folder's config.json does not say what was meant (docs/weights.md). `vision_tokens` is how many
-    tokens of a picture requests take that do not ask, of a model that has several numbers of them.
-    `compressor` is a method that needs no training, for a LLaVA-1.5
-    ("visionzip,dominant=54,contextual=10"), or options of the folder's own.
-    Under `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over
-    n devices.
+    (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where the model's own does
+    not name it. `template` is the prompts' (a name of data/text/conversation.py's TEMPLATES) and
+    `max_length` the positions of prompts, where the folder's config.json does not say what was
+    meant (docs/weights.md). `vision_tokens` is how many tokens of a picture requests take that do
+    not ask, of a model that has several numbers of them. `compressor` is a method that needs no
+    training, for a LLaVA-1.5 ("visionzip,dominant=54,contextual=10"), or options of the folder's
+    own. `watch` is called with the bytes of weights that are read so far, and in all. Under
+    `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over n
+    devices.
     Raises InputError for everything that is missing, damaged or does not fit.
     """
     return read(
@@ -272,13 +274,14 @@ def load(
             max_length=max_length,
             vision_tokens=vision_tokens,
             compressor=compressor,
-        )
+        ),
+        watch,
     )
 
 
-def read(opened: Opened) -> Model:
+def read(opened: Opened, watch: Watch = lambda done, total: None) -> Model:
     """The model of an opened folder, with its weights."""
-    return Model(opened.weights(), opened.bundle, opened.tokenizer, opened.buckets)
+    return Model(opened.weights(watch), opened.bundle, opened.tokenizer, opened.buckets)
 
 
 def compiled_programs() -> int:

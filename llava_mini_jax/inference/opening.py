@@ -38,9 +38,11 @@ class Opened:
     def buckets(self) -> Buckets:
         return bounds.buckets_for(self.bundle)
 
-    def weights(self) -> LlavaMini:
+    def weights(self, watch: import_hf.Watch = lambda done, total: None) -> LlavaMini:
         """With layers unrolled."""
-        return import_hf.load_params(self.bundle, self.published, **self._dtypes, unrolled=True)
+        return import_hf.load_params(
+            self.bundle, self.published, **self._dtypes, unrolled=True, watch=watch
+        )
 
     def shapes(self) -> LlavaMini:
         """Those of `weights`."""

@@ -185,6 +185,7 @@ class Seeing:
     def _passed(self, work: Work, frames: int) -> None:
         work.frames += frames
         work.fused += frames
+        work.ticket.usage.seen += frames
 
     def _look(self, work: Work, most: int) -> int:
         """Frames that were looked at for `work` and others; 0 where it has to wait."""

@@ -15,7 +15,7 @@ Frames that are added later change the mean over frames, and with it all fused t
 model then reads its prompt again, the frames are not looked at again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from llava_mini_jax.inference.recompute import refuse_inside
 from llava_mini_jax.inference.request import Picture, Video
 from llava_mini_jax.inference.session_media import Shown
 from llava_mini_jax.inference.shelf import PLACES, Budget
-from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
+from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket, Usage
 from llava_mini_jax.inference.vision_tokens import VisionTokens, chosen, with_unasked
 
 CHUNK = 8  # frames that are computed together
@@ -63,6 +63,8 @@ class Session:
         self.model, self.settings = model, model.with_stop_text(settings or Settings())
         self.turns: list[Turn] = []
         self.answer: Answer | None = None  # the last one
+        # Hears, while a question is read, how many of its images and frames are seen, of how many.
+        self.watch: Callable[[int, int], None] = lambda seen, frames: None
         self._shown: list[Shown] = []
         self._budget, self._chunk = budget or Budget(), chunk
         self._engine: Engine | None = None  # made for the first question, as long as that needs
@@ -115,6 +117,11 @@ class Session:
     def frames(self) -> int:
         """Images and frames that have been shown, those not yet read included."""
         return sum(shown.frames for shown in self._shown)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the last question's prompt took, once its first piece is there; None before one."""
+        return None if self._ticket is None else self._ticket.usage
 
     def memory(self) -> dict[str, int]:
         """Bytes that are kept for the next question: frames by place, and the KV cache."""
@@ -230,6 +237,7 @@ class Session:
             self._cut_off = True
             engine.step()
             self._cut_off = False
+            self.watch(self._ticket.usage.seen, self._ticket.usage.frames)
             news, heard[:] = list(heard), []
             for one in news:
                 if isinstance(one, InputError):

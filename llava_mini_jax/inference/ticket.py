@@ -72,6 +72,7 @@ class Usage:
     cached: int = 0  # of these, found in the KV cache
     frames: int = 0  # images and frames of the request
     recalled: int = 0  # of these, found in memory
+    seen: int = 0  # of these, looked at or recalled so far
     arrived: float = field(default_factory=time.perf_counter)
     begun: float | None = None  # its first work
     first: float | None = None  # its first token

@@ -9,7 +9,7 @@ wrong here is told by the real call, which then compiles for itself.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from typing import Any
 
@@ -55,11 +55,12 @@ class WarmUp:
         self._compiled.append(self._pool.submit(lambda: traced.lower().compile()))
         return traced.out_info
 
-    def wait(self) -> None:
-        """Until all are compiled, or have failed."""
+    def wait(self, watch: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Until all are compiled, or have failed; `watch` hears how many are, and of how many."""
         if self._planned is not None:
             wait([self._planned])
-            wait(self._compiled)
+            for number, _ in enumerate(as_completed(self._compiled), 1):
+                watch(number, len(self._compiled))
         self._pool.shutdown()
 
 

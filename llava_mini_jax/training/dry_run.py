@@ -9,7 +9,7 @@ The second one prints the table of docs/sharding.md. Neither needs a device or w
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -152,20 +152,33 @@ def plan(stage: TrainConfig, mesh: MeshConfig, capacity: int) -> tuple[TrainConf
             return chosen, found
 
 
-def hardware_table(stages: Sequence[TrainConfig]) -> list[str]:
-    """Markdown: what every stage takes of a device, in GiB, on the hardware of HARDWARE."""
-    header = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
-    header += ["gradients", "activations", "total", "fits"]
-    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+def hardware(stages: Sequence[TrainConfig]) -> Iterator[dict[str, Any]]:
+    """What every stage takes of a device, in bytes, on the hardware of HARDWARE."""
     for stage in stages:
         for name, device, mesh, dtype in HARDWARE:
             moments = dataclasses.replace(stage.optimizer, first_moment_dtype=dtype)
             given = dataclasses.replace(stage, param_dtype=dtype, optimizer=moments)
             chosen, found = plan(given, mesh, DEVICES[device])
-            sizes = [f"{size / GIB:.1f}" for size in groups(found).values()]
-            cells = [stage.name, name, dtype, str(mesh), str(chosen.accumulate), *sizes]
-            fits = "yes" if _fits(found, DEVICES[device]) else "no"
-            lines.append(" | ".join([*cells, f"{found.total / GIB:.1f}", fits]))
+            yield {
+                "stage": stage.name,
+                "hardware": name,
+                "state": dtype,
+                "mesh": str(mesh),
+                "accumulate": chosen.accumulate,
+                "bytes": groups(found) | {"total": found.total},
+                "fits": _fits(found, DEVICES[device]),
+            }
+
+
+def hardware_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same as Markdown, in GiB."""
+    header = ["stage", "hardware", "state", "mesh", "accumulate", "parameters", "optimiser"]
+    header += ["gradients", "activations", "total", "fits"]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    for row in rows:
+        cells = [str(row[name]) for name in header[:5]]
+        cells += [f"{size / GIB:.1f}" for size in row["bytes"].values()]
+        lines.append(" | ".join([*cells, "yes" if row["fits"] else "no"]))
     return [f"| {line} |" for line in lines]
 
 

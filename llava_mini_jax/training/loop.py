@@ -24,14 +24,14 @@ import jax
 import optax
 from etils import epath
 
-from llava_mini_jax import compilation, sharding
+from llava_mini_jax import compilation, distributed, sharding
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.data.sets.sources import Samples
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.ops.attention import describe
-from llava_mini_jax.terminal import note
+from llava_mini_jax.terminal import loading, note
 from llava_mini_jax.training import feed, heldout, trackers
 from llava_mini_jax.training.checkpoint import Checkpoints
 from llava_mini_jax.training.first_step import FirstStep, fixed
@@ -42,7 +42,7 @@ from llava_mini_jax.training.stages import TrainConfig, abstract_params, bundle_
 from llava_mini_jax.training.start import starting_params
 from llava_mini_jax.training.step import TrainState, abstract_state, init_state, train_step
 from llava_mini_jax.training.trackers import TrackConfig
-from llava_mini_jax.training.workdir import leave_adapter, leave_model, open_workdir
+from llava_mini_jax.training.workdir import leave_adapter, leave_model, open_workdir, places
 from llava_mini_jax.training.xprof import ProfileConfig, Profiler
 from llava_mini_jax.weights.export_adapter import refuse_base
 from llava_mini_jax.weights.folders import open_model
@@ -81,6 +81,8 @@ def run(
     try:
         with _sigterm() as stop:
             folder = open_workdir(workdir, stages, accept_changed_data)
+            if distributed.is_first():
+                print(*places(folder), sep="\n", file=sys.stderr)
             before = ""
             for stage in stages:
                 with _mesh(stage):
@@ -205,6 +207,7 @@ def _train(
                 save(step, state)
             if stopping:
                 raise Stopped(f"{stage.name} stopped at step {step} of {stage.steps}")
+    metrics.show_curve()
     return state
 
 
@@ -246,7 +249,14 @@ def _start(
         # Said before the run: at its end nothing could open what it has learnt.
         refuse_base(folder)
     bundle, published = open_model(folder, compute_dtype=stage.model.compute_dtype)
-    return load_params(bundle, published, dtype=stage.param_dtype, unrolled=not stage.scan_layers)
+    with loading(str(folder)) as watch:
+        return load_params(
+            bundle,
+            published,
+            dtype=stage.param_dtype,
+            unrolled=not stage.scan_layers,
+            watch=watch,
+        )
 
 
 def _mesh(stage: TrainConfig) -> contextlib.AbstractContextManager:

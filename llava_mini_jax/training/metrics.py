@@ -21,6 +21,7 @@ from etils import epath
 from llava_mini_jax import distributed
 from llava_mini_jax.cost.chips import peak_flops
 from llava_mini_jax.journal import Journal
+from llava_mini_jax.terminal import curve
 from llava_mini_jax.training.tensorboard import Board
 
 
@@ -92,7 +93,9 @@ class Metrics:
             console=console,
             disable=not first or self._lines,
         )
-        self._task = self._progress.add_task(stage, total=steps, completed=first_step, about="")
+        self._task = self._progress.add_task(
+            stage, total=steps, completed=first_step, about="compiling"
+        )
 
     def __enter__(self) -> "Metrics":
         self._progress.start()
@@ -139,6 +142,13 @@ class Metrics:
             self._progress.console.print(f"{self._stage}  step {step}  {about}", soft_wrap=True)
         self._write(step, "heldout", {f"heldout_{name}": v for name, v in values.items()})
         self._since = time.perf_counter()
+
+    def show_curve(self) -> None:
+        """Draws the loss of all steps of the stage on stderr, those of earlier runs too."""
+        lines = [line for line in self._journal.lines if line["stage"] == self._stage]
+        points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+        if self._lines_or_bar and (drawn := curve(points)):
+            print(f"{self._stage}: loss", *drawn, sep="\n", file=sys.stderr)
 
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}

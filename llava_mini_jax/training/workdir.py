@@ -20,6 +20,7 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini
 from llava_mini_jax.models.lora import NO_LORA
+from llava_mini_jax.terminal import columns
 from llava_mini_jax.training.stages import TrainConfig, bundle_of
 from llava_mini_jax.weights.export_adapter import export_adapter, take_part
 from llava_mini_jax.weights.export_hf import export_model, gather_model
@@ -46,6 +47,19 @@ def open_workdir(
     if distributed.is_first():
         write_whole(folder / "config.json", _as_json(stages))
     return folder
+
+
+def places(folder: epath.Path) -> list[str]:
+    """Where a run leaves what people look for, a line each."""
+    return columns(
+        [
+            ["metrics", str(folder / "metrics.jsonl")],
+            ["board", f"tensorboard --logdir {folder / 'tensorboard'}"],
+            ["checkpoints", f"{folder / 'checkpoints'}/STAGE/STEP"],
+            ["models", f"{folder}/STAGE/model, at the end of each stage"],
+        ],
+        left=2,
+    )
 
 
 def _opened(workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bool) -> epath.Path:

@@ -36,6 +36,7 @@ from llava_mini_jax.weights.quantize import (
     quantize,
     quantize_parts,
 )
+from llava_mini_jax.weights.regroup import regroup
 
 # What weights may be stored as. Integers and 8-bit floats mean something only with scales, which
 # may lie in other tensors, other files or nowhere: read as numbers they would be wrong in silence.
@@ -64,11 +65,15 @@ class Piece:
         rows, *rest = self.tensor.shape or (1,)
         return (rows // self.parts, *rest) if self.tensor.shape else ()
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.tensor.dtype.itemsize
+
     def read(
         self, shape: tuple[int, ...], index: tuple[slice, ...], empty: Callable = np.empty
     ) -> np.ndarray:
         """The slice `index` of this piece seen in our `shape`; `empty` as in LazyTensor.read."""
-        theirs = _regroup(shape, index, self.shape)
+        theirs = regroup(shape, index, self.shape)
         offset = self.part * self.shape[0] if self.parts > 1 else 0
         if offset:
             theirs = (slice(theirs[0].start + offset, theirs[0].stop + offset), *theirs[1:])
@@ -79,28 +84,52 @@ class Piece:
 Pieces = dict[str, list[Piece]]
 
 
+Watch = Callable[[int, int], None]  # is given bytes that are read so far, and in all
+
+
 def load_params(
-    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False, unrolled: bool
+    bundle: Bundle,
+    folders: Sequence[Published],
+    *,
+    dtype: Any,
+    int8: bool = False,
+    unrolled: bool,
+    watch: Watch = lambda done, total: None,
 ) -> LlavaMini:
     """Parameters from published folders, with layers stacked (training) or unrolled (inference).
 
-    `int8`: weights of products as int8 (quantize.py), everything else in `dtype`.
+    `int8`: weights of products as int8 (quantize.py), everything else in `dtype`. `watch` is called
+    behind each parameter.
     Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
     """
     spec = llava_mini.spec(bundle.model)
     spec = llava_mini.unrolled(spec) if unrolled else spec
-    return load_tree(spec, bundle.model, folders, dtype=dtype, int8=int8)
+    return load_tree(spec, bundle.model, folders, dtype=dtype, int8=int8, watch=watch)
 
 
 def load_tree(
-    spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], *, dtype: Any, int8: bool
+    spec: Tree,
+    model: LlavaMiniConfig,
+    folders: Sequence[Published],
+    *,
+    dtype: Any,
+    int8: bool,
+    watch: Watch = lambda done, total: None,
 ) -> Any:
     """Parameters of a spec tree, or of a part of one whose rest is None."""
     plan = make_plan(spec, model, folders)
-    dtype = jnp.dtype(dtype)
-    return param_tree.map_paths(
-        lambda path, leaf: _assemble(path, leaf, plan[path], dtype, int8), spec
-    )
+    dtype, done = jnp.dtype(dtype), 0
+    sizes = {path: sum(piece.nbytes for piece in pieces) for path, pieces in plan.items()}
+    total = sum(sizes.values())
+
+    def read(path: str, leaf: ParamSpec) -> jax.Array | Int8Weight:
+        nonlocal done
+        found = _assemble(path, leaf, plan[path], dtype, int8)
+        done += sizes[path]
+        watch(done, total)
+        return found
+
+    return param_tree.map_paths(read, spec)
 
 
 def shapes(
@@ -209,40 +238,13 @@ def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> l
         try:
             if rows % piece.parts:
                 raise ValueError
-            _regroup(shape, tuple(slice(0, n) for n in shape), piece.shape)
+            regroup(shape, tuple(slice(0, n) for n in shape), piece.shape)
         except ValueError:
             problems.append(
                 f"wrong shape: {piece.tensor.name} is {tuple(piece.tensor.shape)}, "
                 f"but {path} needs {shape}" + (f" x {piece.parts}" if piece.parts > 1 else "")
             )
     return problems
-
-
-def _regroup(
-    shape: tuple[int, ...], index: tuple[slice, ...], target: tuple[int, ...]
-) -> tuple[slice, ...]:
-    """An index into `shape` as one into `target`, whose axes are products of neighbouring axes.
-
-    Only the first axis of a group may be cut: heads [N, H] are rows [N*H].
-    """
-    result, axis = [], 0
-    for size in target:
-        group, product = [], 1
-        while axis < len(shape) and (product < size or (not group and shape[axis] == size)):
-            group.append(axis)
-            product *= shape[axis]
-            axis += 1
-        if product != size:
-            raise ValueError(f"{shape} does not group into {target}")
-        first, rest = (group[0], group[1:]) if group else (None, [])
-        if any(index[a].indices(shape[a])[:2] != (0, shape[a]) for a in rest):
-            raise ValueError(f"{index} cuts inside a group of {target}")
-        start, stop, _ = index[first].indices(shape[first]) if first is not None else (0, 1, 1)
-        inner = math.prod(shape[a] for a in rest)
-        result.append(slice(start * inner, stop * inner))
-    if axis != len(shape):
-        raise ValueError(f"{shape} does not group into {target}")
-    return tuple(result)
 
 
 def _assemble(

@@ -1,4 +1,4 @@
-"""The tables of docs/results/compiled.md from files of `llava-mini profile compile --json`.
+"""The tables of docs/results/compiled.md from files of `llava-mini profile compile --report FILE`.
 
 python tests/compiled/table.py FILE.json ...      one row a program, in their order
 """

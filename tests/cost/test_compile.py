@@ -129,7 +129,7 @@ def test_a_plugin_that_does_not_start_says_why(capsys, monkeypatch):
 def test_a_training_step_is_told_of_one_device(capsys, here, tmp_path):
     words = f"{DIGITS} --stage stage2 --chip h100 --slice 4 --rows 8 --accumulate 2".split()
     file = tmp_path / "found.json"
-    status, out, err = run(capsys, *words, "--json", str(file), "--text", str(tmp_path))
+    status, out, err = run(capsys, *words, "--report", str(file), "--text", str(tmp_path))
     assert (status, err) == (0, "")
     (found,) = json.loads(file.read_text())
     stage = {s.name: s for s in stages_of(load_config(DIGITS))}["stage2"]
@@ -149,7 +149,7 @@ def test_a_training_step_is_told_of_one_device(capsys, here, tmp_path):
 def test_a_models_programs_are_told(capsys, here, tmp_path):
     folder, file = str(tiny_model.folder("release")), tmp_path / "found.json"
     sizes = ["--length", "16", "--slots", "64"]
-    status, out, _ = run(capsys, folder, "--chip", "h100", *sizes, "--json", str(file))
+    status, out, _ = run(capsys, folder, "--chip", "h100", *sizes, "--report", str(file))
     found = json.loads(file.read_text())
     assert status == 0 and len(found) == len(programs.NAMES) == 6
     assert [each["program"].split(", ")[-1] for each in found] == list(programs.NAMES)
@@ -162,7 +162,7 @@ def test_int8_weights_are_a_quarter(capsys, here, tmp_path):
     found = {}
     for dtype in ("bfloat16", "int8"):
         file = tmp_path / f"{dtype}.json"
-        assert run(capsys, *words, "--dtype", dtype, "--json", str(file))[0] == 0
+        assert run(capsys, *words, "--dtype", dtype, "--report", str(file))[0] == 0
         found[dtype] = json.loads(file.read_text())[0]["memory_gib"]["arguments"]
     assert 0.5 < found["int8"] / found["bfloat16"] < 0.78  # the table of embeddings stays
 

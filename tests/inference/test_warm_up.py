@@ -151,3 +151,13 @@ def test_what_fails_ahead_fails_when_it_is_called(compiled) -> None:
 def test_nothing_is_compiled_where_it_does_not_pay(compiled, monkeypatch) -> None:
     monkeypatch.setattr(warm_up, "threads_pay", lambda: False)
     warm_up.WarmUp(lambda call: pytest.fail("planned")).wait()
+
+
+def test_who_waits_hears_how_far_it_is() -> None:
+    def plan(call) -> None:
+        for number in range(3):
+            call(jax.jit(lambda x, number=number: x * number), np.float32(1))
+
+    heard: list[tuple[int, int]] = []
+    warm_up.WarmUp(plan, always=True).wait(lambda done, total: heard.append((done, total)))
+    assert heard == [(1, 3), (2, 3), (3, 3)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from llava_mini_jax import terminal
 from llava_mini_jax.cost import chips
 from llava_mini_jax.data.digits.pages import DigitsConfig, build_tokenizer
 from llava_mini_jax.journal import Journal
@@ -47,6 +48,34 @@ def test_a_log_is_a_line_where_stderr_is_no_terminal(tmp_path, capsys):
     logged(tmp_path, [(1.5, 2, 0)] * 5)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stage  step 5 of 5  loss 1.500  ") and line.endswith(" s a step")
+
+
+def test_a_curve_is_the_means_of_its_columns():
+    lines = terminal.curve([(step, float(-step)) for step in range(1, 129)], width=64, height=4)
+    label, drawn = zip(*(line.split("│") for line in lines[:4]), strict=True)
+    assert [word.strip() for word in label] == ["-1.5", "", "", "-128"]
+    assert {len(row) for row in drawn} == {64}
+    assert drawn[0][0] == "█" and drawn[0][-1] == " " and drawn[-1][-1] == "▁"
+    # Every column is one rise, from below: full, one part of a line, nothing.
+    for column in zip(*drawn, strict=True):
+        assert "".join(column).lstrip(" ").lstrip("▁▂▃▄▅▆▇█") == ""
+        assert all(below == "█" for below in "".join(column).strip(" ")[1:])
+    assert lines[-1].split() == ["1", "128"]
+    assert terminal.curve([(1, 2.0)]) == []
+    flat = terminal.curve([(10, 1.0), (20, 1.0), (90, 1.0)], height=2)
+    assert flat[1].endswith("▁▁▁") and flat[0].strip() == "1 │"
+
+
+def test_the_loss_of_a_stage_is_drawn_at_its_end(tmp_path, capsys):
+    logged(tmp_path, [(4.0, 2, 0)] * 5)
+    capsys.readouterr()
+    with Metrics(epath.Path(tmp_path), "stage", 9, 5) as metrics:  # continues
+        values = dict(loss=1.0, tokens=2, right_tokens=1, grad_norm=1.0)
+        metrics.add(values | dict(skipped=0, skipped_in_a_row=0), Counted(4, 40, 8, 2e12, 0.5))
+        metrics.log(9, {})
+    metrics.show_curve()
+    _, title, first, *_, last = capsys.readouterr().err.splitlines()
+    assert title == "stage: loss" and first.startswith("4 │") and last.split() == ["5", "9"]
 
 
 def test_steps_with_nothing_supervised_are_told(tmp_path, capsys):

@@ -21,6 +21,14 @@ def test_half_a_config_that_a_kill_left_is_written_anew(tmp_path):
     assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
 
 
+def test_a_run_says_where_it_leaves_things(tmp_path):
+    lines = workdir.places(epath.Path(tmp_path))
+    assert [line.split()[0] for line in lines] == ["metrics", "board", "checkpoints", "models"]
+    assert f"{tmp_path}/metrics.jsonl" in lines[0]
+    assert f"tensorboard --logdir {tmp_path}/tensorboard" in lines[1]
+    assert f"{tmp_path}/checkpoints/STAGE/STEP" in lines[2] and f"{tmp_path}/STAGE/" in lines[3]
+
+
 def test_a_run_begun_before_prompts_had_a_date_goes_on(tmp_path):
     stages = tiny_stages.stages()
     workdir.open_workdir(str(tmp_path), stages)

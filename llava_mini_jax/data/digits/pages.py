@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from llava_mini_jax import environment
 from llava_mini_jax.data.digits.glyphs import glyph_bank, load_scans
 from llava_mini_jax.data.digits.questions import ALONE, KINDS, ask, digits_for, needle
 from llava_mini_jax.data.sample import Sample
@@ -238,7 +239,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     folder that AutoTokenizer opens.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     words = dict.fromkeys([*_SPECIAL, *_WORDS.split()])
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -254,7 +254,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", list(words).index("<s>"))]
     )
     core.decoder = decoders.WordPiece()  # spaces between words, none before punctuation
-    return PreTrainedTokenizerFast(
+    return environment.transformers().PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",
         bos_token="<s>",

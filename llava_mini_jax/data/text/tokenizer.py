@@ -10,13 +10,13 @@ tokenizer_config.json names a class that has some.
 """
 
 import contextlib
-import logging
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_mini_jax import environment
 from llava_mini_jax.data.text.tokenizer_files import TokenizerFiles, read_files
 from llava_mini_jax.data.text.tokenizer_trial import Trial
 from llava_mini_jax.errors import InputError
@@ -49,7 +49,7 @@ def load_tokenizer(source: Path | str) -> Any:
 
 def _from_json(path: Path, files: TokenizerFiles) -> Any:
     with Trial(path) as trial:  # meanwhile this process reads transformers
-        shell = _transformers().PreTrainedTokenizerFast
+        shell = environment.transformers().PreTrainedTokenizerFast
         trial.result()
     with told(str(path), "is not a tokenizer that can be loaded"):
         tokenizer = shell(
@@ -75,7 +75,7 @@ def _from_json(path: Path, files: TokenizerFiles) -> Any:
 
 def _from_others(folder: Path, files: TokenizerFiles) -> Any:
     """As transformers makes it of other files, those of the model kept out of its sight."""
-    transformers, name = _transformers(), files.class_name
+    transformers, name = environment.transformers(), files.class_name
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
         for path in sorted(folder.iterdir()):
             if path.name.endswith((".model", ".txt", ".json")) and path.name not in _NOT_ITS:
@@ -117,19 +117,6 @@ def _from_others(folder: Path, files: TokenizerFiles) -> Any:
 
 _VOCABULARIES = ("vocab.json", "tekken.json")
 _NOT_ITS = ("config.json", "generation_config.json", "preprocessor_config.json")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    known = ("PyTorch was not found", "None of PyTorch", "Could not extract SentencePiece")
-    return not record.getMessage().startswith(known)
-
-
-def _transformers() -> Any:
-    for name in ("transformers", "transformers.tokenization_utils_tokenizers"):
-        logging.getLogger(name).addFilter(_is_news)
-    import transformers
-
-    return transformers
 
 
 def _from_hub(name: str) -> Path:

@@ -17,10 +17,10 @@ from llava_mini_jax import compilation, environment
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.evaluation import layouts
 from llava_mini_jax.evaluation.benchmark import MODELS, Benchmark, Output, Question, find
-from llava_mini_jax.evaluation.run import report, settings_file
+from llava_mini_jax.evaluation.run import failures, report, settings_file
 from llava_mini_jax.evaluation.run.answers import files, join, read_lines
 from llava_mini_jax.journal import write_whole
-from llava_mini_jax.terminal import counting, note
+from llava_mini_jax.terminal import as_json, counting, loading, note
 
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.judge.judging import Replies
@@ -145,7 +145,7 @@ def evaluate(command: Command) -> list[dict[str, Any]]:
             note(f"{_slug(name)}: {news}")
     header, rows = report.table(results, command.paper)
     write_whole(command.out / "results.md", report.markdown(header, rows))
-    write_whole(command.out / "results.json", report.as_json(results, indent=2) + "\n")
+    write_whole(command.out / "results.json", as_json(results, indent=2) + "\n")
     return results
 
 
@@ -181,16 +181,18 @@ def _slug(name: str) -> str:
 def _load(name: str, command: Command) -> Any:
     import llava_mini_jax
 
-    return llava_mini_jax.load(
-        name,
-        dtype=command.dtype,
-        attention=command.attention,
-        vision_tower=command.vision_tower,
-        template=command.template,
-        max_length=command.max_length,
-        compressor=command.compressor,
-        vision_tokens=command.vision_tokens,
-    )
+    with loading(name) as watch:
+        return llava_mini_jax.load(
+            name,
+            dtype=command.dtype,
+            attention=command.attention,
+            vision_tower=command.vision_tower,
+            template=command.template,
+            max_length=command.max_length,
+            compressor=command.compressor,
+            vision_tokens=command.vision_tokens,
+            watch=watch,
+        )
 
 
 def _server(command: ServerCommand) -> "Server":
@@ -260,12 +262,14 @@ def _score(
     settings |= {"limit": command.limit, "offset": command.offset}
     found = report.result(benchmark, questions, joined, scores, settings, model=name, **more)
     report.write(folder, found, report.samples(questions, joined, scores))
+    page = failures.write(folder, name, benchmark, questions, joined, scores)
+    found["shown"] = [] if page is None else [f"failures: {page}"]
     part = command.limit is not None or command.offset > 0
     if benchmark.submission is not None and not joined.missing and not part:
         benchmark.submission(data, questions, joined.answers, folder / "submission")
     # Of several models the last one's: they would be drawn over each other in OUT.
     if benchmark.illustrate is not None and name == (command.models or (name,))[-1]:
-        found["shown"] = benchmark.illustrate(questions, joined.answers, command.out)
+        found["shown"] += benchmark.illustrate(questions, joined.answers, command.out)
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from llava_mini_jax.evaluation.benchmark import Benchmark, Question, Scores, standard_error
 from llava_mini_jax.evaluation.run.answers import Joined
 from llava_mini_jax.journal import write_whole
+from llava_mini_jax.terminal import as_json, finite
 
 # Table 1's eleven columns. Its "Avg. (%)" adds MME, whose maximum is 2000, as a fraction of that:
 # only so do all complete rows give the printed figure.
@@ -75,7 +76,7 @@ def result(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **more,
     }
-    return _finite(found)
+    return finite(found)
 
 
 def samples(
@@ -102,20 +103,6 @@ def write(folder: Path, found: Mapping[str, Any], lines: Iterable[Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "samples.jsonl", "".join(as_json(line) + "\n" for line in lines))
     write_whole(folder / "results.json", as_json(found, indent=2) + "\n")
-
-
-def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON as other languages read it, too, in which NaN is null."""
-    return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for all numbers in it that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:
