@@ -64,7 +64,7 @@ KINDS = {
     "data verify": "--images --workers --fps --max-frames --report --json",
     "data build": "--images --workers --fps --max-frames --out --shards --skip-rejected",
     "data speed": "--batches --threads --json",
-    "data packing": "--images --stage --window",
+    "data packing": "--images --stage --window --json",
     "plan video": "--frames --dtype --chunk --json",
     "plan training": "--json",
     "profile compressors": "--abstract --text --json --latency --dtype --llm-layers --repeats",

@@ -8,7 +8,6 @@ data file | YAML list | training config --> SourcesConfig --audit--> manifest --
 """
 
 import argparse
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_mini_jax.arguments import JSON, Kind, refuse
+from llava_mini_jax.cli import data_packing
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import print_json, watching
 
 if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
-    from llava_mini_jax.training.stages import TrainConfig
 
 SUMMARY = "check a data set, put it into few files, measure how fast it is read, or plan full rows"
 USAGE = """llava-mini data verify SOURCE [options]
@@ -91,20 +90,6 @@ def _of_speed(parser: argparse.ArgumentParser) -> None:
         help="numbers of threads to compare (default: 1, and one for each core)",
     )
     add("--json", action="store_true", help=JSON)
-
-
-def _of_packing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="CONFIG.py", help="a training config")
-    add("--stage", metavar="NAME", help="of a config with several (default: the last)")
-    add(
-        "--images",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="of a row, numbers to compare (default: 1.2, 1.5 and 2 times what full rows have)",
-    )
-    add("--window", type=int, metavar="N", help="conversations (default: the config's, or 4096)")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -195,50 +180,6 @@ def _speed(args: argparse.Namespace) -> int:
     return 0
 
 
-def _packing(args: argparse.Namespace) -> int:
-    from llava_mini_jax.data.batches.pipeline import Encoder
-    from llava_mini_jax.training import feed, packing_plan
-    from llava_mini_jax.training.run_inputs import make_tokenizer
-
-    stage = _stage(args.source, args.stage)
-    window = args.window or stage.packing.window or _WINDOW
-    layout = feed.layout_of(stage)
-    encode = Encoder(make_tokenizer(stage), stage.prompt, stage.images)
-    needs = feed.count_needs(stage, feed.open_data(stage.data), encode, layout)
-    rows = max(1, int(needs.positions.clip(max=layout.max_length).sum()) // layout.max_length)
-    each = int(needs.images.sum()) / rows
-    images = args.images or sorted({max(1, round(each * more)) for more in (1.2, 1.5, 2)})
-    print(
-        f"{stage.name}: {len(needs.positions):,} conversations of {needs.positions.mean():.0f}"
-        f" positions on average; full rows of {layout.max_length} would have {each:.3g} images"
-    )
-    print(f"{'':<28} {'rows':>9} {'filled':>7} {'images filled':>13} {'GFLOP a conversation':>21}")
-    for number, most in enumerate(images):
-        packing = dataclasses.replace(stage.packing, window=window, images=most)
-        ways = packing_plan.compare(dataclasses.replace(stage, packing=packing), needs)
-        for name, way in list(ways.items())[min(number, 1) :]:
-            told = f"{name}, {most} images" if name == packing_plan.PACKED else name
-            print(
-                f"{told:<28} {way.rows:9,} {way.positions:7.1%} {way.images:13.1%}"
-                f" {way.flops / 1e9:21.4g}"
-            )
-    return 0
-
-
-_WINDOW = 4096  # conversations: a second of planning, and rows that are full to 99 %
-
-
-def _stage(path: str, name: str | None) -> "TrainConfig":
-    from llava_mini_jax.training.stages import load_config, stages_of
-
-    if Path(path).suffix != ".py":
-        raise InputError(f"data packing reads a training config (.py), not {path}")
-    stages = {stage.name: stage for stage in stages_of(load_config(path))}
-    if name is not None and name not in stages:
-        raise InputError(f"{path} has no stage {name}; give one of {', '.join(stages)}")
-    return stages[name or list(stages)[-1]]
-
-
 def _workers(args: argparse.Namespace) -> int:
     return os.cpu_count() or 1 if args.workers is None else args.workers
 
@@ -296,5 +237,7 @@ KINDS = {
     "verify": Kind("read and check every sample", _of_verify, _verify),
     "build": Kind("write them as ArrayRecord, pictures and videos inside", _of_build, _build),
     "speed": Kind("measure samples a second of a training config", _of_speed, _speed),
-    "packing": Kind("plan rows of several conversations", _of_packing, _packing),
+    "packing": Kind(
+        "plan rows of several conversations", data_packing.add_arguments, data_packing.run
+    ),
 }
