@@ -249,8 +249,9 @@ def load(
     """The model of a folder, or of a name on the Hugging Face hub.
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
-    given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
-    that would be taken if none were given. `attention` is "auto", "xla", "cudnn" or "splash"
+    given. "int8" and "int4" round the weights of products (weights/quantize.py; "int4" keeps the
+    codes of an AWQ or GPTQ folder) and compute in the dtype that would be taken if none were given.
+    `attention` is "auto", "xla", "cudnn" or "splash"
     (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where
     the model's own does not name it. `template` is the prompts' (a name of
     data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where the

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,19 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.einsum import Int8Weight
+from llava_mini_jax.ops.int4 import Int4Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import mismatch, names
+from llava_mini_jax.weights.packed import PackedTensor
 from llava_mini_jax.weights.quantize import (
+    abstract,
+    abstract_int4,
     aligned_empty,
     channel_axes,
+    form_of,
+    in_decoder,
+    int4_specs,
     is_product,
     quantize,
     quantize_parts,
@@ -80,42 +87,54 @@ Pieces = dict[str, list[Piece]]
 
 
 def load_params(
-    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False, unrolled: bool
+    bundle: Bundle,
+    folders: Sequence[Published],
+    *,
+    dtype: Any,
+    narrow: str | None = None,
+    unrolled: bool,
 ) -> LlavaMini:
     """Parameters from published folders, with layers stacked (training) or unrolled (inference).
 
-    `int8`: weights of products as int8 (quantize.py), everything else in `dtype`.
+    `narrow`: "int8" or "int4", to which weights of products are rounded (quantize.py); everything
+    else is in `dtype`.
     Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
     """
     spec = llava_mini.spec(bundle.model)
     spec = llava_mini.unrolled(spec) if unrolled else spec
-    return load_tree(spec, bundle.model, folders, dtype=dtype, int8=int8)
+    return load_tree(spec, bundle.model, folders, dtype=dtype, narrow=narrow)
 
 
 def load_tree(
-    spec: Tree, model: LlavaMiniConfig, folders: Sequence[Published], *, dtype: Any, int8: bool
+    spec: Tree,
+    model: LlavaMiniConfig,
+    folders: Sequence[Published],
+    *,
+    dtype: Any,
+    narrow: str | None,
 ) -> Any:
     """Parameters of a spec tree, or of a part of one whose rest is None."""
     plan = make_plan(spec, model, folders)
     dtype = jnp.dtype(dtype)
     return param_tree.map_paths(
-        lambda path, leaf: _assemble(path, leaf, plan[path], dtype, int8), spec
+        lambda path, leaf: _assemble(path, leaf, plan[path], dtype, narrow), spec
     )
 
 
 def shapes(
-    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False
+    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, narrow: str | None = None
 ) -> LlavaMini:
     """What `load_params` gives, unrolled, as shapes: no weight is read."""
     spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
     plan = make_plan(spec, bundle.model, folders)
 
     def shape(path: str, leaf: ParamSpec) -> Any:
-        whole = param_tree.abstract(leaf, dtype)
-        if not int8 or not is_product(path, leaf):
-            return whole
-        channels = channel_axes(leaf, plan[path][0].shape[0])
-        return jax.eval_shape(lambda weight: quantize(weight, channels), whole)
+        if narrow is None or not is_product(path, leaf):
+            return param_tree.abstract(leaf, dtype)
+        tensor, channels = plan[path][0].tensor, channel_axes(leaf, plan[path][0].shape[0])
+        if _keeps_codes(path, leaf, tensor, narrow):
+            return abstract_int4(leaf, channels, tensor.group, tensor.dtype)
+        return abstract(path, leaf, channels, narrow, dtype)
 
     return param_tree.map_paths(shape, spec)
 
@@ -245,21 +264,45 @@ def _regroup(
     return tuple(result)
 
 
+def _keeps_codes(
+    path: str, leaf: ParamSpec, tensor: LazyTensor, narrow: str | None
+) -> TypeGuard[PackedTensor]:
+    """Whether a published weight's own codes are taken instead of rounding it once more."""
+    packed = isinstance(tensor, PackedTensor) and not leaf.stacked
+    return packed and narrow == "int4" and in_decoder(path)
+
+
 def _assemble(
-    path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, int8: bool
-) -> jax.Array | Int8Weight:
-    if not int8 or not is_product(path, leaf):
+    path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, narrow: str | None
+) -> jax.Array | Int8Weight | Int4Weight:
+    if narrow is None or not is_product(path, leaf):
         return _whole(leaf, pieces, dtype)
-    channels = channel_axes(leaf, pieces[0].shape[0])
+    tensor, channels = pieces[0].tensor, channel_axes(leaf, pieces[0].shape[0])
+    if _keeps_codes(path, leaf, tensor, narrow):
+        return jax.tree.map(_put, tensor.int4(), int4_specs(leaf, channels, tensor.group))
+    form = form_of(path, leaf, channels, narrow)
+    assert form is not None
     if sharding.on_one_cpu() and not leaf.stacked:
 
         def read(rows: slice) -> jax.Array:
             index = (rows, *(slice(0, size) for size in leaf.shape[1:]))
             return jax.device_put(pieces[0].read(leaf.shape, index, _empty(dtype)))
 
-        return quantize_parts(read, leaf.shape, channels)
+        return quantize_parts(read, leaf.shape, channels, form)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
-    return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels))
+    return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels, form))
+
+
+def _put(array: np.ndarray, spec: ParamSpec) -> jax.Array:
+    """An array of the host as the parameter that `spec` says, in its shards."""
+    array = array.reshape(spec.shape)
+    placed = sharding.partition(spec.shape, spec.axes)
+    if placed is None:
+        own = aligned_empty(spec.shape, array.dtype)
+        own[...] = array
+        return jax.device_put(own)
+    placed = jax.NamedSharding(jax.sharding.get_mesh(), placed)
+    return jax.make_array_from_callback(spec.shape, placed, lambda index: array[index])
 
 
 def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:
