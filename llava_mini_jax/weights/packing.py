@@ -55,9 +55,8 @@ def packing_of(config: Fields, folder: Path) -> Packing | None:
         return None
     f = Fields(found, f"{config.where}: {FIELD}")
     method = f.get("quant_method", str)
+    f.size("bits")
     f.only("bits", 4, because="its codes have another size")
-    if "bits" not in found:
-        raise InputError(f'{f.where} has no field "bits" (4); add it')
     offset = _zero_offset(f) if method == "gptq" else _check_awq(f)
     group = f.get("group_size", int, 128)
     if group != -1 and (not 2 <= group < 2**31 or group % 2):

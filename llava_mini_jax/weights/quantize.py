@@ -111,15 +111,20 @@ def int4_specs(spec: ParamSpec, channels: int, size: int) -> Int4Weight:
     return Int4Weight(values=values, scale=group, zero=group)
 
 
-@partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
 def quantize(weight: jax.Array, channels: int, form: str = "int8") -> Int8Weight | Int4Weight:
     """A weight whose first `channels` axes are output channels, rounded to "int8" or "int4".
 
-    The error is at most half of the scale of a weight's channel, or group.
+    The error is at most half of the scale of a weight's channel, or group. `weight` is given away.
     """
-    return _to_int4(weight, channels) if form == "int4" else _to_int8(weight, channels)
+    if form == "int8":
+        return _to_int8(weight, channels)
+    rounded = _to_int4(weight, channels)
+    if not isinstance(weight, jax.core.Tracer):
+        weight.delete()  # jit cannot donate what no output has the shape of
+    return rounded
 
 
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
 def _to_int8(weight: jax.Array, channels: int) -> Int8Weight:
     inputs = tuple(range(channels, weight.ndim))
     largest = jnp.max(jnp.abs(weight), axis=inputs).astype(jnp.float32)
@@ -128,6 +133,7 @@ def _to_int8(weight: jax.Array, channels: int) -> Int8Weight:
     return Int8Weight(values=values, scale=scale)
 
 
+@partial(jax.jit, static_argnums=1)
 def _to_int4(weight: jax.Array, channels: int) -> Int4Weight:
     inputs = math.prod(weight.shape[channels:])
     size = group_of(inputs)

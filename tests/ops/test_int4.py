@@ -74,7 +74,9 @@ def test_one_group_of_all_inputs_is_not_unrolled(monkeypatch) -> None:
     ("mesh", "rows"), [((1, 1, 2), (2, 3)), ((1, 2, 1), (1, 3)), ((2, 2, 2), (4, 1))], ids=str
 )
 @pytest.mark.parametrize("equation", CASES)
-def test_on_meshes_as_each_platform_computes_it(equation, mesh, rows, platform, monkeypatch) -> None:
+def test_on_meshes_as_each_platform_computes_it(
+    equation, mesh, rows, platform, monkeypatch
+) -> None:
     """A group of all of `down_proj`'s inputs cannot be split over devices: then x is gathered."""
     taken, few = [], int4.few_rows
     monkeypatch.setattr(int4, "few_rows", lambda *a: taken.append(1) or few(*a))
