@@ -50,7 +50,7 @@ def _check(cfg: LoraConfig, chosen: Mapping[str, ParamSpec]) -> None:
             f"lora.rank and .alpha are {cfg.rank} and {cfg.alpha:g}; give numbers from 0 on"
         )
     if cfg.base not in BASES:
-        raise InputError(f'lora.base is "{cfg.base}"; expected {" or ".join(BASES)}')
+        raise InputError(f'lora.base is "{cfg.base}"; expected {", ".join(BASES)}')
     if cfg.base == "int4":
         _check_groups(chosen)
     for pattern in cfg.targets:
