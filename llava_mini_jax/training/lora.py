@@ -16,7 +16,7 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.lora import BASES, LEARNT, LoraConfig, is_lora
 from llava_mini_jax.params import ParamSpec, Tree
-from llava_mini_jax.weights.quantize import GROUPS, group_of, quantize
+from llava_mini_jax.weights.quantize import GROUPS, group_of, quantize, rounded_shapes
 
 
 def trainable_with(
@@ -87,7 +87,7 @@ def with_base(params: Tree, cfg: LoraConfig) -> Tree:
             return leaf
         channels = leaf.lora_b.ndim - 1
         if isinstance(leaf.base, jax.ShapeDtypeStruct):
-            base = jax.eval_shape(lambda weight: quantize(weight, channels, cfg.base), leaf.base)
+            base = rounded_shapes(leaf.base, channels, cfg.base)
         else:
             base = quantize(leaf.base, channels, cfg.base)
         return dataclasses.replace(leaf, base=base)

@@ -134,7 +134,7 @@ class _Piece:
         with sharding.planned_mesh(self.stage.mesh):
             leaves = param_tree.paths(stacked_spec(self.stage)).items()
             bases = [leaf for path, leaf in leaves if param_tree.matches(path, ("*/base",))]
-            narrow = sum(_narrow_bytes(leaf, self.stage.lora.base) for leaf in bases)
+            narrow = sum(base_bytes(leaf, self.stage) for leaf in bases)
         return (self.count(False) - self.count(False, "*/base")) * self.size + narrow
 
     def inputs(self) -> Inputs:
@@ -281,10 +281,15 @@ class _Piece:
         return _kept(backward, (trained, frozen, inputs), _fuses(self.cfg))
 
 
-def _narrow_bytes(leaf: ParamSpec, base: str) -> int:
-    """Of a device's piece of a frozen weight; int8's scales, less than 0.1 %, are left out."""
-    if base == "int8":
-        return math.prod(sharding.piece(leaf.shape, leaf.axes))
+def base_bytes(leaf: ParamSpec, stage: TrainConfig) -> int:
+    """Of a device's piece of a weight beside its adapter, under the current mesh.
+
+    int8's scales, less than 0.1 %, are left out.
+    """
+    narrow = stage.lora.base
+    if narrow != "int4":
+        itemsize = 1 if narrow == "int8" else jnp.dtype(stage.param_dtype).itemsize
+        return math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize
     size = group_of(math.prod(leaf.shape[leaf.output_axes :]))
     assert size is not None  # training/lora.py has checked it
     parts = jax.tree.leaves(abstract_int4(leaf, leaf.output_axes, size, jnp.float16))

@@ -10,10 +10,9 @@ filled layer by layer.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +39,11 @@ from llava_mini_jax.weights.quantize import (
     in_decoder,
     int4_specs,
     is_product,
+    put,
     quantize,
     quantize_parts,
 )
+from llava_mini_jax.weights.regroup import regroup
 
 # What weights may be stored as. Integers and 8-bit floats mean something only with scales, which
 # may lie in other tensors, other files or nowhere: read as numbers they would be wrong in silence.
@@ -75,7 +76,7 @@ class Piece:
         self, shape: tuple[int, ...], index: tuple[slice, ...], empty: Callable = np.empty
     ) -> np.ndarray:
         """The slice `index` of this piece seen in our `shape`; `empty` as in LazyTensor.read."""
-        theirs = _regroup(shape, index, self.shape)
+        theirs = regroup(shape, index, self.shape)
         offset = self.part * self.shape[0] if self.parts > 1 else 0
         if offset:
             theirs = (slice(theirs[0].start + offset, theirs[0].stop + offset), *theirs[1:])
@@ -131,9 +132,9 @@ def shapes(
     def shape(path: str, leaf: ParamSpec) -> Any:
         if narrow is None or not is_product(path, leaf):
             return param_tree.abstract(leaf, dtype)
-        tensor, channels = plan[path][0].tensor, channel_axes(leaf, plan[path][0].shape[0])
-        if _keeps_codes(path, leaf, tensor, narrow):
-            return abstract_int4(leaf, channels, tensor.group, tensor.dtype)
+        channels = channel_axes(leaf, plan[path][0].shape[0])
+        if codes := _kept_codes(path, leaf, plan[path][0].tensor, narrow):
+            return abstract_int4(leaf, channels, codes.group, codes.dtype)
         return abstract(path, leaf, channels, narrow, dtype)
 
     return param_tree.map_paths(shape, spec)
@@ -228,7 +229,7 @@ def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> l
         try:
             if rows % piece.parts:
                 raise ValueError
-            _regroup(shape, tuple(slice(0, n) for n in shape), piece.shape)
+            regroup(shape, tuple(slice(0, n) for n in shape), piece.shape)
         except ValueError:
             problems.append(
                 f"wrong shape: {piece.tensor.name} is {tuple(piece.tensor.shape)}, "
@@ -237,39 +238,12 @@ def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> l
     return problems
 
 
-def _regroup(
-    shape: tuple[int, ...], index: tuple[slice, ...], target: tuple[int, ...]
-) -> tuple[slice, ...]:
-    """An index into `shape` as one into `target`, whose axes are products of neighbouring axes.
-
-    Only the first axis of a group may be cut: heads [N, H] are rows [N*H].
-    """
-    result, axis = [], 0
-    for size in target:
-        group, product = [], 1
-        while axis < len(shape) and (product < size or (not group and shape[axis] == size)):
-            group.append(axis)
-            product *= shape[axis]
-            axis += 1
-        if product != size:
-            raise ValueError(f"{shape} does not group into {target}")
-        first, rest = (group[0], group[1:]) if group else (None, [])
-        if any(index[a].indices(shape[a])[:2] != (0, shape[a]) for a in rest):
-            raise ValueError(f"{index} cuts inside a group of {target}")
-        start, stop, _ = index[first].indices(shape[first]) if first is not None else (0, 1, 1)
-        inner = math.prod(shape[a] for a in rest)
-        result.append(slice(start * inner, stop * inner))
-    if axis != len(shape):
-        raise ValueError(f"{shape} does not group into {target}")
-    return tuple(result)
-
-
-def _keeps_codes(
+def _kept_codes(
     path: str, leaf: ParamSpec, tensor: LazyTensor, narrow: str | None
-) -> TypeGuard[PackedTensor]:
-    """Whether a published weight's own codes are taken instead of rounding it once more."""
-    packed = isinstance(tensor, PackedTensor) and not leaf.stacked
-    return packed and narrow == "int4" and in_decoder(path)
+) -> PackedTensor | None:
+    """A published weight whose own codes are taken instead of rounding it once more."""
+    kept = narrow == "int4" and in_decoder(path) and not leaf.stacked
+    return tensor if kept and isinstance(tensor, PackedTensor) else None
 
 
 def _assemble(
@@ -277,9 +251,9 @@ def _assemble(
 ) -> jax.Array | Int8Weight | Int4Weight:
     if narrow is None or not is_product(path, leaf):
         return _whole(leaf, pieces, dtype)
-    tensor, channels = pieces[0].tensor, channel_axes(leaf, pieces[0].shape[0])
-    if _keeps_codes(path, leaf, tensor, narrow):
-        return jax.tree.map(_put, tensor.int4(), int4_specs(leaf, channels, tensor.group))
+    channels = channel_axes(leaf, pieces[0].shape[0])
+    if codes := _kept_codes(path, leaf, pieces[0].tensor, narrow):
+        return jax.tree.map(put, codes.int4(), int4_specs(leaf, channels, codes.group))
     form = form_of(path, leaf, channels, narrow)
     assert form is not None
     if sharding.on_one_cpu() and not leaf.stacked:
@@ -291,18 +265,6 @@ def _assemble(
         return quantize_parts(read, leaf.shape, channels, form)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
     return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels, form))
-
-
-def _put(array: np.ndarray, spec: ParamSpec) -> jax.Array:
-    """An array of the host as the parameter that `spec` says, in its shards."""
-    array = array.reshape(spec.shape)
-    placed = sharding.partition(spec.shape, spec.axes)
-    if placed is None:
-        own = aligned_empty(spec.shape, array.dtype)
-        own[...] = array
-        return jax.device_put(own)
-    placed = jax.NamedSharding(jax.sharding.get_mesh(), placed)
-    return jax.make_array_from_callback(spec.shape, placed, lambda index: array[index])
 
 
 def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:

@@ -119,9 +119,14 @@ def quantize(weight: jax.Array, channels: int, form: str = "int8") -> Int8Weight
     if form == "int8":
         return _to_int8(weight, channels)
     rounded = _to_int4(weight, channels)
-    if not isinstance(weight, jax.core.Tracer):
-        weight.delete()  # jit cannot donate what no output has the shape of
+    weight.delete()  # jit cannot donate what no output has the shape of
     return rounded
+
+
+def rounded_shapes(weight: jax.ShapeDtypeStruct, channels: int, form: str) -> Any:
+    """Those of what `quantize` gives, laid out on the current mesh."""
+    function = _to_int4 if form == "int4" else _to_int8
+    return jax.eval_shape(lambda weight: function(weight, channels), weight)
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=0)
@@ -160,8 +165,7 @@ def quantize_parts(
     For CPUs: what is put together on the host lies on the device without a copy.
     """
     rows = max(1, TOGETHER // math.prod(shape[1:]))
-    whole = jax.ShapeDtypeStruct(shape, jnp.float32)
-    made = jax.eval_shape(lambda weight: quantize(weight, channels, form), whole)
+    made = rounded_shapes(jax.ShapeDtypeStruct(shape, jnp.float32), channels, form)
     arrays = jax.tree.map(lambda part: aligned_empty(part.shape, part.dtype), made)
     for start in range(0, shape[0], rows):
         part = slice(start, min(start + rows, shape[0]))
@@ -177,3 +181,15 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = np.empty(nbytes + XLA_ALIGNMENT, np.uint8)
     start = -raw.__array_interface__["data"][0] % XLA_ALIGNMENT
     return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def put(array: np.ndarray, spec: ParamSpec) -> jax.Array:
+    """An array of the host as the parameter that `spec` says, in its shards."""
+    array = array.reshape(spec.shape)
+    placed = sharding.partition(spec.shape, spec.axes)
+    if placed is None:
+        own = aligned_empty(spec.shape, array.dtype)
+        own[...] = array
+        return jax.device_put(own)
+    placed = jax.NamedSharding(jax.sharding.get_mesh(), placed)
+    return jax.make_array_from_callback(spec.shape, placed, lambda index: array[index])
