@@ -11,8 +11,8 @@ from llava_mini_jax import signals
 from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
-    "try --dtype int8 or bfloat16, a smaller --batch-size, or a machine with more memory; the same "
-    "command goes on from here"
+    "try --dtype int8, int4 or bfloat16, a smaller --batch-size, or a machine with more memory; the"
+    " same command goes on from here"
 )
 
 STOPPED = "eval.py: stopped; the same command goes on from here"

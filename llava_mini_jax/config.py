@@ -51,6 +51,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "LLAMA_1_1B",
     "LLAMA_3_1_8B",
+    "NARROW_DTYPES",
     "QWEN2_5_0_5B",
     "QWEN2_5_3B",
     "QWEN2_5_7B",
@@ -73,9 +74,10 @@ __all__ = [
 ]
 
 # What parameters may be stored, trained, converted and computed in; and what they may be asked in:
-# int8 rounds the weights of products as they are loaded (weights/quantize.py), and is no format.
+# to narrow ones the weights of products are rounded as they are loaded (weights/quantize.py).
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
-ASKING_DTYPES = (*FLOAT_DTYPES, "int8")
+NARROW_DTYPES = ("int8", "int4")
+ASKING_DTYPES = (*FLOAT_DTYPES, *NARROW_DTYPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

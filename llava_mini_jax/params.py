@@ -61,6 +61,15 @@ class ParamSpec:
         """Whether the first axis is that of the layers."""
         return self.axes[:1] == ("layers",)
 
+    @property
+    def output_axes(self) -> int:
+        """Of a weight of products: how many of its first axes are layers and output features.
+
+        Where heads stand first, their width is one too: two of [N, H, D], one of [D, N, H].
+        """
+        wide = self.axes[self.stacked] == "heads" and len(self.shape) - self.stacked > 2
+        return self.stacked + (2 if wide else 1)
+
 
 def is_spec(x: Any) -> bool:
     return isinstance(x, ParamSpec)

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
@@ -190,13 +191,30 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return x if spec is None else jax.reshard(x, spec)
 
 
-def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
+def regroup(x: jax.Array, kept: int, sizes: tuple[int, ...]) -> jax.Array:
+    """`x` with its axes behind the first `kept` seen as others, of `sizes`.
+
+    What the first of these axes was split over, the first new one is, if that divides it.
+    """
+    shape = (*x.shape[:kept], *sizes)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x.reshape(shape)
+    front = jax.typeof(x).sharding.spec.partitions[: kept + 1]
+    parts = math.prod(mesh.shape[axis] for axis in _names(front[kept]))
+    split = front[kept] if sizes[0] % parts == 0 else None
+    spec = PartitionSpec(*front[:kept], split, *(None,) * (len(sizes) - 1))
+    return jnp.reshape(x, shape, out_sharding=spec)
+
+
+def gather(weight: jax.Array, x: jax.Array, *, learnt: bool = True) -> jax.Array:
     """A weight, whole along fsdp on each device, for products with rows `x` that are split over it.
 
     Said to the compiler, not left to it: XLA for TPUs would cut such a product into a partial one
     for each device ("windowed einsum": docs/performance.md). As the result is marked
     `reduced`, its gradient stays a sum over each device's own rows until one reduce-scatter. In
-    front of a loop both happen once, where the loop would do so every time.
+    front of a loop both happen once, where the loop would do so every time. Of a weight that is not
+    `learnt` no gradient is asked.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return weight
@@ -204,6 +222,8 @@ def gather(weight: jax.Array, x: jax.Array) -> jax.Array:
     if "fsdp" not in rows or "fsdp" not in _axes_of(weight):
         return weight
     mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(weight).sharding.spec
+    if not learnt:
+        return _gathered(weight, spec, frozenset())
     device = mesh.abstract_device
     shape = torus.dims(device.device_kind, mesh.size) if device else None
     if shape and mesh.shape["fsdp"] == mesh.size:

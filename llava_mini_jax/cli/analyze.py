@@ -49,7 +49,7 @@ def _of_model(parser: argparse.ArgumentParser, *, plots: bool = True) -> None:
             action="store_true",
             help="no pictures; they need matplotlib (extra plots)",
         )
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
 
 

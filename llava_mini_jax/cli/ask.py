@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-n", "--samples", type=int, default=1, metavar="N", help="so many answers, numbered")
     add("--json", action="store_true", help=JSON)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     add(

@@ -67,17 +67,17 @@ def run(args: argparse.Namespace) -> int:
         import jax
         from safetensors import SafetensorError
 
-        from llava_mini_jax.config import FLOAT_DTYPES
+        from llava_mini_jax.config import FLOAT_DTYPES, NARROW_DTYPES
         from llava_mini_jax.weights import adapters
         from llava_mini_jax.weights.export_hf import export_model
         from llava_mini_jax.weights.hf_prompt import template_told
         from llava_mini_jax.weights.hub import resolve_folder
 
     if args.dtype is not None and args.dtype not in FLOAT_DTYPES:
-        hint = "; weights become int8 as they are loaded: ask --dtype int8"
+        hint = f"; weights become {args.dtype} as they are loaded: ask --dtype {args.dtype}"
         raise InputError(
             f'dtype "{args.dtype}" is none that a folder can be written in; use one of'
-            f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype == 'int8' else ''}"
+            f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype in NARROW_DTYPES else ''}"
         )
     source = resolve_folder(args.llm or args.folders[0])
     base = None if args.base is None else resolve_folder(args.base)

@@ -94,7 +94,12 @@ def _of_request(add: Callable[..., Any], *, several: bool = False) -> None:
     add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
     add("--new-tokens", type=int, metavar="N", help="of an answer (default: 32)")
     if several:
-        add("--dtype", nargs="+", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8")
+        add(
+            "--dtype",
+            nargs="+",
+            metavar="TYPE",
+            help="float32 (default on CPU), bfloat16, int8, int4",
+        )
     else:
         add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16")
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=int, metavar="B", help="of a step, or answers together (default: 1)")
     add("--images", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
     add("--layers", type=int, metavar="N", help="of the language model, to compile sooner")
-    add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 too")
+    add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 and int4 too")
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--option", action="append", metavar="K=V", help="a compiler option of XLA")
     add("--json", action="store_true", help=JSON)

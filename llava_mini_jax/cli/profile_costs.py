@@ -13,7 +13,7 @@ import jax
 
 from llava_mini_jax.arguments import refuse
 from llava_mini_jax.cli import profile_tables
-from llava_mini_jax.config import VICUNA_7B, backbone
+from llava_mini_jax.config import NARROW_DTYPES, VICUNA_7B, backbone
 from llava_mini_jax.cost import flops as flops_of
 from llava_mini_jax.cost import flops_table, follow_up, inference_memory, machine, paper_figures
 from llava_mini_jax.cost import latency as timing
@@ -138,12 +138,11 @@ def candidates(
     built = {row.name if row.tokens else BASELINE: paper_figures.build(row, llm) for row in rows}
     found, made = {}, {}
     for given in dtypes:
-        # int8 is rounded from what it computes in, of which there may be one already.
-        dtype = computing_dtype(None if given == "int8" else given)
+        dtype = computing_dtype(given)  # a narrow one is rounded from it; it may be made already
         if dtype not in made:
             typed = {n: _cut(cfg, dtype, vision_layers) for n, cfg in built.items()}
             made[dtype] = timing.random_candidates(typed, dtype)
-        each = timing.rounded(made[dtype]) if given == "int8" else made[dtype]
+        each = timing.rounded(made[dtype], given) if given in NARROW_DTYPES else made[dtype]
         found |= {n if len(dtypes) == 1 else f"{n}, {given}": m for n, m in each.items()}
     return found, _one(args, "resolution", 336)
 
@@ -180,8 +179,10 @@ def _request(args: argparse.Namespace, cfg: LlavaMiniConfig, side: int) -> Reque
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     if not args.peak:
         refuse(args, ["text", "new_tokens", "dtype", "compilation_cache"], "without --peak")
-    if args.dtype == "int8":
-        raise InputError("--dtype int8 is for profile latency; here int8's bytes are always shown")
+    if args.dtype in NARROW_DTYPES:
+        raise InputError(
+            f"--dtype {args.dtype} is for profile latency; here its bytes are always shown"
+        )
     cfg, side = _shape(args, computing_dtype(args.dtype or "bfloat16"))
     side = _one(args, "resolution", side)
     request = _request(args, cfg, side)

@@ -141,7 +141,8 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
     bundle, dtype = _bundle(args.what), args.dtype or "bfloat16"
     if dtype not in configs.ASKING_DTYPES:
         raise InputError(f'--dtype is "{dtype}"; give one of {", ".join(configs.ASKING_DTYPES)}')
-    cfg = dataclasses.replace(bundle.model, compute_dtype="bfloat16" if dtype == "int8" else dtype)
+    computing = "bfloat16" if dtype in configs.NARROW_DTYPES else dtype
+    cfg = dataclasses.replace(bundle.model, compute_dtype=computing)
     if args.attention:
         cfg = dataclasses.replace(cfg, attention=args.attention)
     if args.layers:

@@ -18,7 +18,7 @@ EXAMPLE = "llava-mini profile requests MODEL --requests 64 --slots 8"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8, int4")
     add("--requests", type=int, default=64, metavar="N", help="default: 64")
     add("--slots", type=int, default=8, metavar="N", help="answered at a time (default: 8)")
     add("--new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")

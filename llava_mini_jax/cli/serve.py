@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     add(

@@ -1,6 +1,6 @@
 """Memory of inference: weights, keys and values of a picture or frame, and the peak of a request.
 
-    config --spec--> bytes of every component's weights, in float32, bfloat16 and int8
+    config --spec--> bytes of every component's weights, in float32, bfloat16, int8 and int4
            --shape of the cache--> bytes a token, a picture, a frame
            --compile abstract programs--> what each takes; nothing is allocated
            --run, on an accelerator--> what its allocator says
@@ -9,37 +9,26 @@ Training's memory is in training/step_memory.py.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
 from llava_mini_jax.cost import network, programs
 from llava_mini_jax.cost.device_memory import tree_bytes
 from llava_mini_jax.cost.latency import CHUNK, Request
 from llava_mini_jax.inference import blocks
 from llava_mini_jax.inference.seeing import sizes_up_to
-from llava_mini_jax.models import cache, llava_mini
+from llava_mini_jax.models import cache
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.weights.quantize import is_product
 
-DTYPES = ("float32", "bfloat16", "int8")  # of weights
+DTYPES = ("float32", "bfloat16", "int8", "int4")  # of weights
 
 
 def weight_bytes(cfg: LlavaMiniConfig, dtype: str) -> dict[str, int]:
-    """Bytes of the weights by component; with "int8" one byte a weight of a matrix product, while
-    everything else is in the dtype of computing.
-
-    int8's scales, one a channel, are not counted: less than 0.1 %.
-    """
-    found = {field.name: 0 for field in dataclasses.fields(LlavaMini)}
-    for path, spec in param_tree.paths(llava_mini.spec(cfg)).items():
-        kept = dtype == "int8" and not is_product(path, spec)
-        itemsize = jnp.dtype(cfg.compute_dtype if kept else dtype).itemsize
-        found[path.split("/")[0]] += math.prod(spec.shape) * itemsize
-    return found
+    """Bytes of the weights by component, as they are loaded in `dtype`, scales included."""
+    whole = programs.weights(cfg, dtype)
+    return {f.name: tree_bytes(getattr(whole, f.name)) for f in dataclasses.fields(LlavaMini)}
 
 
 def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:

@@ -33,7 +33,7 @@ from llava_mini_jax.inference.ticket import Piece
 from llava_mini_jax.models import compressors, llava_mini
 from llava_mini_jax.models.compressors.signature import INSTEAD
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
-from llava_mini_jax.weights.quantize import is_product, quantize
+from llava_mini_jax.weights.quantize import form_of, quantize
 
 WARM_UPS = 2
 CHUNK = 8  # pictures of a request that are looked at together
@@ -110,18 +110,17 @@ def random_candidates(
     return found
 
 
-def rounded(models: Mapping[str, Candidate]) -> dict[str, Candidate]:
-    """The same models with int8 weights of their products, which are shared as those are."""
+def rounded(models: Mapping[str, Candidate], narrow: str) -> dict[str, Candidate]:
+    """The same models with int8 or int4 weights of products, which are shared as those are."""
     made: dict[int, Any] = {}
 
     def leaf(path: str, spec: param_tree.ParamSpec, weight: jax.Array) -> Any:
-        if not is_product(path, spec):
+        form = form_of(path, spec, spec.output_axes, narrow)
+        if form is None:
             return weight
         if id(weight) not in made:
-            # A head's width is an output feature too where heads stand first.
-            channels = 2 if spec.axes[0] == "heads" and len(spec.shape) > 2 else 1
             # A copy, because rounding gives its argument away.
-            made[id(weight)] = quantize(jnp.copy(weight), channels)
+            made[id(weight)] = quantize(jnp.copy(weight), spec.output_axes, form)
         return made[id(weight)]
 
     def one(model: Candidate) -> Candidate:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from llava_mini_jax import params as param_tree
 from llava_mini_jax import sharding
+from llava_mini_jax.config import NARROW_DTYPES
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import reading, seeing_programs, slots
 from llava_mini_jax.inference.recompute import refuse_inside, refuse_question
@@ -24,8 +25,7 @@ from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.seen import PATCHES, Seen
-from llava_mini_jax.ops.einsum import Int8Weight
-from llava_mini_jax.weights.quantize import is_product
+from llava_mini_jax.weights.quantize import abstract
 
 Call = tuple[Callable, tuple, dict[str, Any]]  # a jitted function, arguments, static ones
 
@@ -47,14 +47,11 @@ class Sizes:
 
 
 def weights(cfg: LlavaMiniConfig, dtype: str) -> LlavaMini:
-    """The parameters as a model is loaded in `dtype`, "int8" included; layers unrolled."""
+    """The parameters as a model is loaded in `dtype`, one of ASKING_DTYPES; layers unrolled."""
+    narrow = dtype if dtype in NARROW_DTYPES else None
 
     def leaf(path: str, spec: param_tree.ParamSpec) -> Any:
-        if dtype != "int8" or not is_product(path, spec):
-            return param_tree.abstract(spec, cfg.dtype if dtype == "int8" else dtype)
-        outputs = 2 if spec.axes[0] == "heads" else 1  # q_proj [N, H, D], o_proj [D, N, H]
-        scale = param_tree.ParamSpec(spec.shape[:outputs], spec.axes[:outputs], spec.init)
-        return Int8Weight(param_tree.abstract(spec, jnp.int8), param_tree.abstract(scale))
+        return abstract(path, spec, spec.output_axes, narrow, cfg.dtype if narrow else dtype)
 
     return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(cfg)))
 

@@ -131,8 +131,8 @@ def plan(
 ) -> Plan:
     """The plan of a session's first question about `frames` frames with `text` ids of text.
 
-    `dtype` is that of the weights ("float32", "bfloat16", "int8"), `chunk` frames go together, and
-    the answer has at most `answer` tokens; `in_parts` says that weights are never in the products'
+    `dtype` is that of the weights (one of ASKING_DTYPES), `chunk` frames go together, and the
+    answer has at most `answer` tokens; `in_parts` says that weights are never in the products'
     dtype as a whole (ops/einsum.py, on one CPU). Where the positions do not fit, the plan says so.
     """
     cfg, Q = bundle.model, bounds.tokens_per_image(bundle)

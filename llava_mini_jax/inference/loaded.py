@@ -26,6 +26,8 @@ class Loaded:
     def weights_dtype(self) -> str:
         """That of the weights of products; `bundle.model.compute_dtype` is that of the products."""
         dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.params)}
+        if "uint8" in dtypes:  # two codes of int4 in each
+            return "int4"
         return "int8" if "int8" in dtypes else str(self.params.llm.embed_tokens.dtype)
 
     @cached_property

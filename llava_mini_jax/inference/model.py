@@ -251,17 +251,17 @@ def load(
     """The model of a folder, or of a name on the Hugging Face hub.
 
     `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
-    given. "int8" rounds the weights of products (weights/quantize.py) and computes in the dtype
-    that would be taken if none were given. `attention` is "auto", "xla", "cudnn" or "splash"
-    (ops/attention.py). `vision_tower` is the folder of the CLIP tower, where the model's own does
-    not name it. `template` is the prompts' (a name of data/text/conversation.py's TEMPLATES) and
-    `max_length` the positions of prompts, where the folder's config.json does not say what was
-    meant (docs/weights.md). `vision_tokens` is how many tokens of a picture requests take that do
-    not ask, of a model that has several numbers of them. `compressor` is a method that needs no
-    training, for a LLaVA-1.5 ("visionzip,dominant=54,contextual=10"), or options of the folder's
-    own. `watch` is called with the bytes of weights that are read so far, and in all. Under
-    `jax.set_mesh(make_mesh(tensor=n))`, loading and asking alike, the weights lie split over n
-    devices.
+    given. "int8" and "int4" round the weights of products (weights/quantize.py; "int4" keeps the
+    codes of an AWQ or GPTQ folder) and compute in the dtype that would be taken if none were given.
+    `attention` is "auto", "xla", "cudnn" or "splash" (ops/attention.py). `vision_tower` is the
+    folder of the CLIP tower, where the model's own does not name it. `template` is the prompts' (a
+    name of data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where
+    the folder's config.json does not say what was meant (docs/weights.md). `vision_tokens` is how
+    many tokens of a picture requests take that do not ask, of a model that has several numbers of
+    them. `compressor` is a method that needs no training, for a LLaVA-1.5
+    ("visionzip,dominant=54,contextual=10"), or options of the folder's own. `watch` is called with
+    the bytes of weights that are read so far, and in all. Loaded and asked under
+    `jax.set_mesh(make_mesh(tensor=n))`, the weights lie split over n devices.
     Raises InputError for everything that is missing, damaged or does not fit.
     """
     return read(

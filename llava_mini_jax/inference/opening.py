@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from llava_mini_jax.config import ASKING_DTYPES, Bundle
+from llava_mini_jax.config import ASKING_DTYPES, NARROW_DTYPES, Bundle
 from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.data.text import question_ids
 from llava_mini_jax.data.text.tokenizer import load_tokenizer
@@ -54,7 +54,10 @@ class Opened:
 
     @property
     def _dtypes(self) -> dict[str, Any]:
-        return {"dtype": computing_dtype(self.dtype), "int8": self.dtype == "int8"}
+        return {
+            "dtype": computing_dtype(self.dtype),
+            "narrow": self.dtype if self.dtype in NARROW_DTYPES else None,
+        }
 
 
 def open_folder(
@@ -94,6 +97,6 @@ def computing_dtype(dtype: str | None) -> str:
     """
     if dtype is not None and dtype not in ASKING_DTYPES:
         raise InputError(f'dtype "{dtype}" is unknown; use one of {", ".join(ASKING_DTYPES)}')
-    if dtype is not None and dtype != "int8":
+    if dtype is not None and dtype not in NARROW_DTYPES:
         return dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

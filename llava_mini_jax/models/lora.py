@@ -19,7 +19,7 @@ from llava_mini_jax.ops.einsum import LoraWeight
 from llava_mini_jax.params import ParamSpec, Tree, torch_linear, zeros
 
 LEARNT = ("*/lora_a", "*/lora_b")
-BASES = ("same", "int8")
+BASES = ("same", "int8", "int4")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class LoraConfig:
     rank: int = 0  # of the changes; 0: none, weights are trained as they are
     alpha: float = 0.0  # changes are multiplied by alpha / rank; 0: twice the rank, as LLaVA has it
     targets: tuple[str, ...] = ("llm/layers/*_proj",)  # path patterns of the weights that have one
-    base: str = "same"  # frozen weights beside them: as `param_dtype` says ("same"), or "int8"
+    base: str = (
+        "same"  # frozen weights beside them: as `param_dtype` says ("same"), or one of BASES
+    )
 
     @property
     def effective_alpha(self) -> float:
@@ -51,7 +53,7 @@ def with_changes(spec: Tree, cfg: LoraConfig) -> Tree:
 
 
 def _change(leaf: ParamSpec, cfg: LoraConfig) -> LoraWeight:
-    first, outputs = int(leaf.stacked), _output_axes(leaf)
+    first, outputs = int(leaf.stacked), leaf.output_axes
     layers, out, into = leaf.shape[:first], leaf.shape[first:outputs], leaf.shape[outputs:]
     axes = leaf.axes[:first], leaf.axes[first:outputs], leaf.axes[outputs:]
     return LoraWeight(
@@ -63,11 +65,6 @@ def _change(leaf: ParamSpec, cfg: LoraConfig) -> LoraWeight:
         lora_b=ParamSpec((*layers, *out, cfg.rank), (*axes[0], *axes[1], None), zeros),
         scale=cfg.effective_alpha / cfg.rank,
     )
-
-
-def _output_axes(leaf: ParamSpec) -> int:
-    """How many leading axes are layers and output features: of heads and their width, both."""
-    return leaf.stacked + (2 if leaf.axes[leaf.stacked] == "heads" else 1)
 
 
 def plain_paths(tree: Tree) -> dict[str, tuple[str, Any]]:

@@ -3,13 +3,15 @@
 x, weight --on accelerators and meshes--> one product, as its equation says
           '--on one CPU--> x [R, I] times weight [O, I]; a weight that is narrower than
                            float32 some rows at a time, so that it never lies there in float32
-                           '--int8, few rows--> not even these: it is widened in registers
+                           '--int8 or int4, few rows--> not even these: widened in registers
+int4 (int4.py): two products, of the low and the high halves of its bytes, or one sum on a GPU
 a weight of low rank beside a frozen one (LoRA): both products, added up
 """
 
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ import numpy as np
 from flax import struct
 
 from llava_mini_jax import sharding
+from llava_mini_jax.ops import int4
+from llava_mini_jax.ops.int4 import Int4Weight
 from llava_mini_jax.params import Leaf
 
 # Numbers of a narrow weight that a CPU takes at a time: twice as many where they stay int8. With
@@ -26,6 +30,10 @@ TOGETHER = 2**20
 # Rows of activations up to which int8 is widened in registers, and pieces of a row that are added
 # up there. With eight pieces XLA does not vectorise the sum, with 32 it is no faster.
 FEW, PIECES = 4, 16
+# Of int4 there are as many pieces as bytes a group; of larger groups the program would be too long.
+MOST_PIECES = 64
+# Rows up to which a GPU adds int4 up instead of multiplying.
+FEW_ON_GPU = 8
 # Rows from which a TPU multiplies in its matrix unit: fewer are padded.
 MXU_ROWS = 8
 
@@ -43,13 +51,13 @@ class LoraWeight:
     """A frozen weight, and a change of low rank that is learnt (LoRA, Hu et al. 2021, section 4.1):
     `base` [out.., in..] + `scale` * `lora_b` [out.., rank] `lora_a` [rank, in..]."""
 
-    base: Leaf  # an array, or an Int8Weight
+    base: Leaf  # an array, an Int8Weight or an Int4Weight
     lora_a: Leaf
     lora_b: Leaf
     scale: float = struct.field(pytree_node=False)
 
 
-Weight = jax.Array | Int8Weight | LoraWeight
+Weight = jax.Array | Int8Weight | Int4Weight | LoraWeight
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> jax.Array:
@@ -72,6 +80,9 @@ def einsum(equation: str, x: jax.Array, weight: Weight, axes: sharding.Axes) -> 
     outputs = len(set(right) - set(left))
     if sharding.on_one_cpu() and output[-outputs:] == right[:outputs]:
         return _rows_times_matrix(x, left, weight, right, outputs)
+    if isinstance(weight, Int4Weight):
+        # Without it the widened weight would be kept for the backward pass.
+        return jax.checkpoint(functools.partial(_with_int4, equation, axes))(x, weight)
     sizes = dict(zip(left + right, x.shape + weight.shape, strict=True))
     shape = tuple(sizes[letter] for letter in output)
     # Of two input axes (heads and their width) a float weight would be re-laid at every call.
@@ -97,6 +108,28 @@ def _with_change(equation: str, x: jax.Array, weight: LoraWeight, axes: sharding
     return einsum(equation, x, weight.base, axes) + weight.scale * change
 
 
+def _with_int4(equation: str, axes: sharding.Axes, x: jax.Array, weight: Int4Weight) -> jax.Array:
+    """The product where inputs stand last in `x`, in the weight's order: a decoder layer's do."""
+    inputs, output = equation.split("->")
+    left, right = inputs.split(",")
+    rows = "".join(letter for letter in left if letter in output)
+    columns = "".join(letter for letter in right if letter in output)
+    assert (left, right, output) == (rows + right[len(columns) :], right, rows + columns), equation
+    kept = len(rows)
+    shape = (*x.shape[:kept], *weight.scale.shape[: len(columns)])
+    weight = jax.tree.map(lambda part: sharding.gather(part, x, learnt=False), weight)
+    few = (
+        math.prod(shape[:kept]) <= FEW_ON_GPU and sharding.piece(shape, axes)[:kept] == shape[:kept]
+    )
+    if sharding.platform() == "gpu" and few and x.size:
+        return sharding.constrain(int4.few_rows(x, kept, weight).reshape(shape), axes)
+    pairs = zip(int4.ordered(x, kept, weight), int4.halves(weight, x.dtype), strict=True)
+    by_half = f"{rows}sg,{columns}sg->{output}"
+    return functools.reduce(
+        operator.add, (_with_rows(by_half, part, half, shape, axes) for part, half in pairs)
+    )
+
+
 def _with_rows(
     equation: str, x: jax.Array, weight: jax.Array, shape: tuple[int, ...], axes: sharding.Axes
 ) -> jax.Array:
@@ -118,26 +151,42 @@ def _with_rows(
 
 
 def _rows_times_matrix(
-    x: jax.Array, left: str, weight: jax.Array, right: str, outputs: int
+    x: jax.Array, left: str, weight: jax.Array | Int4Weight, right: str, outputs: int
 ) -> jax.Array:
     """The product with two indices each: of more, XLA for CPU copies the weights, transposed."""
     summed = right[outputs:]
     kept = [letter for letter in left if letter not in summed]
     x = x.transpose([left.index(letter) for letter in (*kept, *summed)])
-    rows, columns = x.shape[: len(kept)], weight.shape[:outputs]
+    rows = x.shape[: len(kept)]
     x_RI = x.reshape(math.prod(rows), math.prod(x.shape[len(kept) :]))
-    weight_OI = weight.reshape(math.prod(columns), x_RI.shape[1])
-    narrow = weight.dtype.itemsize < 4
+    if isinstance(weight, Int4Weight):
+        columns, narrow = weight.scale.shape[:outputs], True
+        weight_OI: Any = jax.tree.map(lambda a: a.reshape(-1, *a.shape[outputs:]), weight)
+    else:
+        columns, narrow = weight.shape[:outputs], weight.dtype.itemsize < 4
+        weight_OI = weight.reshape(math.prod(columns), x_RI.shape[1])
     product_RO = _widened(x_RI, weight_OI) if narrow else _product(x_RI, weight_OI)
     return product_RO.astype(x.dtype).reshape(*rows, *columns)
 
 
-def _product(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+def _product(x_RI: jax.Array, weight_OI: jax.Array | Int4Weight) -> jax.Array:
+    if isinstance(weight_OI, Int4Weight):
+        return int4.product(x_RI, weight_OI)
     return jnp.einsum("RI,OI->RO", x_RI, weight_OI.astype(x_RI.dtype))
 
 
+def _way(x_RI: jax.Array, weight_OI: jax.Array | Int4Weight) -> tuple[Callable, int]:
+    """How some rows of a narrow weight are multiplied on a CPU, and how many numbers at a time."""
+    if isinstance(weight_OI, Int4Weight):
+        short, multiply = weight_OI.values.shape[1] <= MOST_PIECES, int4.in_registers
+    else:
+        short = weight_OI.dtype == jnp.int8 and x_RI.shape[1] % PIECES == 0
+        multiply = _in_registers
+    return (multiply, 2 * TOGETHER) if short and len(x_RI) <= FEW else (_product, TOGETHER)
+
+
 @jax.custom_vjp
-def _widened(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+def _widened(x_RI: jax.Array, weight_OI: jax.Array | Int4Weight) -> jax.Array:
     """The product in float32, in which CPUs compute, with a few rows of the weight at a time.
 
     Left to itself, XLA widens the weights of all layers first: in front of a loop over tokens, and
@@ -145,17 +194,15 @@ def _widened(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
     the last rows, where they are fewer, begin earlier and are computed twice.
     """
     x_RI = x_RI.astype(jnp.float32)
-    outputs, inputs = weight_OI.shape
-    in_registers = weight_OI.dtype == jnp.int8 and len(x_RI) <= FEW and inputs % PIECES == 0
-    multiply = _in_registers if in_registers else _product
-    together = 2 * TOGETHER if in_registers else TOGETHER
+    outputs, inputs = len(jax.tree.leaves(weight_OI)[0]), x_RI.shape[1]
+    multiply, together = _way(x_RI, weight_OI)
     # At least two parts: XLA takes a loop of one apart.
     part = max(1, min(together // inputs, -(-outputs // 2)))
 
     def add(number: jax.Array, product_RO: jax.Array) -> jax.Array:
         weight, number = jax.lax.optimization_barrier((weight_OI, number))
         start = jnp.minimum(number * part, outputs - part)
-        some_PI = jax.lax.dynamic_slice_in_dim(weight, start, part)
+        some_PI = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, part), weight)
         some_RP = multiply(x_RI, some_PI)
         return jax.lax.dynamic_update_slice_in_dim(product_RO, some_RP, start, axis=1)
 
@@ -183,17 +230,24 @@ def _in_registers(x_RI: jax.Array, weight_PI: jax.Array) -> jax.Array:
     return jnp.stack(found)
 
 
-def _forward(x_RI: jax.Array, weight_OI: jax.Array) -> tuple[jax.Array, tuple]:
+def _forward(x_RI: jax.Array, weight_OI: jax.Array | Int4Weight) -> tuple[jax.Array, tuple]:
     return _widened(x_RI, weight_OI), (x_RI, weight_OI)
 
 
 def _backward(given: tuple, gradient_RO: jax.Array) -> tuple[jax.Array, Any]:
     x_RI, weight_OI = given
-    back = jax.vjp(_product, x_RI.astype(jnp.float32), weight_OI.astype(jnp.float32))[1]
-    of_x, of_weight = back(gradient_RO)
-    if weight_OI.dtype == jnp.int8:  # whole numbers have no gradient: JAX wants this type for none
-        return of_x.astype(x_RI.dtype), np.zeros(weight_OI.shape, jax.dtypes.float0)
+    x = x_RI.astype(jnp.float32)
+    if isinstance(weight_OI, Int4Weight) or weight_OI.dtype == jnp.int8:
+        (of_x,) = jax.vjp(lambda x: _product(x, weight_OI), x)[1](gradient_RO)
+        return of_x.astype(x_RI.dtype), jax.tree.map(_no_gradient, weight_OI)
+    of_x, of_weight = jax.vjp(_product, x, weight_OI.astype(jnp.float32))[1](gradient_RO)
     return of_x.astype(x_RI.dtype), of_weight.astype(weight_OI.dtype)
+
+
+def _no_gradient(frozen: jax.Array) -> Any:
+    """Whole numbers have none: JAX wants a type of its own for that."""
+    whole = jnp.issubdtype(frozen.dtype, jnp.integer)
+    return np.zeros(frozen.shape, jax.dtypes.float0) if whole else jnp.zeros_like(frozen)
 
 
 _widened.defvjp(_forward, _backward)

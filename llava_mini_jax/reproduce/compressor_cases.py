@@ -67,7 +67,7 @@ def load(case: Case, spec: LlavaMini, cfg: LlavaMiniConfig, prefix: str = "") ->
     file = case.folder / "weights.safetensors"
     tensors = {prefix + name: tensor for name, tensor in open_tensors(file).items()}
     folder = Published(str(file), tensors, LAYOUT)
-    return load_tree(spec, cfg, [folder], dtype="float32", int8=False)
+    return load_tree(spec, cfg, [folder], dtype="float32", narrow=None)
 
 
 def only(kind: type, **parts: Any) -> Any:

@@ -225,7 +225,7 @@ def _load(case: Case, cfg: LlavaMiniConfig, *, projector: bool) -> LlavaMini:
     spec = llava_mini.spec(cfg)
     spec = only(LlavaMini, llm=spec.llm, projector=spec.projector if projector else None)
     folder = Published(str(file), open_tensors(file), LAYOUT)
-    return load_tree(spec, cfg, [folder], dtype="float32", int8=False)
+    return load_tree(spec, cfg, [folder], dtype="float32", narrow=None)
 
 
 RUNNERS: dict[str, Callable[[Case], dict[str, Any]]] = {"voco": voco_case, "fastv": fastv_case}

@@ -25,7 +25,7 @@ from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.terminal import GIB, columns, human_bytes
 from llava_mini_jax.training import feed, step_program
 from llava_mini_jax.training.stages import TrainConfig, check, stacked_spec
-from llava_mini_jax.training.step_memory import estimate, groups
+from llava_mini_jax.training.step_memory import base_bytes, estimate, groups
 
 # What a device has, in GiB. A tenth is left to the runtime and to what an estimate misses.
 DEVICES = {
@@ -78,18 +78,24 @@ def _table(stage: TrainConfig) -> Any:
     table = Table(title=f"{stage.name}: {dialect_of(stage.model)}", title_justify="left")
     for column in ("component", "parameters", "trained", "bytes with gradient and AdamW state"):
         table.add_column(column, justify="left" if column == "component" else "right")
-    counts, trained = Counter[str](), Counter[str]()
+    counts, trained, stored = Counter[str](), Counter[str](), Counter[str]()
     for path, leaf in param_tree.paths(stacked_spec(stage)).items():
         component, size = path.split("/")[0], math.prod(leaf.shape)
         counts[component] += size
         trained[component] += size * param_tree.matches(path, stage.trainable)
-    counts["all"], trained["all"] = counts.total(), trained.total()
+        stored[component] += base_bytes(leaf, stage) if _is_base(path) else size * itemsize
+    counts["all"], trained["all"], stored["all"] = (c.total() for c in (counts, trained, stored))
     for name, count in counts.items():
         if name == "all":
             table.add_section()
-        total = count * itemsize + trained[name] * (itemsize + moments)
+        total = stored[name] + trained[name] * (itemsize + moments)
         table.add_row(name, *(f"{n:,}" for n in (count, trained[name], total)))
     return table
+
+
+def _is_base(path: str) -> bool:
+    """Whether a weight lies beside an adapter, where it may be narrower than `param_dtype`."""
+    return path.endswith("/base")
 
 
 def _memory_table(stage: TrainConfig) -> Any:
@@ -193,6 +199,7 @@ def layout(stage: TrainConfig) -> list[str]:
             shape, names = " x ".join(map(str, leaf.shape)), " ".join(a or "-" for a in leaf.axes)
             placed = " ".join(sharding.placement(leaf.shape, leaf.axes))
             piece = math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize
+            piece = base_bytes(leaf, stage) if _is_base(path) else piece
             rows.append((path, shape, names, placed, f"{piece:,}"))
     return columns(rows, left=4)
 

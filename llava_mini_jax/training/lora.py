@@ -4,6 +4,7 @@ A component that has adapters ("llm") is frozen but for these: `trainable` loses
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.lora import BASES, LEARNT, LoraConfig, is_lora
 from llava_mini_jax.params import ParamSpec, Tree
-from llava_mini_jax.weights.quantize import quantize
+from llava_mini_jax.weights.quantize import GROUPS, group_of, quantize, rounded_shapes
 
 
 def trainable_with(
@@ -49,7 +50,9 @@ def _check(cfg: LoraConfig, chosen: Mapping[str, ParamSpec]) -> None:
             f"lora.rank and .alpha are {cfg.rank} and {cfg.alpha:g}; give numbers from 0 on"
         )
     if cfg.base not in BASES:
-        raise InputError(f'lora.base is "{cfg.base}"; expected {" or ".join(BASES)}')
+        raise InputError(f'lora.base is "{cfg.base}"; expected {", ".join(BASES)}')
+    if cfg.base == "int4":
+        _check_groups(chosen)
     for pattern in cfg.targets:
         if not any(param_tree.matches(path, (pattern,)) for path in chosen):
             raise InputError(
@@ -64,6 +67,16 @@ def _check(cfg: LoraConfig, chosen: Mapping[str, ParamSpec]) -> None:
             )
 
 
+def _check_groups(chosen: Mapping[str, ParamSpec]) -> None:
+    for path, leaf in chosen.items():
+        inputs = math.prod(leaf.shape[leaf.output_axes :])
+        if group_of(inputs) is None:
+            raise InputError(
+                f'lora.base is "int4", but {path} has {inputs} inputs, no multiple of'
+                f" {GROUPS[-1]}: set lora.base to int8 or same"
+            )
+
+
 def with_base(params: Tree, cfg: LoraConfig) -> Tree:
     """Parameters, or their abstract shapes, with frozen weights as `cfg.base` says."""
     if not cfg.rank or cfg.base == "same":
@@ -74,9 +87,9 @@ def with_base(params: Tree, cfg: LoraConfig) -> Tree:
             return leaf
         channels = leaf.lora_b.ndim - 1
         if isinstance(leaf.base, jax.ShapeDtypeStruct):
-            base = jax.eval_shape(lambda weight: quantize(weight, channels), leaf.base)
+            base = rounded_shapes(leaf.base, channels, cfg.base)
         else:
-            base = quantize(leaf.base, channels)
+            base = quantize(leaf.base, channels, cfg.base)
         return dataclasses.replace(leaf, base=base)
 
     return jax.tree.map(one, params, is_leaf=is_lora)

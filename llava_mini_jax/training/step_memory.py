@@ -33,11 +33,12 @@ from llava_mini_jax.models.llava_mini import Inputs, LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.lora import with_changes
 from llava_mini_jax.ops.attention import attend
 from llava_mini_jax.ops.masks import Mask
-from llava_mini_jax.params import Tree
+from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.sharding import MeshConfig
 from llava_mini_jax.training.lora import with_base
 from llava_mini_jax.training.stages import TrainConfig, stacked_spec
 from llava_mini_jax.training.step_program import fused_of
+from llava_mini_jax.weights.quantize import abstract_int4, group_of
 
 GROUPS = {
     "trained parameters": "parameters",
@@ -128,9 +129,14 @@ class _Piece:
         return count
 
     def frozen(self) -> int:
-        """Bytes of the device's frozen parameters: beside adapters they may be int8."""
-        narrow = self.count(False, "*/base") if self.stage.lora.base == "int8" else 0
-        return (self.count(False) - narrow) * self.size + narrow
+        """Bytes of the device's frozen parameters: beside adapters they may be int8 or int4."""
+        if self.stage.lora.base == "same":
+            return self.count(False) * self.size
+        with sharding.planned_mesh(self.stage.mesh):
+            leaves = param_tree.paths(stacked_spec(self.stage)).items()
+            bases = [leaf for path, leaf in leaves if param_tree.matches(path, ("*/base",))]
+            narrow = sum(base_bytes(leaf, self.stage) for leaf in bases)
+        return (self.count(False) - self.count(False, "*/base")) * self.size + narrow
 
     def inputs(self) -> Inputs:
         """Of a micro-batch, as abstract arrays."""
@@ -210,7 +216,9 @@ class _Piece:
         sizes = network.layer(cfg.llm)
         scores = 0 if fused else rows * sizes.scores(queries, keys) * FLOAT32
         widest = max(scores, sizes.mlp(rows * queries) * cfg.dtype.itemsize)
-        gathered = param_tree.count(layer) * cfg.dtype.itemsize if self.stage.mesh.fsdp > 1 else 0
+        # Whole weights: gathered, or widened from 4 bits.
+        whole = self.stage.mesh.fsdp > 1 or self.stage.lora.base == "int4"
+        gathered = param_tree.count(layer) * cfg.dtype.itemsize if whole else 0
         return recomputed + widest + gathered
 
     @property
@@ -274,6 +282,25 @@ class _Piece:
             return jax.vjp(lambda trained: call(trained, inputs), trained)[1]
 
         return _kept(backward, (trained, frozen, inputs), _fuses(self.cfg))
+
+
+def base_bytes(leaf: ParamSpec, stage: TrainConfig) -> int:
+    """Of a device's piece of a weight beside its adapter, under the current mesh.
+
+    int8's scales, less than 0.1 %, are left out.
+    """
+    narrow = stage.lora.base
+    if narrow != "int4":
+        itemsize = 1 if narrow == "int8" else jnp.dtype(stage.param_dtype).itemsize
+        return math.prod(sharding.piece(leaf.shape, leaf.axes)) * itemsize
+    size = group_of(math.prod(leaf.shape[leaf.output_axes :]))
+    assert size is not None  # training/lora.py has checked it
+    parts = jax.tree.leaves(abstract_int4(leaf, leaf.output_axes, size, jnp.float16))
+    return sum(math.prod(_piece(part)) * part.dtype.itemsize for part in parts)
+
+
+def _piece(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
 
 
 def _local(cfg: LlavaMiniConfig, tensor: int) -> LlavaMiniConfig:

@@ -6,6 +6,7 @@ other methods' LLaVA the same, with a compressor of theirs (methods.py)
 llava-hf             config.json with text_config and vision_config, everything in one folder
 our export           the release's format, and the section "llava_mini_jax" in config.json
 an adapter of these  adapter_config.json: base and change as one (adapters.py)
+codes of 4 bits      quantization_config of AWQ or GPTQ: read as weights (packed.py)
                                    |
            open_model(folder) --> Bundle (configuration) + Published tensors
 """
@@ -31,6 +32,8 @@ from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
 from llava_mini_jax.weights.method_folders import PUBLISHED, Source
 from llava_mini_jax.weights.own_section import with_section
+from llava_mini_jax.weights.packed import unpacked
+from llava_mini_jax.weights.packing import packing_of
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -57,8 +60,9 @@ def open_model(
         raise InputError(f"{folder} is a whole model, no adapter: it has no base to be given")
     tensors = open_tensors(folder) if adapter is None else adapter.tensors()
     folder = folder if adapter is None else adapter.described
-    f = hf_config.config_fields(folder)
+    f = hf_config.config_fields(folder, packed=True)
     with described_in(f.where):
+        tensors = unpacked(tensors, packing_of(f, folder))
         kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
         if kind == "llava" and "text_config" in f.values:
             return _open_llava_hf(folder, f, tensors, compressor, compute_dtype)
@@ -73,8 +77,9 @@ def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, 
         vision = towers.clip_from_hf(
             f.values, f.where, select_layer=-2, select_feature="patch", processor=processor
         )
-    f, tensors = hf_config.config_fields(llm), open_tensors(llm)
+    f = hf_config.config_fields(llm, packed=True)
     with described_in(f.where):
+        tensors = unpacked(open_tensors(llm), packing_of(f, llm))
         kind = hf_config.check_kind(f, hf_config.LLM_TYPES)
         language = hf_config.llama_from_hf(f, kind)
         f.finish(hf_fields.LLM_HARMLESS)

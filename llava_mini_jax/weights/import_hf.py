@@ -26,13 +26,21 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.ops.einsum import Int8Weight
+from llava_mini_jax.ops.int4 import Int4Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import mismatch, names
+from llava_mini_jax.weights.packed import PackedTensor
 from llava_mini_jax.weights.quantize import (
+    abstract,
+    abstract_int4,
     aligned_empty,
     channel_axes,
+    form_of,
+    in_decoder,
+    int4_specs,
     is_product,
+    put,
     quantize,
     quantize_parts,
 )
@@ -92,19 +100,19 @@ def load_params(
     folders: Sequence[Published],
     *,
     dtype: Any,
-    int8: bool = False,
+    narrow: str | None = None,
     unrolled: bool,
     watch: Watch = lambda done, total: None,
 ) -> LlavaMini:
     """Parameters from published folders, with layers stacked (training) or unrolled (inference).
 
-    `int8`: weights of products as int8 (quantize.py), everything else in `dtype`. `watch` is called
-    behind each parameter.
+    `narrow`: "int8" or "int4", to which weights of products are rounded (quantize.py); everything
+    else is in `dtype`. `watch` is called behind each parameter.
     Raises InputError with the complete list of missing, unexpected and wrong-shaped tensors.
     """
     spec = llava_mini.spec(bundle.model)
     spec = llava_mini.unrolled(spec) if unrolled else spec
-    return load_tree(spec, bundle.model, folders, dtype=dtype, int8=int8, watch=watch)
+    return load_tree(spec, bundle.model, folders, dtype=dtype, narrow=narrow, watch=watch)
 
 
 def load_tree(
@@ -113,7 +121,7 @@ def load_tree(
     folders: Sequence[Published],
     *,
     dtype: Any,
-    int8: bool,
+    narrow: str | None,
     watch: Watch = lambda done, total: None,
 ) -> Any:
     """Parameters of a spec tree, or of a part of one whose rest is None."""
@@ -122,9 +130,9 @@ def load_tree(
     sizes = {path: sum(piece.nbytes for piece in pieces) for path, pieces in plan.items()}
     total = sum(sizes.values())
 
-    def read(path: str, leaf: ParamSpec) -> jax.Array | Int8Weight:
+    def read(path: str, leaf: ParamSpec) -> jax.Array | Int8Weight | Int4Weight:
         nonlocal done
-        found = _assemble(path, leaf, plan[path], dtype, int8)
+        found = _assemble(path, leaf, plan[path], dtype, narrow)
         done += sizes[path]
         watch(done, total)
         return found
@@ -133,18 +141,19 @@ def load_tree(
 
 
 def shapes(
-    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, int8: bool = False
+    bundle: Bundle, folders: Sequence[Published], *, dtype: Any, narrow: str | None = None
 ) -> LlavaMini:
     """What `load_params` gives, unrolled, as shapes: no weight is read."""
     spec = llava_mini.unrolled(llava_mini.spec(bundle.model))
     plan = make_plan(spec, bundle.model, folders)
 
     def shape(path: str, leaf: ParamSpec) -> Any:
-        whole = param_tree.abstract(leaf, dtype)
-        if not int8 or not is_product(path, leaf):
-            return whole
+        if narrow is None or not is_product(path, leaf):
+            return param_tree.abstract(leaf, dtype)
         channels = channel_axes(leaf, plan[path][0].shape[0])
-        return jax.eval_shape(lambda weight: quantize(weight, channels), whole)
+        if codes := _kept_codes(path, leaf, plan[path][0].tensor, narrow):
+            return abstract_int4(leaf, channels, codes.group, codes.dtype)
+        return abstract(path, leaf, channels, narrow, dtype)
 
     return param_tree.map_paths(shape, spec)
 
@@ -247,21 +256,33 @@ def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> l
     return problems
 
 
+def _kept_codes(
+    path: str, leaf: ParamSpec, tensor: LazyTensor, narrow: str | None
+) -> PackedTensor | None:
+    """A published weight whose own codes are taken instead of rounding it once more."""
+    kept = narrow == "int4" and in_decoder(path) and not leaf.stacked
+    return tensor if kept and isinstance(tensor, PackedTensor) else None
+
+
 def _assemble(
-    path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, int8: bool
-) -> jax.Array | Int8Weight:
-    if not int8 or not is_product(path, leaf):
+    path: str, leaf: ParamSpec, pieces: list[Piece], dtype: Any, narrow: str | None
+) -> jax.Array | Int8Weight | Int4Weight:
+    if narrow is None or not is_product(path, leaf):
         return _whole(leaf, pieces, dtype)
     channels = channel_axes(leaf, pieces[0].shape[0])
+    if codes := _kept_codes(path, leaf, pieces[0].tensor, narrow):
+        return jax.tree.map(put, codes.int4(), int4_specs(leaf, channels, codes.group))
+    form = form_of(path, leaf, channels, narrow)
+    assert form is not None
     if sharding.on_one_cpu() and not leaf.stacked:
 
         def read(rows: slice) -> jax.Array:
             index = (rows, *(slice(0, size) for size in leaf.shape[1:]))
             return jax.device_put(pieces[0].read(leaf.shape, index, _empty(dtype)))
 
-        return quantize_parts(read, leaf.shape, channels)
+        return quantize_parts(read, leaf.shape, channels, form)
     # Waited for: otherwise the next tensors are read while this one is still there as a float.
-    return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels))
+    return jax.block_until_ready(quantize(_whole(leaf, pieces, dtype), channels, form))
 
 
 def _whole(leaf: ParamSpec, pieces: list[Piece], dtype: Any) -> jax.Array:

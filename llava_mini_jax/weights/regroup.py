@@ -1,6 +1,6 @@
-"""Slices of our arrays as slices of published ones, whose axes are products of ours.
+"""Our axes as published ones, which are products of neighbours: heads [N, H] are rows [N * H].
 
-heads [N, H, D] --index--> rows [N*H, D] --index--> bytes of the file (tensorfiles/)
+slices of (N, H, D), (N * H, D) --regroup--> slices of (N * H, D)
 """
 
 import math

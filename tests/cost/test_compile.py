@@ -157,14 +157,16 @@ def test_a_models_programs_are_told(capsys, here, tmp_path):
     assert out.count("copies of a layer's keys or more") == 3  # of slots
 
 
-def test_int8_weights_are_a_quarter(capsys, here, tmp_path):
+def test_narrow_weights_are_small(capsys, here, tmp_path):
     words = ["vicuna-7b", "--layers", "1", "--chip", "h100", "--program", "decode", "--slots", "16"]
     found = {}
-    for dtype in ("bfloat16", "int8"):
+    for dtype in ("bfloat16", "int8", "int4"):
         file = tmp_path / f"{dtype}.json"
         assert run(capsys, *words, "--dtype", dtype, "--report", str(file))[0] == 0
         found[dtype] = json.loads(file.read_text())[0]["memory_gib"]["arguments"]
     assert 0.5 < found["int8"] / found["bfloat16"] < 0.78  # the table of embeddings stays
+    # Of one layer's 202 M weights; the head's 131 M stay int8.
+    assert found["int8"] - found["int4"] == pytest.approx(202.4e6 * (1 - 0.547) / 2**30, rel=0.01)
 
 
 # -------------------------------------------------------------------------------- bounds on time

@@ -19,6 +19,9 @@ from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference import seeing_programs, slots
 from llava_mini_jax.inference.engine import Engine
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.ops import int4
+from llava_mini_jax.ops.einsum import Int8Weight
+from llava_mini_jax.ops.int4 import Int4Weight
 from tests import tiny, tiny_model
 
 fast_compilation = tiny.fast_compilation
@@ -63,10 +66,10 @@ def test_candidates_share_what_they_have_in_common():
     assert shapes == jax.tree.map(lambda x: x.shape, param_tree.abstract(spec))
 
 
-def test_int8_candidates_answer_like_floats_and_share_what_those_share():
+def test_narrow_candidates_answer_like_floats_and_share_what_those_share():
     cfg = tiny.model("release")
     models = latency.random_candidates({"base": llava_1_5(cfg), "mini": cfg}, "float32")
-    small = latency.rounded(models)
+    small = latency.rounded(models, "int8")
     assert small["base"].params.llm.layers[0].q_proj is small["mini"].params.llm.layers[0].q_proj
     layers = models["mini"].params.llm.layers[0], small["mini"].params.llm.layers[0]
     for name in ("q_proj", "o_proj", "down_proj"):
@@ -78,6 +81,12 @@ def test_int8_candidates_answer_like_floats_and_share_what_those_share():
     assert small["mini"].params.llm.embed_tokens is models["mini"].params.llm.embed_tokens
     ratio = machine.token_bytes(models["mini"].params) / machine.token_bytes(small["mini"].params)
     assert 3 < ratio < 4
+    smaller = latency.rounded(models, "int4")["mini"].params
+    q_proj = smaller.llm.layers[0].q_proj
+    assert isinstance(q_proj, Int4Weight) and isinstance(smaller.llm.lm_head, Int8Weight)
+    step = np.asarray(q_proj.scale, np.float32).max()
+    found = int4.dequantize(q_proj).reshape(layers[0].q_proj.shape)
+    np.testing.assert_allclose(found, layers[0].q_proj, atol=0.51 * step)
 
 
 def test_a_token_reads_layers_and_head_once():
@@ -154,6 +163,8 @@ def test_weights_are_those_of_the_arrays():
         assert inference_memory.weight_bytes(cfg, "float32")[name] == nbytes
         small = inference_memory.weight_bytes(cfg, "int8")[name]
         assert nbytes / 4 < small < nbytes / 2
+        smallest = inference_memory.weight_bytes(cfg, "int4")[name]
+        assert smallest < small if name == "llm" else smallest == small
 
 
 def test_compiled_programs_hold_weights_and_cache():

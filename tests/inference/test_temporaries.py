@@ -17,13 +17,12 @@ import pytest
 from llava_mini_jax import config as configs
 from llava_mini_jax import params as param_tree
 from llava_mini_jax.config import ASKING_DTYPES as DTYPES
-from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B
+from llava_mini_jax.config import CLIP_L_336, LLAMA_3_1_8B, NARROW_DTYPES
 from llava_mini_jax.inference import reading, seeing_programs, slots
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import llava_mini
 from llava_mini_jax.models.llava_mini import LlavaMiniConfig
-from llava_mini_jax.ops.einsum import Int8Weight
-from llava_mini_jax.weights.quantize import is_product
+from llava_mini_jax.weights import quantize
 
 MOST = 0.1  # of the weights in float32
 TEXT, SLOTS, ROOM = 60, 1024, 16
@@ -61,21 +60,17 @@ PROGRAMS = (
 
 
 def config(size: str, dtype: str) -> LlavaMiniConfig:
-    computing = "float32" if dtype == "int8" else dtype
+    computing = "float32" if dtype in NARROW_DTYPES else dtype
     return configs.build(*SIZES[size], "release", prefusion_layers=2, compute_dtype=computing)
 
 
 def abstract(cfg: LlavaMiniConfig, dtype: str) -> Any:
     """The parameters as `load` leaves them, as shapes."""
 
+    narrow = dtype if dtype in NARROW_DTYPES else None
+
     def leaf(path: str, spec: param_tree.ParamSpec) -> Any:
-        if dtype != "int8" or not is_product(path, spec):
-            return jax.ShapeDtypeStruct(spec.shape, cfg.dtype)
-        channels = 2 if spec.axes[0] == "heads" else 1
-        return Int8Weight(
-            values=jax.ShapeDtypeStruct(spec.shape, jnp.int8),
-            scale=jax.ShapeDtypeStruct(spec.shape[:channels], jnp.float32),
-        )
+        return quantize.abstract(path, spec, spec.output_axes, narrow, cfg.dtype)
 
     return param_tree.map_paths(leaf, llava_mini.unrolled(llava_mini.spec(cfg)))
 

@@ -75,8 +75,9 @@ def test_a_conversation(compiled) -> None:
     check(compiled, opened("paper"), [1], more=True)
 
 
-def test_a_question_to_int8_weights(compiled) -> None:
-    check(compiled, opened("paper", "int8"), [1])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_question_to_narrow_weights(compiled, dtype) -> None:
+    check(compiled, opened("paper", dtype), [1])
 
 
 def check(compiled: Counter, folder: Opened, media: list[int], more: bool = False) -> None:

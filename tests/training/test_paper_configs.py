@@ -16,6 +16,7 @@ from llava_mini_jax.models import llava_mini
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, check, load_config, stages_of
 from llava_mini_jax.training.step import init_state, train_step
+from llava_mini_jax.training.step_memory import estimate
 from tests.conftest import ROOT
 
 ALIGN, TUNE, VIDEO = 558_128, 665_298, 3_000_000
@@ -138,6 +139,9 @@ ARCHITECTURES = [
 ]
 
 
+CARD = "stage2_llama_3_1_8b_qlora"  # no run of the paper's
+
+
 def load(name: str) -> TrainConfig:
     (stage,) = stages_of(load_config(str(ROOT / "configs" / f"{name}.py")))
     return stage
@@ -149,7 +153,16 @@ def test_every_run_is_listed_here():
     small = {name for name in files if name.startswith("digits")}
     compared = {name for name in files if name.startswith("compressors/")}
     assert {name.split("/")[1] for name in compared} == {*COMPARED, "nested"}
-    assert files - small - compared - {"paper", "release", "compared", "siglip2"} == set(RUNS)
+    assert files - small - compared - {"paper", "release", "compared", "siglip2", CARD} == set(RUNS)
+
+
+def test_an_8b_model_is_tuned_on_one_card_of_24_gb():
+    stage = load(CARD)
+    assert stage.mesh.devices == 1 and stage.lora.base == "int4"
+    assert stage.model.tokens_per_image(1) == 1 and stage.lengths[-1] == 4096
+    learnt = set(stage.trainable) - {"*/lora_a", "*/lora_b"}
+    assert learnt == {"projector/*", "compressor/*"}
+    assert estimate(stage).total < 0.9 * 24 * 2**30
 
 
 # Tokens of an image at most, and what is trained of the model beside its LLM.

@@ -180,7 +180,7 @@ def test_int8_rounds_products_and_no_bias(tmp_path: Path) -> None:
     bundle, params = start("qwen2_yarn", "siglip")
     export_model(params, bundle, tmp_path / "start")
     found, published = open_model(tmp_path / "start", compute_dtype="float32")
-    loaded = load_params(found, published, dtype="float32", int8=True, unrolled=True)
+    loaded = load_params(found, published, dtype="float32", narrow="int8", unrolled=True)
     layer, own = loaded.llm.layers[0], params.llm.layers[0]
     assert isinstance(layer.q_proj, Int8Weight)
     for name in ("q_bias", "k_bias", "v_bias"):

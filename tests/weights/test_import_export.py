@@ -484,6 +484,6 @@ def test_a_weight_with_its_inputs_first_is_not_made_int8(tmp_path: Path) -> None
     cfg = compressed(METHODS["mqt"])
     export_model(tiny.weights(cfg), bundle(cfg), tmp_path / "model")
     found, published = open_model(tmp_path / "model", compute_dtype="float32")
-    params = load_params(found, published, dtype="float32", int8=True, unrolled=True)
+    params = load_params(found, published, dtype="float32", narrow="int8", unrolled=True)
     assert isinstance(params.compressor.into_llm, jax.Array)
     assert not isinstance(params.compressor.q_proj.kernel, jax.Array)

@@ -53,7 +53,8 @@ def anonymous_bytes():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
 
-folder, dtype, int8 = Path(sys.argv[1]), "bfloat16", "int8" in sys.argv
+folder, dtype = Path(sys.argv[1]), "bfloat16"
+narrow = next((name for name in ("int8", "int4") if name in sys.argv), None)
 jnp.zeros(8).block_until_ready()  # the backend's own memory is not the loader's
 bundle, published = folders.open_model(folder, compute_dtype=dtype)
 before = peak = anonymous_bytes()
@@ -69,7 +70,7 @@ thread = threading.Thread(target=watch)
 thread.start()
 began = time.perf_counter()
 params = import_hf.load_params(
-    bundle, published, dtype=dtype, int8=int8, unrolled="unrolled" in sys.argv
+    bundle, published, dtype=dtype, narrow=narrow, unrolled="unrolled" in sys.argv
 )
 jax.block_until_ready(params)
 seconds = time.perf_counter() - began

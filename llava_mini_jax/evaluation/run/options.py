@@ -40,7 +40,7 @@ def parser(description: str | None) -> Parser:
     add("--shard", type=shard, metavar="I/N", help="ask part I of N only")
     add("--batch-size", type=int, metavar="N", help="questions answered together (default: 8)")
     add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the benchmark's)")
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, or int8 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
     add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
