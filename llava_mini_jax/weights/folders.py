@@ -27,13 +27,13 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.tensorfiles.files import open_tensors
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import adapters, eva, hf_config, hf_fields, methods, names, towers
+from llava_mini_jax.weights.codes import coded
+from llava_mini_jax.weights.codes_config import coding_of
 from llava_mini_jax.weights.hf_processor import image_config, image_settings, read_processor
 from llava_mini_jax.weights.hf_prompt import eos_ids, template_of
 from llava_mini_jax.weights.import_hf import Published
 from llava_mini_jax.weights.method_folders import PUBLISHED, Source
 from llava_mini_jax.weights.own_section import with_section
-from llava_mini_jax.weights.packed import unpacked
-from llava_mini_jax.weights.packing import packing_of
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -60,9 +60,9 @@ def open_model(
         raise InputError(f"{folder} is a whole model, no adapter: it has no base to be given")
     tensors = open_tensors(folder) if adapter is None else adapter.tensors()
     folder = folder if adapter is None else adapter.described
-    f = hf_config.config_fields(folder, packed=True)
+    f = hf_config.config_fields(folder, coded=True)
     with described_in(f.where):
-        tensors = unpacked(tensors, packing_of(f, folder))
+        tensors = coded(tensors, coding_of(f, folder))
         kind = hf_config.check_kind(f, hf_config.LLAVA_TYPES)
         if kind == "llava" and "text_config" in f.values:
             return _open_llava_hf(folder, f, tensors, compressor, compute_dtype)
@@ -77,9 +77,9 @@ def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, 
         vision = towers.clip_from_hf(
             f.values, f.where, select_layer=-2, select_feature="patch", processor=processor
         )
-    f = hf_config.config_fields(llm, packed=True)
+    f = hf_config.config_fields(llm, coded=True)
     with described_in(f.where):
-        tensors = unpacked(open_tensors(llm), packing_of(f, llm))
+        tensors = coded(open_tensors(llm), coding_of(f, llm))
         kind = hf_config.check_kind(f, hf_config.LLM_TYPES)
         language = hf_config.llama_from_hf(f, kind)
         f.finish(hf_fields.LLM_HARMLESS)

@@ -15,7 +15,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.json_fields import Fields, read_json
 from llava_mini_jax.models.llama import LlamaConfig
-from llava_mini_jax.weights import hf_fields, packing
+from llava_mini_jax.weights import codes_config, hf_fields
 from llava_mini_jax.weights.families import FAMILIES, own_fields
 from llava_mini_jax.weights.hf_rope import rope_from_hf
 
@@ -38,35 +38,35 @@ ARCHITECTURES = (
 )
 
 
-def config_fields(folder: Path, *, packed: bool = False) -> Fields:
-    """The fields of a folder's config.json; quantized weights end here, but for those of packing.py
-    where they may be `packed`."""
+def config_fields(folder: Path, *, coded: bool = False) -> Fields:
+    """The fields of a folder's config.json; quantized weights end here, but for those of
+    codes_config.py where they may be `coded`."""
     where = str(folder / "config.json")
     values = read_json(folder / "config.json")
-    refuse_quantized(values, where, packed)
-    known = packing.BESIDE if packed and values.get(packing.FIELD) else ()
+    refuse_quantized(values, where, coded)
+    known = codes_config.BESIDE if coded and values.get(codes_config.FIELD) else ()
     for name, what in hf_fields.FOREIGN_FILES.items():
         if (folder / name).is_file() and name not in known:
             raise InputError(f"{folder} holds {name}: {what}")
     return Fields(values, where)
 
 
-def refuse_quantized(values: dict[str, Any], where: str, packed: bool = False) -> None:
+def refuse_quantized(values: dict[str, Any], where: str, coded: bool = False) -> None:
     """Codes of fewer bits are no numbers until they meet their scales, and those lie anywhere."""
     for place in (values, values.get("text_config"), values.get("vision_config")):
-        for name in (packing.FIELD, "compression_config", "quantization"):
+        for name in (codes_config.FIELD, "compression_config", "quantization"):
             found = place.get(name) if isinstance(place, dict) else None
             if not found:
                 continue
             how = found.get("quant_method") if isinstance(found, dict) else found
-            known = place is values and name == packing.FIELD and how in packing.METHODS
-            if packed and known and isinstance(found, dict):
+            known = place is values and name == codes_config.FIELD and how in codes_config.METHODS
+            if coded and known and isinstance(found, dict):
                 continue
             raise InputError(
                 f'{where} has "{name}" ({how or "of an unknown method"}): quantized weights cannot'
-                f" be read, but for a decoder's of {' and '.join(packing.METHODS)} in 4 bits; give"
-                " the folder of the original model in float16, bfloat16 or float32 (--dtype int8"
-                " and int4 quantize while loading)"
+                f" be read, but for a decoder's of {' and '.join(codes_config.METHODS)} in 4 bits;"
+                " give the folder of the original model in float16, bfloat16 or float32 (--dtype"
+                " int8 and int4 quantize while loading)"
             )
 
 

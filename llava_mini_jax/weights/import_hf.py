@@ -30,7 +30,7 @@ from llava_mini_jax.ops.int4 import Int4Weight
 from llava_mini_jax.params import ParamSpec, Tree
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor
 from llava_mini_jax.weights import mismatch, names
-from llava_mini_jax.weights.packed import PackedTensor
+from llava_mini_jax.weights.codes import CodedTensor
 from llava_mini_jax.weights.quantize import (
     abstract,
     abstract_int4,
@@ -258,10 +258,10 @@ def _shape_problems(path: str, shape: tuple[int, ...], pieces: list[Piece]) -> l
 
 def _kept_codes(
     path: str, leaf: ParamSpec, tensor: LazyTensor, narrow: str | None
-) -> PackedTensor | None:
+) -> CodedTensor | None:
     """A published weight whose own codes are taken instead of rounding it once more."""
     kept = narrow == "int4" and in_decoder(path) and not leaf.stacked
-    return tensor if kept and isinstance(tensor, PackedTensor) else None
+    return tensor if kept and isinstance(tensor, CodedTensor) else None
 
 
 def _assemble(

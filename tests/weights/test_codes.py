@@ -1,6 +1,6 @@
 """Folders of 4-bit codes: AWQ's and GPTQ's numbers, kept codes, and what is refused.
 
-golden/packed   packed and multiplied by AutoAWQ's and AutoGPTQ's own code (make_packed.py)
+golden/codes   packed and multiplied by AutoAWQ's and AutoGPTQ's own code (make_codes.py)
 tiny folders    packed here, by a packer that goes bit by bit as their loops do
 """
 
@@ -107,9 +107,9 @@ def awq(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("kind", ["awq", "gptq"])
 def test_numbers_are_those_that_the_tools_multiply_with(kind: str) -> None:
-    parts = folders.open_parts(GOLDEN / "backbones" / "clip", GOLDEN / "packed" / kind)
+    parts = folders.open_parts(GOLDEN / "backbones" / "clip", GOLDEN / "codes" / kind)
     published = parts[2][1].tensors
-    expected = load_file(GOLDEN / "packed" / kind / "expected.safetensors")
+    expected = load_file(GOLDEN / "codes" / kind / "expected.safetensors")
     assert len(expected) == 7 and not any("qweight" in name for name in published)
     for name, numbers in expected.items():
         tensor = published[name]
@@ -302,7 +302,7 @@ def test_a_tower_is_no_decoder(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "backbones" / "clip", tmp_path / "clip")
     change(tmp_path / "clip", quantization_config=AWQ)
     with pytest.raises(InputError, match=r"\(awq\): quantized weights cannot be read, but for"):
-        folders.open_parts(tmp_path / "clip", GOLDEN / "packed" / "awq")
+        folders.open_parts(tmp_path / "clip", GOLDEN / "codes" / "awq")
 
 
 def test_paths_of_codes_are_those_of_the_model(awq) -> None:

@@ -4,7 +4,7 @@ are not installed, and only the one module of each that packs weights is importe
 
     python3.11 -m venv torchenv && torchenv/bin/pip install torch transformers==5.24.0
     pip download --no-deps autoawq==0.2.9 auto-gptq==0.7.1     # unpacked into one folder, PACKAGES
-    torchenv/bin/python tests/golden/packed/make_packed.py PACKAGES
+    torchenv/bin/python tests/golden/codes/make_codes.py PACKAGES
 
 awq/, gptq/   a tiny LLaMA with random weights, packed by WQLinear_GEMM and QuantLinear, and
               expected.safetensors: what their forward passes multiply with, in float16

@@ -1,6 +1,6 @@
 """Folders whose weights are 4-bit codes, as AWQ and GPTQ leave them: as numbers, or as codes.
 
-    X.qweight, X.qzeros, X.scales (, X.g_idx) --packing.py, unpacked--> X.weight, a PackedTensor
+    X.qweight, X.qzeros, X.scales (, X.g_idx) --coded--> X.weight, a CodedTensor
                                    read: (code - zero) * scale, whatever dtype is asked for
                                    int4: the codes as they are, put in the order of ops/int4.py
 
@@ -22,7 +22,7 @@ import numpy as np
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.ops import int4
 from llava_mini_jax.tensorfiles.lazy_tensor import LazyTensor, contiguous_strides
-from llava_mini_jax.weights.packing import Packing
+from llava_mini_jax.weights.codes_config import Coding
 
 _CODES = 8  # in a word
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -30,28 +30,28 @@ _NIBBLES = tuple(range(_CODES))
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedTensor(LazyTensor):
+class CodedTensor(LazyTensor):
     """X.weight [out, in] that lies on disk as codes; `dtype` is that of its scales."""
 
     qweight: LazyTensor
     qzeros: LazyTensor
     scales: LazyTensor
-    packing: Packing
+    coding: Coding
 
     @property
     def group(self) -> int:
-        return self.packing.group or self.shape[1]
+        return self.coding.group or self.shape[1]
 
     def codes(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(codes uint8 [out, in], zeros uint8 [out, G], scales [out, G]) of some outputs."""
-        if self.packing.method == "awq":
+        if self.coding.method == "awq":
             codes = _columns(self.qweight, rows, _AWQ_ORDER)
             zeros = _columns(self.qzeros, rows, _AWQ_ORDER)
         else:
             packed = self.qweight.read((slice(None), rows))
             codes = _unpack(packed).transpose(0, 2, 1).reshape(-1, packed.shape[1])
             zeros = _columns(self.qzeros, rows, _NIBBLES)
-        zeros = zeros + np.uint8(self.packing.zero_offset)
+        zeros = zeros + np.uint8(self.coding.zero_offset)
         return codes.T, zeros.T, self.scales.read((slice(None), rows)).T
 
     def int4(self) -> int4.Int4Weight:
@@ -96,28 +96,28 @@ def _unpack(packed: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------- which tensors
 
 
-def unpacked(tensors: Mapping[str, LazyTensor], packing: Packing | None) -> dict[str, LazyTensor]:
+def coded(tensors: Mapping[str, LazyTensor], coding: Coding | None) -> dict[str, LazyTensor]:
     """`tensors` with an X.weight in place of every X.qweight and what belongs to it.
 
     Raises InputError for incomplete, wrong-shaped or contradictory ones. Of large tensors nothing
     is read yet.
     """
-    if packing is None:
+    if coding is None:
         return dict(tensors)
     found = dict(tensors)
     modules = [n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")]
     if not modules:
-        raise InputError(f"{packing.where} says {packing.method}, but no file holds a .qweight: "
+        raise InputError(f"{coding.where} says {coding.method}, but no file holds a .qweight: "
                          "take the field out if the weights are numbers")  # fmt: skip
     for module in modules:
         parts = {
             kind: found.pop(f"{module}.{kind}", None)
             for kind in ("qweight", "qzeros", "scales", "g_idx")
         }
-        tensor = _weight(module, parts, packing)
-        if tensor.name in found or any(name in module for name in packing.plain):
+        tensor = _weight(module, parts, coding)
+        if tensor.name in found or any(name in module for name in coding.plain):
             raise InputError(
-                f"{packing.where}: {module} has codes, but also a weight, or a place in"
+                f"{coding.where}: {module} has codes, but also a weight, or a place in"
                 " modules_to_not_convert; which of the two counts cannot be known, so get the"
                 " folder again"
             )
@@ -125,16 +125,16 @@ def unpacked(tensors: Mapping[str, LazyTensor], packing: Packing | None) -> dict
     return found
 
 
-def _weight(module: str, parts: dict[str, LazyTensor | None], packing: Packing) -> PackedTensor:
+def _weight(module: str, parts: dict[str, LazyTensor | None], coding: Coding) -> CodedTensor:
     qweight, qzeros, scales, g_idx = (parts[k] for k in ("qweight", "qzeros", "scales", "g_idx"))
     if qweight is None or qzeros is None or scales is None:
         lacks = next(k for k in ("qzeros", "scales") if parts[k] is None)
-        raise InputError(f"{packing.where}: {module}.qweight has no {module}.{lacks} beside it: "
+        raise InputError(f"{coding.where}: {module}.qweight has no {module}.{lacks} beside it: "
                          "download the rest of the folder")  # fmt: skip
     rows, columns = (*qweight.shape, 0, 0)[:2]
-    by_output = packing.method == "awq"
+    by_output = coding.method == "awq"
     out, into = (columns * _CODES, rows) if by_output else (columns, rows * _CODES)
-    groups = into // (packing.group or max(into, 1))
+    groups = into // (coding.group or max(into, 1))
     wanted = {
         "qweight": (into, out // _CODES) if by_output else (into // _CODES, out),
         "qzeros": (groups, out // _CODES),
@@ -144,16 +144,16 @@ def _weight(module: str, parts: dict[str, LazyTensor | None], packing: Packing) 
     for kind, tensor in parts.items():
         if tensor is not None and (tensor.shape != wanted[kind] or not _is_typed(kind, tensor)):
             raise InputError(
-                f"{packing.where}: {module}.{kind} is {tensor.dtype} {tensor.shape}, but codes of"
-                f" {out} outputs and {into} inputs in groups of {packing.group or into} need"
+                f"{coding.where}: {module}.{kind} is {tensor.dtype} {tensor.shape}, but codes of"
+                f" {out} outputs and {into} inputs in groups of {coding.group or into} need"
                 f" {'numbers' if kind == 'scales' else 'int32'} {wanted[kind]}; get the folder"
                 " that belongs to this config.json"
             )
-    if groups * (packing.group or into) != into or not groups or not out:
-        raise InputError(f"{packing.where}: {module} has {into} inputs, which groups of "
-                         f"{packing.group} do not divide: that cannot be read")  # fmt: skip
-    _check_order(module, g_idx, packing, into)
-    tensor = PackedTensor(
+    if groups * (coding.group or into) != into or not groups or not out:
+        raise InputError(f"{coding.where}: {module} has {into} inputs, which groups of "
+                         f"{coding.group} do not divide: that cannot be read")  # fmt: skip
+    _check_order(module, g_idx, coding, into)
+    tensor = CodedTensor(
         name=f"{module}.weight",
         shape=(out, into),
         dtype=scales.dtype,
@@ -163,7 +163,7 @@ def _weight(module: str, parts: dict[str, LazyTensor | None], packing: Packing) 
         qweight=qweight,
         qzeros=qzeros,
         scales=scales,
-        packing=packing,
+        coding=coding,
     )
     _check_zeros(tensor)
     return tensor
@@ -174,22 +174,22 @@ def _is_typed(kind: str, tensor: LazyTensor) -> bool:
     return tensor.dtype.name in (numbers if kind == "scales" else ("int32",))
 
 
-def _check_order(module: str, g_idx: LazyTensor | None, packing: Packing, into: int) -> None:
+def _check_order(module: str, g_idx: LazyTensor | None, coding: Coding, into: int) -> None:
     """InputError unless neighbouring inputs share a scale, as codes are read here."""
-    if g_idx is None and not packing.reordered:
+    if g_idx is None and not coding.reordered:
         return
-    group = packing.group or into
+    group = coding.group or into
     if g_idx is None or (g_idx.read() != np.arange(into) // group).any():
         raise InputError(
-            f"{packing.where}: {module} has its inputs in groups that do not lie side by side"
+            f"{coding.where}: {module} has its inputs in groups that do not lie side by side"
             " (desc_act), which cannot be read; take a version without desc_act"
         )
 
 
-def _check_zeros(tensor: PackedTensor) -> None:
+def _check_zeros(tensor: CodedTensor) -> None:
     """Format "gptq" cannot say the zero 0: tools read the code that it would have in three ways."""
-    if tensor.packing.zero_offset and (_unpack(tensor.qzeros.read()) == int4.LARGEST).any():
+    if tensor.coding.zero_offset and (_unpack(tensor.qzeros.read()) == int4.LARGEST).any():
         raise InputError(
-            f"{tensor.packing.where}: {tensor.qzeros.name} has zeros stored as 15, which tools read"
+            f"{tensor.coding.where}: {tensor.qzeros.name} has zeros stored as 15, which tools read"
             " as 0 or as 16; take a version in format gptq_v2"
         )

@@ -1,6 +1,6 @@
 """What a folder says of its 4-bit codes: config.json's quantization_config, of AWQ or GPTQ.
 
-    {"quant_method": "awq", "bits": 4, ...} --packing_of--> Packing --> packed.py, which reads them
+    {"quant_method": "awq", "bits": 4, ...} --coding_of--> Coding --> codes.py, which reads them
 
 A field is read, known to be harmless (how codes were found, which kernel runs them), or refused by
 name. The lists are of what AutoAWQ, AutoGPTQ, GPTQModel and transformers up to 5.24 write.
@@ -34,7 +34,7 @@ _AWQ_KERNELS = words(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Packing:
+class Coding:
     """How a folder's codes lie, by its config.json."""
 
     method: str  # "awq" or "gptq"
@@ -45,7 +45,7 @@ class Packing:
     where: str
 
 
-def packing_of(config: Fields, folder: Path) -> Packing | None:
+def coding_of(config: Fields, folder: Path) -> Coding | None:
     """What a folder's config.json says of its codes; None where it has none.
 
     Raises InputError, by name, for bits and fields that are not known here.
@@ -64,7 +64,7 @@ def packing_of(config: Fields, folder: Path) -> Packing | None:
     plain = f.get("modules_to_not_convert", list, []) or []
     if not all(isinstance(name, str) and name for name in plain):
         raise f.wrong("modules_to_not_convert", "names of modules")
-    packing = Packing(
+    coding = Coding(
         method=method,
         group=None if group == -1 else group,
         zero_offset=offset,
@@ -73,8 +73,8 @@ def packing_of(config: Fields, folder: Path) -> Packing | None:
         where=f.where,
     )
     f.finish(_HARMLESS)
-    _check_beside(folder, packing)
-    return packing
+    _check_beside(folder, coding)
+    return coding
 
 
 def _check_awq(f: Fields) -> int:
@@ -102,21 +102,21 @@ def _zero_offset(f: Fields) -> int:
     return 0 if said == {"gptq_v2"} else 1
 
 
-def _check_beside(folder: Path, packing: Packing) -> None:
+def _check_beside(folder: Path, coding: Coding) -> None:
     """InputError where an older tool's file beside config.json says something else of the codes."""
     for name in BESIDE:
         if not (folder / name).is_file():
             continue
         said = read_json(folder / name)
         group = said.get("group_size", said.get("q_group_size"))
-        wanted = {"bits": 4, "w_bit": 4, "desc_act": packing.reordered}
-        if packing.method == "gptq":
-            wanted["checkpoint_format"] = "gptq" if packing.zero_offset else "gptq_v2"
+        wanted = {"bits": 4, "w_bit": 4, "desc_act": coding.reordered}
+        if coding.method == "gptq":
+            wanted["checkpoint_format"] = "gptq" if coding.zero_offset else "gptq_v2"
         differ = [key for key, value in wanted.items() if said.get(key, value) != value]
-        if group not in (None, packing.group or -1):
+        if group not in (None, coding.group or -1):
             differ.append("group_size")
         if differ:
             raise InputError(
-                f"{folder / name} says another {differ[0]} than {packing.where}: the folder was put"
+                f"{folder / name} says another {differ[0]} than {coding.where}: the folder was put"
                 " together of two models; remove the file that does not belong to it"
             )
