@@ -155,11 +155,20 @@ class _Piece:
         return {"kept of some frames": few.kept_in_front()} | self.gathered()
 
     def gathered(self) -> dict[str, int]:
-        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients."""
-        if self.stage.mesh.fsdp == 1 or self.cfg.prefusion_layers == 0:
+        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients.
+
+        Beside the sum of these stands that of some frames, once as a stack, and once as the parts
+        that the stack is put together of: TPU's compiler has both (docs/results/compiled.md).
+        """
+        if self.cfg.prefusion_layers == 0:
             return {}
-        count = param_tree.count(self.spec.prefusion)
-        return {"pre-fusion whole": count * self.whole("prefusion/*")}
+        count, found = param_tree.count(self.spec.prefusion), dict[str, int]()
+        if self.stage.mesh.fsdp > 1:
+            found["pre-fusion whole"] = count * self.whole("prefusion/*")
+        if self.count(True, "prefusion/*"):
+            of_some = count * (2 * self.size + self.cfg.dtype.itemsize)
+            found["pre-fusion's gradient of some frames"] = of_some
+        return found
 
     def whole(self, *patterns: str) -> int:
         """Bytes of a gathered parameter: itself, cast for its products, and its gradient."""
