@@ -58,13 +58,6 @@ class Metrics:
         trackers: Sequence[Tracks] = (),
     ):
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
         def is_before(line: dict[str, Any]) -> bool:
             # Steps behind the checkpoint are taken again, and would stand there twice.
@@ -84,15 +77,7 @@ class Metrics:
         self._lines_or_bar = first
         self._lines = first and not console.is_terminal
         self._steps = steps
-        self._progress = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[about]}"),
-            console=console,
-            disable=not first or self._lines,
-        )
+        self._progress = _bar(console, shown=first and not self._lines)
         self._task = self._progress.add_task(
             stage, total=steps, completed=first_step, about="compiling"
         )
@@ -156,6 +141,26 @@ class Metrics:
         named = {f"{group}/{name.removeprefix('heldout_')}": v for name, v in finite.items()}
         for board in self._boards:
             board.add({name: v for name, v in named.items() if v is not None}, step)
+
+
+def _bar(console: Any, *, shown: bool) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[about]}"),
+        console=console,
+        disable=not shown,
+    )
 
 
 def _learnt(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

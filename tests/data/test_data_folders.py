@@ -107,6 +107,8 @@ def test_several_splits_are_not_read_as_one(tmp_path):
         shutil.copy(GOLDEN / "hub.parquet", tmp_path / f"{name}.parquet")
     with pytest.raises(InputError, match=r"holds the splits test, train; name one of them, such"):
         Samples(config_of(tmp_path))
+    with pytest.raises(InputError, match=r"holds the splits test, train"):
+        Samples(config_of(tmp_path / "*.parquet"))
     assert len(Samples(config_of(tmp_path / "train-*.parquet"))) == 3
 
 

@@ -411,6 +411,16 @@ def test_parquet_and_shards_of_rows_in_a_bucket(bucket, tmp_path):
     assert Samples(config_of(f"{url}/rows.tar"))[0]["image"] == b"png"
 
 
+def test_a_shard_that_is_replaced_in_a_bucket_is_another_one(bucket, tmp_path):
+    url, put = bucket
+    put("a.tar", pack(tmp_path / "a.tar", {"a.png": b"first"}).read_bytes())
+    shards = tar_shards.open_shards(f"{url}/*.tar")
+    put("a.tar", pack(tmp_path / "a.tar", {"b.png": b"", "a.png": b"other"}).read_bytes())
+    with pytest.raises(LostError, match=r"memory://.*a\.tar has changed since it was opened"):
+        shards.picture("a.png", "")
+    assert tar_shards.open_shards(f"{url}/*.tar").picture("a.png", "") == b"other"
+
+
 def test_what_is_not_in_a_bucket(bucket, folder):
     url, put = filled(bucket, folder), bucket[1]
     row = {"id": 1, "image": "gone.png", "conversations": turns()}

@@ -10,6 +10,7 @@ Columns that this package knows are read (llava_format.py), pictures inside or b
 
 import functools
 import hashlib
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,10 +48,11 @@ def _columns(names: Sequence[str], file: DataFile) -> list[str]:
 # --- Parquet --------------------------------------------------------------------------------------
 
 
-def check_one_split(files: Sequence[DataFile], folder: str) -> None:
-    """Raises InputError for a folder of the hub with several splits: one is not for training."""
+def _check_one_split(files: Sequence[DataFile]) -> None:
+    """Raises InputError for files of several splits of the hub: one is not for training."""
     splits = {found[1] for file in files if (found := _SPLIT.fullmatch(file.name))}
     if len(splits) > 1:
+        folder = posixpath.dirname(str(files[0]))
         raise InputError(
             f"The folder {folder} holds the splits {', '.join(sorted(splits))}; name one of them,"
             f" such as {folder}/{max(splits)}-*.parquet."
@@ -66,6 +68,7 @@ class ParquetRows:
     def __init__(self, files: Sequence[DataFile]):
         import pyarrow.parquet as parquet
 
+        _check_one_split(files)
         self.files = files
         self._parquet = parquet
         self._metadata: list[Any] = []

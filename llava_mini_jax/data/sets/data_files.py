@@ -18,6 +18,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from llava_mini_jax.errors import InputError, LostError
 
 _SCAN_BYTES = 2**24
+_TOGETHER = 16
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # as WebDataset writes the numbers of shards
 _MOST_FILES = 1_000_000
 # What reads them in this project's extras; others are known to fsspec.
@@ -73,6 +75,7 @@ def remote(url: str) -> Remote:
 
     try:
         fs, path = fsspec.url_to_fs(url)
+        fs.invalidate_cache()  # what a listing said earlier in this process may be so no more
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
         remedy = f"pip install 'llava-mini-jax[{extra}]'" if extra else "install that package"
@@ -102,7 +105,8 @@ def existing_file(path: Path | str) -> DataFile:
     if is_remote(path):
         found = remote(str(path))
         try:
-            is_file, exists = found.fs.isfile(found.path), found.fs.exists(found.path)
+            is_file = found.fs.isfile(found.path)
+            exists = is_file or found.fs.exists(found.path)
         except Exception as error:  # as above
             raise cannot_read(str(path), error) from error
     else:
@@ -123,23 +127,28 @@ def is_pattern(place: Path | str) -> bool:
 def matching(place: Path | str) -> list[DataFile]:
     """The files of a path, of "page-{000..127}.tar" (all must be there) or "page-*.tar", in their
     order, which is that of their names for "*". InputError where there are none."""
-    found: list[DataFile] = []
-    for one in _numbered(str(place)) if is_pattern(place) else [str(place)]:
-        if not is_pattern(one):
-            found.append(existing_file(one))
-        elif is_remote(one):
-            found += _listed(one)
-        else:
-            found += [Path(path) for path in sorted(glob.glob(one)) if os.path.isfile(path)]
-    if not found:
+    named = _numbered(str(place)) if is_pattern(place) else [str(place)]
+    with ThreadPoolExecutor(_TOGETHER) as pool:  # each may be a question to a bucket
+        files = [file for some in pool.map(files_like, named) for file in some]
+    if not files:
         raise InputError(f"There are no files {place}; check the path.")
-    names = [file.name for file in found]
+    names = [file.name for file in files]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(
             f"{place} stands for two files named {twice}; give each a name of its own."
         )
-    return found
+    return files
+
+
+def files_like(one: str) -> list[DataFile]:
+    """The file of a name without a range, or those of a pattern with a star, of which there may be
+    none."""
+    if not is_pattern(one):
+        return [existing_file(one)]
+    if is_remote(one):
+        return _listed(one)
+    return [Path(path) for path in sorted(glob.glob(one)) if os.path.isfile(path)]
 
 
 def _numbered(text: str) -> list[str]:

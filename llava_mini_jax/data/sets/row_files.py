@@ -21,6 +21,7 @@ from llava_mini_jax.data.sets.data_files import (
     DataFile,
     cannot_read,
     digest_of,
+    files_like,
     is_pattern,
     is_remote,
     matching,
@@ -53,7 +54,7 @@ class Rows(Protocol):
 
 def open_rows(place: Path | str) -> Rows:
     """Raises InputError for what is no data file, and for one without a sample."""
-    folder = rows_of_folder(str(place)) if _is_folder(place) else None
+    folder = _rows_of_folder(str(place)) if _is_folder(place) else None
     rows = _rows_of_files(place) if folder is None else folder
     if not len(rows):
         raise InputError(f"The data file {place} holds no samples; give one that does.")
@@ -69,14 +70,14 @@ def is_built(place: Path | str) -> bool:
 def _is_folder(place: Path | str) -> bool:
     if not is_remote(place):
         return os.path.isdir(place)
-    found = remote(str(place))
+    named = remote(str(place))
     try:
-        return found.fs.isdir(found.path)
+        return named.fs.isdir(named.path)
     except Exception as error:  # what buckets' packages raise has no common base
         raise cannot_read(str(place), error) from error
 
 
-def rows_of_folder(place: str) -> Rows:
+def _rows_of_folder(place: str) -> Rows:
     """ArrayRecord or Arrow files with their own description, or a folder of Parquet files."""
     if not is_remote(place):
         if is_built(place):
@@ -84,15 +85,13 @@ def rows_of_folder(place: str) -> Rows:
         if arrow_files.is_saved(Path(place)):
             return arrow_files.SavedRows(Path(place))
     pattern = f"{place.rstrip('/') if is_remote(place) else glob.escape(place)}/*.parquet"
-    try:
-        files = matching(pattern)
-    except InputError as error:
+    files = files_like(pattern)
+    if not files:
         raise InputError(
             f"The folder {place} holds no .parquet files, and neither `llava-mini data build` nor"
             " `datasets` has saved it; give such a folder, or a data file"
             f" ({', '.join(_KINDS)})."
-        ) from error
-    arrow_files.check_one_split(files, place)
+        )
     return arrow_files.ParquetRows(files)
 
 
