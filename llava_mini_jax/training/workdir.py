@@ -19,7 +19,6 @@ from llava_mini_jax.data.text.chat_template import today
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.journal import write_whole
 from llava_mini_jax.models.llava_mini import LlavaMini
-from llava_mini_jax.models.lora import NO_LORA
 from llava_mini_jax.terminal import columns
 from llava_mini_jax.training.stages import TrainConfig, bundle_of
 from llava_mini_jax.weights.export_adapter import export_adapter, take_part
@@ -145,11 +144,24 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
         model = {**stage["model"], "remat": None, "attention": None}
         stage = {**stage, "model": model}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
-        stage["lora"] = stage.get("lora", json.loads(json.dumps(dataclasses.asdict(NO_LORA))))
-        stage["draw_tokens"] = stage.get("draw_tokens", [])
+        stage = _later_fields() | stage
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found
+
+
+def _later_fields() -> dict[str, Any]:
+    """Fields that configurations of old do not have, with what they meant: their defaults."""
+    made = {
+        field.name: field.default
+        for field in dataclasses.fields(TrainConfig)
+        if field.default is not dataclasses.MISSING
+    }
+    plain = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in made.items()
+    }
+    return json.loads(json.dumps(plain))
 
 
 def _data(data: dict[str, Any], samples: int | None) -> dict[str, Any]:

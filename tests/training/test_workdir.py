@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sets.packing import PackingConfig
 from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.training import run_inputs, workdir
@@ -41,6 +42,22 @@ def test_a_run_begun_before_prompts_had_a_date_goes_on(tmp_path):
     before[0]["prompt"]["date"] = "2024-07-26"
     path.write_text(json.dumps(before))
     assert workdir.changed_fields(epath.Path(tmp_path), stages) == [f"{stages[0].name}.prompt"]
+
+
+def test_a_run_begun_before_a_field_of_a_stage_was_there_goes_on(tmp_path):
+    """It means what its default does now, and another value is another run."""
+    stages = tiny_stages.stages()
+    workdir.open_workdir(str(tmp_path), stages)
+    path = tmp_path / "config.json"
+    before = json.loads(path.read_text())
+    for stage in before:
+        for name in ("lora", "draw_tokens", "packing"):
+            del stage[name]
+    path.write_text(json.dumps(before))
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
+    packed = dataclasses.replace(stages[0], packing=PackingConfig(window=64, images=1))
+    found = workdir.changed_fields(epath.Path(tmp_path), [packed, *stages[1:]])
+    assert found == [f"{stages[0].name}.packing"]
 
 
 def test_a_run_begun_when_samples_stood_beside_the_data_goes_on(tmp_path):
