@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, vision_tokens
+from llava_mini_jax.arguments import vision_tokens
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.terminal import loading, waiting
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="what requests call the model; repeatable; default: the folder's name",
+        help="of the model in requests; repeatable; default: its folder",
     )
     _add_model(parser)
     _add_access(parser)
@@ -52,16 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
+    add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8 or int4")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
     add(
         "--conv-mode",
         metavar="NAME",
-        help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
+        help="prompt template, such as vicuna_v1 (default: config.json's)",
     )
-    add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
-    add("--vision-tokens", type=vision_tokens, metavar="N", help=f"{VISION_TOKENS}; unless asked")
+    add("--compressor", metavar="C", help="NAME[,FIELD=VALUE...], as of ask")
+    add("--vision-tokens", type=vision_tokens, metavar="N", help="of a picture, unless asked")
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--mesh", metavar="tensor=N", help="the weights lie split over N devices")
 
@@ -96,7 +96,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=N",
-        help="a limit of requests, such as images=4 or body_bytes=9e6; repeatable",
+        help="of a request, such as images=4; repeatable",
     )
 
 
@@ -120,7 +120,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=2.0,
         metavar="GB",
-        help=f"for pictures and films that were seen before; {default}",
+        help=f"for pictures and films seen before; {default}",
     )
     add("--max-queued", type=int, default=128, metavar="N", help=f"answers at a time; {default}")
     add(

@@ -81,11 +81,11 @@ def run(
     try:
         with _sigterm() as stop:
             folder = open_workdir(workdir, stages, accept_changed_data)
-            if distributed.is_first():
-                print(*places(folder), sep="\n", file=sys.stderr)
             before = ""
             for stage in stages:
                 with _mesh(stage):
+                    if not before and distributed.is_first():  # whose mesh there is
+                        print(*places(folder), sep="\n", file=sys.stderr)
                     params = run_stage(
                         stage, folder, params, stop, profile, accept_changed_data, before, track
                     )

@@ -303,7 +303,7 @@ def test_a_fault_in_a_packed_video_names_the_sample_and_not_a_temporary_file(tmp
         (["verify", "{good}", "--out", "{here}/x"], "see: llava-mini data verify"),
         (["speed", "{good}"], "measures a training config"),
         (["speed", "configs/digits.py", "--threads", "0", "--batches", "1"], "0 threads"),
-        (["polish", "{good}"], "expected verify, build, speed after llava-mini data"),
+        (["polish", "{good}"], "expected verify, build, speed, packing after llava-mini data"),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, words, message):
