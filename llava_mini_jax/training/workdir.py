@@ -157,11 +157,7 @@ def _later_fields() -> dict[str, Any]:
         for field in dataclasses.fields(TrainConfig)
         if field.default is not dataclasses.MISSING
     }
-    plain = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        for name, value in made.items()
-    }
-    return json.loads(json.dumps(plain))
+    return json.loads(json.dumps(made, default=dataclasses.asdict))
 
 
 def _data(data: dict[str, Any], samples: int | None) -> dict[str, Any]:

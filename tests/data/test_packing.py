@@ -1,5 +1,6 @@
 """Which conversations share a row, and the batches that come of it."""
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -15,9 +16,12 @@ from llava_mini_jax.data.batches.needs import as_needs, needs_of
 from llava_mini_jax.data.batches.packed import conversations_of
 from llava_mini_jax.data.batches.pipeline import Encoder, make_batches
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages, build_tokenizer
-from llava_mini_jax.data.sets.packing import Needs, PackedOrder
+from llava_mini_jax.data.sets.packing import Needs, PackedOrder, PackingConfig
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.training import packing_plan
+from llava_mini_jax.training.stages import load_config, stages_of
 from tests import tiny
+from tests.conftest import ROOT
 
 
 def mix(count: int) -> Needs:
@@ -173,6 +177,23 @@ def test_a_sample_with_more_images_than_a_row_has_is_told() -> None:
     assert all("has 3 images or frames, and a packed row has room for 2" in r.reason
                for r in found.rejected)  # fmt: skip
     assert found.rejected
+
+
+@pytest.mark.slow  # plans three epochs of 40,000 conversations
+def test_what_a_conversation_of_the_mix_costs_at_7b() -> None:
+    """The figures of docs/finetune.md: model FLOPs with padding, two fifths of a text fused."""
+    (stage,) = stages_of(load_config(str(ROOT / "configs" / "stage2_vicuna_7b.py")))[-1:]
+    needs = mix(40_000)
+    needs = needs._replace(fused=needs.images * np.minimum(0.4 * needs.positions, 200).astype(int))
+    found = {}
+    for most in (10, 12):
+        packing = PackingConfig(window=4096, images=most)
+        ways = packing_plan.compare(dataclasses.replace(stage, packing=packing), needs)
+        alone, found[most] = ways.values()
+    assert alone.flops == pytest.approx(20.75e12, rel=2e-3) and round(alone.positions, 2) == 0.61
+    assert found[10].flops == pytest.approx(16.65e12, rel=2e-3)
+    assert found[12].flops == pytest.approx(17.47e12, rel=2e-3)
+    assert [round(way.positions, 2) for way in found.values()] == [0.98, 0.99]
 
 
 # --- What it would make of a run ------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_mini_jax.cli.reproduce import _shortened
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.reproduce import runs, scales
 
@@ -116,6 +117,14 @@ def test_cores_are_shared_out():
     shares = runs._shares(len(cores))
     assert set.union(*shares) == cores and sum(map(len, shares)) == len(cores)
     assert runs._shares(len(cores) + 1) == [set()] * (len(cores) + 1)
+
+
+@pytest.mark.slow
+def test_a_row_whose_compressor_reads_questions_is_trained_and_asked(tmp_path):
+    """Its steps are counted by the question's length, and its folder has a second tokenizer."""
+    made = _shortened(scales.plan("digits", CONFIGS, ("vid",), (0,), tmp_path), 2)
+    runs.run(made.jobs, tmp_path, workers=1, data=tmp_path, limit=4)
+    assert all(job.is_done(tmp_path) for job in made.jobs.values())
 
 
 @pytest.mark.slow
