@@ -144,7 +144,7 @@ def _flat(stages: list[dict[str, Any]]) -> dict[str, Any]:
         model = {**stage["model"], "remat": None, "attention": None}
         stage = {**stage, "model": model}
         stage["prompt"] = {"date": "", **stage["prompt"]}  # which runs begun without it had
-        stage = _later_fields() | stage
+        stage |= {name: v for name, v in _later_fields().items() if name not in stage}
         stage["data"] = _data(dict(stage["data"]), stage.pop("samples", None))
         found |= {f"{stage['name']}.{k}": value for k, value in stage.items() if k not in FREE}
     return found
