@@ -171,6 +171,19 @@ def test_a_broken_sample_leaves_its_row_to_the_others() -> None:
     assert segments.max() + 1 == max(1, len(row))
 
 
+def test_a_sample_that_has_grown_since_it_was_counted_is_told_and_cuts_nobody() -> None:
+    """Counted as nothing, as what cannot be read is, all of them are planned into one row."""
+    needs = Needs(*np.zeros((3, len(PAGES)), int))
+    order = PackedOrder(needs, LAYOUT.max_length, 4, 64, seed=0)
+    found = batches(1, packed=order, batch_size=1)[0]
+    assert all("takes more of a row than was counted" in told.reason for told in found.rejected)
+    kept = conversations_of(found.arrays)
+    assert kept <= 4 and kept + len(found.rejected) == len(order[0]) == len(PAGES)
+    first = [ENCODE(PAGES[number]) for number in order[0][:kept]]
+    learnt = sum(int((example.labels != -100).sum()) for example in first)
+    assert (found.arrays.labels_BS != -100).sum() == learnt
+
+
 def test_a_sample_with_more_images_than_a_row_has_is_told() -> None:
     films = DigitsPages(DigitsConfig(page_size=30, frames=3), 10)
     found = batches(1, films, packed=packed(films, images=2))[0]

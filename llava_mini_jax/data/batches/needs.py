@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from llava_mini_jax.data.batches.examples import BatchLayout, Example, positions
+from llava_mini_jax.data.batches.examples import BatchLayout, Example
+from llava_mini_jax.data.batches.packed import row_needs
 from llava_mini_jax.data.batches.pipeline import Source
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.data.sets.packing import Needs
@@ -38,11 +39,8 @@ def needs_of(
             example = text(source[number])
         except InputError:
             return 0, 0, 0
-        count = layout.taken(example).count
-        # Marks of pictures that have no token are ids that take no position.
-        images = sum(example.frames)
-        fused = int(example.fuse.sum()) if images else 0
-        return max(positions(example, count), len(example.ids)), images, fused
+        taken, images = row_needs(example, layout)
+        return taken, images, int(example.fuse.sum()) if images else 0
 
     pieces = [numbers[start : start + _PIECE] for start in range(0, len(numbers), _PIECE)]
     with ThreadPoolExecutor(threads or max(1, (os.cpu_count() or 1) // 2), "needs") as pool:

@@ -18,6 +18,7 @@ from llava_mini_jax.data.batches.examples import (
     BatchLayout,
     Example,
     TrainBatch,
+    positions,
     power_of_two,
     row_slots,
     tokens_of_rows,
@@ -96,6 +97,13 @@ def _lay(
         packed.fuse_BIF[b, these, : len(places)] = places
         packed.shares_BI[b, these] = 1 / max(count, 1)
         text, image, place = text + len(ids), image + count, place + len(slots)
+
+
+def row_needs(example: Example, layout: BatchLayout) -> tuple[int, int]:
+    """(positions, images) that it takes of a row; marks of pictures without tokens are ids that
+    take no position, and need a place in the row's text."""
+    count = layout.taken(example).count
+    return max(positions(example, count), len(example.ids)), sum(example.frames)
 
 
 def conversations_of(batch: TrainBatch) -> int:

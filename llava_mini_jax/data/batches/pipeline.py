@@ -29,7 +29,7 @@ from llava_mini_jax.data.batches.examples import (
     make_example,
     positions,
 )
-from llava_mini_jax.data.batches.packed import collate_packed
+from llava_mini_jax.data.batches.packed import collate_packed, row_needs
 from llava_mini_jax.data.media.image_file import load_image
 from llava_mini_jax.data.media.images import ImageConfig, preprocess
 from llava_mini_jax.data.media.video import preprocess_frames
@@ -278,6 +278,9 @@ class _Reader:
         return _Row(example, None)
 
 
+_GROWN = "takes more of a row than was counted before the run: its files have changed since"
+
+
 class _PackedReader(_Reader):
     """(place, numbers of samples) of rows to a Batch. A broken one leaves its row to the others."""
 
@@ -289,13 +292,31 @@ class _PackedReader(_Reader):
 
     def __call__(self, indices: Sequence[tuple[int, Any]]) -> Batch:
         read = self._read([(place, number) for place, row in indices for number in row])
-        left, rows = iter(read), []
+        left, rows, rejected = iter(read), [], []
         for _, row in indices:
-            of_row = [next(left) for _ in row]
-            good = [each.example for each in of_row if each.rejected is None]
+            good: list[Example] = []
+            for number in row:
+                example, why = next(left)
+                if why is None and not self._fits(example, good):
+                    who = self._source.id_of(number), self._source.dataset_of(number)
+                    why = Rejected(*who, f"sample {who[0]} {_GROWN}")
+                if why is None:
+                    good.append(example)
+                else:
+                    rejected.append(why)
             rows.append(good or [self._encode.empty()])
         assert self._most_images is not None
-        return Batch(collate_packed(rows, self._layout, self._most_images), _rejected(read))
+        return Batch(collate_packed(rows, self._layout, self._most_images), tuple(rejected))
+
+    def _fits(self, example: Example, before: Sequence[Example]) -> bool:
+        """Whether there is room behind those `before`: as was counted, but files may change."""
+        if not before:
+            return True
+        assert self._most_images is not None
+        taken, images = zip(
+            *(row_needs(each, self._layout) for each in (*before, example)), strict=True
+        )
+        return sum(taken) <= self._layout.max_length and sum(images) <= self._most_images
 
 
 def _rejected(rows: Sequence[_Row]) -> tuple[Rejected, ...]:
