@@ -14,7 +14,9 @@ from llava_mini_jax.data.batches.examples import power_of_two, powers_of_two
 from llava_mini_jax.inference import bounds
 from llava_mini_jax.inference.gallery import Seen
 from llava_mini_jax.inference.work import Work
+from llava_mini_jax.models import cache
 from llava_mini_jax.models.compressors import Taken
+from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 from llava_mini_jax.models.splice import splice
 from llava_mini_jax.params import Array
 
@@ -50,6 +52,17 @@ def piece_size(count: int) -> int:
     """Positions of a piece that is read at once, padding included: at most an eighth too many."""
     step = max(BLOCKS[0], power_of_two(count) // 8)
     return -(-count // step) * step
+
+
+def chosen_size(count: int, shown: bool, length: int, cfg: LlavaMiniConfig) -> tuple[int, int]:
+    """Of a prompt of `count` positions that is read whole, in a slot of `length`, because later
+    layers keep a choice of its picture (where one is `shown`): positions, padding included, and
+    those that later layers keep at most."""
+    spare = cache.spare(cfg) if shown else 0
+    # Later layers' caches have room for it: places.py's `needed`.
+    room = length if shown else length - cache.spare(cfg)
+    size = min(piece_size(count), room)
+    return size, size - spare
 
 
 def sizes_of(prompt: int, length: int) -> list[int]:

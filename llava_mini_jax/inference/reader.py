@@ -141,10 +141,8 @@ class Reader:
         """All of a prompt: what stays of its pictures depends on its last token."""
         lane, count, cfg = work.lane, len(work.marks), self._cfg
         is_visual_S, tokens = work.marks < 0, cfg.tokens_per_image(1)
-        shown, spare = bool(is_visual_S.any()), cache.spare(cfg)
-        # Later layers' caches have room for it: places.py's `needed`.
-        room = lane.size.length - (0 if shown else spare)
-        size = min(blocks.piece_size(count), room)
+        shown = bool(is_visual_S.any())
+        size, stay = blocks.chosen_size(count, shown, lane.size.length, cfg)
         place_S = np.full(size, -1, np.int32)
         place_S[:count][is_visual_S] = np.arange(is_visual_S.sum()) % tokens
         sampling, told_B = lane.settings()
@@ -158,7 +156,7 @@ class Reader:
             sampling,
             told_B,
             cfg,
-            size - (spare if shown else 0),
+            stay,
         )
         work.read = count
         return [Call(told, [(0, work)], lane, False)]

@@ -35,6 +35,8 @@ from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache
 
+Whole = tuple[int, bool]  # positions of a prompt that is read at once; whether a picture is shown
+
 
 class WarmUp:
     """Compiles what `plan` calls; `plan` is given a `call(program, *arguments)` that only traces.
@@ -112,11 +114,14 @@ def of_request(
     _fuse(model, call, texts, memories, shown, chunk)
     fresh, *later = blocks.sizes_of(prompt, length)
     later = blocks.block_sizes(length) if more else sorted(set(later))
-    at_first = [fresh]
-    if model.bundle.model.declared.keeps is not None:
+    at_first, whole = [fresh], list[Whole]()
+    if cache.chooses(model.bundle.model):
+        at_first, later, whole = [], [], [(prompt, bool(media))]
+    elif model.bundle.model.declared.keeps is not None:
         at_first, later = [], _pieces(model, length)
-    _lane(model, call, lane.LaneSize(1, length), at_first, later, bounds.STEPS)
-    for S in sorted({*at_first, *later}):
+    size = lane.LaneSize(1, length)
+    chosen = _lane(model, call, size, at_first, later, whole, bounds.STEPS)[1]
+    for S in sorted({*at_first, *later, *chosen}):
         _splice(model, call, texts[0], S)
 
 
@@ -159,7 +164,18 @@ def of_requests(
     """`model.answer_requests`."""
     texts = {model.buckets.length(max(1, len(example.ids))) for example in examples}
     lanes = engine.lanes_of(model, examples, [settings] * len(examples), batch_size)
-    of_engine(model, call, lanes, texts=sorted(texts), steps=bounds.STEPS, films=False)
+    of_engine(
+        model,
+        call,
+        lanes,
+        texts=sorted(texts),
+        steps=bounds.STEPS,
+        films=False,
+        whole=[
+            (bounds.prompt_positions(example, model.bundle), bool(example.frames))
+            for example in examples
+        ],
+    )
 
 
 def of_engine(
@@ -170,9 +186,18 @@ def of_engine(
     texts: Sequence[int],
     steps: int,
     films: bool = True,
+    whole: Sequence[Whole] | None = None,
 ) -> None:
-    """Everything that an engine calls, for texts of these buckets."""
-    blocks = _lanes(model, call, sizes, steps)
+    """Everything that an engine calls, for texts of these buckets.
+
+    `whole`: the prompts that come, of a model that reads them whole; None: any text of the buckets,
+    alone or with one picture. What else comes is compiled when it is read.
+    """
+    if whole is None:
+        picture = bounds.tokens_per_image(model.bundle)
+        lengths = range(1, max(texts) + 1)
+        whole = [(shown * picture + text, bool(shown)) for shown in (0, 1) for text in lengths]
+    blocks = _lanes(model, call, sizes, whole, steps)
     features = _frames(model, call)
     cfg, params = model.bundle.model, model.params
     for T in texts:
@@ -233,7 +258,11 @@ def _frames(model: Loaded, call: Callable[..., Any]) -> dict[int, Any]:
 
 
 def _lanes(
-    model: Loaded, call: Callable[..., Any], sizes: Sequence[lane.LaneSize], steps: int
+    model: Loaded,
+    call: Callable[..., Any],
+    sizes: Sequence[lane.LaneSize],
+    whole: Sequence[Whole],
+    steps: int,
 ) -> list[int]:
     """The programs of all lanes; returns the sizes of blocks that prompts are read in."""
     states, found = [], set()
@@ -241,12 +270,12 @@ def _lanes(
         fresh, later = blocks.fresh_sizes(size.length), blocks.block_sizes(size.length)
         if model.bundle.model.declared.keeps is not None:
             fresh, later = (), _pieces(model, size.length)
-        state = _lane(model, call, size, fresh, later, steps)
+        state, chosen = _lane(model, call, size, fresh, later, whole, steps)
         if states:
             number = _shape(np.int32)
             call(slots.move, states[-1], state, number, number)
         states.append(state)
-        found |= {*fresh, *later}
+        found |= {*fresh, *later, *chosen}
     return sorted(found)
 
 
@@ -256,9 +285,11 @@ def _lane(
     size: lane.LaneSize,
     fresh: Sequence[int],
     later: Sequence[int],
+    whole: Sequence[Whole],
     steps: int,
-) -> Any:
-    """One lane's programs, for blocks of these sizes; returns its state."""
+) -> tuple[Any, set[int]]:
+    """One lane's programs, for blocks of these sizes, and for prompts that are read whole where
+    later layers choose; returns its state, and the sizes that such prompts are read in."""
     cfg, params = model.bundle.model, model.params
     state = call(slots.empty, size.slots, size.length, cfg)
     sampling, told_B = make_sampling(size.slots, 0.0, 1.0, 0, 0, ()), np.zeros(size.slots, bool)
@@ -277,8 +308,17 @@ def _lane(
         else:
             piece = reading.Piece(*[number] * 4)
             call(reading.read_piece, params, state, x_SD, piece, number, *rest)
+    chosen = {
+        blocks.chosen_size(count, shown, size.length, cfg)
+        for count, shown in whole
+        if cache.chooses(cfg) and count < size.length - (0 if shown else cache.spare(cfg))
+    }
+    for S, stay in sorted(chosen):
+        x_SD, place_S = _shape(cfg.dtype, S, cfg.llm.width), _shape(np.int32, S)
+        rest = (sampling, told_B, cfg, stay)
+        call(reading.read_chosen, params, state, x_SD, place_S, number, number, *rest)
     call(slots.decode, params, state, sampling, told_B, told_B, number, number, cfg, steps)
-    return state
+    return state, {S for S, _ in chosen}
 
 
 def _pieces(model: Loaded, length: int) -> list[int]:

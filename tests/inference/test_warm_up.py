@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from llava_mini_jax.inference import opening, warm_up
+from llava_mini_jax.inference import bounds, opening, warm_up
 from llava_mini_jax.inference.answer import Settings
+from llava_mini_jax.inference.engine import Engine, media_of
+from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.model import PROGRAMS, Model, read
 from llava_mini_jax.inference.opening import Opened
 from llava_mini_jax.inference.session import CHUNK, Session
+from llava_mini_jax.inference.ticket import Request
 from tests import tiny, tiny_compressors, tiny_model
 
 fast_compilation = tiny.fast_compilation
@@ -126,10 +129,15 @@ def test_a_batch_of_requests(compiled) -> None:
 
 @pytest.mark.slow  # a model each
 @pytest.mark.parametrize(
-    "name, reads", [("voco", "jit(read_piece)"), ("prumerge", "jit(read_fresh)")]
+    "name, changes, reads",
+    [
+        ("voco", {}, "jit(read_piece)"),
+        ("prumerge", {}, "jit(read_fresh)"),
+        ("fastv", dict(variant="drop"), "jit(read_chosen)"),
+    ],
 )
-def test_a_batch_of_requests_to_other_methods(compiled, name, reads) -> None:
-    model = tiny_compressors.model(name)
+def test_a_batch_of_requests_to_other_methods(compiled, name, changes, reads) -> None:
+    model = tiny_compressors.model(name, **changes)
     shown = [[tiny_model.picture(0)], None, [tiny_model.picture(1), tiny_model.picture(2)]]
     requests = [model.request("hello", model.read_pictures(given, None)) for given in shown]
     warm_up.WarmUp(
@@ -138,6 +146,28 @@ def test_a_batch_of_requests_to_other_methods(compiled, name, reads) -> None:
     before = dict(compiled)
     assert before[reads] and before["jit(decode)"] == 1
     assert len(model.answer_requests(requests, SETTINGS, batch_size=2)) == 3
+    assert dict(compiled) == before
+
+
+@pytest.mark.slow  # a model, and all that a server compiles
+def test_an_engine_whose_later_layers_choose(compiled) -> None:
+    """Any text that its buckets hold, with a picture and without."""
+    model = tiny_compressors.model("fastv", variant="drop")
+    sizes = [LaneSize(2, 96), LaneSize(1, 128)]
+    texts = [size for size in model.buckets.lengths if size <= 64]
+    warm_up.WarmUp(
+        lambda call: warm_up.of_engine(model, call, sizes, texts=texts, steps=bounds.STEPS)
+    ).wait()
+    before = dict(compiled)
+    assert before["jit(read_chosen)"] > 2
+    engine = Engine(model, sizes)
+    for words in (1, 10, 25):
+        for shown in (None, [tiny_model.picture(words)]):
+            example = model.request("digit " * words, model.read_pictures(shown, None))
+            assert len(example.ids) <= texts[-1]
+            engine.submit(Request(example, media_of(example), SETTINGS), lambda news: None)
+    while engine.step():
+        pass
     assert dict(compiled) == before
 
 
