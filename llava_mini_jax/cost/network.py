@@ -65,6 +65,7 @@ def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
         return jax.ShapeDtypeStruct((shape.rows, *sizes), dtype)
 
     side = cfg.vision.image_size
+    question = shape.question or cfg.declared.question  # 0: none is read
     return Inputs(
         ids_BT=array(shape.text),
         fuse_BF=array(shape.fused_text),
@@ -72,6 +73,7 @@ def inputs(cfg: LlavaMiniConfig, shape: Shape) -> Inputs:
         frames_BI=array(shape.images, dtype=jnp.bool_),
         slots_BS=array(shape.sequence),
         wide_slots_BU=array(shape.wide) if shape.wide else None,
+        question_BIT=array(shape.images, question) if question else None,
         padding_side="right",
     )
 

@@ -159,7 +159,12 @@ METHODS: Mapping[str, TableRow] = {
         digits=_method(lambda *_: VisionZipConfig(layer=LAYER, dominant=2, contextual=2)),
     ),
     "vid": TableRow(
-        "LLaMA-VID", 2, (None, 55.5, None), None, _method(_vid), unlike="another tower"
+        "LLaMA-VID",
+        2,
+        (None, 55.5, None),
+        "compressors/llama_vid",
+        _method(_vid),
+        unlike="another tower",
     ),
     "voco-1": TableRow(_VOCO, 1, (72.3, 57.0, 58.8), "compressors/voco", _voco(1), unlike=_TWO),
     "voco-4": TableRow(_VOCO, digits=_voco(4)),
@@ -170,7 +175,7 @@ METHODS: Mapping[str, TableRow] = {
         "FastV",
         64,
         (55.0, 46.1, 48.0),
-        None,
+        "compressors/fastv",
         _method(lambda *_: FastVConfig(layer=2, keep=4, variant="drop")),
         unlike="not trained; by others' measurement",
     ),

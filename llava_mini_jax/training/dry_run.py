@@ -108,7 +108,9 @@ def _memory_table(stage: TrainConfig) -> Any:
     if stage.packing.window:
         sizes += f", packed, {images} images each with {step_program.fused_of(stage)} of text"
     else:
-        sizes += f", {images} frames each" if images > 1 else ""
+        sizes += f", {images} frames each" if images > 1 else ", one picture each"
+        if stage.model.declared.question:
+            sizes += " (a picture counts once for each question about it)"
     title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():

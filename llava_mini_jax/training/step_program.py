@@ -51,6 +51,7 @@ def shape_of(stage: TrainConfig, images: int, fused: int | None = None) -> Shape
         sequence=S,
         wide=S if stage.model.inside_layers else 0,
         logits=S - 1,
+        question=stage.model.declared.question or None,
     )
 
 

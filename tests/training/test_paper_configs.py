@@ -13,6 +13,7 @@ from llava_mini_jax import params as param_tree
 from llava_mini_jax.data.batches.examples import TrainBatch
 from llava_mini_jax.data.media.video import FrameSampling
 from llava_mini_jax.models import llava_mini
+from llava_mini_jax.training import dry_run
 from llava_mini_jax.training.optimizer import make_optimizer
 from llava_mini_jax.training.stages import TrainConfig, check, load_config, stages_of
 from llava_mini_jax.training.step import init_state, train_step
@@ -174,6 +175,8 @@ COMPARED = {
     "prumerge_plus": (145, {"projector"}),
     "visionzip": (64, {"projector"}),
     "voco": (579, {"projector", "compressor"}),
+    "llama_vid": (2, {"compressor"}),
+    "fastv": (576, {"projector"}),
 }
 
 
@@ -327,3 +330,12 @@ def abstract_batch(stage: TrainConfig, rows: int) -> TrainBatch:
         wide_slots_BU=wide if stage.model.inside_layers else None,
     )
     return TrainBatch(inputs, array((length,)))
+
+
+def test_a_method_that_reads_questions_can_be_planned(capsys):
+    """Its shapes have questions in them, where no data have been read yet."""
+    stages = stages_of(load_config(str(ROOT / "configs" / "compressors" / "llama_vid.py")))
+    dry_run.describe(stages[-1:])
+    said = " ".join(capsys.readouterr().out.split())  # a table's title is broken into lines
+    assert "one picture each (a picture counts once for each question about it)" in said
+    assert "products of a device" in said
