@@ -273,8 +273,11 @@ def _encode_rows(
     )
     question = jax.tree.map(chunks, inputs.question_BIT)
     seen = dataclasses.replace(seen, question_IT=question)
-    # Gathered once, not for every few frames; where nothing is sharded this moves nothing.
-    prefusion_whole = jax.tree.map(lambda w: sharding.gather(w, texts.text_BTD), params.prefusion)
+    # Gathered once, not for every few frames; where nothing is sharded this moves nothing. A layer
+    # at a time: the gradient of some frames would stand beside the sum as a stack and as its parts.
+    prefusion_whole = jax.tree.map(
+        lambda w: sharding.gather(w, texts.text_BTD), _unroll(params.prefusion)
+    )
     whole = dataclasses.replace(params, prefusion=prefusion_whole)
     once = chunk_config(cfg)
 

@@ -72,11 +72,15 @@ def groups(found: Memory) -> dict[str, int]:
 class _Piece:
     """One device's piece of a stage: its rows, and the model with its share of each axis."""
 
-    def __init__(self, stage: TrainConfig, rows: int, images: int):
+    def __init__(self, stage: TrainConfig, rows: int, images: int, *, looped: bool = False):
+        """`looped`: the images are some frames of a long video."""
         self.stage, self.rows, self.images = stage, rows, images
         self.length = stage.lengths[-1]
         self.cfg = _local(stage.model, stage.mesh.tensor)
         self.spec = with_changes(llava_mini.spec(self.cfg), stage.lora)
+        if looped or self.images_together < rows * images:  # as llava_mini.py goes through them
+            layers = llava_mini.unrolled(self.spec).prefusion
+            self.spec = dataclasses.replace(self.spec, prefusion=layers)
         # Bytes of a parameter and of its first moment.
         self.size = jnp.dtype(stage.param_dtype).itemsize
         self.first = jnp.dtype(stage.optimizer.first_moment_dtype).itemsize
@@ -151,24 +155,15 @@ class _Piece:
         if self.images_together == self.rows * self.images:
             return {}
         stage = dataclasses.replace(self.stage, model=llava_mini.chunk_config(self.stage.model))
-        few = _Piece(stage, self.rows, self.images_together // self.rows)
+        few = _Piece(stage, self.rows, self.images_together // self.rows, looped=True)
         return {"kept of some frames": few.kept_in_front()} | self.gathered()
 
     def gathered(self) -> dict[str, int]:
-        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients.
-
-        Beside the sum of these stands that of some frames, once as a stack, and once as the parts
-        that the stack is put together of: TPU's compiler has both (docs/results/compiled.md).
-        """
-        if self.cfg.prefusion_layers == 0:
+        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients."""
+        if self.stage.mesh.fsdp == 1 or self.cfg.prefusion_layers == 0:
             return {}
-        count, found = param_tree.count(self.spec.prefusion), dict[str, int]()
-        if self.stage.mesh.fsdp > 1:
-            found["pre-fusion whole"] = count * self.whole("prefusion/*")
-        if self.count(True, "prefusion/*"):
-            of_some = count * (2 * self.size + self.cfg.dtype.itemsize)
-            found["pre-fusion's gradient of some frames"] = of_some
-        return found
+        count = param_tree.count(self.spec.prefusion)
+        return {"pre-fusion whole": count * self.whole("prefusion/*")}
 
     def whole(self, *patterns: str) -> int:
         """Bytes of a gathered parameter: itself, cast for its products, and its gradient."""
