@@ -21,7 +21,7 @@ from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.signals import say
 
 OFF = "none"
-HELP = f'folder that keeps compiled programs, or "{OFF}" (default: the user\'s cache folder)'
+HELP = f'folder for compiled programs, or "{OFF}" (default: the user\'s cache folder)'
 MOST_BYTES = 8 * 10**9  # of programs in the user's cache folder; the longest unused ones go
 _LEAST_SECONDS = 0.1  # programs that compile faster than this are not kept
 # What JAX warns of, and goes on: the entry is damaged, or cannot be written (a full disk).

@@ -170,6 +170,8 @@ def test_help_lists_the_fields_of_the_config(capsys):
     out = capsys.readouterr().out
     for option in ("--workdir", "--dry-run", "--stage1.optimizer.warmup-ratio", "--captions.steps"):
         assert option in out
+    for meaning in ("folder of the run", "steps between checkpoints", "share of the steps"):
+        assert meaning in out
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, tmp_path):

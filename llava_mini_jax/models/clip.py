@@ -39,23 +39,22 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    image_size: int
-    patch_size: int
+    image_size: int  # pixels
+    patch_size: int  # pixels
     width: int
     mlp_width: int
     layers: int
     heads: int
     norm_eps: float
     activation: str  # "quick_gelu" (OpenAI's weights), "gelu" or "gelu_pytorch_tanh" (SigLIP)
-    class_token: bool  # CLIP
-    pre_norm: bool  # CLIP
-    patch_bias: bool  # SigLIP
-    select_layer: (
-        int  # as in Hugging Face's hidden_states: -1 the last block's output, -2 the one before
-    )
-    select_feature: str  # "patch": all but the class token, the only one there is
-    resample: str  # of pictures that are made for it (data/media/images.py: FILTERS)
-    mean: tuple[float, float, float]
+    class_token: bool  # CLIP has one
+    pre_norm: bool  # a norm before the first block, as in CLIP
+    patch_bias: bool  # a bias of the patch embedding, as in SigLIP
+    # As in Hugging Face's hidden_states: -1 is the last block's output, -2 the one before.
+    select_layer: int
+    select_feature: str  # "patch", the only choice: all but the class token
+    resample: str  # filter for resizing its images: "bicubic" or "bilinear"
+    mean: tuple[float, float, float]  # of the pixels, which are normalised with it and std
     std: tuple[float, float, float]
 
     def __post_init__(self):

@@ -29,10 +29,10 @@ from llava_mini_jax.training.stages import TrainConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Who is told the metrics of a run, beside TensorBoard. Raises InputError for no project."""
+    """Where metrics go in addition to TensorBoard. Raises InputError for an empty project."""
 
     to: tuple[Literal["wandb", "trackio"], ...] = ()  # packages, each an extra of that name
-    project: str = "llava-mini"  # that the runs are kept under there
+    project: str = "llava-mini"  # the project's name there
 
     def __post_init__(self) -> None:
         if not self.project:
