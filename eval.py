@@ -12,10 +12,10 @@ from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
     "try --dtype int8, int4 or bfloat16, a smaller --batch-size, or a machine with more memory; the"
-    " same command goes on from here"
+    " same command resumes from here"
 )
 
-STOPPED = "eval.py: stopped; the same command goes on from here"
+STOPPED = "eval.py: stopped; the same command resumes from here"
 
 
 def main(argv: list[str]) -> int:

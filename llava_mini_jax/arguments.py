@@ -57,14 +57,14 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{short(text)} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a whole number") from None
 
 
 def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a number") from None
 
 
 JSON = "print one JSON document instead"
@@ -78,7 +78,7 @@ def vision_tokens(text: str) -> int | str:
     try:
         return text if text == "all" else int(text)
     except ValueError:
-        sentence = f'{short(text)} is no whole number and not "all"'
+        sentence = f'{short(text)} is neither a whole number nor "all"'
         raise argparse.ArgumentTypeError(sentence) from None
 
 
@@ -150,4 +150,4 @@ def _sentence(box: str) -> str:
         for block in more
         if block[0].startswith(("Perhaps you meant", "Arguments similar to"))
     ]
-    return " ".join(said) + f" (perhaps {', '.join(meant)} is meant)" * bool(meant)
+    return " ".join(said) + f" (did you mean {' or '.join(meant)}?)" * bool(meant)

@@ -40,7 +40,7 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     # Before the cache is asked for: a wrong value is refused where it is off, too.
     if given is not None and (not given or os.path.isfile(given)):
         raise InputError(
-            f'--compilation-cache is {short(given)}, which is no folder; give one, or "{OFF}"'
+            f'--compilation-cache is {short(given)}, which is not a folder; give one, or "{OFF}"'
         )
     import jax
 

@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
         "model.safetensors",
     ),
-    "lying header": (lambda m: ["ask", lying_header(m), "a"], "is no whole safetensors file"),
+    "lying header": (lambda m: ["ask", lying_header(m), "a"], "is not a complete safetensors file"),
     "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
     "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
     "more marks": (
@@ -191,7 +191,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["inspect", "--abstract", "vicuna-7b", "--dialect", "welsh"],
         '"welsh" is unknown',
     ),
-    "no case": (lambda m: ["verify", m], "is no golden case"),
+    "no case": (lambda m: ["verify", m], "is not a golden case"),
     "no Unicode": (lambda m: ["ask", m, "which \udcff digit"], "'\\udcff' at character 7"),
     "no Unicode, dry run": (lambda m: ["ask", m, "\udcff", "--dry-run"], "'\\udcff' at character"),
     "large top-k": (

@@ -123,7 +123,7 @@ def test_files_that_hold_no_config(capsys, started, tmp_path, content, message):
         ([DIGITS, "--workdir"], "train.py: Missing value for argument '--workdir'"),
         (
             [DIGITS, "--workdir", "/" + 99 * "x", "--stage1.stepz", "3"],
-            "train.py: Unrecognized options: --stage1.stepz, 3 (perhaps --stage1.steps is meant);",
+            "train.py: Unrecognized options: --stage1.stepz, 3 (did you mean --stage1.steps?);",
         ),
         ([DIGITS, "--workdr", "/" + 99 * "x"], "options: --workdr, /" + 99 * "x"),
         ([DIGITS, "--workdir", "run", "--profile.steps", "5"], 'profile.steps is "5"; expected'),

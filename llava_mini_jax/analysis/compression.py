@@ -33,7 +33,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
     """
     if cfg.compressor.kind not in WITH_QUERIES:
         raise InputError(
-            f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; take a'
+            f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; use a'
             " LLaVA-Mini with query-based compression"
         )
     refuse_inside(cfg)

@@ -172,7 +172,7 @@ def _run(argv: Sequence[str]) -> int:
 def _without_command(argv: Sequence[str]) -> int:
     args, _ = top_parser().parse_known_args(argv)
     if not args.version:
-        given = "no command is given" if not args.command else f'"{args.command}" is no command'
+        given = "no command is given" if not args.command else f'"{args.command}" is not a command'
         raise InputError(f"{given}; the commands are {', '.join(COMMANDS)}")
     import llava_mini_jax
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is not None and args.dtype not in FLOAT_DTYPES:
         hint = f"; weights become {args.dtype} as they are loaded: ask --dtype {args.dtype}"
         raise InputError(
-            f'dtype "{args.dtype}" is none that a folder can be written in; use one of'
+            f'dtype "{args.dtype}" cannot be used for a folder; use one of'
             f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype in NARROW_DTYPES else ''}"
         )
     source = resolve_folder(args.llm or args.folders[0])
@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
     if len(args.folders) != wanted:
         raise InputError(
             f"{len(args.folders)} folders are given ({', '.join(args.folders)}), expected"
-            f" {'DST alone beside --vision and --llm' if from_parts else 'SRC and DST'}"
+            f" {'only DST with --vision and --llm' if from_parts else 'SRC and DST'}"
         )
     if not from_parts:
         refuse(args, PARTS_OPTIONS, "without --vision and --llm")
@@ -120,7 +120,7 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
     if args.vision is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
         if args.merge and not adapters.is_adapter(source):
-            raise InputError(f"{source} is no adapter: leave out --merge")
+            raise InputError(f"{source} is not an adapter: leave out --merge")
         if adapters.is_adapter(source) and not args.merge:
             raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
                              "as one model, which may take many gigabytes")  # fmt: skip

@@ -121,7 +121,7 @@ def _build(args: argparse.Namespace) -> int:
     if len(configs) > 1:
         raise InputError(
             f"the stages of {args.source} have {len(configs)} different data: build each data set"
-            " or list by itself"
+            " or list separately"
         )
     as_list = Path(args.source).suffix.lower() in (".yaml", ".yml", ".py")
     with watching("samples") as progress:

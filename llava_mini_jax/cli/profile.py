@@ -109,7 +109,7 @@ def _run(kind: str, args: argparse.Namespace) -> int:
         refuse(args, ["vision_tower"], "without MODEL")
     elif args.abstract or any(getattr(args, option, None) for option in SHAPE_OPTIONS):
         raise InputError(
-            f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
+            f"{args.model} has its own shape; give either a model, or --abstract, --tokens and"
             " --layers"
         )
     for option, least in LEAST.items():

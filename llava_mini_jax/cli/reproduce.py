@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(TABLES) if args.tables == ["all"] else list(dict.fromkeys(args.tables))
     for name in names:
         if name not in TABLES:
-            raise InputError(f'"{name}" is no table; give all, or some of {", ".join(TABLES)}')
+            raise InputError(f'"{name}" is not a table; give all, or some of {", ".join(TABLES)}')
     for option in ("jobs", "steps", "limit"):
         if (number := getattr(args, option)) is not None and number < 1:
             raise InputError(f"--{option} is {number}; give 1 or more")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         workers = args.jobs or (1 if full else _cores())
         runs.run(plan.jobs, out, workers=workers, data=args.data or DATA, limit=args.limit)
     elif not out.is_dir():
-        raise InputError(f"{out} is not there; run without --collect, or give --out")
+        raise InputError(f"{out} does not exist; run without --collect, or give --out")
     else:
         runs.check_same(plan.jobs, out, args.limit)
     for name in names:

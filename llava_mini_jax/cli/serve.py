@@ -193,7 +193,9 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag} is {value:g}; give seconds, {least:g} or more")
     for name in args.served_model_name:
         if not name.strip() or not name.isprintable():
-            raise InputError(f"--served-model-name is {short(name)}; give a name that can be seen")
+            raise InputError(
+                f"--served-model-name is {short(name)}; give a name with visible characters"
+            )
     for origin in args.allowed_origins:
         if origin != "*" and not origin.startswith(("http://", "https://")):
             raise InputError(
@@ -221,12 +223,14 @@ def _limits(given: list[str]) -> "Limits":
             number = float(value)
         except ValueError:
             raise InputError(
-                f"--limit {short(text)} has no number; give such as {name}=8"
+                f"--limit {short(text)} has no number; write, for example, {name}=8"
             ) from None
         whole = number.is_integer() and not isinstance(fields[name], float)
         chosen[name] = int(number) if whole else number
         if not whole and not isinstance(fields[name], float):
-            raise InputError(f"--limit {short(text)} is no whole number; give such as {name}=8")
+            raise InputError(
+                f"--limit {short(text)} is not a whole number; write, for example, {name}=8"
+            )
     return Limits(**chosen)
 
 

@@ -116,7 +116,7 @@ def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
     grid = math.isqrt(row.tokens)
     if grid**2 != row.tokens:
         raise InputError(
-            f"{row.tokens} vision tokens are no square; C*C queries stand on a grid: give"
+            f"{row.tokens} vision tokens are not a square number; C*C queries form a grid: give"
             f" {grid**2} or {(grid + 1) ** 2}"
         )
     if row.inside:
@@ -127,13 +127,13 @@ def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
 def shape(cfg: LlavaMiniConfig, text: int, resolution: int) -> Shape:
     """One row with one picture: `text` tokens beside it, logits of the last position.
 
-    Raises InputError for a resolution that is no multiple of the tower's.
+    Raises InputError for a resolution that is not a multiple of the tower's.
     """
     side = cfg.vision.image_size
     times = resolution // side
     if times < 1 or resolution % side:
         raise InputError(
-            f"a resolution of {resolution} pixels is no multiple of the tower's {side}; give"
+            f"a resolution of {resolution} pixels is not a multiple of the tower's {side}; give"
             f" {side}, {2 * side} or another multiple"
         )
     parts = 1 if times == 1 else times**2 + 1

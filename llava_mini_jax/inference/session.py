@@ -221,8 +221,8 @@ class Session:
     def _refuse_late(self, move: int) -> None:
         if self._moves != move:
             raise InputError(
-                "the session has gone on (another question, a picture, a new conversation) "
-                "before this answer was taken to its end; ask again"
+                "the session moved on (another question, a picture, a new "
+                "conversation) before this answer was complete; ask again"
             )
 
     def _answer(self, example: Example, steps: int, move: int) -> Iterator[str]:

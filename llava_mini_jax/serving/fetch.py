@@ -142,7 +142,7 @@ def _listed(entry: str) -> str:
             raise ValueError("no host")
     except ValueError as error:
         raise InputError(
-            f"the allowed host {entry!r:.80} is no host name; give names such as images.org,"
+            f"the allowed host {entry!r:.80} is not a host name; give names such as images.org,"
             f" images.org:8443, or {ANY_HOST} for every public host"
         ) from error
     return f"{plain}{colon}{port}"

@@ -94,7 +94,7 @@ def run(
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written ({error}): make room or give a writable "
-            "--workdir, and start the same command again; earlier checkpoints are whole"
+            "--workdir, and start the same command again; earlier checkpoints are intact"
         ) from error
 
 

@@ -121,9 +121,9 @@ def check_data(
         _say(f"{stage.name}: accepted changed data: {told} when {checkpoint} was written")
         return
     raise InputError(
-        f"{stage.name}: {told} when {checkpoint} was written, so the run would not go on as it "
-        "began: give it the same data, start again with another --workdir, or go on with this data "
-        "by --accept-changed-data"
+        f"{stage.name}: {told} when {checkpoint} was written, so the run would not continue with "
+        "the same batches: give it the same data, start again with another --workdir, or accept "
+        "this data with --accept-changed-data"
     )
 
 

@@ -132,7 +132,7 @@ def with_lora(stage: TrainConfig) -> TrainConfig:
         raise InputError(f"{stage.name}: {error}") from error
     if stage.start == "fresh":
         raise InputError(
-            f"{stage.name}: lora changes a model that is there, but start is fresh: name a folder"
+            f"{stage.name}: lora adapts an existing model, but start is fresh: name a model folder"
         )
     return dataclasses.replace(stage, trainable=trained)
 
@@ -248,7 +248,7 @@ def _shares(stage: TrainConfig) -> Iterator[str]:
 def _lengths(stage: TrainConfig) -> Iterator[str]:
     lengths, longest = stage.lengths, stage.prompt.max_length
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-        yield f"lengths is {lengths}; expected sizes that grow, such as (128, 256, 512)"
+        yield f"lengths is {lengths}; expected increasing sizes, such as (128, 256, 512)"
     if lengths[-1] < longest:
         yield (
             f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
@@ -257,9 +257,9 @@ def _lengths(stage: TrainConfig) -> Iterator[str]:
     llm = stage.model.llm
     if isinstance(llm.rope.scaling, DynamicScaling) and longest > llm.max_positions:
         yield (
-            f"prompt.max_length is {longest}, but the language model's rotary positions begin to"
-            f" depend on the length of a text behind {llm.max_positions} positions (dynamic"
-            " scaling), which is not supported: lower max_length, or take linear or yarn scaling"
+            f"prompt.max_length is {longest}, but the language model's rotary positions"
+            f" depend on the length of a text beyond {llm.max_positions} positions (dynamic"
+            " scaling), which is not supported: lower max_length, or use linear or yarn scaling"
         )
 
 
@@ -285,7 +285,10 @@ def _packing(stage: TrainConfig) -> Iterator[str]:
         return
     model, kind = stage.model, stage.model.compressor.kind
     if model.declared.inside or model.inside_layers:
-        yield f'compressor "{kind}" goes on inside the LLM, where a row is one: take packing out'
+        yield (
+            f'compressor "{kind}" continues inside the LLM, which takes one conversation a row: turn'
+            " packing off"
+        )
     if stage.prompt.padding_side == "left":
         yield "packed rows are padded on the right: set prompt.padding_side to right"
     if stage.draw_tokens:

@@ -107,8 +107,8 @@ class Tracker:
             )
         except Exception as error:  # of servers, logins and disks
             raise InputError(
-                f"{package} cannot begin the run {name} ({_one_line(error)}): log in there, let it"
-                f" work offline (WANDB_MODE=offline), or leave {package} out of --track.to"
+                f"{package} cannot start the run {name} ({_one_line(error)}): log in there, work"
+                f" offline (WANDB_MODE=offline), or leave {package} out of --track.to"
             ) from error
 
     def add(self, values: Mapping[str, float], step: int) -> None:

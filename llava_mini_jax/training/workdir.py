@@ -117,8 +117,8 @@ def _check_shared(folder: epath.Path) -> None:
         path.unlink(missing_ok=True)
     if blind:
         raise InputError(
-            f"workdir {folder} of process {blind[0]} is not that of process 0: what one writes "
-            "there the other does not see; give a --workdir on a disk, or in a bucket, that all "
+            f"workdir {folder} of process {blind[0]} is not that of process 0: neither sees what "
+            "the other writes there; give a --workdir on a disk, or in a bucket, that all "
             "machines share"
         )
 

@@ -121,8 +121,8 @@ def _window(
         return None
     if kind == "llama":
         raise InputError(
-            f'{f.where}: "sliding_window" is {window}, which LLaMA\'s class takes no notice of; use'
-            ' model_type "mistral" if the model was trained with it, or take the field out'
+            f'{f.where}: "sliding_window" is {window}, which LLaMA\'s class ignores; use'
+            ' model_type "mistral" if the model was trained with it, or remove the field'
         )
     if len(windowed) < layers or not all(windowed[:layers]):
         field = "layer_types" if types is not None else "max_window_layers"

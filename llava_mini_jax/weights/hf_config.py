@@ -88,7 +88,7 @@ def check_kind(f: Fields, types: tuple[str, ...], default: str | None = None) ->
     if own := [name for name in code if name.startswith(("AutoConfig", "AutoModel"))]:
         raise InputError(
             f'{f.where}: "auto_map" says that the model brings code of its own ({own[0]}), which is'
-            " not run here and may compute something else; take the field out if it does not"
+            " not run here and may compute something else; remove the field if it does not"
         )
     return kind
 
@@ -153,7 +153,9 @@ def llama_from_hf(f: Fields, kind: str, *, nested: bool = False) -> LlamaConfig:
         init_stddev=f.positive("initializer_range", 0.02),
     )
     if config.head_width % 2:
-        raise InputError(f"{f.where}: heads of {config.head_width} numbers cannot be rotated")
+        raise InputError(
+            f"{f.where}: heads of {config.head_width} numbers cannot have rotary positions"
+        )
     return config
 
 

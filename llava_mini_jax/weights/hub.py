@@ -29,7 +29,7 @@ def resolve_folder(name: str | Path) -> Path:
         return _download(*str(name).partition("@")[::2])
     except Exception as error:  # the hub raises a dozen unrelated types
         raise InputError(
-            f'"{name}" is no local folder and could not be fetched from the hub '
+            f'"{name}" is not a local folder and could not be fetched from the hub '
             f"({type(error).__name__}): {_remedy(error)}, or download the model and give its folder"
         ) from error
 

@@ -218,5 +218,5 @@ def _refuse_override(f: Fields, nested: dict[str, Any]) -> None:
         if value != (other := nested.get(name, _CLIP.defaults[name])):
             raise InputError(
                 f'{f.where}: "vision_config" and "vision_config_dict" contradict each other in'
-                f' "{name}" ({other!r}, {value!r}); take the wrong one out'
+                f' "{name}" ({other!r}, {value!r}); remove the wrong one'
             )

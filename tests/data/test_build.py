@@ -209,7 +209,7 @@ cli.main(["data", "build", sys.argv[1], "--out", sys.argv[2]])
     assert done.returncode == 9 and not out.exists()
     (left,) = tmp_path.iterdir()
     assert (left / "dataset_info.json").exists()
-    with pytest.raises(InputError, match="is no whole data set of `llava-mini data build`"):
+    with pytest.raises(InputError, match="is not a complete data set of `llava-mini data build`"):
         opened(left)
 
 

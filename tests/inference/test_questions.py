@@ -119,7 +119,7 @@ def test_a_follow_up_question_looks_anew() -> None:
 
 
 def test_pictures_without_a_question() -> None:
-    with pytest.raises(InputError, match="turn 1 has no text beside it: ask something"):
+    with pytest.raises(InputError, match="turn 1 has no text: add a question"):
         model().generate("<image>\n", images=[tiny_model.picture(1)])
     assert model().request("what", model().read_pictures(None, None)).questions == ()
 

@@ -216,7 +216,7 @@ def test_a_trial_is_not_taken_for_a_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["table9"], '"table9" is no table; give all, or some of table7'),
+        (["table9"], '"table9" is not a table; give all, or some of table7'),
         (["table7", "--seeds", "a"], "--seeds is 'a'"),
         (["table7", "--seeds", "-1"], "--seeds"),
         (["table7", "--jobs", "0"], "--jobs is 0"),

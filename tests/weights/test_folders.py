@@ -276,7 +276,7 @@ def test_folders_that_cannot_be_used(case: Path, damage: Callable, message: str)
 def test_hub_names_without_a_network(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    message = '"no-owner/no-model" is no local folder and could not be fetched from the hub'
+    message = '"no-owner/no-model" is not a local folder and could not be fetched from the hub'
     with pytest.raises(InputError, match=message):
         hub.resolve_folder("no-owner/no-model")
     remove_tower(case)

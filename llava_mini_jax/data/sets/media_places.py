@@ -46,8 +46,8 @@ def open_place(images: str, of: str) -> Place:
         return Bucket(remote(images.rstrip("/")))
     if not os.path.isdir(images):
         raise InputError(
-            f"{of}: its folder of pictures {images} does not exist or is no folder; give the folder"
-            " that the paths in the data file are relative to."
+            f"{of}: its folder of pictures {images} does not exist or is not a folder; give the"
+            " folder that the paths in the data file are relative to."
         )
     return Folder(Path(images))
 

@@ -223,8 +223,8 @@ class _ChatTemplate:
 
     def _no_labels(self, fault: str) -> InputError:
         return InputError(
-            f"The tokenizer's chat template {fault}, so nobody can tell which tokens are the"
-            " answer; use another template (--conv-mode, load's template, prompt.template)."
+            f"The tokenizer's chat template {fault}, so the answer's tokens cannot be"
+            " identified; use another template (--conv-mode, load's template, prompt.template)."
         )
 
 

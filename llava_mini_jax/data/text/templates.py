@@ -137,7 +137,7 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
         if turn.role != expected:
             raise InputError(
                 f"{where}: turn {i + 1} is by the {turn.role} where the {expected}'s is expected;"
-                " user and assistant take turns, the user begins."
+                " turns alternate and the user begins."
             )
         if turn.text is None and (turn.role != "assistant" or i + 1 < len(turns)):
             raise InputError(

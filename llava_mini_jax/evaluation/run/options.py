@@ -107,7 +107,7 @@ def _refuse(args: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     if not any(benchmark.files for benchmark in benchmarks):
         refuse(args, ["data"], f"with --benchmarks {listed}, which reads no files")
     if not any(benchmark.judge for benchmark in benchmarks):
-        refuse(args, _JUDGE, f"with --benchmarks {listed}, which nobody judges")
+        refuse(args, _JUDGE, f"with --benchmarks {listed}, which need no judge")
     if hasattr(args, "server"):
         refuse(args, _LOCAL, "with --server, which has loaded its model")
     else:
@@ -122,7 +122,7 @@ def shard(text: str) -> tuple[int, int]:
     try:
         return int(index) - 1, int(count)
     except ValueError:
-        sentence = f"{short(text)} is no part of the questions; give I/N, such as 1/4"
+        sentence = f"{short(text)} is not a part of the questions; give I/N, such as 1/4"
         raise argparse.ArgumentTypeError(sentence) from None
 
 
@@ -132,6 +132,6 @@ def json_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        sentence = f'{short(text)} is no JSON object; give one such as {{"runs": 3}}'
+        sentence = f'{short(text)} is not a JSON object; give one such as {{"runs": 3}}'
         raise argparse.ArgumentTypeError(sentence)
     return value

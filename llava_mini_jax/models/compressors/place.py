@@ -47,7 +47,7 @@ def check(
         raise ValueError("compression inside the LLM needs a compressor and no pre-fusion layers")
     if declared.inside and (prefusion_layers or inside_layers):
         raise ValueError(
-            f'compressor "{kind}" goes on inside the LLM: set prefusion_layers and inside_layers'
+            f'compressor "{kind}" continues inside the LLM: set prefusion_layers and inside_layers'
             " to 0"
         )
     if not declared.behind < layers:
