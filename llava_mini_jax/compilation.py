@@ -173,6 +173,6 @@ def _mend(folder: str, program: str) -> None:
         if doing not in told:
             told.add(doing)
             say(f"{program}: {doing} compiled programs in {folder} failed ({name}: "
-                f"{' '.join(reason.split()):.200}); the run goes on")  # fmt: skip
+                f"{' '.join(reason.split()):.200}); the run continues")  # fmt: skip
 
     warnings.showwarning = show

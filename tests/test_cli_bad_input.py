@@ -83,9 +83,12 @@ def naflex(model: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
     "file as folder": (lambda m: ["ask", m / "config.json", "a"], "is a file"),
-    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is no local folder"),
-    "hub name, convert": (lambda m: ["convert", "nobody/nothing", m / "o"], "is no local folder"),
-    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is no local folder"),
+    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is not a local folder"),
+    "hub name, convert": (
+        lambda m: ["convert", "nobody/nothing", m / "o"],
+        "is not a local folder",
+    ),
+    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is not a local folder"),
     "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
     "corrupt picture": (
         lambda m: [

@@ -245,7 +245,7 @@ def lines(measured: Measured, verdicts: Sequence[Verdict]) -> list[str]:
     for count, (cost, right) in zip(measured.counts, fixed(measured), strict=True):
         found.append(f"  {count:>4} vision tokens{100 * right:8.1f}{cost:10.1f}")
     found.append(
-        "rules, chosen on one half and judged on the other, beside fixed counts of that cost:"
+        "rules, fitted on one half, judged on the other; beside them fixed counts of that cost:"
     )
     for one in verdicts:
         verdict = "helps" if one.helps else "does not help"

@@ -159,7 +159,7 @@ def _print_attention(found: "AttentionByLayer") -> None:
 
     counts = ", ".join(f"{n:,.0f} {kind}" for n, kind in zip(found.tokens_J, KINDS, strict=True))
     print(f"{found.examples} examples; tokens: {counts}")
-    print("mean share of attention; in brackets entropy / log n: 1 where all are attended to alike")
+    print("mean share of attention; in brackets entropy / log n: 1 if attention is even")
     for j, asking in enumerate(KINDS):
         if not found.tokens_J[j]:
             continue

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Options that mean nothing, alone or together."""
     if args.question is None and not args.interactive and not args.dry_run:
-        raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
+        raise InputError('no question is given; add one in quotes, or "-i" to type it')
     if not args.video:
         refuse(args, ["fps", "max_frames"], "without --video")
     if not args.temperature:
@@ -150,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
         return
     if args.samples > 1:
         given = f"-n is {args.samples}"
-        raise InputError(f"{given} with -i, which goes on from one answer; leave one of them out")
+        raise InputError(f"{given} with -i, which continues from one answer; leave one of them out")
     if args.json and not args.dry_run:
         raise InputError("--json is one document about one question; leave out -i")
     if STDIN in args.image:

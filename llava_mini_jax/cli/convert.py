@@ -123,7 +123,7 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
             raise InputError(f"{source} is not an adapter: leave out --merge")
         if adapters.is_adapter(source) and not args.merge:
             raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
-                             "as one model, which may take many gigabytes")  # fmt: skip
+                             "as one model, which may need many gigabytes")  # fmt: skip
         asked = None if args.compressor is None else methods.parse_asked(args.compressor)
         return lazy_params.open_for_export(
             source,

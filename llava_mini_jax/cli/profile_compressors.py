@@ -118,7 +118,7 @@ def lines(costs: "dict[str, Cost]", times: dict[str, Any], text: int) -> list[st
         "",
         *columns(rows),
         "",
-        "tokens: of a picture, at most, in front of the language model; kept: in its last layer's",
+        "tokens: of a picture, at most, before the language model; kept: in its last layer's",
         "  cache. a turn: of these, those that each further question reads again.",
         "picture: FLOPs that no question changes. first, next: a question about a new picture, the",
         "  one behind it. cache, pre-fusion: bytes that a picture leaves for the next question.",

@@ -114,7 +114,7 @@ class Benchmark:
         if not path.exists():
             raise InputError(
                 f"{self.name}: there is no {path}; get it from {self.files[file]}, and put it"
-                " there, as LLaVA's playground/data/eval has it"
+                " there, as in LLaVA's playground/data/eval"
             )
         return path
 

@@ -135,7 +135,7 @@ def check_pictures(benchmark: str, questions: Sequence[Question]) -> None:
     given = [(q.key, path) for q in questions if isinstance(path := q.image or q.video, Path)]
     if given and not any(path.exists() for _, path in given):
         raise InputError(
-            f"{benchmark}: none of {len(given)} pictures or videos is there:"
+            f"{benchmark}: none of {len(given)} pictures or videos exists:"
             f" {listed([f'{key} ({path})' for key, path in given])}. Put the files there."
         )
 

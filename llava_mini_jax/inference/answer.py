@@ -51,7 +51,7 @@ class Settings:
                 f"0 to {MOST_TOP}, or None",
             ),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
-            ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of such"),
+            ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of these"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {expected}")
@@ -61,7 +61,7 @@ class Settings:
         for name in ("stop_ids", "min_tokens", "ignore_end", "logprobs"):
             value = getattr(self, name)
             if value or (name == "logprobs" and value is not None):
-                raise InputError(f"{name} is {value!r}; {who} does not take it: leave it out")
+                raise InputError(f"{name} is {value!r}; {who} does not support it: leave it out")
 
     def seeds(self, count: int) -> list[int]:
         """One for each of `count` prompts; InputError for a list of another length."""

@@ -93,7 +93,9 @@ class Model(Loaded):
         positions are full before an answer ends. Raises InputError for whatever cannot be used.
         """
         chosen = Settings(**settings)
-        request.check_kind(prompts, Sequence, "prompts", "text, a list of Turns, or a list of such")
+        request.check_kind(
+            prompts, Sequence, "prompts", "text, a list of Turns, or a list of these"
+        )
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Turn))
         if alone:
             prompts, images, videos = [prompts], [images], [videos]
@@ -208,7 +210,7 @@ class Model(Loaded):
     def full_context(self, where: str) -> str:
         """The sentence for an answer that ends because no positions are left."""
         return (
-            f"the answer to {where} ends early: it and what stands before it fill all"
+            f"the answer to {where} ends early: it and the text before it fill all"
             f" {self.bundle.model.llm.max_positions} positions of the model"
         )
 

@@ -87,7 +87,7 @@ def _listed(given: Any, kinds: Any, name: str, expected: str) -> list[Any]:
         return [given]
     content = isinstance(given, bytes | bytearray | memoryview)
     if content or not isinstance(given, Sequence | Iterator):
-        raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of such")
+        raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of these")
     return list(given)
 
 

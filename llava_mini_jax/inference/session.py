@@ -102,7 +102,7 @@ class Session:
         Raises InputError where none has been shown, or a picture since.
         """
         if not self._shown or self._shown[-1].is_picture:
-            raise InputError("there is no video to append to; begin with show_video")
+            raise InputError("there is no video to append to; call show_video first")
         if isinstance(frames, np.ndarray):
             request.check_video(frames)
         request.check_kind(frames, Sequence | np.ndarray, "frames", "a list of uint8 arrays")
@@ -142,8 +142,8 @@ class Session:
             more = f", or allow up to {most} positions (--max-length)" if longest < most - 1 else ""
             raise InputError(
                 f"{count} images and frames take {needed} positions, but the model has {longest} "
-                "for them and the text: give fewer frames a second, or at most so many of them "
-                f"(--fps, --max-frames){more}"
+                "for them and the text: give fewer frames a second, or limit them (--fps, "
+                f"--max-frames){more}"
             )
 
     # ------------------------------------------------------------------------------ questions

@@ -66,7 +66,7 @@ class ClipConfig:
         if self.select_feature != "patch":
             raise ValueError(
                 f'vision feature "{self.select_feature}"; expected "patch" (llava-hf: "default"):'
-                " with the class token beside them patches are no square grid"
+                " with the class token the patches do not form a square grid"
             )
 
     @property
@@ -205,8 +205,8 @@ def check_reads(reads: Reads, cfg: ClipConfig) -> None:
     """ValueError for what the tower does not have."""
     if not cfg.class_token and (reads.class_token or reads.heads_of is not None):
         raise ValueError(
-            "the class token is read of a tower that has none, as SigLIP: take CLIP's, or a method"
-            " that reads patches alone"
+            "the class token is needed, but this tower has none, like SigLIP: use CLIP's, or a"
+            " method that reads patches only"
         )
     levels = reads.levels if reads.heads_of is None else (*reads.levels, reads.heads_of)
     for level in levels:

@@ -341,7 +341,7 @@ def encode_images(
     """(visual tokens [I, Q, D], fused text [I, F, D]) of images, each with its own text."""
     visual, fused_IFD = fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
     if visual.valid_IQ is not None:
-        raise ValueError("images have different numbers of tokens: take them by fuse_images")
+        raise ValueError("images have different numbers of tokens: use fuse_images")
     return visual.tokens_IQE, fused_IFD
 
 

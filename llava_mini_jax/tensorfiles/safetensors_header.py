@@ -100,7 +100,7 @@ def strict_json(data: bytes) -> Any:
         result = dict(pairs)
         if len(result) < len(pairs):
             (name, times), *_ = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"the name {short(name)} stands in it {times} times")
+            raise ValueError(f"the name {short(name)} appears in it {times} times")
         return result
 
     try:

@@ -75,7 +75,7 @@ def run(
         check(stage)
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
-        raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
+        raise InputError(f"stages are named {', '.join(names)}; give each its own name")
     trackers.check(track)
     params = None
     try:

@@ -110,8 +110,8 @@ def check_data(
     if before != samples:
         changed.append(f"its data has {samples} samples, but had {before}")
     elif about and "data" not in about:
-        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; it goes on with the "
-             "data that is there")  # fmt: skip
+        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; the run continues "
+             "with the present data")  # fmt: skip
     elif about:
         changed += fingerprint.changes(about["data"], data)
     if not changed:

@@ -178,7 +178,7 @@ def _compressor(stage: TrainConfig) -> Iterator[str]:
     if stage.draw_tokens and not counts:
         yield (
             f'draw_tokens is {stage.draw_tokens}, but compressor "{kind}" has one number of tokens:'
-            ' leave it out, or take compressor "nested"'
+            ' leave it out, or use compressor "nested"'
         )
     for number in stage.draw_tokens if counts else ():
         if number not in counts:
@@ -286,8 +286,8 @@ def _packing(stage: TrainConfig) -> Iterator[str]:
     model, kind = stage.model, stage.model.compressor.kind
     if model.declared.inside or model.inside_layers:
         yield (
-            f'compressor "{kind}" continues inside the LLM, which takes one conversation a row: turn'
-            " packing off"
+            f'compressor "{kind}" continues inside the LLM, which needs one conversation a row:'
+            " turn packing off"
         )
     if stage.prompt.padding_side == "left":
         yield "packed rows are padded on the right: set prompt.padding_side to right"

@@ -132,7 +132,7 @@ class Tracker:
     def _lost(self, when: str, error: Exception) -> None:
         self._run = None
         say(
-            f"{self._package} failed {when} ({_one_line(error)}) and is told no more of this stage;"
+            f"{self._package} failed {when} ({_one_line(error)}) and gets no more of this stage;"
             " metrics.jsonl has everything"
         )
 

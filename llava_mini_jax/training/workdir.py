@@ -80,7 +80,7 @@ def _opened(workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bo
     if accept_changed_data:
         changed = [name for name in changed if name not in of_data]
     if changed:
-        accept = ", or go on with other data by --accept-changed-data" * (changed == of_data)
+        accept = ", or accept other data with --accept-changed-data" * (changed == of_data)
         raise InputError(
             f"{path} was written by a run with another configuration (it differs in "
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "

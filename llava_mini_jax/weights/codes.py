@@ -129,8 +129,8 @@ def _weight(module: str, parts: dict[str, LazyTensor | None], coding: Coding) ->
     qweight, qzeros, scales, g_idx = (parts[k] for k in ("qweight", "qzeros", "scales", "g_idx"))
     if qweight is None or qzeros is None or scales is None:
         lacks = next(k for k in ("qzeros", "scales") if parts[k] is None)
-        raise InputError(f"{coding.where}: {module}.qweight has no {module}.{lacks} beside it: "
-                         "download the rest of the folder")  # fmt: skip
+        raise InputError(f"{coding.where}: {module}.qweight has no {module}.{lacks}: download "
+                         "the rest of the folder")  # fmt: skip
     rows, columns = (*qweight.shape, 0, 0)[:2]
     by_output = coding.method == "awq"
     out, into = (columns * _CODES, rows) if by_output else (columns, rows * _CODES)

@@ -128,7 +128,7 @@ def _window(
         field = "layer_types" if types is not None else "max_window_layers"
         raise InputError(
             f'{f.where}: by "{field}" some layers see a window of {window} positions and others'
-            " everything, which is not supported; use a model whose layers are alike"
+            " everything, which is not supported; use a model whose layers are equal"
         )
     return window
 

@@ -46,7 +46,7 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository, or it is private: check the name, or log in"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision: check what stands behind @"
+        return "the repository has no such revision: check the name after @"
     return "check the name and the network"
 
 

@@ -164,5 +164,5 @@ def test_training_looks_at_a_picture_for_every_question() -> None:
     np.testing.assert_array_equal(grown.inputs.question_BIT[0], whole.inputs.question_BIT[0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape[1:], b.shape[1:]), grown, whole)
     wordless = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a page"}]
-    with pytest.raises(InputError, match="turn 1 has no text beside it"):
+    with pytest.raises(InputError, match="turn 1 has no text: add a question"):
         encode(sample | dict(conversations=wordless))

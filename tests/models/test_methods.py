@@ -367,7 +367,7 @@ BAD = {
     ),
     "fastv, behind the last layer": (
         dict(compressor=FastVConfig(layer=2, keep=5, variant="drop"), prefusion_layers=0),
-        "acts in front of layer 2, counted from 0, of an LLM of 2: give an earlier layer",
+        "acts before layer 2, counted from 0, of an LLM of 2: give an earlier layer",
     ),
     "m3, a count": (dict(compressor=M3Config(count=5)), "m3 has no 5 tokens of 4 x 4.* 1, 4, 16"),
     "mqt, a count": (

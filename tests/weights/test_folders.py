@@ -159,13 +159,13 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "is 0, expected a whole number from 1 on",
     ),
     "unknown feature": ({"mm_vision_select_feature": "cls"}, 'vision feature "cls"; expected'),
-    "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches are no square grid"),
+    "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches do not form a square grid"),
     "class token of a public tower": (
         {
             "mm_vision_select_feature": "cls_patch",
             "mm_vision_tower": "openai/clip-vit-large-patch14-336",
         },
-        "patches are no square grid",
+        "patches do not form a square grid",
     ),
     "marks around pictures": (
         {"mm_use_im_start_end": True},
@@ -261,7 +261,7 @@ BAD_FILES: list[tuple[Callable[[Path], None], str]] = [
     (tower_config_is_text, r"clip/config\.json is not valid json"),
     (no_weights, "holds no model weights"),
     (other_preprocessor, 'preprocessor_config.json: field "do_center_crop" is False'),
-    (remove_tower, 'the vision tower "clip" is neither a folder beside the model nor in its'),
+    (remove_tower, 'the vision tower "clip" is neither a folder next to the model nor in its'),
     (empty_tower, 'the vision tower "" is neither a folder'),
 ]
 

@@ -125,8 +125,8 @@ class Bucket:
         inside = name.removeprefix(f"{self}/")
         if is_remote(inside):  # whatever a row names would be fetched, by whoever trains on it
             raise InputError(
-                f"{place}: {name!r:.200} does not lie in {self}, which was given as its pictures'"
-                " place; give one that holds all."
+                f"{place}: {name!r:.200} is not in {self}, which was given as the place of its"
+                " pictures; give one that holds all."
             )
         return f"{self._root.path}/{inside}"
 

@@ -46,7 +46,7 @@ def find(folder: Path) -> Path:
             return place
     raise InputError(
         f"the model of {folder} reads questions by BERT's tokenizer, which is neither in it nor"
-        f" beside it: put the folder {FOLDER} there (tokenizer.json, or vocab.txt and"
+        f" next to it: put the folder {FOLDER} there (tokenizer.json, or vocab.txt and"
         " tokenizer_config.json)"
     )
 

@@ -148,7 +148,7 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
             if mark < after or not (turn.text or "").startswith(IMAGE_MARK, mark):
                 raise InputError(
                     f'{where}: turn {i + 1} has a mark at character {mark}, where no "{IMAGE_MARK}"'
-                    " of its own begins; give the places of those in the text, in their order."
+                    " begins; give the places of those in the text, in order."
                 )
             after = mark + len(IMAGE_MARK)
     if not turns[first:]:
