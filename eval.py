@@ -1,7 +1,7 @@
 """Evaluation: `python eval.py --model DIR --benchmarks pope,gqa --data playground/data/eval`.
 
-Several --model are scored on the same questions and stand side by side in the table. The same
-command goes on where it was stopped. `llava-mini benchmarks` lists what there is.
+Several --model are scored on the same questions and shown side by side. The same command resumes a
+run that was stopped. `llava-mini benchmarks` lists the benchmarks.
 """
 
 import os

@@ -63,13 +63,13 @@ def run(
     accept_changed_data: bool = False,
     track: TrackConfig | None = None,
 ) -> None:
-    """Trains all stages; a workdir that holds checkpoints is continued where it stopped.
+    """Trains all stages; resumes a workdir that holds checkpoints.
 
-    One whose data is not what its checkpoints were trained on is refused, or with
-    `accept_changed_data` continued on what is there now.
+    If the data differ from those that the checkpoints were trained on, raises InputError, or with
+    `accept_changed_data` resumes on the present data.
 
-    SIGTERM, which clusters send before they take a machine away, ends it after the next step, with
-    a checkpoint of it, and raises Stopped; on several processes it is enough that one gets it.
+    SIGTERM, which clusters send before they take a machine away, ends the run after the next step
+    with a checkpoint of that step, and raises Stopped. With several processes one signal is enough.
     """
     for stage in stages:
         check(stage)

@@ -17,11 +17,11 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says; "<image>" in a user's text is where a picture or video stands.
+    """What one side says; "<image>" in a user's text marks the place of an image or video.
 
-    Where strangers write the text, `marks` are the characters at which those "<image>" begin, in
-    their order: every other one is text like any other. The first turn may be a system message,
-    which takes the place of the template's own.
+    For untrusted text, `marks` are the characters at which the real "<image>" marks begin, in
+    order; any other "<image>" is plain text. The first turn may be a system message,
+    which replaces the template's own.
     """
 
     role: Literal["system", "user", "assistant"]
