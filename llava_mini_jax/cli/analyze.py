@@ -36,6 +36,7 @@ EXAMPLE = """examples:
   llava-mini analyze attention MODEL --data llava.json --images coco --limit 200
   llava-mini analyze compression MODEL --image cat.jpg --video clip.mp4 --out out/analyze
   llava-mini analyze drop MODEL --benchmark digits --width 1
+  llava-mini analyze counts MODEL --benchmark digits
   llava-mini analyze needle out/eval"""
 
 

@@ -108,7 +108,7 @@ def _options(given: list[str]) -> dict[str, str]:
 
 
 KIND = Kind(
-    "memory, traffic and time on TPUs and GPUs, without one",
+    "compile for absent TPUs and GPUs: memory, traffic, time",
     add_arguments,
     run,
     prepare,

@@ -52,9 +52,8 @@ class LlavaMiniConfig:
     compressor: CompressorConfig
     compress: str  # "projected" patches (paper), vision "features" (release), or "instead" of both
     prefusion_layers: int  # 0: no pre-fusion
-    fuse_compressed: (
-        bool  # compressed tokens pass through pre-fusion (release) or bypass it (paper)
-    )
+    # Compressed tokens pass through pre-fusion (release) or bypass it (paper)
+    fuse_compressed: bool
     detach_text: bool  # no gradient from the inputs into the embedding table (release)
     inside_layers: int  # > 0: compression after that many LLM layers (paper E.3), no pre-fusion
     llm: llama.LlamaConfig
