@@ -256,8 +256,8 @@ def plain(tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (lambda tensors: without(tensors, "qzeros"), f"has no {Q_PROJ}.qzeros beside it"),
-        (lambda tensors: without(tensors, "scales"), f"has no {Q_PROJ}.scales beside it"),
+        (lambda tensors: without(tensors, "qzeros"), f"has no {Q_PROJ}.qzeros:"),
+        (lambda tensors: without(tensors, "scales"), f"has no {Q_PROJ}.scales:"),
         (turned, "groups that are not contiguous"),
         (fifteen, "zeros stored as 15"),
         (twice, "has codes, but also a weight"),
