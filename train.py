@@ -1,33 +1,47 @@
 """Training: `python train.py CONFIG.py --workdir DIR [--FIELD VALUE ...]`.
 
-A config file defines `config()`, which returns frozen dataclasses (training/stages.py). Every field
-can be replaced on the command line; `python train.py CONFIG.py --help` lists them. A workdir that
-holds checkpoints is continued. --dry-run tells what would be trained and what memory it takes;
---profile.steps 10:15 records those steps for xprof; --distributed joins the processes of a cluster,
-on each of which the same command is started. A run that SIGTERM stops ends with --stopped-status,
-0 unless given: clusters that start a failed command again need to be told another one.
---track.to wandb trackio tells these packages the metrics too, under --track.project NAME.
---accept-changed-data continues a run on other data than it began with. Compiled programs are kept
-in the user's cache folder, or in --compilation-cache DIR ("none": nowhere); those of several
-processes only in a DIR that all of them see.
+A config file defines `config()`, which returns frozen dataclasses (training/stages.py). You can
+override every field on the command line; `python train.py CONFIG.py --help` lists them. The same
+command resumes a workdir that holds checkpoints.
+
+  --dry-run              print what would be trained and the memory that it needs, then stop
+  --profile.steps 10:15  record these steps of every stage for xprof
+  --track.to wandb       also log metrics to wandb or trackio, in the project --track.project NAME
+  --distributed          join the processes of a cluster, each of which runs the same command
+  --stopped-status N     exit status after SIGTERM, 0 by default; clusters that restart failed
+                         commands need another one
+  --accept-changed-data  resume although the data differ from those that the run began with
+  --compilation-cache DIR
+                         folder for compiled programs, or "none" (default: the user's cache folder);
+                         several processes need a DIR that all of them see
 """
 
 import dataclasses
 import functools
 import sys
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from llava_mini_jax import compilation, environment, signals
-from llava_mini_jax.arguments import unboxed
+from llava_mini_jax.arguments import comments, unboxed
 from llava_mini_jax.errors import InputError, LostError, memory_sentence
 
 MEMORY_ADVICE = (
     "try larger --STAGE.accumulate (smaller micro-batches), --STAGE.model.remat full, or more "
-    "devices (--STAGE.mesh.fsdp); --dry-run tells what a stage takes, and the same command goes on "
+    "devices (--STAGE.mesh.fsdp); --dry-run prints what a stage needs. The same command resumes "
     "from the last checkpoint"
 )
 
 STOPPED = "train.py: stopped; the same command continues from the last checkpoint"
+
+
+HELP = {
+    "workdir": "folder of the run; a folder with checkpoints is resumed",
+    "dry_run": "print what would be trained and the memory that it needs, then stop",
+    "distributed": "join the processes of a cluster, each of which runs the same command",
+    "stopped_status": "exit status after SIGTERM",
+    "accept_changed_data": "resume although the data differ from those that the run began with",
+    "compilation_cache": compilation.HELP,
+}
 
 
 class Command(NamedTuple):
@@ -43,7 +57,7 @@ class Command(NamedTuple):
 
 
 def parse(default: Any, argv: list[str]) -> Command:
-    """The config's own fields stand at the top level of the options, beside those of a run."""
+    """The fields of the config are top-level options, like those of a run."""
     import tyro
 
     from llava_mini_jax.training.trackers import TrackConfig
@@ -59,11 +73,21 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("compilation_cache", str | None, None),
         ("track", TrackConfig, TrackConfig()),
     ]
-    fields = [
-        (f.name, f.type, dataclasses.field(default=getattr(default, f.name)))
-        for f in dataclasses.fields(default)
-    ]
-    options = dataclasses.make_dataclass("Options", [*own, *fields], frozen=True)
+    fields = [(f.name, f.type, getattr(default, f.name)) for f in dataclasses.fields(default)]
+    about = HELP | comments(type(default))
+    options = dataclasses.make_dataclass(
+        "Options",
+        [
+            # tyro finds no comments here, because the class has no source of its own.
+            (
+                name,
+                Annotated[kind, tyro.conf.arg(help=about.get(name) or None)],
+                dataclasses.field(default=v),
+            )
+            for name, kind, v in (*own, *fields)
+        ],
+        frozen=True,
+    )
     read = functools.partial(tyro.cli, options, config=(tyro.conf.AvoidSubcommands,))
     program, words = f"train.py {argv[0]}", argv[1:]
     if {"-h", "--help"} & set(words):
@@ -71,7 +95,7 @@ def parse(default: Any, argv: list[str]) -> Command:
     with unboxed(program):
         chosen = read(args=words, prog=program)
     if not chosen.workdir and not chosen.dry_run:
-        raise InputError("a run needs --workdir DIR, where it is kept and continued")
+        raise InputError("a run needs --workdir DIR, which keeps its checkpoints")
     config = type(default)(**{name: getattr(chosen, name) for name, *_ in fields})
     return Command(config, *(getattr(chosen, name) for name, *_ in own))
 

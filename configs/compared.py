@@ -1,8 +1,8 @@
 """Other methods' compressors, trained as LLaVA-1.5 is (docs/architecture.md, "Compressors").
 
-The files of configs/compressors/ name a method each. Held equal: tower, data, order, epochs, batch
-and rates; what their authors trained otherwise each file says. A compressor that is the projector
-has a stage 1 of its own; the others begin with LLaVA's.
+Each file of configs/compressors/ names one method. All share tower, data, order, epochs, batch
+size and learning rates; each file says how its authors trained differently. A compressor that
+replaces the projector has its own stage 1; the others start from LLaVA's.
 
     python train.py configs/compressors/mqt.py --workdir out/mqt
 """

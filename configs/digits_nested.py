@@ -1,6 +1,6 @@
-"""The digits world in which the three ways to any number of tokens are trained alike.
+"""The digits world for the three ways to any number of tokens, all trained in the same way.
 
-It is digits_tables' world: the stages before the last one, data and steps are the tables' own.
+It is digits_tables' world, with the same earlier stages, data and steps.
 
     python train.py configs/digits_nested.py --workdir out/prefix \
         --stage2.model.compressor.way prefix

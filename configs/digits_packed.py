@@ -1,6 +1,6 @@
-"""Stage 2 of the demo with several conversations a row; from the model that its stage 1 has left.
+"""Stage 2 of the demo with several conversations in a row, from the model of its stage 1.
 
-It is here to be tried (docs/finetune.md): pages are alike in length, so there is little to gain.
+It is an example to try (docs/finetune.md): all pages have similar lengths, so the gain is small.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""The digits world in which `llava-mini reproduce` trains the rows of the paper's tables anew.
+"""The digits world in which `llava-mini reproduce` retrains the rows of the paper's tables.
 
     captions, questions   once: what a 7B run downloads, a tower that sees and a model that talks
     stage1                for each seed, as in configs/digits.py
     stage2                for each seed and row: the row's model, the same data and steps
 
 It differs from the demo's world in that its language model has four layers, so that four layers of
-pre-fusion can begin as copies of them. Seeds change the stages that the paper trains.
+pre-fusion can start as copies of them. Seeds change the stages that the paper trains.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@
 
 Trained on clips of at most 8 pages and asked about up to 1,000 (`eval.py --benchmarks needle`), it
 shows how far LLaVA-Mini's way of reading videos goes beyond the lengths of training (paper section
-5.2); docs/results/needle.md has what came out. `--start DIR` begins with another model,
+5.2); docs/results/needle.md has the results. `--start DIR` starts from another model,
 `--data.frames 32` trains on longer clips.
 """
 

@@ -1,6 +1,6 @@
 """The paper's two stages (section 4.3, Table 9) as functions of the language model.
 
-The other files of this folder name runs: each says in what it differs from these. Folders are
+The other files of this folder are runs; each says how it differs from these. Folders are
 examples, relative to where train.py is started; give your own with --start, --data and --tokenizer.
 
     llava-mini convert --vision CLIP --llm VICUNA models/vicuna-7b-start --dialect paper
@@ -8,8 +8,8 @@ examples, relative to where train.py is started; give your own with --start, --d
     python train.py configs/stage2_vicuna_7b.py --workdir out/7b-stage2
 
 Not in the paper, and so ours or LLaVA's: betas and eps (torch's defaults, which the release uses),
-clipping at 1 (LLaVA-1.5's scripts; the release's at 0.5), pre-fusion that begins as a copy of the
-language model's first layers (the release's begins fresh), and the data's paths.
+clipping at 1 (LLaVA-1.5's scripts; the release's at 0.5), pre-fusion that starts as a copy of the
+language model's first layers (the release's starts fresh), and the data's paths.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The paper's two stages with language models of today behind SigLIP 2: how they differ from it.
+"""The paper's two stages with recent language models behind SigLIP 2: the differences.
 
                  configs/paper.py                 here
     tower        CLIP-L/336                       SigLIP 2, base at 256 or so400m at 384 pixels

@@ -1,4 +1,4 @@
-"""Stage 1 as the release's adapter switch does it: compressor and pre-fusion learn, too.
+"""Stage 1 as the release's adapter switch does it: compressor and pre-fusion are trained too.
 
 The release has no script for it; rates, batch and data are those of LLaVA's pretraining.
 """

@@ -1,7 +1,7 @@
 """The released 8B model on data of your own, on one card of 24 GB: adapters over a base of 4 bits.
 
-Pre-fusion is there already, so it has adapters too, as the language model does; in a stage 2 that
-begins it anew it must be trained in full, and takes 10 GiB more (docs/finetune.md).
+Pre-fusion exists already, so it has adapters too, as the language model does; in a stage 2 that
+starts it from scratch it must be trained in full, and takes 10 GiB more (docs/finetune.md).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""LLaVA-Mini in JAX: images and videos as one token each in front of a language model.
+"""LLaVA-Mini in JAX: images and videos as one token each for a language model.
 
     import llava_mini_jax
 
@@ -10,10 +10,10 @@
     for piece in session.ask("What happens?"):
         print(piece, end="")
 
-These names are the stable interface: `load`, `Model`, `Session`; what they are given, `Turn` (of a
-conversation), `Settings` (of an answer), `FrameSampling` (of a video) and `Budget` (of a session);
-and `InputError`, which is raised for whatever cannot be used. Everything else may change between
-versions, whatever its name begins with.
+The stable interface is `load`, `Model` and `Session`; their arguments `Turn` (of a conversation),
+`Settings` (of an answer), `FrameSampling` (of a video) and `Budget` (of a session); and
+`InputError`, which is raised for input that cannot be used. Everything else may change between
+versions, also names without an underscore.
 
 Array names end in the letters of their dimensions, and einsum strings use the same letters:
 

@@ -6,6 +6,8 @@ changes nothing  --refuse-----------> InputError: which of them, and why
 
 import argparse
 import contextlib
+import dataclasses
+import inspect
 import io
 import itertools
 import os
@@ -55,19 +57,20 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{short(text)} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a whole number") from None
 
 
 def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a number") from None
 
 
 JSON = "print one JSON document instead"
-COMPRESSOR = "a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)"
-VISION_TOKENS = 'of each picture, or "all", of a model with several numbers (default: its own)'
+VISION_TOWER = "the vision tower's folder, if MODEL does not contain it"
+COMPRESSOR = "a method to add to a LLaVA-1.5, or options of the model's own (docs/weights.md)"
+VISION_TOKENS = 'tokens an image, or "all", if the model supports several (default: its own)'
 
 
 def vision_tokens(text: str) -> int | str:
@@ -75,7 +78,7 @@ def vision_tokens(text: str) -> int | str:
     try:
         return text if text == "all" else int(text)
     except ValueError:
-        sentence = f'{short(text)} is no whole number and not "all"'
+        sentence = f'{short(text)} is neither a whole number nor "all"'
         raise argparse.ArgumentTypeError(sentence) from None
 
 
@@ -90,6 +93,29 @@ def refuse(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:
     if given:
         changes, them = ("changes", "it") if len(given) == 1 else ("change", "them")
         raise InputError(f"{', '.join(given)} {changes} nothing {mode}; leave {them} out")
+
+
+def comments(kind: type) -> dict[str, str]:
+    """What the source says of each field of a dataclass: beside it, and in comment lines above it.
+
+    Inherited fields have the comments of the class that defines them; "" where there are none.
+    """
+    found = dict.fromkeys((field.name for field in dataclasses.fields(kind)), "")
+    for each in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(each):
+            continue
+        above: list[str] = []
+        for line in inspect.getsource(each).splitlines():
+            code, _, comment = line.partition("  # ") if "  # " in line else (line, "", "")
+            name = code.partition(":")[0].strip()
+            if line.strip().startswith("# "):
+                above.append(line.strip()[2:])
+            elif name in found and code.startswith("    ") and not code.startswith("     "):
+                found[name] = " ".join([*above, comment]).strip()
+                above = []
+            else:
+                above = []
+    return found
 
 
 @contextlib.contextmanager
@@ -124,4 +150,4 @@ def _sentence(box: str) -> str:
         for block in more
         if block[0].startswith(("Perhaps you meant", "Arguments similar to"))
     ]
-    return " ".join(said) + f" (perhaps {', '.join(meant)} is meant)" * bool(meant)
+    return " ".join(said) + f" (did you mean {' or '.join(meant)}?)" * bool(meant)

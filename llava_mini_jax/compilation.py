@@ -21,7 +21,7 @@ from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.signals import say
 
 OFF = "none"
-HELP = f'folder that keeps compiled programs, or "{OFF}" (default: the user\'s cache folder)'
+HELP = f'folder for compiled programs, or "{OFF}" (default: the user\'s cache folder)'
 MOST_BYTES = 8 * 10**9  # of programs in the user's cache folder; the longest unused ones go
 _LEAST_SECONDS = 0.1  # programs that compile faster than this are not kept
 # What JAX warns of, and goes on: the entry is damaged, or cannot be written (a full disk).
@@ -40,7 +40,7 @@ def keep_programs(given: str | None, program: str, *, processes: int = 1) -> Non
     # Before the cache is asked for: a wrong value is refused where it is off, too.
     if given is not None and (not given or os.path.isfile(given)):
         raise InputError(
-            f'--compilation-cache is {short(given)}, which is no folder; give one, or "{OFF}"'
+            f'--compilation-cache is {short(given)}, which is not a folder; give one, or "{OFF}"'
         )
     import jax
 
@@ -173,6 +173,6 @@ def _mend(folder: str, program: str) -> None:
         if doing not in told:
             told.add(doing)
             say(f"{program}: {doing} compiled programs in {folder} failed ({name}: "
-                f"{' '.join(reason.split()):.200}); the run goes on")  # fmt: skip
+                f"{' '.join(reason.split()):.200}); the run continues")  # fmt: skip
 
     warnings.showwarning = show

@@ -129,7 +129,7 @@ class Fields:
             more = f" and {len(strange) - 6} more" if len(strange) > 6 else ""
             raise InputError(
                 f"{self.where} has fields that are not known here and may change what the model"
-                f" computes: {listed}{more}; take a field out of the file if it changes nothing"
+                f" computes: {listed}{more}; remove a field from the file if it changes nothing"
             )
 
 

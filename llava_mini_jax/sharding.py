@@ -49,9 +49,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 class MeshConfig:
     """Devices along each mesh axis; 1 x 1 x 1 runs without a mesh."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = 1  # replicas, which divide the rows of a batch
+    fsdp: int = 1  # devices that also shard parameters, gradients and optimiser state
+    tensor: int = 1  # devices that share the heads and widths of each layer
 
     @property
     def devices(self) -> int:

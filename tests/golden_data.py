@@ -24,7 +24,9 @@ def use(given: Path) -> None:
     """Makes `given` the folder; to call before test files are imported."""
     global _given
     if not given.is_dir():
-        raise NotADirectoryError(f"--golden {given} is no folder; give one with {', '.join(KINDS)}")
+        raise NotADirectoryError(
+            f"--golden {given} is not a folder; give one with {', '.join(KINDS)}"
+        )
     _given = given.resolve()
 
 

@@ -122,7 +122,7 @@ def test_a_plan_for_programs(run: Run, folder: Path, picture: Path) -> None:
     [
         ("-n 4", "-n is 4 at --temperature 0, where all answers are the same; give --temp"),
         ("-n 0", "-n is 0; give 1 or more answers"),
-        ("-n 2 -i --temperature 1", "-n is 2 with -i, which goes on from one answer"),
+        ("-n 2 -i --temperature 1", "-n is 2 with -i, which continues from one answer"),
         ("--json -i", "--json is one document about one question; leave out -i"),
         ("--image - -i", "--image - and -i both read standard input; give the picture's path"),
         ("--image - --image -", "--image - is given 2 times; it holds one picture"),

@@ -83,9 +83,12 @@ def naflex(model: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path], list], str]] = {
     "missing folder": (lambda m: ["ask", m / "none", "a"], "does not exist"),
     "file as folder": (lambda m: ["ask", m / "config.json", "a"], "is a file"),
-    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is no local folder"),
-    "hub name, convert": (lambda m: ["convert", "nobody/nothing", m / "o"], "is no local folder"),
-    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is no local folder"),
+    "hub name offline": (lambda m: ["ask", "nobody/nothing", "a"], "is not a local folder"),
+    "hub name, convert": (
+        lambda m: ["convert", "nobody/nothing", m / "o"],
+        "is not a local folder",
+    ),
+    "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is not a local folder"),
     "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
     "corrupt picture": (
         lambda m: [
@@ -105,7 +108,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["ask", truncated(m / "model.safetensors", 20_000).parent, "a"],
         "model.safetensors",
     ),
-    "lying header": (lambda m: ["ask", lying_header(m), "a"], "is no whole safetensors file"),
+    "lying header": (lambda m: ["ask", lying_header(m), "a"], "is not a complete safetensors file"),
     "malicious pickle": (lambda m: ["ask", malicious(m), "a"], "os.system"),
     "malicious, inspect": (lambda m: ["inspect", malicious(m)], "os.system"),
     "more marks": (
@@ -191,7 +194,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["inspect", "--abstract", "vicuna-7b", "--dialect", "welsh"],
         '"welsh" is unknown',
     ),
-    "no case": (lambda m: ["verify", m], "is no golden case"),
+    "no case": (lambda m: ["verify", m], "is not a golden case"),
     "no Unicode": (lambda m: ["ask", m, "which \udcff digit"], "'\\udcff' at character 7"),
     "no Unicode, dry run": (lambda m: ["ask", m, "\udcff", "--dry-run"], "'\\udcff' at character"),
     "large top-k": (

@@ -166,7 +166,7 @@ def test_what_is_no_folder_is_refused_by_all_three_programs(
         assert main([*words, "--compilation-cache", given]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"{name}: --compilation-cache is ") and said.count("\n") == 1
-        assert said.endswith(', which is no folder; give one, or "none"\n')
+        assert said.endswith(', which is not a folder; give one, or "none"\n')
     assert not (tmp_path / "run").exists()
 
 

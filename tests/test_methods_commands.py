@@ -63,7 +63,7 @@ def test_llama_vid_sees_pictures_and_films_for_a_question(tmp_path: Path, capsys
         status, said, told = ask(capsys, folder, llama_vid.HEADS, *shown, "what is it?")
         assert (status, told) == (0, "") and said.strip()
     status, _, told = ask(capsys, folder, llama_vid.HEADS, "--image", str(page), "  ")
-    assert status == 2 and "turn 1 has no text beside it: ask something" in told
+    assert status == 2 and "turn 1 has no text: add a question" in told
     assert told.count("\n") == 1
 
 
@@ -74,7 +74,7 @@ def test_options_are_told_before_anything_is_read(tmp_path: Path, capsys) -> Non
     folder = made.llava(tmp_path)
     assert cli.main(["convert", str(folder), str(tmp_path / "b"), "--compressor", "fastv,k=2"]) == 2
     told = capsys.readouterr().err
-    assert "'k=2' is no option of its own; give FIELD=VALUE once for each of layer, keep" in told
+    assert "'k=2' is not a valid option; give FIELD=VALUE once for each of layer, keep" in told
     assert not (tmp_path / "b").exists()
     parts = ["--vision", str(folder), "--llm", str(folder), "--compressor", "fastv"]
     assert cli.main(["convert", *parts, str(tmp_path / "b")]) == 2

@@ -1,5 +1,6 @@
 """README and docs as a reader meets them: links lead somewhere, words are plain."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,16 +17,29 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # What a native engineer would not write, and what to write instead.
 WORDS = {
     "anew": "again, from scratch",
+    "begun": "started",
     "besides": "also, as well",
+    "blinded": "masked",
     "for ever": "forever",
     "hitherto": "so far",
+    "in company": "together, in a batch",
+    "in silence": "silently",
+    "in turns": "alternately",
+    "is said": "says",
     "likewise": "the same, also",
     "of old": "earlier",
     "of one's own": "your own",
+    "of others": "third-party, other people's",
+    "of theirs": "their",
+    "so many": "N, that many",
+    "strangers": "untrusted input",
     "thereby": "so",
+    "to speak of": "negligible",
     "told": "said, reported, shown",
     "whoever": "anyone who",
 }
+# Of messages also: "is no folder". "There is no folder" is English, and so is "is no longer".
+IS_NO = re.compile(r"(?i)(?<!there )\bis no (?!longer\b)")
 
 
 def prose(text: str) -> str:
@@ -90,6 +104,32 @@ def test_every_page_is_linked_from_another() -> None:
             if file.is_relative_to(ROOT) and file != page:
                 linked.add(file.relative_to(ROOT).as_posix())
     assert set(PAGES) - linked - {"README.md"} == set()
+
+
+def messages(source: str) -> list[str]:
+    """The texts of a module's errors for users, with "{}" for what is put into them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(node, "func", None)
+        name = getattr(name, "id", getattr(name, "attr", ""))
+        if isinstance(node, ast.Call) and name in ("InputError", "ArgumentTypeError", "ApiError"):
+            parts = [part for argument in node.args for part in ast.walk(argument)]
+            texts = [p.value for p in parts if isinstance(p, ast.Constant)]
+            found.append("{}".join(text for text in texts if isinstance(text, str)))
+    return found
+
+
+def test_errors_are_plain() -> None:
+    for source in sorted((ROOT / "llava_mini_jax").rglob("*.py")):
+        for said in messages(source.read_text()):
+            found = [word for word in WORDS if re.search(rf"(?i)\b{word}\b", said)]
+            assert not found and not IS_NO.search(said), f"{source.name}: {said}"
+
+
+def test_an_error_that_is_not_plain_is_found() -> None:
+    (said,) = messages('raise InputError(f"{folder} is no folder of "\n    "strangers; move it")')
+    assert IS_NO.search(said) and re.search(r"\bstrangers\b", said)
+    assert not IS_NO.search("there is no such file, it is no longer in the folder")
 
 
 def test_help_is_plain() -> None:

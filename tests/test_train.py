@@ -123,7 +123,7 @@ def test_files_that_hold_no_config(capsys, started, tmp_path, content, message):
         ([DIGITS, "--workdir"], "train.py: Missing value for argument '--workdir'"),
         (
             [DIGITS, "--workdir", "/" + 99 * "x", "--stage1.stepz", "3"],
-            "train.py: Unrecognized options: --stage1.stepz, 3 (perhaps --stage1.steps is meant);",
+            "train.py: Unrecognized options: --stage1.stepz, 3 (did you mean --stage1.steps?);",
         ),
         ([DIGITS, "--workdr", "/" + 99 * "x"], "options: --workdr, /" + 99 * "x"),
         ([DIGITS, "--workdir", "run", "--profile.steps", "5"], 'profile.steps is "5"; expected'),
@@ -170,6 +170,8 @@ def test_help_lists_the_fields_of_the_config(capsys):
     out = capsys.readouterr().out
     for option in ("--workdir", "--dry-run", "--stage1.optimizer.warmup-ratio", "--captions.steps"):
         assert option in out
+    for meaning in ("folder of the run", "steps between checkpoints", "share of the steps"):
+        assert meaning in out
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, tmp_path):

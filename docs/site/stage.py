@@ -8,7 +8,6 @@ python docs/site/stage.py SOURCE
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import os
 import re
@@ -111,6 +110,7 @@ def commands() -> str:
 def fields() -> str:
     """Every field of a stage and of what it holds: its meaning, as the comment beside it says, and
     its value in one config."""
+    from llava_mini_jax.arguments import comments
     from llava_mini_jax.training.stages import load_config, stages_of
 
     (stage,) = stages_of(load_config(str(ROOT / "configs" / f"{CONFIG}.py")))
@@ -118,7 +118,7 @@ def fields() -> str:
     lines = ["# Fields of a config", "", f"{about} Values are those of `configs/{CONFIG}.py`.", ""]
     for path, value in tables("", stage):
         lines += [f"## {path or 'A stage'}", "", "| field | type | value | |", "|---|---|---|---|"]
-        meaning = comments(type(value))
+        meaning = {name: text.replace("|", "\\|") for name, text in comments(type(value)).items()}
         for field in dataclasses.fields(value):
             own = getattr(value, field.name)
             shown = f"`{own!r:.70}`".replace("|", "or")
@@ -141,26 +141,6 @@ def tables(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(value):
         if is_table(own := getattr(value, field.name)):
             yield from tables(f"{path}.{field.name}" if path else field.name, own)
-
-
-def comments(kind: type) -> dict[str, str]:
-    """What the source says beside each field of a dataclass, and in the lines above it."""
-    found = dict.fromkeys((field.name for field in dataclasses.fields(kind)), "")
-    for each in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(each):
-            continue
-        above: list[str] = []
-        for line in inspect.getsource(each).splitlines():
-            code, _, comment = line.partition("  # ") if "  # " in line else (line, "", "")
-            name = code.partition(":")[0].strip()
-            if line.strip().startswith("# "):
-                above.append(line.strip()[2:])
-            elif name in found and code.startswith("    ") and not code.startswith("     "):
-                found[name] = " ".join([*above, comment]).strip().replace("|", "\\|")
-                above = []
-            else:
-                above = []
-    return found
 
 
 def said(main: Callable[[list[str]], Any], words: list[str]) -> str:

@@ -149,7 +149,7 @@ def by_layer(
     if cfg.declared.adaptive:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
-            " averages over tokens would not tell apart; give it a fixed ratio"
+            " averages over tokens cannot represent; give it a fixed ratio"
         )
     totals, tokens, first, count = None, np.zeros(len(KINDS)), None, 0
     for batch, real in _batches(examples, bundle, batch_size):

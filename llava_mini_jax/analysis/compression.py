@@ -27,13 +27,13 @@ WITH_QUERIES = ("similarity", "multi_head")  # the kinds of compressor that atte
 
 
 def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> np.ndarray:
-    """Attention [I, Q, side, side] of every picture's or frame's queries over its patches.
+    """Attention [I, Q, side, side] of the queries of every image or frame over its patches.
 
-    Raises InputError for models whose compressor has no attention over the picture alone.
+    Raises InputError for models whose compressor has no attention over the image alone.
     """
     if cfg.compressor.kind not in WITH_QUERIES:
         raise InputError(
-            f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; take a'
+            f'the model\'s compressor is "{cfg.compressor.kind}", which has no queries; use a'
             " LLaVA-Mini with query-based compression"
         )
     refuse_inside(cfg)
@@ -64,7 +64,7 @@ def attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> A
 
 
 def assembled(parts_JYXC: np.ndarray) -> np.ndarray:
-    """The picture that is compressed, [k*Y, k*X, C]: sub-images put together, or the only part."""
+    """The image that is compressed, [k*Y, k*X, C]: its sub-images joined, or the only part."""
     J, Y, X, C = parts_JYXC.shape
     if J == 1:
         return parts_JYXC[0]

@@ -82,13 +82,13 @@ def measure(
     counts = counts_of(model.bundle)
     if len(counts) < 2:
         raise InputError(
-            "the model has one number of vision tokens, so there is nothing to choose; give one of"
-            " compressor nested (configs/compressors/nested.py)"
+            "the model has one number of vision tokens, so there is nothing to choose; use one with"
+            " the compressor nested (configs/compressors/nested.py)"
         )
     if len(questions) < 4 or any(q.gold is None or q.video is not None for q in questions):
         raise InputError(
             f"{benchmark.name}: the rules need 4 or more questions about pictures, each with its"
-            " one right answer; take another benchmark, such as digits, or a larger --limit"
+            " one right answer; use another benchmark, such as digits, or a larger --limit"
         )
     asked = [_ask(model, benchmark, questions, count, batch_size=batch_size) for count in counts]
     right_KN, sure_KN, cost_KN = (np.array(rows) for rows in zip(*asked, strict=True))
@@ -245,7 +245,7 @@ def lines(measured: Measured, verdicts: Sequence[Verdict]) -> list[str]:
     for count, (cost, right) in zip(measured.counts, fixed(measured), strict=True):
         found.append(f"  {count:>4} vision tokens{100 * right:8.1f}{cost:10.1f}")
     found.append(
-        "rules, chosen on one half and judged on the other, beside fixed counts of that cost:"
+        "rules, fitted on one half, judged on the other; beside them fixed counts of that cost:"
     )
     for one in verdicts:
         verdict = "helps" if one.helps else "does not help"

@@ -171,12 +171,12 @@ def _check(benchmark: Benchmark, questions: Sequence[Question]) -> None:
     """InputError where the questions cannot be asked or scored with some layers blinded."""
     name, why = benchmark.name, ""
     if benchmark.judge is not None:
-        why = "is graded by another model; take a benchmark that is scored by rule"
+        why = "is graded by another model; use a benchmark that is scored by rule"
     elif all(question.gold is None for question in questions):
-        why = "has questions here whose answers only a server knows; take a split with answers"
+        why = "has questions here whose answers only a server knows; use a split with answers"
     elif any(question.video is not None for question in questions):
         why = (
-            "asks about videos, which sessions answer: their layers cannot be blinded; take a"
+            "asks about videos, which sessions answer: their layers cannot be masked; use a"
             " benchmark of pictures"
         )
     if why:

@@ -36,7 +36,7 @@ from llava_mini_jax.errors import InputError, memory_sentence, short
 
 MEMORY_ADVICE = (
     "try --dtype int8, int4 or bfloat16, fewer or smaller pictures and frames (--max-frames), or a "
-    "machine with more memory; `llava-mini ask ... --dry-run` tells what a question takes"
+    "machine with more memory; `llava-mini ask ... --dry-run` prints what a question needs"
 )
 COMMANDS: dict[str, Any] = {
     "analyze": analyze,
@@ -67,7 +67,7 @@ def top_parser() -> Parser:
     parser = Parser(
         prog="llava-mini",
         usage="llava-mini COMMAND ...",
-        description="Images and videos as one token each in front of a language model, in JAX.\n\n"
+        description="Images and videos as one token each for a language model, in JAX.\n\n"
         + _listed("commands:", summaries),
         epilog='example: llava-mini ask MODEL --image cat.jpg "What is this?"\n'
         "Each command has its own --help.",
@@ -172,7 +172,7 @@ def _run(argv: Sequence[str]) -> int:
 def _without_command(argv: Sequence[str]) -> int:
     args, _ = top_parser().parse_known_args(argv)
     if not args.version:
-        given = "no command is given" if not args.command else f'"{args.command}" is no command'
+        given = "no command is given" if not args.command else f'"{args.command}" is not a command'
         raise InputError(f"{given}; the commands are {', '.join(COMMANDS)}")
     import llava_mini_jax
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import Kind, refuse
+from llava_mini_jax.arguments import VISION_TOWER, Kind, refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import loading, waiting
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FRAMES = 8  # of a video that are drawn
 
-SUMMARY = "show attention by layer, what the compressor looks at, and what blinded layers cost"
+SUMMARY = "show attention by layer, what the compressor attends to, and what masked layers cost"
 USAGE = """llava-mini analyze attention MODEL [--data FILE] [options]
 llava-mini analyze compression MODEL --image FILE... --video FILE... [options]
 llava-mini analyze drop MODEL [--benchmark NAME] [options]
@@ -36,6 +36,7 @@ EXAMPLE = """examples:
   llava-mini analyze attention MODEL --data llava.json --images coco --limit 200
   llava-mini analyze compression MODEL --image cat.jpg --video clip.mp4 --out out/analyze
   llava-mini analyze drop MODEL --benchmark digits --width 1
+  llava-mini analyze counts MODEL --benchmark digits
   llava-mini analyze needle out/eval"""
 
 
@@ -47,51 +48,51 @@ def _of_model(parser: argparse.ArgumentParser, *, plots: bool = True) -> None:
         add(
             "--no-plots",
             action="store_true",
-            help="no pictures; they need matplotlib (extra plots)",
+            help="skip the plots, which need matplotlib (extra plots)",
         )
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
 
 
 def _of_attention(parser: argparse.ArgumentParser) -> None:
     _of_model(parser)
     add = parser.add_argument
     add("--data", metavar="FILE", help="digits, or LLaVA's JSON (default: digits)")
-    add("--images", metavar="DIR", help="folder of the pictures' paths")
-    add("--limit", type=int, default=100, metavar="N", help="that many samples (default: 100)")
-    add("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
+    add("--images", metavar="DIR", help="folder that image paths are relative to")
+    add("--limit", type=int, default=100, metavar="N", help="samples to use (default: 100)")
+    add("--batch-size", type=int, default=4, metavar="N", help="rows a batch (default: 4)")
 
 
 def _of_compression(parser: argparse.ArgumentParser) -> None:
     _of_model(parser)
     add = parser.add_argument
-    add("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    add("--image", action="append", default=[], metavar="FILE", help="an image; repeatable")
     add("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
-    add("--queries", type=int, default=4, metavar="N", help="drawn one by one (default: 4)")
-    add("--frames", type=int, metavar="N", help=f"drawn of a video (default: {FRAMES})")
+    add("--queries", type=int, default=4, metavar="N", help="queries to draw (default: 4)")
+    add("--frames", type=int, metavar="N", help=f"frames to draw of a video (default: {FRAMES})")
 
 
 def _of_drop(parser: argparse.ArgumentParser) -> None:
     _of_model(parser)
     add = parser.add_argument
-    add("--benchmark", default="digits", metavar="NAME", help="of eval.py (default: digits)")
-    add("--data", metavar="DIR", help="eval.py's folder of the benchmarks' files")
-    add("--limit", type=int, default=100, metavar="N", help="that many questions (default: 100)")
-    add("--width", type=int, default=4, metavar="W", help="layers at a time (default: 4)")
-    add("--batch-size", type=int, default=4, metavar="N", help="at a time (default: 4)")
+    add("--benchmark", default="digits", metavar="NAME", help="one of eval.py's (default: digits)")
+    add("--data", metavar="DIR", help="folder of the benchmarks' files, as for eval.py")
+    add("--limit", type=int, default=100, metavar="N", help="questions to ask (default: 100)")
+    add("--width", type=int, default=4, metavar="W", help="layers to mask at a time (default: 4)")
+    add("--batch-size", type=int, default=4, metavar="N", help="rows a batch (default: 4)")
 
 
 def _of_counts(parser: argparse.ArgumentParser) -> None:
     _of_model(parser, plots=False)
     add = parser.add_argument
-    add("--benchmark", default="digits", metavar="NAME", help="of eval.py (default: digits)")
-    add("--data", metavar="DIR", help="eval.py's folder of the benchmarks' files")
-    add("--limit", type=int, default=1000, metavar="N", help="that many questions (default: 1000)")
-    add("--batch-size", type=int, default=8, metavar="N", help="at a time (default: 8)")
+    add("--benchmark", default="digits", metavar="NAME", help="one of eval.py's (default: digits)")
+    add("--data", metavar="DIR", help="folder of the benchmarks' files, as for eval.py")
+    add("--limit", type=int, default=1000, metavar="N", help="questions to ask (default: 1000)")
+    add("--batch-size", type=int, default=8, metavar="N", help="rows a batch (default: 8)")
 
 
 def _of_needle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, metavar="OUT", help="eval.py's --out")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the --out of the eval.py run")
 
 
 def _open(args: argparse.Namespace) -> "Model":
@@ -159,7 +160,7 @@ def _print_attention(found: "AttentionByLayer") -> None:
 
     counts = ", ".join(f"{n:,.0f} {kind}" for n, kind in zip(found.tokens_J, KINDS, strict=True))
     print(f"{found.examples} examples; tokens: {counts}")
-    print("mean share of attention; in brackets entropy / log n: 1 where all are attended to alike")
+    print("mean share of attention; in brackets entropy / log n: 1 if attention is even")
     for j, asking in enumerate(KINDS):
         if not found.tokens_J[j]:
             continue
@@ -313,9 +314,9 @@ def _needle(args: argparse.Namespace) -> int:
 
 
 KINDS = {
-    "attention": Kind("who attends to whom in each layer", _of_attention, _attention),
-    "compression": Kind("what the compressor looks at", _of_compression, _compression),
-    "drop": Kind("what blinded layers cost a benchmark's score", _of_drop, _drop),
-    "counts": Kind("whether choosing each question's vision tokens pays", _of_counts, _counts),
-    "needle": Kind("draw the needle curves of all models that eval.py asked", _of_needle, _needle),
+    "attention": Kind("plot which tokens attend to which", _of_attention, _attention),
+    "compression": Kind("draw what the compressor attends to", _of_compression, _compression),
+    "drop": Kind("measure a benchmark with vision masked in some layers", _of_drop, _drop),
+    "counts": Kind("test rules that choose vision tokens by question", _of_counts, _counts),
+    "needle": Kind("draw the needle curves of all models of an eval.py run", _of_needle, _needle),
 }

@@ -10,7 +10,14 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import COMPRESSOR, JSON, VISION_TOKENS, refuse, vision_tokens
+from llava_mini_jax.arguments import (
+    COMPRESSOR,
+    JSON,
+    VISION_TOKENS,
+    VISION_TOWER,
+    refuse,
+    vision_tokens,
+)
 from llava_mini_jax.cli import ask_answers
 from llava_mini_jax.cli.ask_given import STDIN, Given
 from llava_mini_jax.errors import InputError
@@ -44,47 +51,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "question",
         nargs="?",
         metavar="QUESTION",
-        help='"<image>" in it says where a picture goes (default: in front)',
+        help='"<image>" in it marks the place of an image (default: before the text)',
     )
     add(
         "--image",
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture, its url, or - for stdin; repeatable",
+        help="an image, its URL, or - for stdin; repeatable",
     )
     add(
         "--video",
         action="append",
         default=[],
         metavar="FILE",
-        help="a video, its url, or a folder of its frames; repeatable, after the images",
+        help="a video, its URL, or a folder of its frames; repeatable; comes after the images",
     )
-    add("--fps", type=float, metavar="F", help="frames a second of videos; default: 1")
-    add("--max-frames", type=int, metavar="N", help="of a video; more are thinned out evenly")
-    add("--dry-run", action="store_true", help="tell frames, positions and memory, and stop")
-    add("-i", "--interactive", action="store_true", help="go on asking, until an empty line")
-    add("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest")
+    add("--fps", type=float, metavar="F", help="video frames to read a second; default: 1")
+    add("--max-frames", type=int, metavar="N", help="most frames of a video, spread evenly")
+    add("--dry-run", action="store_true", help="print frames, positions and memory, then stop")
+    add("-i", "--interactive", action="store_true", help="keep asking, until an empty line")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer; default: 512")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy decoding")
     add("--top-p", type=float, metavar="P", help="default: 1, all tokens")
     add("--top-k", type=int, metavar="K", help="default: 0, all tokens")
     add("--seed", type=int, metavar="S", help="default: 0")
-    add("-n", "--samples", type=int, default=1, metavar="N", help="so many answers, numbered")
+    add("-n", "--samples", type=int, default=1, metavar="N", help="give N answers, numbered")
     add("--json", action="store_true", help=JSON)
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
     add(
         "--conv-mode",
         metavar="NAME",
-        help="prompt template, if config.json's is not meant: vicuna_v1, llama_3_1, chat, ...",
+        help="prompt template: vicuna_v1, llama_3_1, chat, ... (default: config.json's)",
     )
-    add(
-        "--compressor",
-        metavar="NAME[,FIELD=VALUE...]",
-        help=COMPRESSOR,
-    )
+    add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)
 
@@ -131,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Options that mean nothing, alone or together."""
     if args.question is None and not args.interactive and not args.dry_run:
-        raise InputError('no question is given; add one in quotes, or "-i" to be asked for it')
+        raise InputError('no question is given; add one in quotes, or "-i" to type it')
     if not args.video:
         refuse(args, ["fps", "max_frames"], "without --video")
     if not args.temperature:
@@ -147,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
         return
     if args.samples > 1:
         given = f"-n is {args.samples}"
-        raise InputError(f"{given} with -i, which goes on from one answer; leave one of them out")
+        raise InputError(f"{given} with -i, which continues from one answer; leave one of them out")
     if args.json and not args.dry_run:
         raise InputError("--json is one document about one question; leave out -i")
     if STDIN in args.image:

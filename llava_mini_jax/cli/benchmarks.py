@@ -14,7 +14,7 @@ from llava_mini_jax.terminal import print_json
 if TYPE_CHECKING:
     from llava_mini_jax.evaluation.benchmark import Benchmark
 
-SUMMARY = "list the benchmarks of eval.py and the files that they need"
+SUMMARY = "list the benchmarks of eval.py and the files they need"
 USAGE = "llava-mini benchmarks [NAME ...] [--data DIR] [--json]"
 EXAMPLE = """examples:
   llava-mini benchmarks
@@ -23,7 +23,7 @@ EXAMPLE = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with their files")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="look for the files there")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the files")
     parser.add_argument("--json", action="store_true", help=JSON)
 
 

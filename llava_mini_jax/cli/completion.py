@@ -11,7 +11,7 @@ from typing import Any
 from llava_mini_jax.arguments import BACKBONES, BACKBONES_HELP, Parser
 from llava_mini_jax.errors import InputError
 
-SUMMARY = "print a script with which bash, zsh or fish completes llava-mini"
+SUMMARY = "print the completion script for bash, zsh or fish"
 USAGE = "llava-mini completion SHELL"
 EXAMPLE = """examples, for good:
   echo 'eval "$(llava-mini completion bash)"' >> ~/.bashrc

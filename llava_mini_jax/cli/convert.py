@@ -8,11 +8,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.arguments import refuse
+from llava_mini_jax.arguments import COMPRESSOR, VISION_TOWER, refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import human_bytes, note, tensor_progress, waiting
 
-SUMMARY = "write a model folder in another format, or make the start of a training run"
+SUMMARY = "convert a model folder to another format, or create a training run's starting point"
 USAGE = """llava-mini convert SRC DST [options]
        llava-mini convert --vision FOLDER --llm FOLDER DST [options]"""
 EXAMPLE = """examples:
@@ -30,23 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="a model folder (or hub name) and the new one",
+        help="the model folder (or hub name), then the new folder",
     )
     add("--format", default="release", help="release (default), llava-1.5 or llava-hf")
-    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as it is)")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
-    add(
-        "--merge",
-        action="store_true",
-        help="FOLDER is a LoRA adapter: write base and change as one",
-    )
-    add(
-        "--compressor",
-        metavar="NAME[,FIELD=VALUE...]",
-        help="a method for a LLaVA-1.5, or options of the model's own (docs/weights.md)",
-    )
-    add("--base", metavar="FOLDER", help="the adapter's base (default: what it names)")
-    parts = parser.add_argument_group("the start of a training run")
+    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: unchanged)")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
+    add("--merge", action="store_true", help="merge the LoRA adapter FOLDER into its base")
+    add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
+    add("--base", metavar="FOLDER", help="the adapter's base (default: the one it names)")
+    parts = parser.add_argument_group("a training run's starting point")
     add = parts.add_argument
     add("--vision", "--clip", metavar="FOLDER", help="the tower's folder: CLIP's or SigLIP's")
     add("--llm", metavar="FOLDER", help="the language model's folder (docs/weights.md: families)")
@@ -54,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", type=int, metavar="C", help="C*C tokens an image (default: 1)")
     add("--prefusion-layers", type=int, metavar="N", help="default: 4")
     add("--prefusion-init", metavar="HOW", help="fresh (default), or copy: the LLM's first layers")
-    add("--seed", type=int, metavar="S", help="of what is fresh (default: 0)")
+    add("--seed", type=int, metavar="S", help="seed of new parameters (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is not None and args.dtype not in FLOAT_DTYPES:
         hint = f"; weights become {args.dtype} as they are loaded: ask --dtype {args.dtype}"
         raise InputError(
-            f'dtype "{args.dtype}" is none that a folder can be written in; use one of'
+            f'dtype "{args.dtype}" cannot be used for a folder; use one of'
             f" {', '.join(FLOAT_DTYPES)}{hint if args.dtype in NARROW_DTYPES else ''}"
         )
     source = resolve_folder(args.llm or args.folders[0])
@@ -105,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
     if len(args.folders) != wanted:
         raise InputError(
             f"{len(args.folders)} folders are given ({', '.join(args.folders)}), expected"
-            f" {'DST alone beside --vision and --llm' if from_parts else 'SRC and DST'}"
+            f" {'only DST with --vision and --llm' if from_parts else 'SRC and DST'}"
         )
     if not from_parts:
         refuse(args, PARTS_OPTIONS, "without --vision and --llm")
@@ -128,10 +120,10 @@ def _open(args: argparse.Namespace, source: Path, base: Path | None, watch: Any)
     if args.vision is None:
         tower = None if args.vision_tower is None else Path(args.vision_tower)
         if args.merge and not adapters.is_adapter(source):
-            raise InputError(f"{source} is no adapter: leave out --merge")
+            raise InputError(f"{source} is not an adapter: leave out --merge")
         if adapters.is_adapter(source) and not args.merge:
             raise InputError(f"{source} is a LoRA adapter: give --merge to write it and its base "
-                             "as one model, which may take many gigabytes")  # fmt: skip
+                             "as one model, which may need many gigabytes")  # fmt: skip
         asked = None if args.compressor is None else methods.parse_asked(args.compressor)
         return lazy_params.open_for_export(
             source,

@@ -22,7 +22,7 @@ from llava_mini_jax.terminal import print_json, watching
 if TYPE_CHECKING:
     from llava_mini_jax.data.sets.sources import SourcesConfig
 
-SUMMARY = "check a data set, put it into few files, measure how fast it is read, or plan full rows"
+SUMMARY = "check a data set, build it into few files, measure reading speed, or plan packing"
 USAGE = """llava-mini data verify SOURCE [options]
 llava-mini data build SOURCE --out DIR [options]
 llava-mini data speed CONFIG.py [options]
@@ -51,16 +51,16 @@ def _of_source(parser: argparse.ArgumentParser) -> None:
     add(
         "--images",
         metavar="DIR",
-        help="folder, URL or .tar shards that the paths of pictures are relative to",
+        help="folder, URL or .tar shards that image paths are relative to",
     )
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
-    add("--fps", type=float, metavar="F", help=f"frames a second of videos (default: {FPS:g})")
-    add("--max-frames", type=int, metavar="N", help=f"of one video (default: {MAX_FRAMES})")
+    add("--fps", type=float, metavar="F", help=f"video frames to read a second (default: {FPS:g})")
+    add("--max-frames", type=int, metavar="N", help=f"most frames a video (default: {MAX_FRAMES})")
 
 
 def _of_verify(parser: argparse.ArgumentParser) -> None:
     _of_source(parser)
-    parser.add_argument("--report", metavar="OUT.json", help="write the manifest there")
+    parser.add_argument("--report", metavar="OUT.json", help="file for the manifest")
     parser.add_argument("--json", action="store_true", help=JSON)
 
 
@@ -68,9 +68,7 @@ def _of_build(parser: argparse.ArgumentParser) -> None:
     _of_source(parser)
     add = parser.add_argument
     add("--out", metavar="DIR", help="the new folder")
-    add(
-        "--shards", type=int, metavar="N", help="files of a data set (default: one of 4096 samples)"
-    )
+    add("--shards", type=int, metavar="N", help="files a data set (default: one per 4096 samples)")
     add(
         "--skip-rejected",
         action="store_true",
@@ -81,7 +79,7 @@ def _of_build(parser: argparse.ArgumentParser) -> None:
 def _of_speed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="CONFIG.py", help="a training config")
-    add("--batches", type=int, default=20, metavar="N", help="that many are timed (default: 20)")
+    add("--batches", type=int, default=20, metavar="N", help="batches to time (default: 20)")
     add(
         "--threads",
         type=int,
@@ -123,7 +121,7 @@ def _build(args: argparse.Namespace) -> int:
     if len(configs) > 1:
         raise InputError(
             f"the stages of {args.source} have {len(configs)} different data: build each data set"
-            " or list by itself"
+            " or list separately"
         )
     as_list = Path(args.source).suffix.lower() in (".yaml", ".yml", ".py")
     with watching("samples") as progress:
@@ -235,9 +233,11 @@ def _print_rejected(rejected: list[dict[str, Any]], where: str) -> None:
 
 KINDS = {
     "verify": Kind("read and check every sample", _of_verify, _verify),
-    "build": Kind("write them as ArrayRecord, pictures and videos inside", _of_build, _build),
-    "speed": Kind("measure samples a second of a training config", _of_speed, _speed),
+    "build": Kind("pack samples and their media into ArrayRecord files", _of_build, _build),
+    "speed": Kind("measure the samples a second of a training config", _of_speed, _speed),
     "packing": Kind(
-        "plan rows of several conversations", data_packing.add_arguments, data_packing.run
+        "predict what packing conversations into rows gains",
+        data_packing.add_arguments,
+        data_packing.run,
     ),
 }

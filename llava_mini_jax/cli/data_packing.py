@@ -22,13 +22,13 @@ _SPARE = (1.2, 1.5, 2.0)  # room for images, of what full rows have on average
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="CONFIG.py", help="a training config")
-    add("--stage", metavar="NAME", help="of a config with several (default: the last)")
+    add("--stage", metavar="NAME", help="stage, if the config has several (default: the last)")
     add(
         "--images",
         type=int,
         nargs="+",
         metavar="N",
-        help="of a row, numbers to compare (default: 1.2, 1.5 and 2 times what full rows have)",
+        help="images a row, to compare (default: 1.2, 1.5 and 2 times those of full rows)",
     )
     add("--window", type=int, metavar="N", help="conversations (default: the config's, or 4096)")
     add("--json", action="store_true", help=JSON)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_mini_jax.arguments import BACKBONES_HELP, JSON, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, VISION_TOWER, refuse
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import columns, human_bytes, print_json, waiting
 
@@ -32,10 +32,10 @@ ABSTRACT_OPTIONS = ("dialect", "grid", "prefusion_layers")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    add("--mesh", metavar="AXES", help="show shardings for such a mesh: data=1,fsdp=4,tensor=2")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--mesh", metavar="AXES", help="show the sharding on a mesh such as data=1,fsdp=4,tensor=2")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
     add("--json", action="store_true", help=JSON)
-    shapes = parser.add_argument_group("shapes without a folder")
+    shapes = parser.add_argument_group("without a folder")
     add = shapes.add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
     add("--dialect", help="paper or release (default: paper)")

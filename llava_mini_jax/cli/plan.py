@@ -12,7 +12,7 @@ from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import print_json
 
-SUMMARY = "tell the memory of a long video, or of a training config on known hardware"
+SUMMARY = "estimate the memory of a long video, or of a training config on known hardware"
 USAGE = """llava-mini plan video NAME [options]
 llava-mini plan training CONFIG [CONFIG...]"""
 EXAMPLE = """examples:
@@ -20,15 +20,15 @@ EXAMPLE = """examples:
   llava-mini plan training configs/stage1_vicuna_7b.py configs/stage2_vicuna_7b.py
 
 of a model folder: llava-mini ask MODEL --video FILE --dry-run
-of a config as it is: python train.py CONFIG --dry-run"""
+for the config's own mesh: python train.py CONFIG --dry-run"""
 
 
 def _of_video(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help=BACKBONES_HELP)
     add("--frames", type=int, default=10_800, metavar="N", help="default: 10800, three hours")
-    add("--dtype", default="bfloat16", metavar="TYPE", help="of weights (default: bfloat16)")
-    add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")
+    add("--dtype", default="bfloat16", metavar="TYPE", help="of the weights (default: bfloat16)")
+    add("--chunk", type=int, default=8, metavar="N", help="frames a chunk (default: 8)")
     add("--json", action="store_true", help=JSON)
 
 

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from llava_mini_jax.arguments import BACKBONES_HELP, JSON, Kind, refuse
+from llava_mini_jax.arguments import BACKBONES_HELP, JSON, VISION_TOWER, Kind, refuse
 from llava_mini_jax.cli import (
     profile_compile,
     profile_compressors,
@@ -24,7 +24,7 @@ from llava_mini_jax.cli import (
 from llava_mini_jax.errors import InputError
 from llava_mini_jax.terminal import print_json, waiting
 
-SUMMARY = "count FLOPs, measure latency and memory, beside LLaVA-1.5 and the paper's figures"
+SUMMARY = "count FLOPs, measure latency and memory, and compare with LLaVA-1.5 and the paper"
 USAGE = f"""llava-mini profile flops [MODEL | --abstract NAME] [options]
 llava-mini profile latency MODEL | --abstract NAME [options]
 llava-mini profile memory MODEL | --abstract NAME [options]
@@ -54,45 +54,45 @@ SHAPE_OPTIONS = ("tokens", "layers", "llm_layers", "vision_layers")
 def _of_shape(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
     add("--json", action="store_true", help=JSON)
     add("--resolution", type=int, nargs="+", metavar="PX", help="336, 672, ... (default: 336)")
-    add = parser.add_argument_group("shapes without a folder").add_argument
+    add = parser.add_argument_group("without a folder").add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
-    add("--tokens", type=int, nargs="+", metavar="Q", help="a picture's tokens (default: 1)")
+    add("--tokens", type=int, nargs="+", metavar="Q", help="tokens an image (default: 1)")
     add("--layers", type=int, nargs="+", metavar="N", help="pre-fusion layers (default: 4)")
 
 
 def _of_flops(parser: argparse.ArgumentParser) -> None:
     _of_shape(parser)
     add = parser.add_argument
-    add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
-    add("--xla", action="store_true", help="XLA's own count too: seconds a row")
+    add("--text", type=int, metavar="T", help="text tokens (default: 43)")
+    add("--xla", action="store_true", help="add XLA's own count, which takes seconds a row")
 
 
 def _of_latency(parser: argparse.ArgumentParser) -> None:
     _of_shape(parser)
     _of_request(parser.add_argument_group("the request").add_argument, several=True)
-    add = parser.add_argument_group("shapes without a folder").add_argument
-    add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
-    add("--vision-layers", type=int, metavar="N", help="of the tower, those run (default: 23)")
+    add = parser.add_argument_group("without a folder").add_argument
+    add("--llm-layers", type=int, metavar="N", help="layers of the language model (default: all)")
+    add("--vision-layers", type=int, metavar="N", help="layers of the tower to run (default: 23)")
     add = parser.add_argument
-    add("--follow-up", action="store_true", help="a next question's first token too")
-    add("--repeats", type=int, default=20, metavar="N", help="times measured (default: 20)")
+    add("--follow-up", action="store_true", help="measure a follow-up question too")
+    add("--repeats", type=int, default=20, metavar="N", help="repetitions (default: 20)")
 
 
 def _of_memory(parser: argparse.ArgumentParser) -> None:
     _of_shape(parser)
     add = parser.add_argument
-    add("--peak", action="store_true", help="compile, or run, for the peak too")
-    group = parser.add_argument_group("the request; all but --frames are for --peak")
+    add("--peak", action="store_true", help="compile (on accelerators: run) for the peak")
+    group = parser.add_argument_group("the request; all but --frames need --peak")
     _of_request(group.add_argument)
 
 
 def _of_request(add: Callable[..., Any], *, several: bool = False) -> None:
-    add("--frames", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
-    add("--text", type=int, metavar="T", help="tokens beside the picture (default: 43)")
-    add("--new-tokens", type=int, metavar="N", help="of an answer (default: 32)")
+    add("--frames", type=int, default=1, metavar="N", help="images or frames (default: 1)")
+    add("--text", type=int, metavar="T", help="text tokens (default: 43)")
+    add("--new-tokens", type=int, metavar="N", help="tokens of the answer (default: 32)")
     if several:
         add(
             "--dtype",
@@ -109,7 +109,7 @@ def _run(kind: str, args: argparse.Namespace) -> int:
         refuse(args, ["vision_tower"], "without MODEL")
     elif args.abstract or any(getattr(args, option, None) for option in SHAPE_OPTIONS):
         raise InputError(
-            f"{args.model} has a shape of its own; give either a model, or --abstract, --tokens and"
+            f"{args.model} has its own shape; give either a model, or --abstract, --tokens and"
             " --layers"
         )
     for option, least in LEAST.items():

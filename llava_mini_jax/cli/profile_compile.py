@@ -31,28 +31,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a config file of train.py; or {BACKBONES_HELP}, or a model folder or hub name",
     )
     add("--chip", metavar="CHIP", help="v5e, v5p, v6e or h100")
-    add("--slice", metavar="N", help="a TPU slice, such as 8x8, or how many GPUs (default: one)")
     add(
-        "--mesh", metavar="AXES", help="such as fsdp=4,tensor=2 (default: the config's, if it fits)"
+        "--slice",
+        metavar="N",
+        help="a TPU topology, such as 8x8, or a number of GPUs (default: 1)",
     )
-    add("--length", type=int, metavar="S", help="positions (default: the longest; 128)")
-    add("--rows", type=int, metavar="B", help="of a step, or answers together (default: 1)")
-    add("--images", type=int, default=1, metavar="N", help="pictures or frames (default: 1)")
-    add("--layers", type=int, metavar="N", help="of the language model, to compile sooner")
-    add("--dtype", metavar="TYPE", help="of parameters; of a model's weights int8 and int4 too")
+    add(
+        "--mesh",
+        metavar="AXES",
+        help="such as fsdp=4,tensor=2 (default: the config's, if it fits)",
+    )
+    add("--length", type=int, metavar="S", help="positions (default: the longest; model: 128)")
+    add("--rows", type=int, metavar="B", help="rows of a step, or answers at a time (default: 1)")
+    add("--images", type=int, default=1, metavar="N", help="images or frames (default: 1)")
+    add("--layers", type=int, metavar="N", help="LLM layers; fewer compile sooner")
+    add("--dtype", metavar="TYPE", help="dtype of the parameters; for a model also int8 and int4")
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
     add("--option", action="append", metavar="K=V", help="a compiler option of XLA")
     add("--json", action="store_true", help=JSON)
-    add("--report", metavar="FILE", help="write that document there too")
-    add("--text", metavar="FOLDER", help="keep the compiled programs' text there")
-    add = parser.add_argument_group("of a training step").add_argument
-    add("--stage", metavar="NAME", help="of a config with several")
+    add("--report", metavar="FILE", help="also write the JSON document to FILE")
+    add("--text", metavar="FOLDER", help="folder for the compiled programs' text")
+    add = parser.add_argument_group("for a training step").add_argument
+    add("--stage", metavar="NAME", help="stage, if the config has several")
     add("--accumulate", type=int, metavar="N", help="micro-batches (default: the config's)")
-    add("--fused", type=int, metavar="F", help="text that is fused (default: all of it)")
-    add("--remat", metavar="KIND", help="what is kept of layers: none, matmuls, attention, full")
-    add = parser.add_argument_group("of a model").add_argument
-    add("--program", nargs="+", metavar="NAME", help="such as decode (default: all of them)")
-    add("--slots", type=int, metavar="S", help="of the KV cache (default: 640)")
+    add("--fused", type=int, metavar="F", help="text tokens that are fused (default: all)")
+    add("--remat", metavar="KIND", help="recompute layers: none, matmuls, attention or full")
+    add = parser.add_argument_group("for a model").add_argument
+    add("--program", nargs="+", metavar="NAME", help="programs, such as decode (default: all)")
+    add("--slots", type=int, metavar="S", help="slots of the KV cache (default: 640)")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -102,5 +108,8 @@ def _options(given: list[str]) -> dict[str, str]:
 
 
 KIND = Kind(
-    "memory, traffic and time on TPUs and GPUs that are not here", add_arguments, run, prepare
+    "compile for absent TPUs and GPUs: memory, traffic, time",
+    add_arguments,
+    run,
+    prepare,
 )

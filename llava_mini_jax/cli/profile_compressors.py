@@ -20,15 +20,15 @@ MEASURED = "ms: a session's first tokens, everything counted; - where there is n
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("methods", nargs="*", metavar="METHOD", help="some of them (default: all)")
+    add("methods", nargs="*", metavar="METHOD", help="methods to show (default: all)")
     add("--abstract", metavar="NAME", default="vicuna-7b", help=BACKBONES_HELP)
-    add("--text", type=int, default=TEXT, metavar="T", help=f"of a question (default: {TEXT})")
+    add("--text", type=int, default=TEXT, metavar="T", help=f"question tokens (default: {TEXT})")
     add("--json", action="store_true", help=JSON)
-    add = parser.add_argument_group("times, with random weights").add_argument
-    add("--latency", action="store_true", help="a session's first tokens")
+    add = parser.add_argument_group("latency, with random weights").add_argument
+    add("--latency", action="store_true", help="measure a session's first tokens")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16")
-    add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
-    add("--repeats", type=int, metavar="N", help="times measured (default: 5)")
+    add("--llm-layers", type=int, metavar="N", help="layers of the language model (default: all)")
+    add("--repeats", type=int, metavar="N", help="repetitions (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,7 +118,7 @@ def lines(costs: "dict[str, Cost]", times: dict[str, Any], text: int) -> list[st
         "",
         *columns(rows),
         "",
-        "tokens: of a picture, at most, in front of the language model; kept: in its last layer's",
+        "tokens: of a picture, at most, before the language model; kept: in its last layer's",
         "  cache. a turn: of these, those that each further question reads again.",
         "picture: FLOPs that no question changes. first, next: a question about a new picture, the",
         "  one behind it. cache, pre-fusion: bytes that a picture leaves for the next question.",
@@ -126,4 +126,4 @@ def lines(costs: "dict[str, Cost]", times: dict[str, Any], text: int) -> list[st
     ]
 
 
-KIND = Kind("every compressor, tokens and work by picture and by question", add_arguments, run)
+KIND = Kind("tokens and FLOPs of every compressor, by image and by question", add_arguments, run)

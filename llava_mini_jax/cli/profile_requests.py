@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help="model folder, or a name on the Hugging Face hub")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8, int4")
     add("--requests", type=int, default=64, metavar="N", help="default: 64")
-    add("--slots", type=int, default=8, metavar="N", help="answered at a time (default: 8)")
-    add("--new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
-    add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+    add("--slots", type=int, default=8, metavar="N", help="answers decoded together (default: 8)")
+    add("--new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    add("--repeats", type=int, default=5, metavar="N", help="repetitions (default: 5)")
     add("--json", action="store_true", help=JSON)
-    add = parser.add_argument_group("random weights, without a folder").add_argument
+    add = parser.add_argument_group("without a folder, with random weights").add_argument
     add("--abstract", metavar="NAME", help=BACKBONES_HELP)
-    add("--llm-layers", type=int, metavar="N", help="of the language model (default: all)")
-    add("--vision-layers", type=int, metavar="N", help="of the tower, those run (default: 23)")
+    add("--llm-layers", type=int, metavar="N", help="layers of the language model (default: all)")
+    add("--vision-layers", type=int, metavar="N", help="layers of the tower to run (default: 23)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,4 +74,4 @@ def _model(args: argparse.Namespace) -> "Model":
     return askable(list(found.values())[-1])
 
 
-KIND = Kind("requests a second, beside batches one after another", add_arguments, run)
+KIND = Kind("requests a second, compared with static batches", add_arguments, run)

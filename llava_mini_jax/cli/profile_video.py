@@ -12,11 +12,11 @@ EXAMPLE = "llava-mini profile video MODEL --video clip.mp4 --chunk 16"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a model's folder (default: random weights)")
-    add("--video", metavar="FILE", help="default: noise, which is not decoded")
+    add("--video", metavar="FILE", help="a video file (default: noise, which is not decoded)")
     add("--frames", type=int, default=64, metavar="N", help="default: 64")
-    add("--chunk", type=int, default=8, metavar="N", help="frames together (default: 8)")
+    add("--chunk", type=int, default=8, metavar="N", help="frames a chunk (default: 8)")
     add("--text", type=int, default=64, metavar="T", help="tokens of text (default: 64)")
-    add("--repeats", type=int, default=5, metavar="N", help="times measured (default: 5)")
+    add("--repeats", type=int, default=5, metavar="N", help="repetitions (default: 5)")
     add("--json", action="store_true", help=JSON)
 
 
@@ -49,4 +49,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-KIND = Kind("frames a second, beside the release's loop over frames", add_arguments, run)
+KIND = Kind("frames a second, compared with the release's loop", add_arguments, run)

@@ -17,38 +17,33 @@ from llava_mini_jax.errors import InputError
 if TYPE_CHECKING:
     from llava_mini_jax.reproduce.scales import Job, Jobs
 
-SUMMARY = "retrain the rows of the paper's tables and compare"
+SUMMARY = "retrain the rows of the paper's tables and compare the scores"
 USAGE = "llava-mini reproduce TABLE... [--scale digits|full] [options]"
 EXAMPLE = """tables: table7 (pre-fusion), tokens, hd, table8, table10, table11, table12,
   compressors, dense, or all
 examples:
   llava-mini reproduce table7
   llava-mini reproduce all --seeds 0,1,2 --jobs 2 --out out/reproduce
-  llava-mini reproduce table8 --scale full --dry-run     the commands, for clusters
-  llava-mini reproduce table8 --scale full --collect     the page of what they left"""
+  llava-mini reproduce table8 --scale full --dry-run     print the commands, for a cluster
+  llava-mini reproduce table8 --scale full --collect     the page from their output"""
 
 DATA = Path("playground/data/eval")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "tables",
-        nargs="+",
-        metavar="TABLE",
-        help="table7, tokens, compressors ... or all",
-    )
-    add("--scale", choices=("digits", "full"), default="digits", help="digits (default) or the 7B")
+    add("tables", nargs="+", metavar="TABLE", help="table7, tokens, compressors ... or all")
+    add("--scale", choices=("digits", "full"), default="digits", help="digits (default), or 7B")
     add("--seeds", metavar="A,B", help="default: 0,1,2; full: 0")
     add("--out", type=Path, metavar="DIR", help="default: out/reproduce/SCALE")
-    add("--configs", type=Path, default=Path("configs"), metavar="DIR", help="the project's")
+    add("--configs", type=Path, default=Path("configs"), metavar="DIR", help="default: configs")
     add("--data", type=Path, metavar="DIR", help=f"full: the benchmarks' files; default: {DATA}")
-    add("--jobs", type=int, metavar="N", help="at a time (default: a core each; full: 1)")
-    add("--dry-run", action="store_true", help="tell what would be run")
-    add("--collect", action="store_true", help="train nothing: make the pages of what is there")
-    trial = parser.add_argument_group("to try it out; the scores mean nothing").add_argument
-    trial("--steps", type=int, metavar="N", help="train each stage so many steps only")
-    trial("--limit", type=int, metavar="N", help="ask so many questions only")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one a core; full: 1)")
+    add("--dry-run", action="store_true", help="print the commands, run nothing")
+    add("--collect", action="store_true", help="make the pages from existing results")
+    trial = parser.add_argument_group("for a trial, whose scores mean nothing").add_argument
+    trial("--steps", type=int, metavar="N", help="train each stage for N steps only")
+    trial("--limit", type=int, metavar="N", help="ask only N questions")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(TABLES) if args.tables == ["all"] else list(dict.fromkeys(args.tables))
     for name in names:
         if name not in TABLES:
-            raise InputError(f'"{name}" is no table; give all, or some of {", ".join(TABLES)}')
+            raise InputError(f'"{name}" is not a table; give all, or some of {", ".join(TABLES)}')
     for option in ("jobs", "steps", "limit"):
         if (number := getattr(args, option)) is not None and number < 1:
             raise InputError(f"--{option} is {number}; give 1 or more")
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         workers = args.jobs or (1 if full else _cores())
         runs.run(plan.jobs, out, workers=workers, data=args.data or DATA, limit=args.limit)
     elif not out.is_dir():
-        raise InputError(f"{out} is not there; run without --collect, or give --out")
+        raise InputError(f"{out} does not exist; run without --collect, or give --out")
     else:
         runs.check_same(plan.jobs, out, args.limit)
     for name in names:

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini_jax.arguments import vision_tokens
+from llava_mini_jax.arguments import VISION_TOWER, vision_tokens
 from llava_mini_jax.errors import InputError, short
 from llava_mini_jax.terminal import loading, waiting
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llava_mini_jax.serving.limits import Limits
     from llava_mini_jax.serving.service import Options
 
-SUMMARY = "answer clients of OpenAI's protocol over HTTP"
+SUMMARY = "serve a model over HTTP, with OpenAI's protocol"
 USAGE = "llava-mini serve MODEL [--port N] [options]"
 EXAMPLE = """examples:
   llava-mini serve MODEL --port 8000
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="of the model in requests; repeatable; default: its folder",
+        help="the model's name in requests; repeatable; default: its folder",
     )
     _add_model(parser)
     _add_access(parser)
@@ -54,16 +54,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16, int8 or int4")
     add("--attention", default="auto", metavar="NAME", help="auto (default), xla, cudnn or splash")
-    add("--vision-tower", metavar="FOLDER", help="CLIP's folder, if the model does not have it")
+    add("--vision-tower", metavar="FOLDER", help=VISION_TOWER)
     add(
         "--conv-mode",
         metavar="NAME",
         help="prompt template, such as vicuna_v1 (default: config.json's)",
     )
-    add("--compressor", metavar="C", help="NAME[,FIELD=VALUE...], as of ask")
-    add("--vision-tokens", type=vision_tokens, metavar="N", help="of a picture, unless asked")
+    add("--compressor", metavar="C", help="NAME[,FIELD=VALUE...], as for ask")
+    add("--vision-tokens", type=vision_tokens, metavar="N", help="default number for an image")
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
-    add("--mesh", metavar="tensor=N", help="the weights lie split over N devices")
+    add("--mesh", metavar="tensor=N", help="shard the weights over N devices")
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
@@ -72,77 +72,77 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="keys of clients, a line each (or LLAVA_MINI_API_KEYS)",
+        help="clients' keys, one a line (or LLAVA_MINI_API_KEYS)",
     )
     add("--open-metrics", action="store_true", help="/metrics needs no key")
-    add("--vllm-metrics", action="store_true", help="metrics also under vLLM's names")
+    add("--vllm-metrics", action="store_true", help="also export metrics under vLLM's names")
     add(
         "--allowed-hosts",
         action="append",
         default=[],
         metavar="HOST",
-        help="where pictures and films may be fetched from; repeatable; default: nowhere",
+        help="host to fetch images and videos from; repeatable; default: none",
     )
-    add("--allowed-media-folder", type=Path, metavar="DIR", help="where file: urls may lie")
+    add("--allowed-media-folder", type=Path, metavar="DIR", help="folder that file: URLs may name")
     add(
         "--allowed-origins",
         action="append",
         default=[],
         metavar="URL",
-        help="web pages of others that may ask (CORS); repeatable",
+        help="origin of other web pages that may send requests (CORS); repeatable",
     )
     add(
         "--limit",
         action="append",
         default=[],
         metavar="NAME=N",
-        help="of a request, such as images=4; repeatable",
+        help="limit of a request, such as images=4; repeatable",
     )
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, "default: %(default)g"
-    add(
-        "--slots",
-        type=int,
-        default=8,
-        metavar="N",
-        help=f"answers that are decoded together; {default}",
-    )
+    add("--slots", type=int, default=8, metavar="N", help=f"answers decoded together; {default}")
     add(
         "--lengths",
         metavar="N,N,...",
-        help="positions of slots, prompt and answer; the longer, the fewer; default: 1024,4096 and"
-        " the model's own",
+        help="lengths of slots in positions (prompt and answer); long ones are fewer; default:"
+        " 1024,4096 and the model's own",
     )
     add(
         "--media-memory",
         type=float,
         default=2.0,
         metavar="GB",
-        help=f"for pictures and films seen before; {default}",
+        help=f"memory for cached images and videos; {default}",
     )
-    add("--max-queued", type=int, default=128, metavar="N", help=f"answers at a time; {default}")
+    add(
+        "--max-queued",
+        type=int,
+        default=128,
+        metavar="N",
+        help=f"most answers, waiting ones included; {default}",
+    )
     add(
         "--queue-timeout",
         type=float,
         default=300.0,
         metavar="S",
-        help=f"seconds of waiting for a turn; {default}",
+        help=f"longest wait for a slot, in seconds; {default}",
     )
     add(
         "--drain-timeout",
         type=float,
         default=60.0,
         metavar="S",
-        help=f"seconds for answers to end after SIGTERM; {default}",
+        help=f"seconds in which answers may finish after SIGTERM; {default}",
     )
     add(
         "--drain-delay",
         type=float,
         default=0.0,
         metavar="S",
-        help=f"seconds of taking more after SIGTERM; {default}",
+        help=f"seconds to accept requests after SIGTERM; {default}",
     )
 
 
@@ -193,7 +193,9 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag} is {value:g}; give seconds, {least:g} or more")
     for name in args.served_model_name:
         if not name.strip() or not name.isprintable():
-            raise InputError(f"--served-model-name is {short(name)}; give a name that can be seen")
+            raise InputError(
+                f"--served-model-name is {short(name)}; give a name with visible characters"
+            )
     for origin in args.allowed_origins:
         if origin != "*" and not origin.startswith(("http://", "https://")):
             raise InputError(
@@ -221,12 +223,14 @@ def _limits(given: list[str]) -> "Limits":
             number = float(value)
         except ValueError:
             raise InputError(
-                f"--limit {short(text)} has no number; give such as {name}=8"
+                f"--limit {short(text)} has no number; write, for example, {name}=8"
             ) from None
         whole = number.is_integer() and not isinstance(fields[name], float)
         chosen[name] = int(number) if whole else number
         if not whole and not isinstance(fields[name], float):
-            raise InputError(f"--limit {short(text)} is no whole number; give such as {name}=8")
+            raise InputError(
+                f"--limit {short(text)} is not a whole number; write, for example, {name}=8"
+            )
     return Limits(**chosen)
 
 

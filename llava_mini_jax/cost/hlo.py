@@ -108,7 +108,7 @@ def parse(text: str) -> Program:
             found = _instruction(beginning, line[beginning.end() :])
             current[found.name] = found
     if not entry:
-        raise ValueError("this is no text of a compiled program: no computation is its ENTRY")
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
     return Program(computations, entry)
 
 

@@ -74,7 +74,7 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: str) -> dic
         parts=request.parts,
         slots=length,
     )
-    calls = {"look at a chunk of pictures": ("encode_vision", sizes)}
+    calls = {"encode a chunk of pictures": ("encode_vision", sizes)}
     calls["what patches give"] = ("prefuse_images", sizes)
     if cfg.prefusion_layers:
         calls["fuse the text with them"] = ("prefuse_text", sizes)

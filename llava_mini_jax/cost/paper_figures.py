@@ -83,15 +83,15 @@ CONTRADICTIONS = (
     " adds .25 T, and without any the whole model takes .96 T, less than table 14's LLM alone.",
     "Table 14 does the same at 672 px: pre-fusion is 4.73 T and the LLM .58 T, not 1.183 and"
     " 4.131. So pre-fusion is the largest part of LLaVA-Mini, not a minimal one (appendix E.5).",
-    "Table 7's 1.81 T for 3 pre-fusion layers does not lie on the line of its neighbours 1.21,"
+    "Table 7's 1.81 T for 3 pre-fusion layers is not in line with its neighbours 1.21,"
     " 1.46, 1.96: it is 1.71 T.",
     "Table 14's 7.19 T at 672 px are of 1 vision token; the model that is evaluated at 672 px has"
     " 64 and takes 8.13 T (section 5.2), so its FLOPs are 80 % below LLaVA-1.5's, not 82 %.",
-    "Table 14's .001 T of compression stands against table 8's 2.42 G, which the projections"
-    " of keys and values are: .0024 T.",
+    "Table 14's .001 T of compression contradicts table 8's 2.42 G, which is the"
+    " projections of keys and values: .0024 T.",
     "Table 12's 1.84 T for compression inside the LLM is 1.89 T by the rule of all other figures.",
-    "Figure 9's 0.6 MB an image is a float32 logit vector (.12 MiB) beside .5 MiB of keys and"
-    " values; nobody needs the logits of an image's position.",
+    "Figure 9's 0.6 MB an image is a float32 logit vector (.12 MiB) plus .5 MiB of keys and values;"
+    " the logits of an image's position are not needed.",
 )
 
 
@@ -116,7 +116,7 @@ def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
     grid = math.isqrt(row.tokens)
     if grid**2 != row.tokens:
         raise InputError(
-            f"{row.tokens} vision tokens are no square; C*C queries stand on a grid: give"
+            f"{row.tokens} vision tokens are not a square number; C*C queries form a grid: give"
             f" {grid**2} or {(grid + 1) ** 2}"
         )
     if row.inside:
@@ -127,13 +127,13 @@ def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
 def shape(cfg: LlavaMiniConfig, text: int, resolution: int) -> Shape:
     """One row with one picture: `text` tokens beside it, logits of the last position.
 
-    Raises InputError for a resolution that is no multiple of the tower's.
+    Raises InputError for a resolution that is not a multiple of the tower's.
     """
     side = cfg.vision.image_size
     times = resolution // side
     if times < 1 or resolution % side:
         raise InputError(
-            f"a resolution of {resolution} pixels is no multiple of the tower's {side}; give"
+            f"a resolution of {resolution} pixels is not a multiple of the tower's {side}; give"
             f" {side}, {2 * side} or another multiple"
         )
     parts = 1 if times == 1 else times**2 + 1

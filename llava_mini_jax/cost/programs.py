@@ -62,8 +62,8 @@ def call(name: str, cfg: LlavaMiniConfig, dtype: str, sizes: Sizes) -> Call:
     refuse_question(cfg)
     if cfg.declared.keeps is not None:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" reads prompts by programs of its own, which are'
-            " none of these; `llava-mini profile compressors` counts what they cost"
+            f'compressor "{cfg.compressor.kind}" reads prompts with programs of its own, which are'
+            " not among these; `llava-mini profile compressors` shows their cost"
         )
     if name == "prefuse_text" and not cfg.prefusion_layers:
         raise InputError("the model has no pre-fusion, so there is no program prefuse_text")

@@ -47,8 +47,8 @@ def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
     """
     if size.rows != 1 or size.images != 1 or cfg.inside_layers:
         raise InputError(
-            "XLA's count by component is of one row with one picture and compression in front of"
-            " the language model; use the formula for other shapes"
+            "XLA's count by component covers one row with one picture and compression before the"
+            " language model; use the formula for other shapes"
         )
     if cfg.declared.reads != PATCHES or cfg.compress == INSTEAD:
         raise InputError(

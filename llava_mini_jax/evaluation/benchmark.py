@@ -26,7 +26,7 @@ MODELS = ("LLaVA-1.5 7B", "LLaVA-Mini 7B", "LLaVA-Mini 7B HD", "LLaVA-Mini 8B") 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One item as the model is asked it."""
+    """One item, as the model is asked it."""
 
     key: str  # names the item; unique in the benchmark, the same in every layout and run
     question_id: int | str  # as LLaVA's answers files have it; need not be unique (MME)
@@ -40,7 +40,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a model said to a question, as a line of an answers file."""
+    """A model's answer to a question, as a line of an answers file."""
 
     text: str
     prompt: str
@@ -50,7 +50,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One way to score, the official one or another tool's."""
+    """One way to score: the official one or another tool's."""
 
     value: float  # in the unit of the paper's table; NaN where there is none
     items: Mapping[str, float]  # by key, each item's own score (a fraction)
@@ -59,7 +59,7 @@ class Rule:
 
     @classmethod
     def mean_of(cls, items: Mapping[str, float], details: Mapping[str, Any]) -> "Rule":
-        """The items' mean in percent, as most rules have it."""
+        """The items' mean in percent, as in most rules."""
         return cls(value=percent(items.values()), items=items, scale=100, details=details)
 
 
@@ -74,7 +74,7 @@ class Scores:
 
     @property
     def disagreements(self) -> dict[str, list[str]]:
-        """By rule, the keys of answers in which it reads another letter than the headline does."""
+        """By rule, the keys of answers in which it reads another letter than the headline."""
         own = self.readings.get(self.headline, {})
         return {
             rule: [key for key, letter in own.items() if letter != said[key]]
@@ -109,12 +109,12 @@ class Benchmark:
     judge: Any = None  # evaluation/judge/judging.py, of benchmarks that another model grades
 
     def need(self, folder: Path, file: str) -> Path:
-        """One of its files, or InputError that says where it belongs and where one gets it."""
+        """The path of one of its files; an InputError says where to get it and where to put it."""
         path = folder / file
         if not path.exists():
             raise InputError(
                 f"{self.name}: there is no {path}; get it from {self.files[file]}, and put it"
-                " there, as LLaVA's playground/data/eval has it"
+                " there, as in LLaVA's playground/data/eval"
             )
         return path
 
@@ -138,12 +138,12 @@ def all_names() -> list[str]:
 
 
 def names_of_paper() -> list[str]:
-    """Those that the paper has figures of."""
+    """Benchmarks for which the paper has figures."""
     return [name for name in all_names() if find(name).paper]
 
 
 def find(name: str) -> Benchmark:
-    """Raises InputError for a name that no file defines."""
+    """The benchmark of that name. Raises InputError if no file defines it."""
     module = _modules().get(_FILE_OF.get(name, name))
     for benchmark in _defined(module) if module else ():
         if benchmark.name == name:

@@ -121,7 +121,7 @@ def check_keys(benchmark: str, questions: Sequence[Question]) -> list[Question]:
     twice = [q.key for q in questions if q.key in seen or seen.add(q.key)]
     if twice:
         raise InputError(
-            f"{benchmark}: {len(twice)} questions stand twice: {listed(twice)}. Remove the second"
+            f"{benchmark}: {len(twice)} questions appear twice: {listed(twice)}. Remove the second"
             " ones, or get the file again."
         )
     return list(questions)
@@ -135,7 +135,7 @@ def check_pictures(benchmark: str, questions: Sequence[Question]) -> None:
     given = [(q.key, path) for q in questions if isinstance(path := q.image or q.video, Path)]
     if given and not any(path.exists() for _, path in given):
         raise InputError(
-            f"{benchmark}: none of {len(given)} pictures or videos is there:"
+            f"{benchmark}: none of {len(given)} pictures or videos exists:"
             f" {listed([f'{key} ({path})' for key, path in given])}. Put the files there."
         )
 
@@ -169,7 +169,7 @@ def check_same(benchmark: str, odd: Sequence[str], files: str, what: str = "ques
     if odd:
         raise InputError(
             f"{benchmark}: {len(odd)} {what} are in only one of {files}: {listed(odd)}. Use files"
-            " that belong together."
+            " of the same version."
         )
 
 
@@ -222,4 +222,6 @@ def _parse(content: bytes, place: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: no JSON ({error}); correct it or get it again.") from error
+        raise InputError(
+            f"{place}: not valid JSON ({error}); correct it or get it again."
+        ) from error

@@ -24,18 +24,18 @@ BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an answer is generated; InputError for values that mean nothing."""
+    """How to generate an answer. Raises InputError for invalid values."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # the smallest set of tokens with this probability; 1: all
     top_k: int = 0  # the k likeliest tokens; 0: all
     stop: Sequence[str] = ()  # an answer ends before the first of these
-    seed: int | Sequence[int] = 0  # one that every prompt of a list draws its own from, or a list
-    stop_ids: Sequence[int] = ()  # tokens that end an answer beside the model's own
-    min_tokens: int = 0  # before these no token or text ends an answer
-    ignore_end: bool = False  # the model's own ends are tokens as all others (load tests)
-    logprobs: int | None = None  # tell log probabilities, and so many of the likeliest tokens'
+    seed: int | Sequence[int] = 0  # one from which each prompt of a list derives its own, or a list
+    stop_ids: Sequence[int] = ()  # tokens that end an answer in addition to the model's own
+    min_tokens: int = 0  # no token or text ends an answer before this number
+    ignore_end: bool = False  # the model's own end tokens do not end it (for load tests)
+    logprobs: int | None = None  # report log probabilities, and those of the N likeliest tokens
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -51,7 +51,7 @@ class Settings:
                 f"0 to {MOST_TOP}, or None",
             ),
             ("stop", _are_texts(self.stop), "a list of texts, none of them empty"),
-            ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of such"),
+            ("seed", _are_seeds(self.seed), "a number from 0 to 4294967295, or a list of these"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {expected}")
@@ -61,10 +61,10 @@ class Settings:
         for name in ("stop_ids", "min_tokens", "ignore_end", "logprobs"):
             value = getattr(self, name)
             if value or (name == "logprobs" and value is not None):
-                raise InputError(f"{name} is {value!r}; {who} does not take it: leave it out")
+                raise InputError(f"{name} is {value!r}; {who} does not support it: leave it out")
 
     def seeds(self, count: int) -> list[int]:
-        """One for each of `count` prompts; InputError for a list of another length."""
+        """One seed for each of `count` prompts. Raises InputError for a list of another length."""
         if not isinstance(self.seed, Sequence):
             return [row_seed(self.seed, row) for row in range(count)]
         if len(self.seed) != count:

@@ -78,22 +78,24 @@ class Model(Loaded):
 
         `settings` are Settings' fields: max_new_tokens, temperature, top_p, top_k, stop, seed.
 
-        A prompt is text, or a conversation as a list of Turns. `images` and `videos` are those of
-        the prompt (what they may be: `request.read_pictures`), or for a list of prompts a list
-        with an entry, or None, for each. They stand where the prompt says "<image>", images first,
-        then videos; if it says so nowhere, in front. `sampling` chooses the frames of videos; if
-        it is None they are one a second, as the model's dialect chooses them.
+        A prompt is text, or a conversation as a list of Turns. `images` and `videos` belong to
+        the prompt (see `request.read_pictures` for their types); for a list of prompts, give a list
+        with an entry, or None, for each. They replace each "<image>" of the prompt, images first,
+        then videos; without any "<image>" they come before the text. `sampling` chooses the frames
+        of videos; None is one a second, as the model's dialect samples them.
 
-        `vision_tokens` are those of each picture, or "all", where the model has several numbers of
-        them (compressor "nested"); of a list of prompts a list may give each its own.
+        `vision_tokens` is the number of tokens for each image, or "all", if the model supports
+        several (compressor "nested"). For a list of prompts, a list may give each its own.
 
-        `batch_size` prompts are answered at a time; one that is done makes room for the next.
-        A row's answer does not depend on the rows beside it, and a sampled one depends on the seed
-        and its number in the list: one prompt given n times has n answers. Warns where the model's
-        positions are full before an answer ends. Raises InputError for whatever cannot be used.
+        `batch_size` prompts are answered at a time; when one ends, the next takes its place.
+        A row's answer does not depend on the other rows. A sampled answer depends on the seed
+        and its number in the list, so one prompt given n times has n answers. Warns if the model's
+        positions are full before an answer ends. Raises InputError for input that cannot be used.
         """
         chosen = Settings(**settings)
-        request.check_kind(prompts, Sequence, "prompts", "text, a list of Turns, or a list of such")
+        request.check_kind(
+            prompts, Sequence, "prompts", "text, a list of Turns, or a list of these"
+        )
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Turn))
         if alone:
             prompts, images, videos = [prompts], [images], [videos]
@@ -121,7 +123,7 @@ class Model(Loaded):
         batch_size: int = 8,
         vision_tokens: VisionTokens | Sequence[VisionTokens] = None,
     ) -> list[Answer]:
-        """`generate` for a list of prompts, with the answers' token counts and why they end."""
+        """`generate` for a list of prompts, with the answers' token counts and why each ended."""
         examples = []
         each = vision_tokens_of(vision_tokens, len(prompts))
         for number, prompt in enumerate(prompts):
@@ -137,7 +139,7 @@ class Model(Loaded):
     def answer_requests(
         self, examples: Sequence[Example], settings: Settings, *, batch_size: int
     ) -> list[Answer]:
-        """Answers of `request`s, in their order; `batch_size` of them are answered at a time."""
+        """The answers to `request`s, in order; `batch_size` of them are answered at a time."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
         if not examples:
@@ -155,10 +157,10 @@ class Model(Loaded):
         vision_tokens: VisionTokens = None,
         **settings: Any,
     ) -> Iterator[str]:
-        """The answer to one prompt in pieces as they arrive; together they are `generate`'s.
+        """The answer to one prompt in pieces as they arrive; together they equal `generate`'s.
 
-        No piece ends in half a character or in the beginning of a stop string. What cannot be used
-        raises InputError at once, before the first piece is taken.
+        No piece ends within a character or a stop string. Input that cannot be used
+        raises InputError at once, before you take the first piece.
         """
         chosen = Settings(**settings)
         chosen.seeds(1)
@@ -186,7 +188,7 @@ class Model(Loaded):
     def read_pictures(
         self, images: Any, videos: Any, sampling: FrameSampling | None = None
     ) -> Pictures:
-        """Images and videos of one prompt, read once; they serve any number of requests."""
+        """The images and videos of one prompt, read once for any number of requests."""
         return request.read_pictures(images, videos, self.bundle, sampling)
 
     def request(
@@ -197,7 +199,7 @@ class Model(Loaded):
         *,
         vision_tokens: VisionTokens = None,
     ) -> Example:
-        """A prompt with its pictures, checked: InputError where it does not fit the model."""
+        """A checked prompt with its images. Raises InputError if it does not fit the model."""
         example = request.make_request(
             prompt, pictures, self.bundle, self.tokenizer, where, vision_tokens
         )
@@ -206,9 +208,9 @@ class Model(Loaded):
         return example
 
     def full_context(self, where: str) -> str:
-        """The sentence for an answer that ends because no positions are left."""
+        """The warning for an answer that ends because no positions are left."""
         return (
-            f"the answer to {where} ends early: it and what stands before it fill all"
+            f"the answer to {where} ends early: it and the text before it fill all"
             f" {self.bundle.model.llm.max_positions} positions of the model"
         )
 
@@ -248,21 +250,23 @@ def load(
     compressor: str | None = None,
     watch: Watch = lambda done, total: None,
 ) -> Model:
-    """The model of a folder, or of a name on the Hugging Face hub.
+    """Loads a model from a folder, or by its name on the Hugging Face hub.
 
-    `dtype` is that of parameters and products: "float32" on CPU and "bfloat16" elsewhere if not
-    given. "int8" and "int4" round the weights of products (weights/quantize.py; "int4" keeps the
-    codes of an AWQ or GPTQ folder) and compute in the dtype that would be taken if none were given.
-    `attention` is "auto", "xla", "cudnn" or "splash" (ops/attention.py). `vision_tower` is the
-    folder of the CLIP tower, where the model's own does not name it. `template` is the prompts' (a
-    name of data/text/conversation.py's TEMPLATES) and `max_length` the positions of prompts, where
-    the folder's config.json does not say what was meant (docs/weights.md). `vision_tokens` is how
-    many tokens of a picture requests take that do not ask, of a model that has several numbers of
-    them. `compressor` is a method that needs no training, for a LLaVA-1.5
-    ("visionzip,dominant=54,contextual=10"), or options of the folder's own. `watch` is called with
-    the bytes of weights that are read so far, and in all. Loaded and asked under
-    `jax.set_mesh(make_mesh(tensor=n))`, the weights lie split over n devices.
-    Raises InputError for everything that is missing, damaged or does not fit.
+    - `dtype` of parameters and products: by default "float32" on CPU and "bfloat16" elsewhere.
+      "int8" and "int4" round the weights of products (weights/quantize.py; "int4" keeps the
+      codes of an AWQ or GPTQ folder) and compute in the default dtype.
+    - `attention`: "auto", "xla", "cudnn" or "splash" (ops/attention.py).
+    - `vision_tower`: the folder of the vision tower, if the model does not contain it.
+    - `template` of the prompts (a name of TEMPLATES in data/text/conversation.py) and `max_length`
+      of prompts in positions: for what the folder's config.json does not say (docs/weights.md).
+    - `vision_tokens`: the default number of tokens for an image, if the model supports several.
+    - `compressor`: a method that needs no training, for a LLaVA-1.5
+      ("visionzip,dominant=54,contextual=10"), or options of the folder's own method.
+    - `watch` is called with the bytes of weights read so far, and the total.
+
+    To shard the weights over n devices, load and use the model under
+    `jax.set_mesh(make_mesh(tensor=n))`. Raises InputError for anything that is missing, damaged or
+    inconsistent.
     """
     return read(
         open_folder(

@@ -47,14 +47,14 @@ def refuse_inside(cfg: LlavaMiniConfig) -> None:
     """
     if cfg.declared.inside and not cfg.keeps_cache:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" goes on inside the language model and decodes'
-            ' without a cache: use Model.generate or eval.py, or take FastV\'s variant "drop" or a'
-            " method that compresses in front"
+            f'compressor "{cfg.compressor.kind}" continues inside the language model and decodes'
+            ' without a cache: use Model.generate or eval.py, FastV\'s variant "drop", or a'
+            " method that compresses before it"
         )
     if cfg.inside_layers:
         raise InputError(
             f"the model compresses after layer {cfg.inside_layers} of its LLM and decodes without"
-            " a cache: use Model.generate or eval.py, or take one that compresses in front"
+            " a cache: use Model.generate or eval.py, or a model that compresses before the LLM"
         )
 
 
@@ -66,7 +66,7 @@ def refuse_own_layers(cfg: LlavaMiniConfig) -> None:
         what = f"after layer {cfg.inside_layers} of its LLM" if cfg.inside_layers else "in its LLM"
         raise InputError(
             f'the model compresses {what} (compressor "{cfg.compressor.kind}"), whose layers this'
-            " analysis runs one by one; take a model that compresses in front of it"
+            " analysis runs one by one; use a model that compresses before it"
         )
 
 
@@ -86,8 +86,8 @@ def refuse_question(cfg: LlavaMiniConfig) -> None:
     """InputError for a compressor that reads the question, where pictures are seen without one."""
     if cfg.declared.reads.question:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" reads the question that a picture is looked at'
-            " for, and none is given here; use ask, eval.py or the server, or take another method"
+            f'compressor "{cfg.compressor.kind}" reads the question about a picture, and'
+            " none is given here; use ask, eval.py or the server, or another method"
         )
 
 

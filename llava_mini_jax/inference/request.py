@@ -87,7 +87,7 @@ def _listed(given: Any, kinds: Any, name: str, expected: str) -> list[Any]:
         return [given]
     content = isinstance(given, bytes | bytearray | memoryview)
     if content or not isinstance(given, Sequence | Iterator):
-        raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of such")
+        raise InputError(f"{name} is {_shown(given)}; give {expected}, or a list of these")
     return list(given)
 
 
@@ -234,7 +234,7 @@ def encode_turns(
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
         raise InputError(
             f"{where} has the token id {encoded.ids.max()}, but the model knows"
-            f" {bundle.model.llm.vocab_size} tokens; use the tokenizer that belongs to the weights"
+            f" {bundle.model.llm.vocab_size} tokens; use the tokenizer of these weights"
         )
     return encoded
 
@@ -246,5 +246,5 @@ def _check_unicode(turns: Sequence[Turn], where: str) -> None:
         except UnicodeEncodeError as error:  # what Python makes of bytes that are not UTF-8
             raise InputError(
                 f"{where} has {error.object[error.start]!r} at character {error.start + 1}, which"
-                " is no character of Unicode; give UTF-8 text"
+                " is not a Unicode character; give UTF-8 text"
             ) from error

@@ -1,4 +1,4 @@
-"""A conversation about pictures and videos of any length, in which nothing is computed twice.
+"""A conversation about images and videos of any length, in which nothing is computed twice.
 
     what is shown --session_media.py--> Media --.
                                                 |--a Request--> an engine of one slot --> pieces
@@ -40,7 +40,7 @@ CHUNK = 8  # frames that are computed together
 
 
 class Session:
-    """Pictures, videos and questions about them, in the order in which they are given."""
+    """Images, videos and questions about them, in the order in which you give them."""
 
     def __init__(
         self,
@@ -51,8 +51,9 @@ class Session:
         chunk: int = CHUNK,
         vision_tokens: VisionTokens = None,
     ):
-        """`vision_tokens` are those of each picture and frame where a question does not say, of a
-        model that has several numbers of them; None: the model's own."""
+        """`vision_tokens` is the default number for each image and frame, if the model supports
+        several; None is the model's own.
+        """
         refuse_inside(model.bundle.model)
         (settings or Settings()).seeds(1)
         (settings or Settings()).refuse_for_engine("a session")
@@ -76,17 +77,17 @@ class Session:
     # ------------------------------------------------------------------------------- pictures
 
     def show_image(self, image: Picture) -> None:
-        """Adds a picture, which is read now; it stands before the next question."""
+        """Adds an image, which is read now; it comes before the next question."""
         self._check_frames(1)
         self._shown.append(session_media.picture(image, self.model.bundle))
         self._moves += 1
 
     def show_video(self, video: Video, sampling: FrameSampling | None = None) -> None:
-        """Adds a video, which is read while it is asked about.
+        """Adds a video, whose frames are read when the next question is answered.
 
-        `sampling` None: one frame a second, as the model's dialect chooses them.
-        Raises InputError at once for what is no video, or has more frames than the model has
-        positions, and where the model's compressor is defined on pictures alone.
+        `sampling` None is one frame a second, as the model's dialect samples them.
+        Raises InputError at once if it is not a video, has more frames than the model has
+        positions, or if the model's compressor supports images only.
         """
         request.refuse_videos(self.model.bundle)
         sampling = sampling or request.sampling_for(self.model.bundle)
@@ -97,12 +98,12 @@ class Session:
         self._moves += 1
 
     def append_frames(self, frames: Sequence[np.ndarray]) -> None:
-        """More frames, uint8 [H, W, 3], of the last video: one that is still being made.
+        """Adds frames, uint8 [H, W, 3], to the last video, for example of a live stream.
 
-        Raises InputError where none has been shown, or a picture since.
+        Raises InputError if no video was shown, or if an image was shown after it.
         """
         if not self._shown or self._shown[-1].is_picture:
-            raise InputError("there is no video to append to; begin with show_video")
+            raise InputError("there is no video to append to; call show_video first")
         if isinstance(frames, np.ndarray):
             request.check_video(frames)
         request.check_kind(frames, Sequence | np.ndarray, "frames", "a list of uint8 arrays")
@@ -115,16 +116,16 @@ class Session:
 
     @property
     def frames(self) -> int:
-        """Images and frames that have been shown, those not yet read included."""
+        """Images and frames shown so far, including those not yet read."""
         return sum(shown.frames for shown in self._shown)
 
     @property
     def usage(self) -> Usage | None:
-        """What the last question's prompt took, once its first piece is there; None before one."""
+        """The token counts of the last question, once its first piece has arrived; None before."""
         return None if self._ticket is None else self._ticket.usage
 
     def memory(self) -> dict[str, int]:
-        """Bytes that are kept for the next question: frames by place, and the KV cache."""
+        """Bytes cached for the next question: frames by place, and the KV cache."""
         used: dict[str, int] = dict.fromkeys([*PLACES, "tokens", "kv cache"], 0)
         if self._engine is not None:
             used |= self._engine.gallery.used()
@@ -142,8 +143,8 @@ class Session:
             more = f", or allow up to {most} positions (--max-length)" if longest < most - 1 else ""
             raise InputError(
                 f"{count} images and frames take {needed} positions, but the model has {longest} "
-                "for them and the text: give fewer frames a second, or at most so many of them "
-                f"(--fps, --max-frames){more}"
+                "for them and the text: give fewer frames a second, or limit them (--fps, "
+                f"--max-frames){more}"
             )
 
     # ------------------------------------------------------------------------------ questions
@@ -155,15 +156,15 @@ class Session:
         steps: int = bounds.STEPS_STREAMING,
         vision_tokens: VisionTokens = None,
     ) -> Iterator[str]:
-        """The pieces of the answer; the turn counts once they have all been taken.
+        """The answer in pieces; the turn counts once you have taken them all.
 
-        Pictures shown since the last question stand in front of this one. A piece holds up to
-        `steps` tokens. `vision_tokens` are those of each picture that was shown, for this question:
-        pictures are not looked at again for another number, films are.
+        Images shown since the last question come before this one. A piece holds up to
+        `steps` tokens. `vision_tokens` is the number for each image shown so far, for this question
+        alone: images are not encoded again for another number, videos are.
 
-        Raises InputError at once where the conversation no longer fits the model, or the model does
-        not have so many tokens; and for a piece that is taken after the session has gone on.
-        Nothing is computed before the first piece is taken.
+        Raises InputError at once if the conversation no longer fits the model, or the model does
+        not support that number of tokens; and for a piece that you take after the session moved on.
+        Nothing is computed before you take the first piece.
         """
         turns, where, bundle = self._with_marks(question), "the conversation", self.model.bundle
         counts = tuple(shown.frames for shown in self._shown)
@@ -189,14 +190,14 @@ class Session:
         self.turns = [*turns[:-1], Turn("assistant", said)]
 
     def new_conversation(self) -> None:
-        """Forgets questions and answers; what was shown stands before the next question."""
+        """Forgets questions and answers; what was shown comes before the next question."""
         self._moves += 1
         self.turns, self.answer = [], None
 
     def answer_alone(self, question: str, *, vision_tokens: VisionTokens = None) -> Answer:
-        """The answer in a new conversation: Model.generate's about everything that was shown.
+        """The answer in a new conversation, equal to Model.generate's about everything shown.
 
-        What earlier conversations have computed is used. Raises InputError as `ask`.
+        It uses what earlier conversations have computed. Raises InputError as `ask` does.
         """
         self.new_conversation()
         steps = bounds.STEPS_WITH_STOP if self.settings.stop else bounds.STEPS
@@ -221,8 +222,8 @@ class Session:
     def _refuse_late(self, move: int) -> None:
         if self._moves != move:
             raise InputError(
-                "the session has gone on (another question, a picture, a new conversation) "
-                "before this answer was taken to its end; ask again"
+                "the session moved on (another question, a picture, a new "
+                "conversation) before this answer was complete; ask again"
             )
 
     def _answer(self, example: Example, steps: int, move: int) -> Iterator[str]:

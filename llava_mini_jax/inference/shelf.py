@@ -31,9 +31,9 @@ PLACES = ("device", "host", "disk")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Bytes that the frames of an engine or a session may take; InputError for negative ones.
+    """Bytes that cached frames may take. Raises InputError for negative numbers.
 
-    What a session was given as arrays and pictures stays in the host's memory beside them.
+    Arrays and images that you gave a session stay in host memory in addition.
     """
 
     device: int = 0

@@ -45,7 +45,7 @@ def chosen(given: VisionTokens, bundle: Bundle) -> int | None:
             )
         raise InputError(
             f"vision_tokens is {number}, but this model has {counts[0]} for a picture and no other"
-            " number: leave it out, or take a model of configs/compressors/nested.py"
+            " number: leave it out, or use a model of configs/compressors/nested.py"
         )
     assert isinstance(number, int)
     return None if choice is None else number

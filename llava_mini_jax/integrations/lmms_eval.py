@@ -90,10 +90,11 @@ class LmmsEvalModel(lmms):
         self._sampling = sampling_for(self._model.bundle, fps=fps, max_frames=max_frames)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The answer of every request, in their order.
+        """The answers to all requests, in order.
 
-        One that cannot be read, or does not fit the model, has the answer "" and a warning that
-        names its document; lmms-eval's cache keeps no empty answers, so it is asked again.
+        A request that cannot be read, or does not fit the model, gets the answer "" and a warning
+        that names its document; lmms-eval's cache keeps no empty answers, so the next run asks it
+        again.
         """
         from tqdm.auto import tqdm  # lmms-eval's own
 
@@ -177,7 +178,7 @@ class LmmsEvalModel(lmms):
         raise NotImplementedError("llava_mini_jax answers generate_until tasks only")
 
     def clean(self) -> None:
-        """Lets the weights go, so that a judge may have the device; the next request loads them."""
+        """Frees the weights, so that a judge may use the device; the next request reloads them."""
         self._model = None
 
 

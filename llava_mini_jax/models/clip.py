@@ -39,23 +39,22 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    image_size: int
-    patch_size: int
+    image_size: int  # pixels
+    patch_size: int  # pixels
     width: int
     mlp_width: int
     layers: int
     heads: int
     norm_eps: float
     activation: str  # "quick_gelu" (OpenAI's weights), "gelu" or "gelu_pytorch_tanh" (SigLIP)
-    class_token: bool  # CLIP
-    pre_norm: bool  # CLIP
-    patch_bias: bool  # SigLIP
-    select_layer: (
-        int  # as in Hugging Face's hidden_states: -1 the last block's output, -2 the one before
-    )
-    select_feature: str  # "patch": all but the class token, the only one there is
-    resample: str  # of pictures that are made for it (data/media/images.py: FILTERS)
-    mean: tuple[float, float, float]
+    class_token: bool  # CLIP has one
+    pre_norm: bool  # a norm before the first block, as in CLIP
+    patch_bias: bool  # a bias of the patch embedding, as in SigLIP
+    # As in Hugging Face's hidden_states: -1 is the last block's output, -2 the one before.
+    select_layer: int
+    select_feature: str  # "patch", the only choice: all but the class token
+    resample: str  # filter for resizing its images: "bicubic" or "bilinear"
+    mean: tuple[float, float, float]  # of the pixels, which are normalised with it and std
     std: tuple[float, float, float]
 
     def __post_init__(self):
@@ -67,7 +66,7 @@ class ClipConfig:
         if self.select_feature != "patch":
             raise ValueError(
                 f'vision feature "{self.select_feature}"; expected "patch" (llava-hf: "default"):'
-                " with the class token beside them patches are no square grid"
+                " with the class token the patches do not form a square grid"
             )
 
     @property
@@ -206,8 +205,8 @@ def check_reads(reads: Reads, cfg: ClipConfig) -> None:
     """ValueError for what the tower does not have."""
     if not cfg.class_token and (reads.class_token or reads.heads_of is not None):
         raise ValueError(
-            "the class token is read of a tower that has none, as SigLIP: take CLIP's, or a method"
-            " that reads patches alone"
+            "the class token is needed, but this tower has none, like SigLIP: use CLIP's, or a"
+            " method that reads patches only"
         )
     levels = reads.levels if reads.heads_of is None else (*reads.levels, reads.heads_of)
     for level in levels:

@@ -121,8 +121,8 @@ def each(layers: Block | tuple, cfg: LlamaConfig, *, whole: bool = True) -> Any:
     if whole and depth != cfg.layers:
         raise ValueError(
             f"{depth} of {cfg.layers} layers run by themselves (inside_layers), but layers"
-            f" {cfg.nope_layers} have no rotary positions: take a language model whose layers are"
-            " alike, or pre-fusion in front of it"
+            f" {cfg.nope_layers} have no rotary positions: use a language model whose layers"
+            " are equal, or pre-fusion before it"
         )
     rotary_L = np.array([layer not in cfg.nope_layers for layer in range(depth)], np.float32)
     if unrolled:

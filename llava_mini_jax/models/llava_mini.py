@@ -51,16 +51,15 @@ class LlavaMiniConfig:
     projector: projector.ProjectorConfig
     compressor: CompressorConfig
     compress: str  # "projected" patches (paper), vision "features" (release), or "instead" of both
-    prefusion_layers: int  # 0: none
-    fuse_compressed: (
-        bool  # compressed tokens pass through pre-fusion (release) or around it (paper)
-    )
+    prefusion_layers: int  # 0: no pre-fusion
+    # Compressed tokens pass through pre-fusion (release) or bypass it (paper)
+    fuse_compressed: bool
     detach_text: bool  # no gradient from the inputs into the embedding table (release)
     inside_layers: int  # > 0: compression after that many LLM layers (paper E.3), no pre-fusion
     llm: llama.LlamaConfig
-    compute_dtype: str
-    remat: str  # what of each layer is kept for the backward pass (ops/layers.py)
-    attention: str = "auto"  # which implementation computes it (ops/attention.py)
+    compute_dtype: str  # of activations: float32, bfloat16 or float16
+    remat: str  # what layers keep for the backward pass: "none", "matmuls", "attention" or "full"
+    attention: str = "auto"  # or one implementation: "xla", "cudnn" or "splash"
 
     def __post_init__(self):
         check_remat(self.remat)
@@ -344,7 +343,7 @@ def encode_images(
     """(visual tokens [I, Q, D], fused text [I, F, D]) of images, each with its own text."""
     visual, fused_IFD = fuse_images(params, encode_vision(params, pixels_IJYXC, cfg), text_IFD, cfg)
     if visual.valid_IQ is not None:
-        raise ValueError("images have different numbers of tokens: take them by fuse_images")
+        raise ValueError("images have different numbers of tokens: use fuse_images")
     return visual.tokens_IQE, fused_IFD
 
 

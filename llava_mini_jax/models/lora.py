@@ -24,12 +24,10 @@ BASES = ("same", "int8", "int4")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    rank: int = 0  # of the changes; 0: none, weights are trained as they are
-    alpha: float = 0.0  # changes are multiplied by alpha / rank; 0: twice the rank, as LLaVA has it
-    targets: tuple[str, ...] = ("llm/layers/*_proj",)  # path patterns of the weights that have one
-    base: str = (
-        "same"  # frozen weights beside them: as `param_dtype` says ("same"), or one of BASES
-    )
+    rank: int = 0  # of the adapters; 0: no LoRA, the weights themselves are trained
+    alpha: float = 0.0  # adapters are scaled by alpha / rank; 0: twice the rank, as in LLaVA
+    targets: tuple[str, ...] = ("llm/layers/*_proj",)  # path patterns of the weights with adapters
+    base: str = "same"  # dtype of the frozen weights: param_dtype ("same"), or one of BASES
 
     @property
     def effective_alpha(self) -> float:

@@ -123,11 +123,11 @@ def choose(
     if platform != needed and (implementation, platform) != ("splash", "cpu"):
         raise InputError(
             f'attention "{implementation}" needs a {needed.upper()}, and this program is for'
-            f' {platform.upper()}: take "auto", which picks what is there'
+            f' {platform.upper()}: use "auto", which chooses what is available'
         )
     refusal = _refusal(implementation, dtype, head_width, windowed, ending)
     if refusal:
-        raise InputError(f'attention "{implementation}": {refusal}; take "auto" or "xla"')
+        raise InputError(f'attention "{implementation}": {refusal}; use "auto" or "xla"')
     return implementation, "asked for"
 
 

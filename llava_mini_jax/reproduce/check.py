@@ -38,7 +38,7 @@ def read_case(folder: Path, *more: str) -> tuple[dict[str, Any], dict, dict]:
     """(what case.json says, inputs, outputs); InputError where a file is missing or no archive."""
     for name in ("case.json", "inputs.npz", "outputs.npz", *more):
         if not (folder / name).is_file():
-            raise InputError(f"{folder} is no golden case: {name} is missing")
+            raise InputError(f"{folder} is not a golden case: {name} is missing")
     about = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     arrays = []
     for name in ("inputs.npz", "outputs.npz"):

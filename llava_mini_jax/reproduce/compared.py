@@ -152,7 +152,7 @@ METHODS: Mapping[str, TableRow] = {
         (72.4, 55.1, 60.1),
         "compressors/visionzip",
         _method(lambda *_: VisionZipConfig(layer=LAYER, dominant=1, contextual=1)),
-        unlike="not trained; by others' measurement",
+        unlike="not trained; measured by others",
     ),
     "visionzip-4": TableRow(
         "VisionZip",
@@ -177,7 +177,7 @@ METHODS: Mapping[str, TableRow] = {
         (55.0, 46.1, 48.0),
         "compressors/fastv",
         _method(lambda *_: FastVConfig(layer=2, keep=4, variant="drop")),
-        unlike="not trained; by others' measurement",
+        unlike="not trained; measured by others",
     ),
     **_of_ways("any"),
 }
@@ -196,30 +196,30 @@ OWN = (
 )
 TABLE = Table(
     title="Compressors",
-    source="section 5 and appendix E.1, nine methods",
+    source="Section 5 and appendix E.1, nine methods",
     rows=(*OWN, *METHODS),
     claims=(
         Claim(
             text="LLaVA-Mini's one token is at least as good as MQT-LLaVA's two",
             order=("mqt-2", "mini"),
         ),
-        Claim(text="the same of VoCo-LLaMA's one", order=("voco-1", "mini")),
+        Claim(text="the same for VoCo-LLaMA's one", order=("voco-1", "mini")),
         Claim(
             text="0 tokens, pre-fusion alone, are within 2 points of one (grids)",
             order=("any-grids", "any-grids-0"),
             by=-2,
         ),
         Claim(
-            text="one of any number is within 2 points of a model of one (grids)",
+            text="one token of a model of any number is within 2 points of a model of one (grids)",
             order=("mini", "any-grids"),
             by=-2,
         ),
     ),
     curves=True,
-    note="PruMerge's tokens are the most that a picture has. LLaMA-VID reads a question, which"
-    " captions have not, so it has no stage 1. Published"
-    " scores are of LLaVA-1.5's data and of models of 7B, each as its authors trained"
-    " it, so they do not compare with each other; what differs is said behind them.",
+    note="PruMerge's tokens are the maximum for an image. LLaMA-VID reads a question and captions"
+    " have none, so it has no stage 1. Published scores are those of 7B models on LLaVA-1.5's data,"
+    " each as its authors trained it, so they are not comparable with each other. They differ in"
+    " this:",
 )
 
 DENSE_TABLE = Table(
@@ -233,18 +233,18 @@ DENSE_TABLE = Table(
             by=-2,
         ),
         Claim(
-            text="one of any number is within 2 points of a model of one (grids)",
+            text="one token of a model of any number is within 2 points of a model of one (grids)",
             order=("hd-1", "dense-grids"),
             by=-2,
         ),
         Claim(
-            text="more of any number do not hurt (grids; no step down by more than 1 point)",
+            text="more tokens do not hurt, any number (grids; no step down by more than 1 point)",
             order=tuple(f"dense-grids{end}" for end in ("-0", "", "-4", "-9")),
             by=-1,
         ),
     ),
     curves=True,
-    note="Pages have 6 x 6 digits, 60 pixels wide, read as four parts and the whole: what is"
-    " compressed are the parts' 36 patches, a digit each. Of the nine other methods none is defined"
-    " on parts but TokenPacker-HD, which is another model.",
+    note="Pages have 6 x 6 digits, are 60 pixels wide, and are read as four parts and the whole."
+    " The parts' 36 patches, one digit each, are compressed. None of the nine other methods is"
+    " defined on parts, except TokenPacker-HD, which is another model.",
 )

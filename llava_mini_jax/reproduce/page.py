@@ -68,23 +68,24 @@ def _markdown(name: str, scale: str, trained: Sequence[Trained], command: str, c
         lines += [f"**A trial: {cut}. These scores mean nothing.**", ""]
     lines += [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
     lines += [_row(_cells(each, scale)) for each in trained]
-    header = ["what the paper says", "here", *PARTS[scale], "in the paper"]
+    header = ["claim", "here", *PARTS[scale], "in the paper"]
     lines += ["", _row(header), _row(["---"] * len(header))]
     lines += [
         _row([text, *ours.values(), theirs]) for text, ours, theirs in claims(name, scale, trained)
     ]
     about = versions()
+    shown = "scores over tokens and FLOPs" if table.curves else "scores here and in the paper"
     lines += [
         "",
-        f"A score is the mean of its parts: {', '.join(PARTS[scale])}. Brackets: the smallest step"
-        " between the rows that a claim compares, in points, with its standard error over seeds;"
-        ' "not clearly" where the bound is in the 95 % interval (Student\'s t) around the step. The'
-        f" paper's scores are the means of its three benchmarks. {unit}: one picture and"
-        f" {paper_figures.TEXT} tokens of text, by `cost/flops.py`.",
+        f"A score is the mean of its parts: {', '.join(PARTS[scale])}. Brackets give the smallest"
+        " step between the rows that a claim compares, in points, with its standard error over"
+        ' seeds. "Not clearly" means that the bound lies in the 95 % interval (Student\'s t) around'
+        f" the step. The paper's scores are the means of its three benchmarks. {unit} are those of"
+        f" one image and {paper_figures.TEXT} tokens of text, by `cost/flops.py`.",
         *(["", table.note] if table.note else []),
         *_unlike(trained),
         "",
-        f"![{table.title}]({name}.png)",
+        f"![{table.title}: {shown}]({name}.png)",
         "",
         f"{datetime.datetime.now(datetime.UTC).date()}, Python {about['python']},"
         f" jax {about.get('jax', '?')}.",

@@ -163,7 +163,7 @@ class _Crew:
         )
         with self._lock:
             if self._processes is None:
-                raise InputError(f"{job.name} is not begun: the run is over")
+                raise InputError(f"{job.name} was not started: the run is over")
             self._processes.add(process)
             # Under the lock: the environment is that of this whole process.
             with _defaults(self._environment):

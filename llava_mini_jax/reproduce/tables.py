@@ -176,8 +176,9 @@ PAPER_TABLES: Mapping[str, Table] = {
                 by=-1,
             ),
         ),
-        note="Pages here have 6 x 6 digits, 60 pixels wide: a digit has 10 pixels in a part of the"
-        " HD image, as the tower knows it, and 5 in the whole, which is all that the others see.",
+        note="Pages here have 6 x 6 digits and are 60 pixels wide. A digit has 10 pixels in a part"
+        " of the HD image, the size that the tower was trained on, and 5 in the whole, which is all"
+        " that the other rows see.",
     ),
     "table8": Table(
         title="Queries against average pooling",
@@ -215,13 +216,13 @@ PAPER_TABLES: Mapping[str, Table] = {
                 by=-1,
             ),
             Claim(
-                text="the same of the release's queries",
+                text="the same for the release's queries",
                 order=("pool0-4", "heads0-4"),
                 by=-1,
             ),
         ),
-        note="MQT-LLaVA's figures are cited by the paper; here average pooling stands for merging"
-        " tokens. PruMerge has no complete row in the paper.",
+        note="The paper cites MQT-LLaVA's figures. Average pooling stands for token merging here."
+        " The paper has no complete row for PruMerge.",
     ),
     "table11": Table(
         title="Pre-fusion alone",
@@ -240,7 +241,7 @@ PAPER_TABLES: Mapping[str, Table] = {
         rows=("mini", "inside"),
         claims=(
             Claim(
-                text="compression and pre-fusion are better in front of the language model",
+                text="compression and pre-fusion are better before the language model",
                 order=("inside", "mini"),
             ),
         ),

@@ -25,7 +25,7 @@ class Admission:
         if count > self.most:
             raise ApiError(
                 400,
-                f"n is {count}, but this server takes {self.most} answers at a time; give less",
+                f"n is {count}, but this server takes {self.most} answers at a time; ask for fewer",
                 param="n",
             )
         if self.held + count > self.most:

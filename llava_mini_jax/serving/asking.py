@@ -70,7 +70,7 @@ def text_prompt(text: str, model: Model) -> EncodedPrompt:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError("prompt has half a character of Unicode; give whole ones") from None
+        raise InputError("prompt has half of a surrogate pair; send valid Unicode") from None
     turns = [Turn("user", text, ()), Turn("assistant", None)]
     prompt = encode(_BARE, turns, model.tokenizer, double_bos=False)
     if not len(prompt.ids):

@@ -21,7 +21,9 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body, parse_constant=_no_number)
     except RecursionError:
-        raise ApiError(400, "the body is nested too deeply; send the fields alone") from None
+        raise ApiError(
+            400, "the body is nested too deeply; send only the documented fields"
+        ) from None
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8; send JSON in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -36,7 +38,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     # Python's parser takes it; in sampling it would reach the device.
-    raise ApiError(400, f"the body has {name}, which JSON does not know; send a finite number")
+    raise ApiError(400, f"the body has {name}, which is not valid JSON; send a finite number")
 
 
 def told(problems: Sequence[Any]) -> str:

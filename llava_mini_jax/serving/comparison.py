@@ -80,10 +80,10 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
     if cfg.declared.adaptive:
         raise InputError(
             f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
-            " the comparison does not tell; give it a fixed ratio"
+            " the comparison cannot show; give it a fixed ratio"
         )
     if not comparable(cfg):
-        raise InputError("the model is a LLaVA-1.5 itself; there is nothing to compare it with")
+        raise InputError("the model is a LLaVA-1.5 itself, so there is nothing to compare")
     if not frames:
         raise InputError("the request shows no picture; give one, because text costs both the same")
     if frames > MOST_FRAMES:
@@ -125,7 +125,7 @@ def on_engine(worker: Worker, work: Callable[[], T]) -> T:
     try:
         return worker.between(work).result()
     except CancelledError as error:
-        raise ApiError(503, "the engine is not working any more") from error
+        raise ApiError(503, "the engine has stopped working") from error
 
 
 def _told(model: Candidate, example: Example, times: Any, name: str) -> dict[str, Any]:

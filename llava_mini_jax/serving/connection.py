@@ -56,7 +56,7 @@ def protocol(body_seconds: float) -> type[H11Protocol]:
             self._clock = self.loop.call_later(seconds, end) if what else None
 
         def send_400_response(self, msg: str) -> None:
-            body = dumps(ApiError(400, "this is no HTTP request that can be read").body())
+            body = dumps(ApiError(400, "this is not a readable HTTP request").body())
             headers = [("content-type", "application/json"), ("connection", "close")]
             events = (
                 h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),

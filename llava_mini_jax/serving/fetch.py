@@ -115,7 +115,7 @@ def parse(url: str) -> Place:
     parts = urlsplit(url)
     scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
     if scheme not in _PORTS or "@" in parts.netloc or "%" in parts.netloc or not host:
-        raise ValueError("it is no plain http(s) url")
+        raise ValueError("it is not a plain http(s) url")
     port = _PORTS[scheme] if parts.port is None else parts.port
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Place(scheme, _plain(host), port, target)
@@ -130,7 +130,7 @@ def _plain(host: str) -> str:
     except ValueError:
         pass
     if ":" in text:
-        raise ValueError("its host is no name")
+        raise ValueError("its host is not a name")
     return text.encode("idna").decode("ascii") if text else text
 
 
@@ -142,7 +142,7 @@ def _listed(entry: str) -> str:
             raise ValueError("no host")
     except ValueError as error:
         raise InputError(
-            f"the allowed host {entry!r:.80} is no host name; give names such as images.org,"
+            f"the allowed host {entry!r:.80} is not a host name; give names such as images.org,"
             f" images.org:8443, or {ANY_HOST} for every public host"
         ) from error
     return f"{plain}{colon}{port}"

@@ -23,7 +23,7 @@ def _listed(value: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Fields have the types of their JSON: "5" is no number. Infinity and NaN are none either."""
+    """Fields have the types of their JSON: "5" is not a number, nor are Infinity and NaN."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 

@@ -136,10 +136,10 @@ def _refused(child: subprocess.Popen, how: How, name: str) -> ApiError:
         reason = "time"
     limits = how.limits
     told = {
-        "unreadable": "it is no whole film with a video track and at least one frame; send it as"
-        " mp4, webm, mov, mkv, avi, mpeg, flv, asf, ogg or gif",
+        "unreadable": "it is not a complete video with a video track and at least one frame; send"
+        " it as mp4, webm, mov, mkv, avi, mpeg, flv, asf, ogg or gif",
         "large": f"its frames have more than {limits.image_pixels:,} pixels; make it smaller",
-        "memory": f"decoding it takes more than {limits.film_megabytes:,} MB; make it smaller",
+        "memory": f"decoding it needs more than {limits.film_megabytes:,} MB; make it smaller",
         "time": f"a frame of it takes more than {limits.film_seconds:g} s; make it smaller",
     }
     return ApiError(400, f"{name} cannot be read: {told[reason]}", param="video_url")

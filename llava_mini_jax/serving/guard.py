@@ -101,7 +101,7 @@ def _of_http(error: Exception) -> Exception:
         return error
     told: dict[int, str] = {
         404: "there is nothing at this path; chats are asked at /v1/chat/completions",
-        405: "this path does not take this method; the header Allow names those that it takes",
+        405: "this path does not allow this method; the header Allow names the allowed ones",
     }
     status = error.status_code
     if status in told:

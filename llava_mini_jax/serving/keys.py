@@ -40,7 +40,9 @@ def read_keys(file: Path | None) -> frozenset[bytes]:
         keys += lines
     for key in keys:
         if not key.isascii() or any(letter.isspace() for letter in key):
-            raise InputError("a key has a space or a letter beyond ASCII; no header could hold it")
+            raise InputError(
+                "a key has a space or a character beyond ASCII, which no header can hold"
+            )
     return frozenset(digest(key) for key in keys if key)
 
 

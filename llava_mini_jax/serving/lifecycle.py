@@ -42,7 +42,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"--host {host} is no address of this machine ({error})") from error
+        raise InputError(f"--host {host} is not an address of this machine ({error})") from error
     family, kind, number, _, address = found[0]
     bound = socket.socket(family, kind, number)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -38,6 +38,6 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(
-                    f"the limit {field.name} is {value}; give a number above 0 (it has no value"
-                    " that stands for no limit)"
+                    f"the limit {field.name} is {value}; give a number above 0 (no value means"
+                    " no limit)"
                 )

@@ -170,11 +170,11 @@ class MediaReader:
                 return frames, image.width * image.height
         except TooLargeError:
             reason = (
-                f"it has more than {most:,} pixels, or takes more memory or time than pictures may;"
+                f"it has more than {most:,} pixels, or needs more memory or time than allowed;"
                 " make it smaller"
             )
         except InputError:
-            reason = f"it is no whole picture in one of the formats {', '.join(FORMATS)}"
+            reason = f"it is not a complete picture in one of the formats {', '.join(FORMATS)}"
         raise ApiError(400, f"{name} cannot be read: {reason}", param=param)
 
     # ---------------------------------------------------------------------------------- films

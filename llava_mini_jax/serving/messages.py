@@ -49,13 +49,13 @@ def conversation(messages: Sequence[Mapping[str, Any]], as_film: bool = False) -
         text, marks = _content(message.get("content"), role, where, media, as_film)
         if role == "system":
             if turns:
-                _refuse(where, "a system message stands behind others; put it in front")
+                _refuse(where, "a system message comes after others; put it first")
             system.append(text)
             continue
         expected = "assistant" if len(turns) % 2 else "user"
         if role != expected:
             _refuse(
-                where, f"it is by the {role}; here the {expected}'s is expected (they take turns)"
+                where, f"it is by the {role}; here the {expected}'s is expected (turns alternate)"
             )
         turns.append(Turn("user" if role == "user" else "assistant", text, marks))
     if not turns or turns[-1].role != "user":

@@ -207,7 +207,7 @@ async def _model(service: Service, request: Request) -> Response:
 async def _health(service: Service, request: Request) -> Response:
     """Whether the process should live on; not whether it is ready."""
     if service.worker.state == "dead":
-        raise ApiError(503, "the engine is not working any more")
+        raise ApiError(503, "the engine has stopped working")
     return Response(status_code=200)
 
 

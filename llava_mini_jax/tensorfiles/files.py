@@ -95,7 +95,7 @@ def _refuse_second_model(read: Path, whole: Path, files: list[Path]) -> None:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         raise InputError(
             f"{read.parent} holds two models: the one of {read.name}, and {stale[0]}{more}, which"
-            " does not belong to it; remove the files of the one that is not meant."
+            " does not belong to it; remove the files of the other one."
         )
 
 
@@ -142,7 +142,7 @@ def _open_index(path: Path) -> dict[str, LazyTensor]:
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise InputError(
-            f"{path} does not fit its files: {'; '.join(problems[:10])}{more}; the files are of "
+            f"{path} does not match its files: {'; '.join(problems[:10])}{more}; the files are of "
             "different downloads or models, so download the whole folder again."
         )
     return {name: shards[file][name] for name, file in weight_map.items()}
@@ -192,7 +192,7 @@ def _union(files: list[Path]) -> dict[str, LazyTensor]:
             if name in tensors:
                 raise InputError(
                     f"{tensors[name].file} and {file.name} both hold tensor {name!r}, and no index "
-                    "says which is meant; name the file to read, or remove the other."
+                    "says which one to read; name the file to read, or remove the other."
                 )
             tensors[name] = tensor
     return tensors

@@ -5,7 +5,7 @@
        `safe_open` refuses sizes that do not fit, overlaps, gaps, bytes too few or too many
                '-------------------------------+--------> {name: LazyTensor}, or one sentence
 
-A name that stands twice in a header is refused here: the library takes the last one in silence.
+A name that appears twice in a header is refused here: the library takes the last one in silence.
 `LazyTensor` reads, because the library's numpy side knows no float8, cannot cut an empty tensor,
 and cannot convert on the way from the file.
 """
@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         return {name: _placed(path, name, entry, start) for name, entry in header.items()}
     except (SafetensorError, ValueError) as error:
         raise InputError(
-            f"{path} of {path.stat().st_size:,} bytes is no whole safetensors file"
+            f"{path} of {path.stat().st_size:,} bytes is not a complete safetensors file"
             f" ({short(str(error), 200)}); it is cut short, damaged or something else, so"
             " download it again."
         ) from error
@@ -100,7 +100,7 @@ def strict_json(data: bytes) -> Any:
         result = dict(pairs)
         if len(result) < len(pairs):
             (name, times), *_ = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"the name {short(name)} stands in it {times} times")
+            raise ValueError(f"the name {short(name)} appears in it {times} times")
         return result
 
     try:

@@ -54,7 +54,7 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
                 return _read_zip(path, file)
             if start[:1] == b"\x80":
                 return _read_legacy(path, file)
-            raise BadPickleError(f"begins with {start!r}, unlike any file that torch.save writes")
+            raise BadPickleError(f"starts with {start!r}, unlike any file that torch.save writes")
     except BadPickleError as problem:
         raise InputError(f"{path} {problem}; {problem.remedy}") from problem
 

@@ -155,7 +155,7 @@ def _refuse_lazy_values(lazy: Any) -> None:
 
 def _parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> TorchTensor:
     if not isinstance(data, TorchTensor):
-        raise BadPickleError(f"wraps {short(data)} as a parameter, which is no tensor")
+        raise BadPickleError(f"wraps {short(data)} as a parameter, which is not a tensor")
     return data
 
 

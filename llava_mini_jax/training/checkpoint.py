@@ -112,7 +112,7 @@ class Checkpoints:
             raise InputError(
                 f"checkpoint {self._manager.directory / str(steps[0])} cannot be restored "
                 f"({problems[steps[0]]}), nor any other of its stage: use the config it was made "
-                f"with; if it is damaged, remove {self._manager.directory} to begin the stage again"
+                f"with; if it is damaged, remove {self._manager.directory} to restart the stage"
             )
         return Resumed(0, None, {})
 
@@ -168,7 +168,7 @@ class Checkpoints:
             raise InputError(
                 f"a checkpoint in {self._manager.directory} cannot be written ({reason:.300}): "
                 "make room or give a writable --workdir, and start the same command again; "
-                "earlier checkpoints are whole"
+                "earlier checkpoints are intact"
             ) from error
 
 

@@ -63,7 +63,7 @@ def describe(stages: Sequence[TrainConfig]) -> None:
         console.print(_memory_table(stage))
         console.print(f"  {_bound(stage)}", highlight=False, soft_wrap=True)
         if max(dataclasses.astuple(stage.mesh)) > 1:
-            console.print("  where parameters lie, and bytes on one device:", highlight=False)
+            console.print("  where parameters are, and bytes on one device:", highlight=False)
             for line in layout(stage):
                 console.print(f"    {line}", highlight=False, soft_wrap=True)
         console.print()

@@ -63,19 +63,19 @@ def run(
     accept_changed_data: bool = False,
     track: TrackConfig | None = None,
 ) -> None:
-    """Trains all stages; a workdir that holds checkpoints is continued where it stopped.
+    """Trains all stages; resumes a workdir that holds checkpoints.
 
-    One whose data is not what its checkpoints were trained on is refused, or with
-    `accept_changed_data` continued on what is there now.
+    If the data differ from those that the checkpoints were trained on, raises InputError, or with
+    `accept_changed_data` resumes on the present data.
 
-    SIGTERM, which clusters send before they take a machine away, ends it after the next step, with
-    a checkpoint of it, and raises Stopped; on several processes it is enough that one gets it.
+    SIGTERM, which clusters send before they take a machine away, ends the run after the next step
+    with a checkpoint of that step, and raises Stopped. With several processes one signal is enough.
     """
     for stage in stages:
         check(stage)
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
-        raise InputError(f"stages are named {', '.join(names)}; give each a name of its own")
+        raise InputError(f"stages are named {', '.join(names)}; give each its own name")
     trackers.check(track)
     params = None
     try:
@@ -94,7 +94,7 @@ def run(
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written ({error}): make room or give a writable "
-            "--workdir, and start the same command again; earlier checkpoints are whole"
+            "--workdir, and start the same command again; earlier checkpoints are intact"
         ) from error
 
 

@@ -62,8 +62,8 @@ def _check(cfg: LoraConfig, chosen: Mapping[str, ParamSpec]) -> None:
     for path, leaf in chosen.items():
         if len(leaf.shape) - leaf.stacked < 2 or not path.endswith("_proj"):
             raise InputError(
-                f"lora.targets: {path} is no weight of a product in the layers; name some, such as"
-                ' "llm/layers/*_proj"'
+                f"lora.targets: {path} is not a weight of a product in the layers; name weights"
+                ' such as "llm/layers/*_proj"'
             )
 
 
@@ -72,7 +72,7 @@ def _check_groups(chosen: Mapping[str, ParamSpec]) -> None:
         inputs = math.prod(leaf.shape[leaf.output_axes :])
         if group_of(inputs) is None:
             raise InputError(
-                f'lora.base is "int4", but {path} has {inputs} inputs, no multiple of'
+                f'lora.base is "int4", but {path} has {inputs} inputs, not a multiple of'
                 f" {GROUPS[-1]}: set lora.base to int8 or same"
             )
 

@@ -22,15 +22,15 @@ class Group:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     learning_rate: float  # peak, of every parameter that is in no group
-    groups: tuple[Group, ...]  # the first one that matches a path has it
-    warmup_ratio: float  # of the steps; 0: none, the first step has the full rate
-    weight_decay: float  # on kernels and tables; never on norms and biases
-    max_grad_norm: float  # longer gradients are clipped to it; 0: none are
+    groups: tuple[Group, ...]  # own learning rates; the first group that matches a path applies
+    warmup_ratio: float  # share of the steps; 0: no warm-up
+    weight_decay: float  # on kernels and tables, never on norms and biases
+    max_grad_norm: float  # gradients are clipped to this norm; 0: no clipping
     beta1: float
     beta2: float
     eps: float
-    # Of Adam's first moment: "bfloat16" saves two bytes a parameter. The second one is float32,
-    # whatever the parameters are: in bfloat16 it would never fall, 0.999 of it rounds back to it.
+    # Dtype of Adam's first moment: "bfloat16" saves two bytes a parameter. The second moment is
+    # always float32: in bfloat16 it would never fall, because 0.999 of it rounds back to it.
     first_moment_dtype: str = "float32"
 
 

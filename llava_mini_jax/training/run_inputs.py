@@ -110,8 +110,8 @@ def check_data(
     if before != samples:
         changed.append(f"its data has {samples} samples, but had {before}")
     elif about and "data" not in about:
-        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; it goes on with the "
-             "data that is there")  # fmt: skip
+        _say(f"{stage.name}: {checkpoint} does not say what it was trained on; the run continues "
+             "with the present data")  # fmt: skip
     elif about:
         changed += fingerprint.changes(about["data"], data)
     if not changed:
@@ -121,9 +121,9 @@ def check_data(
         _say(f"{stage.name}: accepted changed data: {told} when {checkpoint} was written")
         return
     raise InputError(
-        f"{stage.name}: {told} when {checkpoint} was written, so the run would not go on as it "
-        "began: give it the same data, start again with another --workdir, or go on with this data "
-        "by --accept-changed-data"
+        f"{stage.name}: {told} when {checkpoint} was written, so the run would not continue with "
+        "the same batches: give it the same data, start again with another --workdir, or accept "
+        "this data with --accept-changed-data"
     )
 
 

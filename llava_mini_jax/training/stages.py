@@ -40,47 +40,47 @@ EVERYTHING = ("*",)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Data that nothing is learnt from; its loss is measured while a stage runs."""
+    """Validation data, whose loss is measured while a stage runs."""
 
     data: DigitsConfig | SourcesConfig
     batches: int  # of the stage's batch size, the same ones each time
-    every: int  # steps; the last step is always followed by it
+    every: int  # steps between evaluations; there is always one after the last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    name: str  # of the stage: its folder in the workdir
+    name: str  # of the stage, and of its folder in the workdir
     model: LlavaMiniConfig
     images: ImageConfig
     prompt: PromptConfig
     tokenizer: str  # "digits", or a folder or hub name with tokenizer files
     data: DigitsConfig | SourcesConfig
-    bad_samples: float  # share of the data's samples that may be broken (batches/quarantine.py)
-    heldout: HeldOut | None
+    bad_samples: float  # share of the data's samples that may be broken
+    heldout: HeldOut | None  # validation data, which only a config file can add
     start: str  # "fresh", "previous" (the stage before), or a model folder
-    fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises itself
+    fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises
     prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
-    trainable: tuple[str, ...]  # path patterns; everything else is frozen
+    trainable: tuple[str, ...]  # path patterns of trained parameters; all others are frozen
     optimizer: OptimizerConfig
-    steps: int
-    batch_size: int  # rows of a step, on all devices and in all micro-batches together
-    accumulate: int  # micro-batches of a step, one after the other: memory of batch_size / this
-    loss_chunk: int  # positions whose logits exist at a time (training/loss.py); 0: all
+    steps: int  # optimiser steps
+    batch_size: int  # rows of a step, over all devices and micro-batches
+    accumulate: int  # micro-batches a step; more need less memory
+    loss_chunk: int  # positions whose logits are in memory at a time; 0: all
     z_loss: float  # weight of the mean squared log-normaliser of the logits; 0: none
-    max_skipped: int  # steps in a row without a finite loss and gradient that end the run
-    lengths: tuple[int, ...]  # buckets of text and sequence lengths
-    scan_layers: bool  # scan over stacked layers (fast compilation), or unrolled (fast on CPU)
-    param_dtype: str
+    max_skipped: int  # the run ends after this many steps in a row without finite loss or gradient
+    lengths: tuple[int, ...]  # sequence lengths to compile; a batch uses the shortest that fits
+    scan_layers: bool  # scan over stacked layers (compiles fast), or unroll them (fast on CPU)
+    param_dtype: str  # of parameters: float32, bfloat16 or float16
     mesh: MeshConfig
-    seed: int
-    log_every: int
-    checkpoint_every: int
-    keep: int  # newest checkpoints of a stage that are kept
-    keep_every: int  # steps whose checkpoints are kept forever; 0: none
+    seed: int  # of initial values and of the data's order
+    log_every: int  # steps between lines of metrics.jsonl
+    checkpoint_every: int  # steps between checkpoints
+    keep: int  # how many of the newest checkpoints to keep
+    keep_every: int  # steps between checkpoints that are kept forever; 0: none
     lora: LoraConfig = NO_LORA
-    # Vision tokens that each row's number is drawn from; none: the model's own, for all rows.
+    # Numbers of vision tokens, one of which each row draws; empty: the model's own, for all rows.
     draw_tokens: tuple[int, ...] = ()
-    packing: PackingConfig = NO_PACKING  # several conversations a row (docs/finetune.md)
+    packing: PackingConfig = NO_PACKING
 
 
 def load_config(path: str) -> Any:
@@ -132,7 +132,7 @@ def with_lora(stage: TrainConfig) -> TrainConfig:
         raise InputError(f"{stage.name}: {error}") from error
     if stage.start == "fresh":
         raise InputError(
-            f"{stage.name}: lora changes a model that is there, but start is fresh: name a folder"
+            f"{stage.name}: lora adapts an existing model, but start is fresh: name a model folder"
         )
     return dataclasses.replace(stage, trainable=trained)
 
@@ -178,7 +178,7 @@ def _compressor(stage: TrainConfig) -> Iterator[str]:
     if stage.draw_tokens and not counts:
         yield (
             f'draw_tokens is {stage.draw_tokens}, but compressor "{kind}" has one number of tokens:'
-            ' leave it out, or take compressor "nested"'
+            ' leave it out, or use compressor "nested"'
         )
     for number in stage.draw_tokens if counts else ():
         if number not in counts:
@@ -248,7 +248,7 @@ def _shares(stage: TrainConfig) -> Iterator[str]:
 def _lengths(stage: TrainConfig) -> Iterator[str]:
     lengths, longest = stage.lengths, stage.prompt.max_length
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-        yield f"lengths is {lengths}; expected sizes that grow, such as (128, 256, 512)"
+        yield f"lengths is {lengths}; expected increasing sizes, such as (128, 256, 512)"
     if lengths[-1] < longest:
         yield (
             f"the longest of lengths is {lengths[-1]}, but rows may have prompt.max_length = "
@@ -257,9 +257,9 @@ def _lengths(stage: TrainConfig) -> Iterator[str]:
     llm = stage.model.llm
     if isinstance(llm.rope.scaling, DynamicScaling) and longest > llm.max_positions:
         yield (
-            f"prompt.max_length is {longest}, but the language model's rotary positions begin to"
-            f" depend on the length of a text behind {llm.max_positions} positions (dynamic"
-            " scaling), which is not supported: lower max_length, or take linear or yarn scaling"
+            f"prompt.max_length is {longest}, but the language model's rotary positions"
+            f" depend on the length of a text beyond {llm.max_positions} positions (dynamic"
+            " scaling), which is not supported: lower max_length, or use linear or yarn scaling"
         )
 
 
@@ -285,7 +285,10 @@ def _packing(stage: TrainConfig) -> Iterator[str]:
         return
     model, kind = stage.model, stage.model.compressor.kind
     if model.declared.inside or model.inside_layers:
-        yield f'compressor "{kind}" goes on inside the LLM, where a row is one: take packing out'
+        yield (
+            f'compressor "{kind}" continues inside the LLM, which needs one conversation a row:'
+            " turn packing off"
+        )
     if stage.prompt.padding_side == "left":
         yield "packed rows are padded on the right: set prompt.padding_side to right"
     if stage.draw_tokens:

@@ -74,7 +74,7 @@ def _check_bases(stage: TrainConfig, spec: LlavaMini, kept: dict[str, jax.Array]
         if own != path and own not in kept:
             raise InputError(
                 f"{stage.name}: lora.targets name {path}, which this stage starts from scratch,"
-                " and a frozen weight is never learnt: take it out of the targets, or start from a"
+                " and a frozen weight is never learnt: remove it from the targets, or start from a"
                 " folder that has it"
             )
 
@@ -130,7 +130,7 @@ def _copy_llm_layers(
     own, given = stage.model.prefusion_layers, stage.model.llm.layers
     if own > given:
         raise InputError(
-            f"{stage.name}: {own} pre-fusion layers cannot begin as copies of {given} layers of "
+            f"{stage.name}: {own} pre-fusion layers cannot be copies of {given} layers of "
             'the language model: set prefusion_init to "fresh", or prefusion_layers to that number'
         )
     layers: Any = bases(params.llm.layers)

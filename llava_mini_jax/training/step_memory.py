@@ -110,7 +110,7 @@ class _Piece:
         moments = trained * (FLOAT32 + (self.first if self.first != FLOAT32 else 0))
         accumulates = self.stage.accumulate > 1
         sums = {"float32 sums of gradients": trained * FLOAT32} if accumulates else {}
-        front = {"kept in front of the language model": self.kept_in_front()}
+        front = {"kept before the language model": self.kept_in_front()}
         kept = sums | front | {"kept of its layers": self.kept_of_llm()}
         layer = self.work(self.length, self.length, self.rows)
         fusion = sums | {"gradients": trained * size} | front

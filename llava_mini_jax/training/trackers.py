@@ -29,10 +29,10 @@ from llava_mini_jax.training.stages import TrainConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Who is told the metrics of a run, beside TensorBoard. Raises InputError for no project."""
+    """Where metrics go in addition to TensorBoard. Raises InputError for an empty project."""
 
     to: tuple[Literal["wandb", "trackio"], ...] = ()  # packages, each an extra of that name
-    project: str = "llava-mini"  # that the runs are kept under there
+    project: str = "llava-mini"  # the project's name there
 
     def __post_init__(self) -> None:
         if not self.project:
@@ -107,8 +107,8 @@ class Tracker:
             )
         except Exception as error:  # of servers, logins and disks
             raise InputError(
-                f"{package} cannot begin the run {name} ({_one_line(error)}): log in there, let it"
-                f" work offline (WANDB_MODE=offline), or leave {package} out of --track.to"
+                f"{package} cannot start the run {name} ({_one_line(error)}): log in there, work"
+                f" offline (WANDB_MODE=offline), or leave {package} out of --track.to"
             ) from error
 
     def add(self, values: Mapping[str, float], step: int) -> None:
@@ -132,7 +132,7 @@ class Tracker:
     def _lost(self, when: str, error: Exception) -> None:
         self._run = None
         say(
-            f"{self._package} failed {when} ({_one_line(error)}) and is told no more of this stage;"
+            f"{self._package} failed {when} ({_one_line(error)}) and gets no more of this stage;"
             " metrics.jsonl has everything"
         )
 

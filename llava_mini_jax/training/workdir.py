@@ -80,7 +80,7 @@ def _opened(workdir: str, stages: Sequence[TrainConfig], accept_changed_data: bo
     if accept_changed_data:
         changed = [name for name in changed if name not in of_data]
     if changed:
-        accept = ", or go on with other data by --accept-changed-data" * (changed == of_data)
+        accept = ", or accept other data with --accept-changed-data" * (changed == of_data)
         raise InputError(
             f"{path} was written by a run with another configuration (it differs in "
             f"{', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): give another --workdir, "
@@ -117,8 +117,8 @@ def _check_shared(folder: epath.Path) -> None:
         path.unlink(missing_ok=True)
     if blind:
         raise InputError(
-            f"workdir {folder} of process {blind[0]} is not that of process 0: what one writes "
-            "there the other does not see; give a --workdir on a disk, or in a bucket, that all "
+            f"workdir {folder} of process {blind[0]} is not that of process 0: neither sees what "
+            "the other writes there; give a --workdir on a disk, or in a bucket, that all "
             "machines share"
         )
 

@@ -17,7 +17,7 @@ from llava_mini_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """Raises InputError for steps that are no window."""
+    """Which steps to record for xprof. Raises InputError for an invalid range."""
 
     steps: str = ""  # "10:15" records steps 10 to 15 of every stage; "": none
 

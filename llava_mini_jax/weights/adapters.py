@@ -252,9 +252,8 @@ def find_base(folder: Path, name: str) -> Path:
         return resolve_folder(name)
     except InputError as error:
         raise InputError(
-            f"{folder} is an adapter of {short(name)}, which is not there ({error}); put that "
-            "model's folder beside it, or name its place in base_model_name_or_path of "
-            f"{CONFIG}"
+            f"{folder} is an adapter of {short(name)}, which cannot be found ({error}); put that "
+            f"model's folder next to it, or give its path as base_model_name_or_path in {CONFIG}"
         ) from None
 
 

@@ -108,7 +108,7 @@ def coded(tensors: Mapping[str, LazyTensor], coding: Coding | None) -> dict[str,
     modules = [n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")]
     if not modules:
         raise InputError(f"{coding.where} says {coding.method}, but no file holds a .qweight: "
-                         "take the field out if the weights are numbers")  # fmt: skip
+                         "remove the field if the weights are numbers")  # fmt: skip
     for module in modules:
         parts = {
             kind: found.pop(f"{module}.{kind}", None)
@@ -129,8 +129,8 @@ def _weight(module: str, parts: dict[str, LazyTensor | None], coding: Coding) ->
     qweight, qzeros, scales, g_idx = (parts[k] for k in ("qweight", "qzeros", "scales", "g_idx"))
     if qweight is None or qzeros is None or scales is None:
         lacks = next(k for k in ("qzeros", "scales") if parts[k] is None)
-        raise InputError(f"{coding.where}: {module}.qweight has no {module}.{lacks} beside it: "
-                         "download the rest of the folder")  # fmt: skip
+        raise InputError(f"{coding.where}: {module}.qweight has no {module}.{lacks}: download "
+                         "the rest of the folder")  # fmt: skip
     rows, columns = (*qweight.shape, 0, 0)[:2]
     by_output = coding.method == "awq"
     out, into = (columns * _CODES, rows) if by_output else (columns, rows * _CODES)
@@ -181,8 +181,8 @@ def _check_order(module: str, g_idx: LazyTensor | None, coding: Coding, into: in
     group = coding.group or into
     if g_idx is None or (g_idx.read() != np.arange(into) // group).any():
         raise InputError(
-            f"{coding.where}: {module} has its inputs in groups that do not lie side by side"
-            " (desc_act), which cannot be read; take a version without desc_act"
+            f"{coding.where}: {module} has its inputs in groups that are not contiguous"
+            " (desc_act), which cannot be read; use a version without desc_act"
         )
 
 
@@ -191,5 +191,5 @@ def _check_zeros(tensor: CodedTensor) -> None:
     if tensor.coding.zero_offset and (_unpack(tensor.qzeros.read()) == int4.LARGEST).any():
         raise InputError(
             f"{tensor.coding.where}: {tensor.qzeros.name} has zeros stored as 15, which tools read"
-            " as 0 or as 16; take a version in format gptq_v2"
+            " as 0 or as 16; use a version in format gptq_v2"
         )

@@ -79,17 +79,17 @@ def coding_of(config: Fields, folder: Path) -> Coding | None:
 
 def _check_awq(f: Fields) -> int:
     for name in ("version", "format"):
-        f.only(name, "gemm", "GEMM", because="its codes lie in another order")
-    f.only("checkpoint_format", "gemm", because="its codes lie in another order")
-    f.only("backend", *_AWQ_KERNELS, because="its codes lie in another order")
+        f.only(name, "gemm", "GEMM", because="its codes are in another order")
+    f.only("checkpoint_format", "gemm", because="its codes are in another order")
+    f.only("backend", *_AWQ_KERNELS, because="its codes are in another order")
     f.only("zero_point", True, because="its codes have no zeros of their own")
-    f.only("desc_act", False, because="inputs lie in another order")
+    f.only("desc_act", False, because="inputs are in another order")
     return 0
 
 
 def _zero_offset(f: Fields) -> int:
     """Format "gptq" stores zeros less 1."""
-    because = "its codes lie in another order"
+    because = "its codes are in another order"
     for name in ("checkpoint_format", "format"):
         f.only(name, "gptq", "gptq_v2", because=because)
     f.only("is_marlin_format", False, because=because)

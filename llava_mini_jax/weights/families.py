@@ -121,14 +121,14 @@ def _window(
         return None
     if kind == "llama":
         raise InputError(
-            f'{f.where}: "sliding_window" is {window}, which LLaMA\'s class takes no notice of; use'
-            ' model_type "mistral" if the model was trained with it, or take the field out'
+            f'{f.where}: "sliding_window" is {window}, which LLaMA\'s class ignores; use'
+            ' model_type "mistral" if the model was trained with it, or remove the field'
         )
     if len(windowed) < layers or not all(windowed[:layers]):
         field = "layer_types" if types is not None else "max_window_layers"
         raise InputError(
             f'{f.where}: by "{field}" some layers see a window of {window} positions and others'
-            " everything, which is not supported; use a model whose layers are alike"
+            " everything, which is not supported; use a model whose layers are equal"
         )
     return window
 

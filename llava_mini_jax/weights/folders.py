@@ -57,7 +57,7 @@ def open_model(
     """
     adapter = adapters.open_adapter(folder, base) if adapters.is_adapter(folder) else None
     if adapter is None and base is not None:
-        raise InputError(f"{folder} is a whole model, no adapter: it has no base to be given")
+        raise InputError(f"{folder} is a whole model, not an adapter: leave out --base")
     tensors = open_tensors(folder) if adapter is None else adapter.tensors()
     folder = folder if adapter is None else adapter.described
     f = hf_config.config_fields(folder, coded=True)

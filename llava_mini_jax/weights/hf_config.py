@@ -87,8 +87,8 @@ def check_kind(f: Fields, types: tuple[str, ...], default: str | None = None) ->
     code = f.get("auto_map", dict, {})
     if own := [name for name in code if name.startswith(("AutoConfig", "AutoModel"))]:
         raise InputError(
-            f'{f.where}: "auto_map" says that the model brings code of its own ({own[0]}), which is'
-            " not run here and may compute something else; take the field out if it does not"
+            f'{f.where}: "auto_map" says that the model has its own code ({own[0]}), which is'
+            " not run here and may compute something else; remove the field if it does not"
         )
     return kind
 
@@ -107,11 +107,11 @@ def refuse_other_llava(f: Fields) -> None:
             " here; use a model of whole pictures"
         )
     f.only("mm_patch_merge_type", "flat", because="parts of pictures are merged (LLaVA-NeXT's)")
-    f.only("mm_resampler_type", because="a resampler stands before the projector")
+    f.only("mm_resampler_type", because="a resampler comes before the projector")
     # LLaVA-NeXT pools the frames of videos by these, whatever the resampler is.
     for name in ("mode", "stride", "out_channels"):
         f.only(f"mm_spatial_pool_{name}", because="frames of videos are pooled (LLaVA-NeXT's)")
-    f.only("mm_newline_position", because="marks stand between frames (LLaVA-Video's)")
+    f.only("mm_newline_position", because="marks separate frames (LLaVA-Video's)")
     f.only("s2", False, because="the tower sees pictures at several scales")
     f.only("add_faster_video", False, because="videos are pooled (LLaVA-Video's)")
     f.only("add_time_instruction", False, because="prompts state the times of frames")
@@ -153,7 +153,9 @@ def llama_from_hf(f: Fields, kind: str, *, nested: bool = False) -> LlamaConfig:
         init_stddev=f.positive("initializer_range", 0.02),
     )
     if config.head_width % 2:
-        raise InputError(f"{f.where}: heads of {config.head_width} numbers cannot be rotated")
+        raise InputError(
+            f"{f.where}: heads of {config.head_width} numbers cannot have rotary positions"
+        )
     return config
 
 
@@ -183,8 +185,8 @@ def _refuse_other_arithmetic(f: Fields, head_width: Any) -> None:
     f.only("rope_interleaved", False, because="rotary pairs are neighbours, not halves")
     f.only("partial_rotary_factor", 1, because="only a part of each head is rotated")
     f.only("rotary_pct", 1, because="only a part of each head is rotated")
-    f.only("is_encoder_decoder", False, because="the model has an encoder of its own")
+    f.only("is_encoder_decoder", False, because="the model has its own kind of encoder")
     f.only("add_cross_attention", False, because="the model has cross-attention")
-    f.only("tie_encoder_decoder", False, because="the model has an encoder of its own")
+    f.only("tie_encoder_decoder", False, because="the model has its own kind of encoder")
     f.only("cross_attention_hidden_size", because="the model has cross-attention")
     f.only("pruned_heads", {}, because="attention heads were cut out")

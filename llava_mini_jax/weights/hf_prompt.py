@@ -48,7 +48,7 @@ def template_of(llm: LlamaConfig, folder: Path, *, llava: bool) -> tuple[str, st
     if llava and vicuna:
         return "vicuna_v1", "the language model is a Vicuna, by its rope_theta"
     if own is not None:
-        return "chat", "the language model is none of those known here; its own chat template"
+        return "chat", "an unknown kind of language model; its own chat template"
     if vicuna:
         return "vicuna_v1", "the language model has Vicuna's rope_theta, and no chat template"
     return "vicuna_v1", "a guess: the language model is not known, and has no chat template"

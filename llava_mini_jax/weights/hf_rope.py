@@ -46,7 +46,7 @@ def rope_from_hf(f: Fields, theta: float, max_positions: int) -> RopeConfig:
     if len(set(found.values())) > 1:
         raise InputError(
             f'{f.where}: "rope_scaling" and "rope_parameters" contradict each other'
-            f" ({found['rope_scaling']}, {found['rope_parameters']}); take the wrong one out"
+            f" ({found['rope_scaling']}, {found['rope_parameters']}); remove the wrong one"
         )
     return next(iter(found.values()), RopeConfig(theta=base, scaling=None))
 
@@ -55,7 +55,7 @@ def _rope_of(r: Fields, f: Fields, base: float, max_positions: int) -> RopeConfi
     theta = r.positive("rope_theta", base)
     if f.values.get("rope_theta") is not None and theta != base:
         raise InputError(
-            f"{r.where} has rope_theta {theta:g}, but {f.where} says {base:g}; take one out"
+            f"{r.where} has rope_theta {theta:g}, but {f.where} says {base:g}; remove one"
         )
     kind = r.get("rope_type", str, r.get("type", str, "default"))
     if r.get("type", str, kind) != kind:

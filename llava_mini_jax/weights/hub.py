@@ -29,7 +29,7 @@ def resolve_folder(name: str | Path) -> Path:
         return _download(*str(name).partition("@")[::2])
     except Exception as error:  # the hub raises a dozen unrelated types
         raise InputError(
-            f'"{name}" is no local folder and could not be fetched from the hub '
+            f'"{name}" is not a local folder and could not be fetched from the hub '
             f"({type(error).__name__}): {_remedy(error)}, or download the model and give its folder"
         ) from error
 
@@ -46,7 +46,7 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository, or it is private: check the name, or log in"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision: check what stands behind @"
+        return "the repository has no such revision: check the name after @"
     return "check the name and the network"
 
 

@@ -215,7 +215,7 @@ def _refuse_misfits(
     if problems:
         lost = [name for names_of_path in missing.values() for name in names_of_path]
         raise InputError(
-            f"{where}: {len(problems)} tensors do not fit the model that the config describes:\n  "
+            f"{where}: {len(problems)} tensors do not match the model in config.json:\n  "
             + mismatch.summary(lost, [name for _, name in strange], problems)
             + "\nUse the config.json that belongs to these weights, or download the folder again."
         )

@@ -49,7 +49,7 @@ def parse_asked(text: str) -> Asked:
         name, sign, value = item.partition("=")
         if not sign or name not in known or name in options:
             raise InputError(
-                f"--compressor {text}: {item!r} is no option of its own; give FIELD=VALUE once for"
+                f"--compressor {text}: {item!r} is not a valid option; give FIELD=VALUE once for"
                 f" each of {', '.join(known)}"
             )
         options[name] = value
@@ -87,7 +87,7 @@ def said_by(f: Fields, tensors: Iterable[str], words: Iterable[str]) -> str | No
     by_field |= {kind: m.token for kind, m in PUBLISHED.items() if m.token and m.token in words}
     if len(by_field) > 1:
         told = ", ".join(f'"{name}" ({kind})' for kind, name in by_field.items())
-        raise InputError(f"{f.where} has fields of several methods: {told}; take the wrong one out")
+        raise InputError(f"{f.where} has fields of several methods: {told}; remove the wrong one")
     if by_field:
         return next(iter(by_field))
     for kind, method in PUBLISHED.items():

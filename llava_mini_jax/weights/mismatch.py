@@ -82,9 +82,9 @@ def _renamed_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | 
     (ours, theirs), count = pairs.most_common(1)[0]
     if count < 3 or 2 * count < len(missing):
         return None
-    how = f'begin with "{theirs}" where "{ours}" is expected'
+    how = f'start with "{theirs}" where "{ours}" is expected'
     if not ours or not theirs:
-        how = f'have "{theirs}" in front' if theirs else f'lack "{ours}" in front'
+        how = f'have the prefix "{theirs}"' if theirs else f'lack the prefix "{ours}"'
     return f"renamed tensors: {count} {how}; save the model again with its published names"
 
 

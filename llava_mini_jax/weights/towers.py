@@ -85,7 +85,7 @@ def find_tower(
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return resolve_folder(name)
     raise InputError(
-        f'{f.where}: the vision tower "{name}" is neither a folder beside the model nor in its '
+        f'{f.where}: the vision tower "{name}" is neither a folder next to the model nor in its '
         "weight files: give its folder with --vision-tower"
     )
 
@@ -146,9 +146,9 @@ def clip_from_hf(
     f, kind = _vision_fields(values, where)
     f.only("num_channels", 3, because="pictures have other channels than red, green and blue")
     f.only("pruned_heads", {}, because="attention heads were cut out")
-    f.only("is_encoder_decoder", False, because="the model has an encoder of its own")
+    f.only("is_encoder_decoder", False, because="the model has its own kind of encoder")
     f.only("add_cross_attention", False, because="the model has cross-attention")
-    f.only("tie_encoder_decoder", False, because="the model has an encoder of its own")
+    f.only("tie_encoder_decoder", False, because="the model has its own kind of encoder")
     config = ClipConfig(
         image_size=f.size("image_size"),
         patch_size=f.size("patch_size"),
@@ -205,7 +205,7 @@ def _vision_fields(values: dict[str, Any], where: str) -> tuple[Fields, _Kind]:
     if f.size("image_size") < f.size("patch_size"):
         raise InputError(
             f"{f.where}: image_size {f.size('image_size')} is below patch_size"
-            f" {f.size('patch_size')}: there is no patch"
+            f" {f.size('patch_size')}: there would be no patch"
         )
     return f, TYPES[name]
 
@@ -218,5 +218,5 @@ def _refuse_override(f: Fields, nested: dict[str, Any]) -> None:
         if value != (other := nested.get(name, _CLIP.defaults[name])):
             raise InputError(
                 f'{f.where}: "vision_config" and "vision_config_dict" contradict each other in'
-                f' "{name}" ({other!r}, {value!r}); take the wrong one out'
+                f' "{name}" ({other!r}, {value!r}); remove the wrong one'
             )

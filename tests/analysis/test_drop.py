@@ -144,7 +144,7 @@ def test_what_cannot_be_scored_or_seen_is_refused(model, tmp_path):
     questions = digits.questions(tmp_path)[:2]
     for change, said in (
         ({"gold": None}, "only a server knows"),
-        ({"image": tmp_path / "none.png"}, "none of 2 pictures or videos is there"),
+        ({"image": tmp_path / "none.png"}, "none of 2 pictures or videos exists"),
         ({"image": None, "video": tmp_path / "a.mp4"}, "asks about videos, which sessions answer"),
     ):
         changed = [dataclasses.replace(question, **change) for question in questions]

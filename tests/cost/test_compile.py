@@ -78,7 +78,7 @@ def test_wrong_words_are_refused(capsys, words, said):
             'program "speak" is unknown; give one or more of',
         ),
         ("vicuna-7b --chip h100 --dtype int2", '--dtype is "int2"; give one of float32'),
-        ("nobody/nothing --chip h100", "is no local folder"),
+        ("nobody/nothing --chip h100", "is not a local folder"),
         ("vicuna-7b --chip v5e --slice 2x2 --mesh fsdp=2", "has 2 devices, but --slice 2x2 of v5e"),
         (f"{DIGITS} --chip h100", "several stages; give --stage captions, baseline"),
         (f"{DIGITS} --chip h100 --stage last", 'no stage "last"; give --stage captions'),

@@ -215,12 +215,12 @@ def test_the_command_without_a_model(capsys):
     for words, said in (
         (["latency"], "no model is given"),
         (["flops", "--abstract", "gpt"], '"gpt" is unknown'),
-        (["flops", "DIR", "--tokens", "4"], "DIR has a shape of its own"),
+        (["flops", "DIR", "--tokens", "4"], "DIR has its own shape"),
         (["memory", "--abstract", "vicuna-7b", "--resolution", "336", "672"], "has 2 numbers"),
         (["memory", "--abstract", "vicuna-7b", "--tokens", "1", "16"], "--tokens has 2 numbers"),
         (["flops", "--tokens", "1", "--layers", "-1"], "--layers is -1; give 0 or more"),
         (["flops", "--tokens", "0"], "--tokens is 0; give 1 or more"),
-        (["latency", "DIR", "--llm-layers", "4"], "DIR has a shape of its own"),
+        (["latency", "DIR", "--llm-layers", "4"], "DIR has its own shape"),
         (["latency", "--vision-layers", "0"], "--vision-layers is 0; give 1 or more"),
         (["latency", "--abstract", "llama-1.1b", "--dtype", "int3"], "int3"),
     ):

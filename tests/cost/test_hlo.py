@@ -95,7 +95,7 @@ def test_a_loop_that_counts_in_twos_runs_half_as_often():
 
 
 def test_what_is_no_program_is_refused():
-    with pytest.raises(ValueError, match="no computation is its ENTRY"):
+    with pytest.raises(ValueError, match="it has no ENTRY computation"):
         hlo.parse("HloModule m\n")
 
 

@@ -128,7 +128,7 @@ def test_mistakes(capsys, given: list[str], said: str) -> None:
 def test_programs_of_methods() -> None:
     sizes = programs.Sizes(rows=1, length=8, images=2, parts=1, slots=32)
     with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
-        with pytest.raises(InputError, match='"voco" reads prompts by programs of its own'):
+        with pytest.raises(InputError, match='"voco" reads prompts with programs of its own'):
             programs.call("read_fresh", config("voco"), "float32", sizes)
         function, given, static = programs.call(
             "prefuse_images", config("prumerge"), "float32", sizes

@@ -209,7 +209,7 @@ cli.main(["data", "build", sys.argv[1], "--out", sys.argv[2]])
     assert done.returncode == 9 and not out.exists()
     (left,) = tmp_path.iterdir()
     assert (left / "dataset_info.json").exists()
-    with pytest.raises(InputError, match="is no whole data set of `llava-mini data build`"):
+    with pytest.raises(InputError, match="is not a complete data set of `llava-mini data build`"):
         opened(left)
 
 
@@ -227,9 +227,9 @@ def test_a_failed_build_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     ("damage", "message"),
     [
         (lambda f: next(f.glob("*record-00001")).unlink(), "has 2 shards"),
-        (lambda f: (f / "groups.npy").write_bytes(b"\x93NUMPY"), "is no whole data set"),
-        (lambda f: (f / "features.json").write_text("{}"), "is no whole data set"),
-        (lambda f: (f / "dataset_info.json").write_text("{"), "is no whole data set"),
+        (lambda f: (f / "groups.npy").write_bytes(b"\x93NUMPY"), "is not a complete data set"),
+        (lambda f: (f / "features.json").write_text("{}"), "is not a complete data set"),
+        (lambda f: (f / "dataset_info.json").write_text("{"), "is not a complete data set"),
         (lambda f: np.save(f / "groups.npy", np.zeros((3, 2), np.int32)), "groups of 3"),
     ],
 )
@@ -296,7 +296,7 @@ def test_a_fault_in_a_packed_video_names_the_sample_and_not_a_temporary_file(tmp
     ("words", "message"),
     [
         (["build", "{good}"], "needs --out DIR"),
-        (["build", "{good}", "--out", "{here}"], "is there already"),
+        (["build", "{good}", "--out", "{here}"], "exists already"),
         (["build", "{good}", "--out", "nowhere/x"], "has no parent folder"),
         (["build", "{good}", "--out", "{here}/x", "--shards", "0"], "0 shards"),
         (["build", "{good}", "--out", "{here}/x", "--report", "x"], "arguments: --report x"),

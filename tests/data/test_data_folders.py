@@ -159,7 +159,7 @@ def test_arrow_files_that_nobody_saved_are_refused(tmp_path):
 
 def test_a_stream_that_was_cut_between_batches_is_no_shorter_data_set(tmp_path):
     folder = saved(tmp_path / "set", [ROW] * 4, end=False)
-    with pytest.raises(InputError, match=r"Cannot read the Arrow file .* it does not end"):
+    with pytest.raises(InputError, match=r"Cannot read the Arrow file .* its end does not match"):
         Samples(config_of(folder))
 
 

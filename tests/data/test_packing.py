@@ -176,7 +176,7 @@ def test_a_sample_that_has_grown_since_it_was_counted_is_told_and_cuts_nobody() 
     needs = Needs(*np.zeros((3, len(PAGES)), int))
     order = PackedOrder(needs, LAYOUT.max_length, 4, 64, seed=0)
     found = batches(1, packed=order, batch_size=1)[0]
-    assert all("takes more of a row than was counted" in told.reason for told in found.rejected)
+    assert all("needs more of a row than was counted" in told.reason for told in found.rejected)
     kept = conversations_of(found.arrays)
     assert kept <= 4 and kept + len(found.rejected) == len(order[0]) == len(PAGES)
     first = [ENCODE(PAGES[number]) for number in order[0][:kept]]

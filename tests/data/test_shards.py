@@ -342,8 +342,8 @@ def test_sizes_that_cannot_be_end_no_process(size, tmp_path):
         ("a.tgz", "is compressed"),
         ("nothing.tar", "there is no such file"),
         ("nothing-*.tar", "There are no files"),
-        ("page-{1..0}.tar", "is no range"),
-        ("page-{0..99999999}.tar", "is no range"),
+        ("page-{1..0}.tar", "is not a range"),
+        ("page-{0..99999999}.tar", "is not a range"),
         ("page-{000..001}.tar", "page-000.tar: there is no such file"),
         ("[ab]/same.tar", "two files named same.tar"),
     ],
@@ -429,7 +429,7 @@ def test_what_is_not_in_a_bucket(bucket, folder):
     put("media/odd.json", json.dumps([row, film, away]).encode())
     samples = Samples(config_of(f"{url}/media/odd.json"))
     for index, message in enumerate(
-        ["there is no picture 'gone.png' in", "there is no video", "does not lie in memory://"]
+        ["there is no picture 'gone.png' in", "there is no video", "is not in memory://"]
     ):
         with pytest.raises(InputError, match=message):
             samples[index]

@@ -70,7 +70,7 @@ def test_parquet_rows_and_pictures(tmp_path):
 
 def test_keys_are_unique():
     assert len(layouts.check_keys("pope", [question("1"), question("2")])) == 2
-    with pytest.raises(InputError, match=r"1 questions stand twice: 1"):
+    with pytest.raises(InputError, match=r"1 questions appear twice: 1"):
         layouts.check_keys("pope", [question("1"), question("2"), question("1")])
     with pytest.raises(InputError, match=r"no question"):
         layouts.check_keys("pope", [])

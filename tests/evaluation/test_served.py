@@ -271,7 +271,7 @@ def test_an_answer_may_take_the_room_that_there_is(questions, serve, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "status 401"), (404, "gives no chat"), (500, "goes on from here")]
+    ("status", "told"), [(401, "status 401"), (404, "gives no chat"), (500, "resumes from here")]
 )
 def test_a_server_that_cannot_be_asked_ends_the_run_in_a_sentence(
     questions, serve, tmp_path, status, told
@@ -330,7 +330,7 @@ def test_the_command_needs_no_device_and_no_folder(serve, tmp_path, monkeypatch,
         (["--server", "u", "--compilation-cache", "x"], "--compilation-cache changes nothing"),
         (["--model", "m", "--server-timeout", "3"], "--server-timeout changes nothing without"),
         (["--score-only", "--model", "m", "--server", "u"], "--server changes nothing with"),
-        (["--server", "localhost"], "the server's base URL is none that can be used"),
+        (["--server", "localhost"], "the server's base URL is not usable"),
         (["--server", "http://h", "--server-concurrency", "0"], "concurrency is 0"),
         (["--server", "http://h", "--server-key-variable", "NO_KEY"], "NO_KEY is not set"),
     ],

@@ -53,7 +53,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
     (tmp_path / "answers.jsonl").touch()
     for read in (settings_file.read, lambda folder: settings_file.check_same(folder, {})):
-        with pytest.raises(InputError, match=r"settings.json .*remove it and the answers beside"):
+        with pytest.raises(InputError, match=r"settings.json .*remove it and its answers"):
             read(tmp_path)
 
 

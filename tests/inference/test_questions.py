@@ -119,7 +119,7 @@ def test_a_follow_up_question_looks_anew() -> None:
 
 
 def test_pictures_without_a_question() -> None:
-    with pytest.raises(InputError, match="turn 1 has no text beside it: ask something"):
+    with pytest.raises(InputError, match="turn 1 has no text: add a question"):
         model().generate("<image>\n", images=[tiny_model.picture(1)])
     assert model().request("what", model().read_pictures(None, None)).questions == ()
 
@@ -164,5 +164,5 @@ def test_training_looks_at_a_picture_for_every_question() -> None:
     np.testing.assert_array_equal(grown.inputs.question_BIT[0], whole.inputs.question_BIT[0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape[1:], b.shape[1:]), grown, whole)
     wordless = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a page"}]
-    with pytest.raises(InputError, match="turn 1 has no text beside it"):
+    with pytest.raises(InputError, match="turn 1 has no text: add a question"):
         encode(sample | dict(conversations=wordless))

@@ -101,7 +101,7 @@ def test_a_fixed_number_of_chosen_tokens_keeps_a_cache():
 def test_a_question_where_pictures_are_seen_without_one():
     cfg = tiny.model("paper", compressor=METHODS["llama_vid"], prefusion_layers=0)
     refuse_inside(cfg)
-    with pytest.raises(InputError, match='"llama_vid" reads the question that a picture is looke'):
+    with pytest.raises(InputError, match='"llama_vid" reads the question about a picture'):
         refuse_question(cfg)
 
 

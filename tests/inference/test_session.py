@@ -457,7 +457,7 @@ def test_an_answer_is_taken_to_its_end_or_not_at_all(paper):
         next(pieces)
         go_on(session)
         turns = list(session.turns)
-        with pytest.raises(InputError, match="the session has gone on"):
+        with pytest.raises(InputError, match="the session moved on"):
             list(pieces)
         assert session.turns == turns
         images = [tiny_model.picture(seed) for seed in range(1, session.frames + 1)]
@@ -475,7 +475,7 @@ def test_a_question_is_refused_when_it_is_asked(paper):
         session.ask("<image> and <image>?")
     first = session.ask(WORDS[0])
     second = session.ask(WORDS[0])  # the first one is over before its first piece
-    with pytest.raises(InputError, match="the session has gone on"):
+    with pytest.raises(InputError, match="the session moved on"):
         next(first)
     expected = paper.generate(WORDS[0], [tiny_model.picture(1)], max_new_tokens=6)
     assert "".join(second) == expected

@@ -14,7 +14,7 @@ OF_THE_ENGINE = [{"stop_ids": [3]}, {"min_tokens": 2}, {"ignore_end": True}, {"l
 def test_what_would_be_ignored_is_refused(given: dict) -> None:
     model = llava_mini_jax.load(tiny_model.folder("paper"))
     (name,) = given
-    with pytest.raises(InputError, match=f"{name} is .*; a session does not take it"):
+    with pytest.raises(InputError, match=f"{name} is .*; a session does not support it"):
         Session(model, Settings(**given))
     example = model.request("a", model.read_pictures(None, None))
     answering = recompute.answering(model, [example], [Settings(**given)], 1, lambda *_: None)

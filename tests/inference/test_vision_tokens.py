@@ -204,7 +204,7 @@ def test_the_command_and_eval_take_a_count(model: Model, tmp_path, capsys) -> No
     assert cli.main([*words, "--vision-tokens", "5"]) == 2
     assert "this model has 0, 1, 4, 9, 16" in capsys.readouterr().err
     assert cli.main([*words, "--vision-tokens", "many"]) == 2
-    assert 'is no whole number and not "all"' in capsys.readouterr().err
+    assert 'is neither a whole number nor "all"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["separate", "prefix"])

@@ -191,5 +191,5 @@ def test_impossible_configurations(changes: dict, message: str) -> None:
 
 
 def test_patches_that_are_no_square() -> None:
-    with pytest.raises(ValueError, match="15 patches are no square grid"):
+    with pytest.raises(ValueError, match="15 patches do not form a square grid"):
         apply(None, jnp.ones((1, 15, 32)), config("average_pool", 1))

@@ -336,7 +336,9 @@ def test_who_keeps_no_cache() -> None:
     unkept = [model("fastv"), tiny.model("paper", window, compressor=METHODS["voco"], **INSIDE_LLM)]
     for cfg in unkept:
         assert not cfg.keeps_cache
-        with pytest.raises(InputError, match="goes on inside the language model and decodes with"):
+        with pytest.raises(
+            InputError, match="continues inside the language model and decodes with"
+        ):
             refuse_inside(cfg)
     for name in set(METHODS) - {"fastv", "llama_vid"}:
         assert model(name).keeps_cache
@@ -357,7 +359,7 @@ BAD = {
     ),
     "fastv, pre-fusion": (
         dict(compressor=METHODS["fastv"], prefusion_layers=1),
-        "goes on inside the LLM: set prefusion_layers and inside_layers to 0",
+        "continues inside the LLM: set prefusion_layers and inside_layers to 0",
     ),
     "fastv, more than there are": (
         lambda: compressors.tokens(FastVConfig(layer=1, keep=17, variant="mask"), 4),
@@ -365,7 +367,7 @@ BAD = {
     ),
     "fastv, behind the last layer": (
         dict(compressor=FastVConfig(layer=2, keep=5, variant="drop"), prefusion_layers=0),
-        "acts in front of layer 2, counted from 0, of an LLM of 2: give an earlier layer",
+        "acts before layer 2, counted from 0, of an LLM of 2: give an earlier layer",
     ),
     "m3, a count": (dict(compressor=M3Config(count=5)), "m3 has no 5 tokens of 4 x 4.* 1, 4, 16"),
     "mqt, a count": (

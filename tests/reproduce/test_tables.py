@@ -216,13 +216,13 @@ def test_a_trial_is_not_taken_for_a_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["table9"], '"table9" is no table; give all, or some of table7'),
+        (["table9"], '"table9" is not a table; give all, or some of table7'),
         (["table7", "--seeds", "a"], "--seeds is 'a'"),
         (["table7", "--seeds", "-1"], "--seeds"),
         (["table7", "--jobs", "0"], "--jobs is 0"),
         (["table7", "--steps", "-3"], "--steps is -3"),
         (["table7", "--configs", "nowhere"], "nowhere is not the project's folder of configs"),
-        (["table7", "--collect", "--out", "nowhere"], "nowhere is not there"),
+        (["table7", "--collect", "--out", "nowhere"], "nowhere does not exist"),
         (["table7", "--scale", "half"], "invalid choice"),
     ],
 )

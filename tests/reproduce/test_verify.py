@@ -159,7 +159,7 @@ def test_a_gradient_where_there_should_be_none_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["case.json", "inputs.npz", "outputs.npz", "model/config.json"])
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(InputError, match=rf"case is no golden case: {name} is missing"):
+    with pytest.raises(InputError, match=rf"case is not a golden case: {name} is missing"):
         list(verify(copy))
 
 

@@ -290,5 +290,5 @@ def test_an_array_that_nothing_computes_and_another_shape_fail(copy: Path) -> No
 
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "inputs.npz").unlink()
-    with pytest.raises(InputError, match=r"is no golden case: inputs\.npz is missing"):
+    with pytest.raises(InputError, match=r"is not a golden case: inputs\.npz is missing"):
         list(verify(copy))

@@ -96,7 +96,7 @@ def test_a_run_does_not_continue_with_another_number_of_samples(tmp_path, capsys
         InputError, match=r"captions: its data has 37 samples, but had 50 when .*/2 "
     ):
         loop.run([stage], str(folder))
-    with pytest.raises(InputError, match="go on with this data by --accept-changed-data"):
+    with pytest.raises(InputError, match="accept this data with --accept-changed-data"):
         loop.run([stage], str(folder))
 
 

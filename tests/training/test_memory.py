@@ -185,7 +185,7 @@ def test_second_moments_are_counted_as_float32() -> None:
 
 
 def test_what_is_kept_falls_from_policy_to_policy_and_the_frozen_tower_keeps_nothing() -> None:
-    names = "kept in front of the language model", "kept of its layers"
+    names = "kept before the language model", "kept of its layers"
     kept = {}
     for remat in ("none", "matmuls", "attention", "full"):
         phase = estimate(stage(remat=remat)).phases["loss"]

@@ -121,7 +121,7 @@ def test_parameters_are_taken_over_in_the_dtype_of_the_stage():
 
 def test_more_prefusion_layers_than_there_are_to_copy_are_refused():
     model = tiny.model("paper", vision=VISION, prefusion_layers=3)
-    with pytest.raises(InputError, match="3 pre-fusion layers cannot begin as copies of 2 layers"):
+    with pytest.raises(InputError, match="3 pre-fusion layers cannot be copies of 2 layers"):
         starting_params(stage(model, prefusion_init="copy"), previous(), KEY)
 
 

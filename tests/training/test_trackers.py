@@ -140,7 +140,7 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(packages, tmp_path, cap
     (run,) = packages["trackio"].runs.values()
     assert len(run) == 3
     told = capsys.readouterr().err
-    assert told.count("wandb failed at step 1 (disk full) and is told no more") == 1
+    assert told.count("wandb failed at step 1 (disk full) and gets no more") == 1
 
 
 def test_a_run_and_one_that_goes_on_tell_them(packages, tmp_path):

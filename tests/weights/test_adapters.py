@@ -102,8 +102,8 @@ def test_other_kinds_are_refused_by_field(name, said):
         (dict(a_new_way=1), '"a_new_way"'),
         (dict(rank_pattern={"(": 2}), '"rank_pattern"'),
         (dict(alpha_pattern={"q_proj": "x"}), '"alpha_pattern"'),
-        (dict(base_model_name_or_path="../nothing"), "which is not there"),
-        (dict(base_model_name_or_path="../plain"), "which is not there"),
+        (dict(base_model_name_or_path="../nothing"), "which cannot be found"),
+        (dict(base_model_name_or_path="../plain"), "which cannot be found"),
     ],
 )
 def test_wrong_fields_are_one_sentence(tmp_path, fields, said):
@@ -218,7 +218,7 @@ def test_torch_files_hold_what_they_were_given(tmp_path):
 
 
 def test_a_base_is_told_where_there_is_none():
-    with pytest.raises(InputError, match="is a whole model, no adapter"):
+    with pytest.raises(InputError, match="is a whole model, not an adapter"):
         folders.open_model(tiny_model.folder("paper"), base=Path("x"), compute_dtype="float32")
 
 

@@ -192,7 +192,7 @@ def test_split_over_devices(awq) -> None:
     [
         (dict(bits=8), '"bits" is 8, but its codes have another size'),
         (dict(bits=None), 'no field "bits"'),
-        (dict(version="gemv"), "\"version\" is 'gemv', but its codes lie in another order"),
+        (dict(version="gemv"), "\"version\" is 'gemv', but its codes are in another order"),
         (dict(backend="llm-awq"), "\"backend\" is 'llm-awq'"),
         (dict(zero_point=False), '"zero_point" is False'),
         (dict(group_size=0), '"group_size" is 0, expected an even number'),
@@ -256,9 +256,9 @@ def plain(tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (lambda tensors: without(tensors, "qzeros"), f"has no {Q_PROJ}.qzeros beside it"),
-        (lambda tensors: without(tensors, "scales"), f"has no {Q_PROJ}.scales beside it"),
-        (turned, "groups that do not lie side by side"),
+        (lambda tensors: without(tensors, "qzeros"), f"has no {Q_PROJ}.qzeros:"),
+        (lambda tensors: without(tensors, "scales"), f"has no {Q_PROJ}.scales:"),
+        (turned, "groups that are not contiguous"),
         (fifteen, "zeros stored as 15"),
         (twice, "has codes, but also a weight"),
         (longer, r"scales is float16 \(4, 32\), but codes of 32 outputs and 32 inputs"),

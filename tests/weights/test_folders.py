@@ -159,13 +159,13 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "is 0, expected a whole number from 1 on",
     ),
     "unknown feature": ({"mm_vision_select_feature": "cls"}, 'vision feature "cls"; expected'),
-    "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches are no square grid"),
+    "class token": ({"mm_vision_select_feature": "cls_patch"}, "patches do not form a square grid"),
     "class token of a public tower": (
         {
             "mm_vision_select_feature": "cls_patch",
             "mm_vision_tower": "openai/clip-vit-large-patch14-336",
         },
-        "patches are no square grid",
+        "patches do not form a square grid",
     ),
     "marks around pictures": (
         {"mm_use_im_start_end": True},
@@ -261,7 +261,7 @@ BAD_FILES: list[tuple[Callable[[Path], None], str]] = [
     (tower_config_is_text, r"clip/config\.json is not valid json"),
     (no_weights, "holds no model weights"),
     (other_preprocessor, 'preprocessor_config.json: field "do_center_crop" is False'),
-    (remove_tower, 'the vision tower "clip" is neither a folder beside the model nor in its'),
+    (remove_tower, 'the vision tower "clip" is neither a folder next to the model nor in its'),
     (empty_tower, 'the vision tower "" is neither a folder'),
 ]
 
@@ -276,7 +276,7 @@ def test_folders_that_cannot_be_used(case: Path, damage: Callable, message: str)
 def test_hub_names_without_a_network(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    message = '"no-owner/no-model" is no local folder and could not be fetched from the hub'
+    message = '"no-owner/no-model" is not a local folder and could not be fetched from the hub'
     with pytest.raises(InputError, match=message):
         hub.resolve_folder("no-owner/no-model")
     remove_tower(case)

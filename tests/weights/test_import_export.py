@@ -340,7 +340,7 @@ def test_all_that_does_not_fit_is_named_at_once(damaged) -> None:
         ),
         "wrong shape: lm_head.weight is (64, 256), but llm/lm_head needs (256, 64)",
     }
-    assert f"{len(problems)} tensors do not fit the model" in lines[0]
+    assert f"{len(problems)} tensors do not match the model" in lines[0]
 
 
 def test_many_missing_layers_are_counted(tmp_path: Path) -> None:

@@ -268,5 +268,5 @@ def test_a_compressor_that_was_trained_here_is_asked_in_the_words_that_it_knows(
 def test_a_folder_without_bert(tmp_path: Path) -> None:
     folder = llama_vid(tmp_path)
     (tmp_path / "bert-base-uncased").rename(tmp_path / "bert")
-    with pytest.raises(InputError, match="neither in it nor beside it: put the folder bert-base"):
+    with pytest.raises(InputError, match="neither in it nor next to it: put the folder bert-base"):
         open_whole(folder)

@@ -173,7 +173,7 @@ def test_vocos_prompt_begins_with_the_picture(tmp_path: Path) -> None:
     ids = encode(TEMPLATES["voco_v1"], turns, tokenizer, double_bos=False).ids.tolist()
     # Behind the picture's mark stands what the compressor does not write.
     assert ids[:3] == [1, -200, 13] and 13 not in ids[3:] and -200 not in ids[2:]
-    with pytest.raises(InputError, match="2 pictures are given, and this template has one"):
+    with pytest.raises(InputError, match="2 pictures are given, but this template takes one"):
         encode(TEMPLATES["voco_v1"], [Turn("user", "<image><image>"), turns[1]], tokenizer,
                double_bos=False)  # fmt: skip
 
@@ -250,15 +250,20 @@ BAD: dict[str, tuple[Callable[..., Path], dict[str, Any], str | None, str]] = {
         "was trained with LLaVA-Mini's, and not with fastv",
     ),
     "an unknown method": (llava, {}, "tome", 'the method "tome" is unknown; use one of mqt'),
-    "an unknown option": (llava, {}, "fastv,rank=3", "'rank=3' is no option .* layer, keep, vari"),
-    "an option twice": (llava, {}, "fastv,keep=3,keep=4", "'keep=4' is no option of its own"),
+    "an unknown option": (
+        llava,
+        {},
+        "fastv,rank=3",
+        "'rank=3' is not a valid option; .* layer, keep, vari",
+    ),
+    "an option twice": (llava, {}, "fastv,keep=3,keep=4", "'keep=4' is not a valid option"),
     "no number": (llava, {}, "fastv,keep=many", "--compressor fastv,keep=many: expected int"),
     "a count that there is not": (mqt, {}, "mqt,heads=4,count=17", "mqt has no 17 tokens"),
     "a layer that the LLM has not": (
         llava,
         {},
         "fastv,layer=2,keep=3",
-        "acts in front of layer 2, counted from 0, of an LLM of 2: give an",
+        "acts before layer 2, counted from 0, of an LLM of 2: give an",
     ),
     "more than the tower has": (
         llava,

@@ -103,7 +103,7 @@ def test_a_model_speaks_as_its_chat_template_does(parts: tuple[Path, Path], tmp_
         llava_mini_jax.load(tmp_path / "start")
     assert llava_mini_jax.load(tmp_path / "start", template="brief")
     (tmp_path / "start" / "chat_template.jinja").unlink()
-    with pytest.raises(InputError, match='named rag, and none of them "default"'):
+    with pytest.raises(InputError, match='named rag, and none is called "default"'):
         llava_mini_jax.load(tmp_path / "start")
     shutil.rmtree(tmp_path / "start" / "additional_chat_templates")
     with pytest.raises(InputError, match="the tokenizer has none"):

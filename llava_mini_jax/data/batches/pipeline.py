@@ -278,7 +278,7 @@ class _Reader:
         return _Row(example, None)
 
 
-_GROWN = "takes more of a row than was counted before the run: its files have changed since"
+_GROWN = "needs more of a row than was counted before the run: its files have changed since"
 
 
 class _PackedReader(_Reader):

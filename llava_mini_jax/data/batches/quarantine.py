@@ -88,5 +88,5 @@ def _check_line(line: dict[str, Any], path: epath.Path) -> None:
     kinds = {"stage": str, "step": int, "id": str | int, "dataset": str, "reason": str}
     if line.keys() != kinds.keys() or not all(isinstance(line[k], t) for k, t in kinds.items()):
         raise InputError(
-            f"{path} has the line {line!r:.80}, which is no broken sample; move the file away."
+            f"{path} has the line {line!r:.80}, which is not a broken sample; move the file away."
         )

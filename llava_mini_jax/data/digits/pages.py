@@ -64,7 +64,7 @@ class DigitsConfig:
         elif self.page_size // max(self.rows, self.columns) < _SMALLEST_CELL:
             problems.append(
                 f"page_size {self.page_size} leaves less than {_SMALLEST_CELL} pixels per digit "
-                f"for {self.rows} x {self.columns} digits; take a larger page or fewer digits"
+                f"for {self.rows} x {self.columns} digits; use a larger page or fewer digits"
             )
         if self.frames < 0 or self.seed < 0:
             problems.append("frames and seed must be 0 or more")

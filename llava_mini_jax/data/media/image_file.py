@@ -107,7 +107,7 @@ def _readable(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     except InputError:
         raise
     except MemoryError as error:
-        more = "there is no memory for it; make it smaller"
+        more = "there is not enough memory for it; make it smaller"
         raise TooLargeError(f"Cannot read {name}: {more}.") from error
     except UnidentifiedImageError as error:  # its own text would show a memory address
         raise InputError(

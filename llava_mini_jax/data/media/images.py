@@ -33,23 +33,23 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """How a picture becomes parts.
+    """How an image becomes parts.
 
     `split` only matters with `aspect="pad"` and `grid > 1`: the paper's dialect and the release's
-    training pad the whole picture and then split it; the release's inference splits first and pads
-    every part on its own. The two agree only for square pictures with even sides.
+    training pad the whole image and then split it; the release's inference splits first and pads
+    each part separately. The two agree only for square images with even sides.
     """
 
     size: int  # side of one part in pixels
-    # "pad": square canvas of the mean colour; "crop": shortest side + centre crop; "squeeze": the
-    # whole picture, whatever its shape (SigLIP's own)
+    # "pad": onto a square of the mean colour; "crop": resize the shortest side, centre crop;
+    # "squeeze": resize to a square, whatever the shape (SigLIP's default)
     aspect: str
-    grid: int  # k: k * k sub-images and the whole picture; 1: the whole picture alone
-    split: str  # "pad_then_split" | "split_then_pad"
-    repeat_whole: bool  # release's ScienceQA and EgoSchema scripts: grid 1 gives the picture twice
+    grid: int  # k: k * k sub-images and the whole image; 1: the whole image alone
+    split: str  # "pad_then_split" or "split_then_pad"
+    repeat_whole: bool  # with grid 1 show the image twice (release's ScienceQA, EgoSchema scripts)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resample: str  # one of FILTERS
+    resample: str  # filter for resizing, one of FILTERS
 
     def __post_init__(self) -> None:
         for name, value, known in (

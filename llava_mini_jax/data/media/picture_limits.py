@@ -189,7 +189,7 @@ def check_bytes(image: Any, turned: bool) -> None:
     if needed > MAX_BYTES:
         raise TooMuchError(
             f"{image.width} x {image.height} pixels ({image.mode}) take {needed / 2**20:,.0f} MiB"
-            f" to read, the limit is {MAX_BYTES / 2**20:,.0f} MiB"
+            f" to read; the limit is {MAX_BYTES / 2**20:,.0f} MiB"
         )
 
 

@@ -30,24 +30,24 @@ LONGEST_FRAME_HOURS = 1 / 6
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames of a video are read; exactly one of `fps` and `count` is given.
+    """Which frames of a video to read; give exactly one of `fps` and `count`.
 
-    The chosen number of frames n is `count`, or `fps` times the length; at most `max_frames` and
-    the number of frames there are, at least one. Where they lie:
+    The number of frames n is `count`, or `fps` times the length; at least one, and at most
+    `max_frames` and the number of frames in the video. `rule` chooses them:
 
-    - rule "time_stamps": every frame once where n is all there are, as of slides that last longer
-      than a second; else what is on screen in the middle of each of n equal spans of time, which
-      is right for variable frame rates too.
-    - rule "release": `release_frame_indices(total, n)`, n counted with the average frame rate.
+    - "time_stamps": every frame once if n is all frames, as in slides that last longer
+      than a second; else the frame on screen in the middle of each of n equal spans of time, which
+      is also right for variable frame rates.
+    - "release": `release_frame_indices(total, n)`, where n uses the average frame rate.
 
-    For the release, `fps=1`: max_frames is 180 in its model worker, 1000 in MVBench and MLVU, none
-    elsewhere; its training uses `count=8`.
+    The release has `fps=1`, with max_frames 180 in its model worker, 1000 in MVBench and MLVU, and
+    none elsewhere; its training uses `count=8`.
     """
 
-    fps: float | None = None
-    count: int | None = None
-    max_frames: int | None = None
-    rule: str = "time_stamps"
+    fps: float | None = None  # frames a second
+    count: int | None = None  # frames in all
+    max_frames: int | None = None  # more are spread evenly; None: no limit
+    rule: str = "time_stamps"  # or "release"
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.count is None):

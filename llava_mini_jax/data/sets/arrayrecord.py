@@ -172,13 +172,13 @@ class BuiltRows:
             shards = builder.info.splits[SPLIT].num_shards
         except Exception as error:  # tfds has no common base for what damaged files raise
             raise InputError(
-                f"The folder {folder} is no whole data set of `llava-mini data build`"
+                f"The folder {folder} is not a complete data set of `llava-mini data build`"
                 f" ({_one_line(error)}); build or copy it again."
             ) from error
         if (len(self._source), shards) != (len(groups), len(self.files)):
             raise InputError(
                 f"The folder {folder} has {len(self.files)} shards, {len(self._source)} samples and"
-                f" groups of {len(groups)}, but {INFO} names {shards} shards: it is not whole;"
+                f" groups of {len(groups)}, but {INFO} names {shards} shards: it is incomplete;"
                 " build or copy it again."
             )
         self.groups: np.ndarray = groups  # int32 [n, 2]

@@ -256,7 +256,7 @@ def _read_stream(file: DataFile) -> list[Any]:
     size = file.stat().st_size
     if read_range(file, size - len(_END), size) != _END:
         # Without its end a stream that was cut between two batches would be a shorter data set.
-        raise _damaged(file, "Arrow", ValueError("it does not end as it was begun"))
+        raise _damaged(file, "Arrow", ValueError("its end does not match its beginning"))
     try:
         with pyarrow.memory_map(str(file)) as mapped, ipc.open_stream(mapped) as stream:
             names, batches = stream.schema.names, list(stream)

@@ -50,7 +50,7 @@ def build(
     as_list: a folder for each data set and a list of them, or one data set alone. shards: at most
     so many files of each data set; None makes one of every 4096 samples. Without `skip_rejected`,
     broken samples leave no folder at all. Raises InputError for data sets that cannot be opened and
-    an `out` that is there already.
+    an `out` that exists already.
     """
     out = Path(out)
     _check_arguments(out, shards, workers)
@@ -81,7 +81,7 @@ def _check_arguments(out: Path, shards: int | None, workers: int) -> None:
     if workers < 1 or (shards is not None and shards < 1):
         raise InputError(f"{workers} workers, {shards} shards: each must be 1 or more.")
     if os.path.lexists(out) or not out.parent.is_dir():
-        problem = "is there already" if os.path.lexists(out) else "has no parent folder"
+        problem = "exists already" if os.path.lexists(out) else "has no parent folder"
         raise InputError(f"The folder {out} {problem}; give another --out.")
 
 

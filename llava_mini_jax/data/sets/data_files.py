@@ -135,9 +135,7 @@ def matching(place: Path | str) -> list[DataFile]:
     names = [file.name for file in files]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            f"{place} stands for two files named {twice}; give each a name of its own."
-        )
+        raise InputError(f"{place} matches two files named {twice}; rename one of them.")
     return files
 
 
@@ -157,7 +155,7 @@ def _numbered(text: str) -> list[str]:
     for match in _RANGE.finditer(text):
         first, last = match.groups()
         if not int(first) <= int(last) < int(first) + _MOST_FILES:
-            raise InputError(f"{text}: {match[0]} is no range; write the smaller number first.")
+            raise InputError(f"{text}: {match[0]} is not a range; write the smaller number first.")
         numbers.append([str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)])
     found = itertools.islice(itertools.product(*numbers), _MOST_FILES)
     return ["".join(itertools.chain(*zip(pieces, chosen, strict=False))) + pieces[-1]
@@ -214,5 +212,5 @@ def parse_json(content: bytes, place: str, expected: str) -> Any:
         raise InputError(f"{place}: nested too deeply; expected {expected}.") from error
     except ValueError as error:  # broken JSON, broken UTF-8, a number of ten thousand digits
         raise InputError(
-            f"{place}: no JSON ({error}); expected {expected}. Correct it or copy it again."
+            f"{place}: not valid JSON ({error}); expected {expected}. Correct it or copy it again."
         ) from error

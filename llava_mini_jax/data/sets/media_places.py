@@ -46,8 +46,8 @@ def open_place(images: str, of: str) -> Place:
         return Bucket(remote(images.rstrip("/")))
     if not os.path.isdir(images):
         raise InputError(
-            f"{of}: its folder of pictures {images} does not exist or is no folder; give the folder"
-            " that the paths in the data file are relative to."
+            f"{of}: its folder of pictures {images} does not exist or is not a folder; give the"
+            " folder that the paths in the data file are relative to."
         )
     return Folder(Path(images))
 
@@ -125,8 +125,8 @@ class Bucket:
         inside = name.removeprefix(f"{self}/")
         if is_remote(inside):  # whatever a row names would be fetched, by whoever trains on it
             raise InputError(
-                f"{place}: {name!r:.200} does not lie in {self}, which was given as its pictures'"
-                " place; give one that holds all."
+                f"{place}: {name!r:.200} is not in {self}, which was given as the place of its"
+                " pictures; give one that holds all."
             )
         return f"{self._root.path}/{inside}"
 

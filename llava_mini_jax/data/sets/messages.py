@@ -34,8 +34,8 @@ def turns_of(messages: list[Any], place: str) -> list[dict[str, str]]:
         role = _ROLES.get(str(message["role"]))
         if role is None:
             raise InputError(
-                f"{where} is by {short(message['role'], 40)}, whom training does not know; expected"
-                f" {' or '.join(_ROLES)}. A system message may stand in front of the first"
+                f"{where} is by {short(message['role'], 40)}, which training does not support;"
+                f" expected {' or '.join(_ROLES)}. A system message may come before the first"
                 " question."
             )
         text = _text(message.get("content"), pictures, where)

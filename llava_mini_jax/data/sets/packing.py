@@ -30,10 +30,10 @@ _PACK = 0x7061636B  # these shuffles' own stream: other orders are drawn from th
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackingConfig:
-    """Whether rows of a batch hold several conversations, and what they have room for."""
+    """Whether a row of a batch may hold several conversations, and its room for images."""
 
-    window: int = 0  # conversations among which those of a row are found; 0: a row for each
-    images: int = 0  # or frames, that a row has room for; all rows are padded to it
+    window: int = 0  # conversations from which rows are packed; 0: one conversation a row
+    images: int = 0  # images or frames that fit a row; all rows are padded to it
 
 
 NO_PACKING = PackingConfig()

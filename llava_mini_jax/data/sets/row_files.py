@@ -104,7 +104,7 @@ def _rows_of_files(place: Path | str) -> Rows:
             " Rename or convert it."
         )
     if is_pattern(place) and kind in (_JsonList, _JsonLines):
-        raise InputError(f"{place} stands for several files; list each by itself (a .yaml list).")
+        raise InputError(f"{place} matches several files; list each separately (a .yaml list).")
     files = matching(place)
     try:
         return kind(files)

@@ -39,17 +39,17 @@ _PATTERN = re.compile(r"[-_.]*(\{[^}]*\}|[*?]|\[[^]]*\])+")  # data_files.py
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One data file or folder, and what is taken of it.
+    """One data file or folder, and which of its samples to use.
 
-    Raises InputError for a sampling or weight that means nothing.
+    Raises InputError for an invalid sampling or weight.
     """
 
-    path: str  # of what row_files.py opens: a file, a URL, a folder, or "shards-{000..099}.tar"
-    # What picture and video paths are relative to: a folder, a URL of one, or .tar shards as in
-    # `path`; "": the data file's own folder, or the shards that the rows come from.
+    path: str  # a data file, its URL, a folder, or shards such as "shards-{000..099}.tar"
+    # What image and video paths are relative to: a folder, its URL, or .tar shards as in `path`;
+    # "": the data file's own folder, or the shards that the rows come from.
     images: str = ""
     sampling: str = "all"  # or LLaVA-OneVision's "first:1000", "end:50%", "random:10%"
-    weight: float = 1.0  # how many times each sample stands in an epoch; 0.5: a random half of them
+    weight: float = 1.0  # how many times each sample appears in an epoch; 0.5: a random half
 
     def __post_init__(self) -> None:
         if self.sampling != "all" and not _SAMPLING.fullmatch(self.sampling):
@@ -63,12 +63,12 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourcesConfig:
-    """The data sets of a stage, one after the other, and how their videos are read."""
+    """The data sets of a stage, in order, and how their videos are sampled."""
 
     datasets: tuple[Dataset, ...]
-    video: FrameSampling  # which frames of a video are read
-    seed: int = 0  # of "random" samplings and of fractions of a weight
-    grouping: str = "none"  # of batches: or "modality", or "modality_length" (order.py)
+    video: FrameSampling
+    seed: int = 0  # of "random" sampling and of fractional weights
+    grouping: str = "none"  # which samples share a batch; or "modality", "modality_length"
 
     def __post_init__(self) -> None:
         if not self.datasets:

@@ -70,8 +70,8 @@ class TarRows:
             given = fields[key]
             if posixpath.basename(str(given)) != posixpath.basename(beside):
                 raise InputError(
-                    f'{self.place(row)}: its "{key}" is {given!r:.100}, but {beside!r:.100} lies'
-                    " beside it; correct one of them."
+                    f'{self.place(row)}: its "{key}" is {given!r:.100}, but {beside!r:.100} is'
+                    " the file of that sample; correct one of them."
                 )
         own = "video" if _key(beside)[1] in SUFFIXES else "image"
         return {**{k: v for k, v in fields.items() if k not in keys}, own: beside}

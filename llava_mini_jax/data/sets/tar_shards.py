@@ -204,7 +204,7 @@ class Shards:
         if len(block) != _HEADER + size or zlib.crc32(block[:_HEADER]) != index.heads[row]:
             raise LostError(
                 f"The tar file {file} has changed since it was opened: {self.names[number]!r:.100}"
-                " is no longer where it was; start the same command again with the shard as it was."
+                " is no longer where it was; restore the shard and start the same command again."
             )
         return block[_HEADER:]
 

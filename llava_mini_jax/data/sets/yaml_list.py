@@ -32,7 +32,9 @@ def read_list(path: Path | str, images: str = "") -> tuple[Dataset, ...]:
         raise
     except Exception as error:  # its constructors raise almost anything on damaged files
         reason = " ".join(str(error).split())
-        raise InputError(f"Cannot read the list {path}: no YAML ({reason}); correct it.") from error
+        raise InputError(
+            f"Cannot read the list {path}: not valid YAML ({reason}); correct it."
+        ) from error
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise InputError(
@@ -69,7 +71,7 @@ def _load_yaml(path: Path) -> Any:
         if total > _MOST_VALUES or (inside and inside[-1][1] > _MOST_VALUES):
             raise InputError(
                 f"The list {path} has aliases that stand for more than {_MOST_VALUES:,} values;"
-                " write out what it should hold."
+                " write its contents out."
             )
     return yaml.load(content, Loader=loader)
 

@@ -85,8 +85,8 @@ def of_tokenizer(tokenizer: Any) -> str | None:
     text = _checked(found, "the tokenizer")
     if isinstance(text, dict):
         raise InputError(
-            f"the tokenizer's chat templates are named {', '.join(text)}, and none of them"
-            ' "default"; name the one that is to be used so, or use another template (--conv-mode,'
+            f"the tokenizer's chat templates are named {', '.join(text)}, and none is called"
+            ' "default"; give that name to the one to use, or choose another template (--conv-mode,'
             " load's template)"
         )
     return text

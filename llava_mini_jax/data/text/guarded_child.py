@@ -204,7 +204,7 @@ def try_tokenizer(path: str) -> dict[str, int]:
             encoding = tokenizer.encode(line, add_special_tokens=specials)
             largest = max(largest, *encoding.ids, 0)
             if any(not 0 <= a <= b <= len(line) for a, b in encoding.offsets):
-                raise ValueError("its tokens' offsets lie outside the text")
+                raise ValueError("its tokens' offsets are outside the text")
             if len(encoding.ids) > 1000 + 50 * len(line):
                 raise ValueError(f"it makes {len(encoding.ids)} tokens of {len(line)} letters")
             for skip in (False, True):

@@ -98,8 +98,8 @@ def _picture_first(turns: Sequence[Turn]) -> tuple[list[Piece], Sequence[Turn]]:
         return [], turns
     if pictures > 1:
         raise InputError(
-            f"{pictures} pictures are given, and this template has one, in front of the"
-            " conversation: give one, or another template (--conv-mode, load's template)"
+            f"{pictures} pictures are given, but this template takes one, before the conversation:"
+            " give one, or another template (--conv-mode, load's template)"
         )
 
     def on_a_line(turn: Turn) -> Turn:
@@ -216,15 +216,13 @@ class _ChatTemplate:
             place, _, special = min(places)
             return shared[: place + len(special)]
         if not (end := shared.rstrip()):
-            raise self._no_labels(
-                "does not end an answer with a special token or a text of its own"
-            )
+            raise self._no_labels("does not end an answer with a special token or a fixed text")
         return end
 
     def _no_labels(self, fault: str) -> InputError:
         return InputError(
-            f"The tokenizer's chat template {fault}, so nobody can tell which tokens are the"
-            " answer; use another template (--conv-mode, load's template, prompt.template)."
+            f"The tokenizer's chat template {fault}, so the answer's tokens cannot be"
+            " identified; use another template (--conv-mode, load's template, prompt.template)."
         )
 
 

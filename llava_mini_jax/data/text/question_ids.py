@@ -46,7 +46,7 @@ def find(folder: Path) -> Path:
             return place
     raise InputError(
         f"the model of {folder} reads questions by BERT's tokenizer, which is neither in it nor"
-        f" beside it: put the folder {FOLDER} there (tokenizer.json, or vocab.txt and"
+        f" next to it: put the folder {FOLDER} there (tokenizer.json, or vocab.txt and"
         " tokenizer_config.json)"
     )
 
@@ -65,7 +65,7 @@ def reader_of_words(tokenizer: Any, declared: Declaration) -> QuestionReader:
     if len(tokenizer) > declared.question_vocabulary:
         raise InputError(
             f"questions are read by a tokenizer of {len(tokenizer)} tokens, but the model's"
-            f" compressor knows {declared.question_vocabulary}; use the one that belongs to the"
+            f" compressor knows {declared.question_vocabulary}; use the one of these"
             " weights"
         )
     return QuestionReader(tokenizer, declared.question)
@@ -97,8 +97,8 @@ def of_marks(turns: Sequence[Turn], tokenizer: Any) -> tuple[np.ndarray, ...]:
     for number, text in found:
         if not text.strip():
             raise InputError(
-                "the model's compressor reads the question that a picture is looked at for, and"
-                f" turn {number + 1} has no text beside it: ask something"
+                "the model's compressor reads the question about a picture, and"
+                f" turn {number + 1} has no text: add a question"
             )
     return tuple(reader(text) for _, text in found)
 

@@ -17,11 +17,11 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says; "<image>" in a user's text is where a picture or video stands.
+    """What one side says; "<image>" in a user's text marks the place of an image or video.
 
-    Where strangers write the text, `marks` are the characters at which those "<image>" begin, in
-    their order: every other one is text like any other. The first turn may be a system message,
-    which takes the place of the template's own.
+    For untrusted text, `marks` are the characters at which the real "<image>" marks begin, in
+    order; any other "<image>" is plain text. The first turn may be a system message,
+    which replaces the template's own.
     """
 
     role: Literal["system", "user", "assistant"]
@@ -137,7 +137,7 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
         if turn.role != expected:
             raise InputError(
                 f"{where}: turn {i + 1} is by the {turn.role} where the {expected}'s is expected;"
-                " user and assistant take turns, the user begins."
+                " turns alternate and the user begins."
             )
         if turn.text is None and (turn.role != "assistant" or i + 1 < len(turns)):
             raise InputError(
@@ -148,7 +148,7 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
             if mark < after or not (turn.text or "").startswith(IMAGE_MARK, mark):
                 raise InputError(
                     f'{where}: turn {i + 1} has a mark at character {mark}, where no "{IMAGE_MARK}"'
-                    " of its own begins; give the places of those in the text, in their order."
+                    " begins; give the places of those in the text, in order."
                 )
             after = mark + len(IMAGE_MARK)
     if not turns[first:]:

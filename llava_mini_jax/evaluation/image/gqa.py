@@ -43,7 +43,7 @@ def _questions(folder: Path) -> list[Question]:
     if odd:
         raise InputError(
             f"gqa: {len(odd)} questions are in one of {_ASKED} and {path} only:"
-            f" {layouts.listed(odd)}. Use files that belong together."
+            f" {layouts.listed(odd)}. Use files of the same version."
         )
     pictures = folder / "data" / "images"
     found = [

@@ -55,7 +55,7 @@ def _questions(folder: Path) -> list[Question]:
     if odd:
         raise InputError(
             f"{_NAME}: {len(odd)} questions have no line in {_REFERENCE}, or their picture none in"
-            f" {_CONTEXT}: {layouts.listed(odd)}. Use files that belong together."
+            f" {_CONTEXT}: {layouts.listed(odd)}. Use files of the same version."
         )
     found = [
         _question(
@@ -77,7 +77,7 @@ def _by_id(path: Path, fields: Mapping[str, type], name: str) -> dict[str, dict[
     for row in layouts.read_json_lines(path, fields):
         if name not in row or str(row[name]) in found:
             raise InputError(
-                f'{path}: "{name}" {row.get(name)} is missing or stands twice; correct it'
+                f'{path}: "{name}" {row.get(name)} is missing or appears twice; correct it'
             )
         found[str(row[name])] = row
     return found

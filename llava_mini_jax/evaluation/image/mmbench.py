@@ -77,7 +77,7 @@ def _questions(chinese: bool, folder: Path) -> list[Question]:
     there = {question.question_id for question in found}
     if strange := [q.key for q in found if int(q.question_id) % _PASS not in there]:
         raise InputError(
-            f"{place}: {len(strange)} rows are passes of a question that is not there:"
+            f"{place}: {len(strange)} rows are passes of a missing question:"
             f" {layouts.listed(strange)}. Get the file again."
         )
     return found
@@ -144,7 +144,7 @@ def _picture(cell: str, place: str) -> bytes:
     try:
         content = base64.b64decode(cell, validate=True)
     except ValueError as error:
-        raise InputError(f"{place}: the picture is no base64 ({error}); get it again.") from error
+        raise InputError(f"{place}: the picture is not base64 ({error}); get it again.") from error
     if not content:
         raise InputError(f"{place}: there is no picture; get the file again.")
     return content

@@ -4,9 +4,10 @@
     or data/test-*.parquet -'--> Questions --judge: "0.7", asked up to six times--> means, percent
                                        '--> results/MODEL.json, ...-grade-Nruns.json, two csv files
 
-The judge completes a table whose last row is the item. A reply whose first word is no number from
-0 to 1 is followed by a request with one more line, at temperature 0, 0, 0.5, ... 2; the sixth reply
-is never read, the score is then 0. `runs` grades everything so many times (the paper of MM-Vet: 5).
+The judge completes a table whose last row is the item. If the first word of a reply is not a number
+from 0 to 1, a request with one more line follows, at temperature 0, 0, 0.5, ... 2; the sixth reply
+is never read, and the score is then 0. `runs` grades everything that many times (the paper of
+MM-Vet: 5).
 Capabilities of an item are a set: names of combinations are sorted here.
 """
 

@@ -54,7 +54,7 @@ def _labels(folder: Path, asked: Sequence[Mapping]) -> dict[tuple[str, str, str]
         if len(rows) != len(wanted):
             raise InputError(
                 f"{path} has {len(rows)} labels, {_ASKED} has {len(wanted)} {split} questions; use"
-                f" the files that belong together: {_FILES['coco/coco_pope_random.json']}."
+                f" files of the same version: {_FILES['coco/coco_pope_random.json']}."
             )
         for row in rows:
             place = _place({**row, "category": split})

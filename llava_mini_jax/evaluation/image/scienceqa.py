@@ -73,7 +73,7 @@ def _from_parquet(folder: Path, files: Sequence[Path]) -> list[Question]:
         if len(names) != len(rows):
             raise InputError(
                 f"scienceqa: pid_splits.json lists {len(names)} test questions, {files[0].parent}"
-                f" has {len(rows)}; use files that belong together."
+                f" has {len(rows)}; use files of the same version."
             )
     found = []
     for name, row in zip(names, rows, strict=True):

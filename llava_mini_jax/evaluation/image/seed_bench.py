@@ -51,7 +51,7 @@ def _from_llava(folder: Path) -> list[Question]:
     for row in layouts.read_json_lines(path, {"image": str, "text": str}):
         name = str(row.get("question_id"))
         if name in asked:
-            raise InputError(f"seed_bench: question {name} stands twice in {path}; remove one.")
+            raise InputError(f"seed_bench: question {name} appears twice in {path}; remove one.")
         asked[name] = row
     inner = folder / _RELEASE
     path = inner / _LABELS if (inner / _LABELS).exists() else BENCHMARK.need(folder, _LABELS)

@@ -70,7 +70,7 @@ def _from_val(folder: Path) -> list[Question]:
         golds[gold["question_id"]] = gold
     asked = {row["question_id"] for row in rows}
     odd = [str(name) for name in sorted(asked ^ golds.keys())]
-    layouts.check_same("vqav2", odd, f"{path} and the file of questions beside it")
+    layouts.check_same("vqav2", odd, f"{path} and its file of questions")
     pictures = folder / "val2014"
     return [_question(row, pictures / row["image"], golds[row["question_id"]]) for row in rows]
 

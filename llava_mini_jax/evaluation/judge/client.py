@@ -274,6 +274,7 @@ def _locked(file: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"another process is writing replies to {file}; wait for it, or give another file"
+                f"another process is writing replies to {file}; wait until it ends, or give another"
+                " file"
             ) from error
         yield

@@ -51,7 +51,7 @@ class Endpoint:
         if url is None or not good or "@" in url.netloc or url.query or url.fragment:
             # The address is not repeated: it may hold a key.
             raise InputError(
-                f"{self.owner}'s base URL is none that can be used; expected"
+                f"{self.owner}'s base URL is not usable; expected"
                 " http(s)://HOST[:PORT]/PATH without user, password or query, and the key in an"
                 " environment variable"
             )

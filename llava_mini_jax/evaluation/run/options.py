@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini_jax import compilation
-from llava_mini_jax.arguments import COMPRESSOR, VISION_TOKENS, Parser, refuse, vision_tokens
+from llava_mini_jax.arguments import (
+    COMPRESSOR,
+    VISION_TOKENS,
+    VISION_TOWER,
+    Parser,
+    refuse,
+    vision_tokens,
+)
 from llava_mini_jax.errors import short
 from llava_mini_jax.evaluation.benchmark import Benchmark, find, names_of_paper
 from llava_mini_jax.evaluation.run.evaluate import Command, JudgeCommand, ServerCommand
@@ -28,38 +35,42 @@ def parser(description: str | None) -> Parser:
     parser = Parser(prog="eval.py", description=description, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--model", action="append", metavar="DIR", help="model folder; repeatable")
-    add("--server", metavar="URL", help="ask this one, not a folder; --model: which of its models")
-    add("--server-key-variable", metavar="NAME", help="of the environment (default: no key)")
-    add("--server-concurrency", type=int, metavar="N", help="requests at a time (default: 8)")
-    add("--server-timeout", type=float, metavar="S", help="seconds of a request (default: 600)")
-    add("--benchmarks", metavar="A,B", help="all: the paper's (default: digits)")
-    add("--data", type=Path, metavar="DIR", help="folder of their files: playground/data/eval")
+    add("--server", metavar="URL", help="ask this server, not a folder; --model: one of its models")
+    add("--server-key-variable", metavar="NAME", help="variable with its key (default: no key)")
+    add("--server-concurrency", type=int, metavar="N", help="simultaneous requests (default: 8)")
+    add("--server-timeout", type=float, metavar="S", help="seconds for a request (default: 600)")
+    add("--benchmarks", metavar="A,B", help="benchmarks, or all of the paper's (default: digits)")
+    add("--data", type=Path, metavar="DIR", help="their files, such as playground/data/eval")
     add("--out", type=Path, metavar="DIR", help="for answers and results (default: out/eval)")
-    add("--limit", type=int, metavar="N", help="ask only so many questions of each benchmark")
-    add("--offset", type=int, metavar="N", help="leave out so many questions in front")
-    add("--shard", type=shard, metavar="I/N", help="ask part I of N only")
+    add("--limit", type=int, metavar="N", help="ask only N questions of each benchmark")
+    add("--offset", type=int, metavar="N", help="skip the first N questions")
+    add("--shard", type=shard, metavar="I/N", help="ask only part I of N")
     add("--batch-size", type=int, metavar="N", help="questions answered together (default: 8)")
-    add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the benchmark's)")
+    add("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the benchmark's)")
     add("--dtype", metavar="TYPE", help="float32 (default on CPU), bfloat16; int8 or int4 weights")
     add("--attention", metavar="NAME", help="auto (default), xla, cudnn or splash")
-    add("--vision-tower", type=Path, metavar="FOLDER", help="CLIP's, if the model does not have it")
-    add("--conv-mode", metavar="NAME", help="prompts, if not config.json's")
+    add("--vision-tower", type=Path, metavar="FOLDER", help=VISION_TOWER)
+    add("--conv-mode", metavar="NAME", help="prompt template (default: config.json's)")
     add("--max-length", type=int, metavar="N", help="longest prompt, in positions")
     add("--compressor", metavar="NAME[,FIELD=VALUE...]", help=COMPRESSOR)
     add("--vision-tokens", type=vision_tokens, metavar="N", help=VISION_TOKENS)
     add("--compilation-cache", metavar="DIR", help=compilation.HELP)
-    add("--score-only", action="store_true", help="score the answers that are there")
-    add("--answers", type=Path, metavar="FILE", help="score this answers file, without a model")
-    add("--paper", metavar="NAME", help="the paper's column beside ours (default: LLaVA-Mini 7B)")
+    add("--score-only", action="store_true", help="score existing answers")
+    add("--answers", type=Path, metavar="FILE", help="score this answers file; needs no model")
+    add("--paper", metavar="NAME", help="the paper's column to show (default: LLaVA-Mini 7B)")
     add = parser.add_argument_group("benchmarks that another model judges").add_argument
-    add("--judge-url", metavar="URL", help="its server, OpenAI-compatible: https://HOST/v1")
-    add("--judge-model", metavar="NAME", help="default: the one that the official script asks")
-    add("--judge-key-variable", metavar="NAME", help="of the environment (default: OPENAI_API_KEY)")
+    add("--judge-url", metavar="URL", help="the judge's server, OpenAI-compatible: https://HOST/v1")
+    add("--judge-model", metavar="NAME", help="default: the official script's")
+    add(
+        "--judge-key-variable",
+        metavar="NAME",
+        help="variable with its key (default: OPENAI_API_KEY)",
+    )
     add("--judge-wording", type=Path, metavar="FILE", help="the official texts (default: ours)")
-    add("--judge-concurrency", type=int, metavar="N", help="requests at a time (default: 8)")
-    add("--judge-timeout", type=float, metavar="S", help="seconds of a request (default: 120)")
+    add("--judge-concurrency", type=int, metavar="N", help="simultaneous requests (default: 8)")
+    add("--judge-timeout", type=float, metavar="S", help="seconds for a request (default: 120)")
     add("--judge-options", type=json_object, metavar="JSON", help='such as {"runs": 3}')
-    add("--judge-fields", type=json_object, metavar="JSON", help="added to each request")
+    add("--judge-fields", type=json_object, metavar="JSON", help="fields to add to each request")
     return parser
 
 
@@ -96,7 +107,7 @@ def _refuse(args: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     if not any(benchmark.files for benchmark in benchmarks):
         refuse(args, ["data"], f"with --benchmarks {listed}, which reads no files")
     if not any(benchmark.judge for benchmark in benchmarks):
-        refuse(args, _JUDGE, f"with --benchmarks {listed}, which nobody judges")
+        refuse(args, _JUDGE, f"with --benchmarks {listed}, which need no judge")
     if hasattr(args, "server"):
         refuse(args, _LOCAL, "with --server, which has loaded its model")
     else:
@@ -111,7 +122,7 @@ def shard(text: str) -> tuple[int, int]:
     try:
         return int(index) - 1, int(count)
     except ValueError:
-        sentence = f"{short(text)} is no part of the questions; give I/N, such as 1/4"
+        sentence = f"{short(text)} is not a part of the questions; give I/N, such as 1/4"
         raise argparse.ArgumentTypeError(sentence) from None
 
 
@@ -121,6 +132,6 @@ def json_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        sentence = f'{short(text)} is no JSON object; give one such as {{"runs": 3}}'
+        sentence = f'{short(text)} is not a JSON object; give one such as {{"runs": 3}}'
         raise argparse.ArgumentTypeError(sentence)
     return value

@@ -244,7 +244,7 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             key, reason = next(iter(judge["first of the refused"].items()))
             yield (
                 f"{where}: the judge's server refused {judge['refused']} of {judge['asks']}"
-                f" questions for good ({key}: {reason}); they count as replies that cannot be read"
+                f" questions permanently ({key}: {reason}); they count as unreadable replies"
             )
         for key, reason in list(found.get("unreadable", {}).items())[:3]:
             yield f"{where}: {key} was not asked: {reason}"

@@ -122,7 +122,7 @@ class Server:
             self.stopped.wait(wait)
         raise InputError(
             f"{self.endpoint.base_url} does not answer ({said(status, data)}); the same command"
-            " goes on from here"
+            " resumes from here"
         )
 
 

@@ -39,8 +39,8 @@ def read(folder: Path) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     raise InputError(
-        f"{path} holds no settings ({found}): remove it and the answers beside it to ask again, or"
-        " copy it again from where the answers were made"
+        f"{path} holds no settings ({found}): remove it and its answers to ask again, or copy"
+        " it again from where the answers were made"
     )
 
 

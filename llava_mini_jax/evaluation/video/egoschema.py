@@ -56,8 +56,8 @@ def _questions(full: bool, folder: Path) -> list[Question]:
     there = {row["q_uid"] for row in rows}
     if strange := [uid for uid in known if uid not in there]:
         raise InputError(
-            f"{benchmark.name}: {len(strange)} answers are of no question in {path}:"
-            f" {layouts.listed(strange)}. Use files that belong together."
+            f"{benchmark.name}: {len(strange)} answers belong to no question in {path}:"
+            f" {layouts.listed(strange)}. Use files of the same version."
         )
     found = [
         _question(folder, row, known, str(path)) for row in rows if full or row["q_uid"] in known

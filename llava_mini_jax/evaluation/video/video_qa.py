@@ -51,7 +51,7 @@ def _questions(name: str, folder: Path) -> list[Question]:
     if len(asked) != len(golds):
         raise InputError(
             f"{paths[0]} has {len(asked)} questions, {paths[1]} has {len(golds)} answers; use files"
-            " that belong together"
+            " of the same version"
         )
     before = _instruction(folder)
     style = _style(before)
@@ -65,7 +65,7 @@ def _questions(name: str, folder: Path) -> list[Question]:
         if not key or key != str(gold.get("question_id")):
             raise InputError(
                 f"{paths[0]} and {paths[1]} differ in item {number}: {key} and"
-                f" {gold.get('question_id')}; use files that belong together"
+                f" {gold.get('question_id')}; use files of the same version"
             )
         if (video := row["video_name"]) not in videos:
             # ActivityNet's files have "v_" before their names.

@@ -52,7 +52,7 @@ class FastVConfig(CompressorConfig):
 
     def __post_init__(self):
         if self.layer < 1:
-            raise ValueError(f"fastv drops in front of layer {self.layer}; give 1 or more")
+            raise ValueError(f"fastv drops before layer {self.layer}; give 1 or more")
         if self.keep < 1:
             raise ValueError(f"fastv keeps {self.keep} patches; give 1 or more")
         if self.variant not in VARIANTS:

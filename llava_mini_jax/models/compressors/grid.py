@@ -17,7 +17,7 @@ KINDS = ("none", "average_pool", "similarity", "multi_head")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridConfig(CompressorConfig):
-    """Of all four, so that one field turns the model into its ablations."""
+    """One config for four kinds, so that changing one field gives the ablations."""
 
     width: int
     heads: int

@@ -50,7 +50,7 @@ class MqtConfig(CompressorConfig):
         if self.width % 4 or self.width % self.heads:
             raise ValueError(f"mqt: width {self.width} is not divided by 4 and {self.heads} heads")
         if math.isqrt(self.queries) ** 2 != self.queries:
-            raise ValueError(f"mqt: {self.queries} queries are no square grid")
+            raise ValueError(f"mqt: {self.queries} queries do not form a square grid")
         if not 1 <= self.count <= self.queries:
             raise ValueError(f"mqt has no {self.count} tokens; give 1 to {self.queries}")
         check_counts("mqt", self.counts, self.count, self.queries)

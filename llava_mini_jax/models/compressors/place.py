@@ -47,13 +47,13 @@ def check(
         raise ValueError("compression inside the LLM needs a compressor and no pre-fusion layers")
     if declared.inside and (prefusion_layers or inside_layers):
         raise ValueError(
-            f'compressor "{kind}" goes on inside the LLM: set prefusion_layers and inside_layers'
+            f'compressor "{kind}" continues inside the LLM: set prefusion_layers and inside_layers'
             " to 0"
         )
     if not declared.behind < layers:
         raise ValueError(
-            f'compressor "{kind}" acts in front of layer {declared.behind}, counted from 0, of an'
-            f" LLM of {layers}: give an earlier layer"
+            f'compressor "{kind}" acts before layer {declared.behind}, counted from 0, of an LLM'
+            f" of {layers}: give an earlier layer"
         )
     if vocabulary < declared.vocabulary:
         raise ValueError(
@@ -81,7 +81,7 @@ def _check_choice(kind: str, choice: Choice, prefusion_layers: int, fuse_compres
     if 0 in choice.counts and not prefusion_layers:
         raise ValueError(
             f'compressor "{kind}" with 0 tokens and no pre-fusion would leave nothing of a picture:'
-            " take 0 out of its counts, or set prefusion_layers to 1 or more"
+            " remove 0 from its counts, or set prefusion_layers to 1 or more"
         )
 
 

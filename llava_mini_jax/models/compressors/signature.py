@@ -144,5 +144,5 @@ def side_of(seen: Seen) -> int:
     patches = seen.patches_IPE.shape[1]
     side = round(patches**0.5)
     if side * side != patches:
-        raise ValueError(f"{patches} patches are no square grid")
+        raise ValueError(f"{patches} patches do not form a square grid")
     return side

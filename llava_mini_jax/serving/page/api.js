@@ -33,7 +33,7 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The server cannot be reached. It is tried again by itself.", 0);
+    throw new ServerError("The server cannot be reached. Retrying …", 0);
   }
   if (response.ok) return response;
   throw new ServerError(await sentence(response), response.status);
@@ -79,7 +79,7 @@ export async function* chunks(body, signal) {
     if (chunk.error) throw new ServerError(String(chunk.error.message), 200);
     yield chunk;
   }
-  throw new ServerError("The connection broke off before the answer was complete.", 0);
+  throw new ServerError("The connection was lost before the answer was complete.", 0);
 }
 
 /** The data of server-sent events; comments, which keep the connection alive, are left out. */

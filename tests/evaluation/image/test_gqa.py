@@ -136,7 +136,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     refused(lambda row: row | other, f"2 questions are in one of .* only: 77, {first}")
     asked.write_text(whole + whole.splitlines()[1])
     second = json.loads(whole.splitlines()[1])["question_id"]
-    with pytest.raises(InputError, match=f"1 questions stand twice: {second}"):
+    with pytest.raises(InputError, match=f"1 questions appear twice: {second}"):
         gqa.BENCHMARK.questions(place)
     asked.write_text(whole)
     golds = place / "testdev_balanced_questions.json"

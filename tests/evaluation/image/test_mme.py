@@ -151,7 +151,7 @@ def test_broken_data_is_refused(tmp_path):
     asked.write_text("".join(whole.splitlines(keepends=True)[1:]))
     refused(f"1 pictures have not two questions: {subtask}/{file}")
     asked.write_text(whole + whole.splitlines()[0] + "\n")
-    refused(f"1 questions stand twice: {re.escape(first.key)}")
+    refused(f"1 questions appear twice: {re.escape(first.key)}")
     rewritten(text="Is there nothing?")
     refused(f"{subtask} has no answer to 'Is there nothing")
     rewritten(image="fame/images/0001.png")

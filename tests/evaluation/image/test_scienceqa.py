@@ -158,7 +158,7 @@ def test_broken_data_is_refused(tmp_path):
     asked, problems = files["llava_test_CQM-A.json"][1], files["problems.json"][1]
     first, second = (row["id"] for row in asked[:2])
     refused("llava_test_CQM-A.json", asked[1:], f"1 questions are in only one of .*: {first}")
-    refused("llava_test_CQM-A.json", [*asked, asked[0]], f"1 questions stand twice: {first}")
+    refused("llava_test_CQM-A.json", [*asked, asked[0]], f"1 questions appear twice: {first}")
     refused("llava_test_CQM-A.json", {"a": 1}, "holds a dict; expected a list")
     bare = {"id": first, "conversations": []}
     refused("llava_test_CQM-A.json", [bare, *asked[1:]], f"{first}, first turn: a NoneType")

@@ -135,7 +135,7 @@ def test_broken_questions_and_pictures_are_refused(tmp_path):
     text = (place / ASKED).read_text()
     (place / ASKED).write_text(text + text.splitlines()[0] + "\n")
     first = json.loads(text.splitlines()[0])["question_id"]
-    with pytest.raises(InputError, match=f"question {first} stands twice"):
+    with pytest.raises(InputError, match=f"question {first} appears twice"):
         seed_bench.BENCHMARK.questions(place)
     golden.rewrite_lines(place / ASKED, lambda row: {k: v for k, v in row.items() if k != "image"})
     with pytest.raises(InputError, match=r'line 1: "image" is nothing'):

@@ -147,8 +147,8 @@ def test_read_lmms_takes_a_whole_option_from_a_long_answer():
     ("file", "change", "message"),
     [
         ("questions", lambda rows, uid: rows[0].pop("option 3"), '0: "option 3" is nothing'),
-        ("questions", lambda rows, uid: rows.append(rows[0]), "1 questions stand twice: {uid}"),
-        ("questions", lambda rows, uid: rows.pop(0), "1 answers are of no question .*: {uid}"),
+        ("questions", lambda rows, uid: rows.append(rows[0]), "1 questions appear twice: {uid}"),
+        ("questions", lambda rows, uid: rows.pop(0), "1 answers belong to no question .*: {uid}"),
         ("subset_answers", lambda rows, uid: rows.update({uid: 5}), "answer to {uid} is 5; exp"),
     ],
 )

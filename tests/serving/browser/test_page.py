@@ -226,7 +226,7 @@ def test_an_answer_can_be_stopped(page, server):
     [
         ("refuse", "the context is full: 300 positions, the model has 256"),
         ("break", "the engine has stopped"),
-        ("tear", "The connection broke off before the answer was complete."),
+        ("tear", "The connection was lost before the answer was complete."),
     ],
 )
 def test_an_error_is_told_and_the_question_comes_back(

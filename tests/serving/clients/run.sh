@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make serve-check: clients of others against `llava-mini serve`, each in an environment of its own.
+# make serve-check: third-party clients against `llava-mini serve`, each in an environment of its own.
 #   tests/serving/clients/run.sh PYTHON [OUT]      PYTHON: this project's
 # Needs a network once, for .venv-aiperf and .venv-evalscope (2 GB) and for lmms-eval in .venv-lmms:
 # 2 GB with SERVE_TORCH=torch==VERSION+cpu, 7 GB with what PyPI has. SERVE_MODEL names another model.

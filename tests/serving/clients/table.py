@@ -12,7 +12,7 @@ from typing import Any
 
 AIPERF = {
     "aiperf-16": "AIPerf, 16 at a time",
-    "aiperf-1": "AIPerf, alone",
+    "aiperf-1": "AIPerf, one at a time",
     "aiperf-16-alone": "AIPerf, 16 at a time, one slot",
 }
 FIRST = "llava_mini:time_to_first_token_seconds"
