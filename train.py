@@ -5,6 +5,7 @@ override every field on the command line; `python train.py CONFIG.py --help` lis
 command resumes a workdir that holds checkpoints.
 
   --dry-run              print what would be trained and the memory that it needs, then stop
+  --dry-run-images N     ... for rows of N images or frames each, not one
   --profile.steps 10:15  record these steps of every stage for xprof
   --track.to wandb       also log metrics to wandb or trackio, in the project --track.project NAME
   --distributed          join the processes of a cluster, each of which runs the same command
@@ -37,6 +38,7 @@ STOPPED = "train.py: stopped; the same command continues from the last checkpoin
 HELP = {
     "workdir": "folder of the run; a folder with checkpoints is resumed",
     "dry_run": "print what would be trained and the memory that it needs, then stop",
+    "dry_run_images": "of --dry-run: images or frames of a row",
     "distributed": "join the processes of a cluster, each of which runs the same command",
     "stopped_status": "exit status after SIGTERM",
     "accept_changed_data": "resume although the data differ from those that the run began with",
@@ -54,6 +56,7 @@ class Command(NamedTuple):
     accept_changed_data: bool = False
     compilation_cache: str | None = None
     track: Any = None
+    dry_run_images: int | None = None
 
 
 def parse(default: Any, argv: list[str]) -> Command:
@@ -72,6 +75,7 @@ def parse(default: Any, argv: list[str]) -> Command:
         ("accept_changed_data", bool, False),
         ("compilation_cache", str | None, None),
         ("track", TrackConfig, TrackConfig()),
+        ("dry_run_images", int | None, None),
     ]
     fields = [(f.name, f.type, getattr(default, f.name)) for f in dataclasses.fields(default)]
     about = HELP | comments(type(default))
@@ -96,6 +100,8 @@ def parse(default: Any, argv: list[str]) -> Command:
         chosen = read(args=words, prog=program)
     if not chosen.workdir and not chosen.dry_run:
         raise InputError("a run needs --workdir DIR, which keeps its checkpoints")
+    if chosen.dry_run_images is not None and not chosen.dry_run:
+        raise InputError("--dry-run-images belongs to --dry-run: a run counts the images itself")
     config = type(default)(**{name: getattr(chosen, name) for name, *_ in fields})
     return Command(config, *(getattr(chosen, name) for name, *_ in own))
 
@@ -118,7 +124,7 @@ def main(argv: list[str]) -> int:
         command, status = parse(default, argv), 0
         chosen = stages.stages_of(command.config)
         if command.dry_run:
-            dry_run.describe(chosen)
+            dry_run.describe(chosen, command.dry_run_images)
         else:
             if command.distributed:
                 distributed.start()

@@ -1,6 +1,7 @@
 """train.py's command line: config files, overrides, and one clear message for each mistake."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -203,6 +204,23 @@ def test_a_dry_run_needs_no_data(capsys, started):
     assert status_of([ROOT / "configs" / "stage1_vicuna_7b.py", "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "558,336 samples in all, epochs not known: the data itself cannot be opened" in out
+
+
+def test_a_dry_run_counts_the_frames_that_it_is_asked_for(capsys, started, tmp_path):
+    config = ROOT / "configs" / "stage2_llama_3_1_8b_video.py"
+    peaks = []
+    for words in ([], ["--dry-run-images", "64"]):
+        assert status_of([config, "--dry-run", *words]) == 0
+        out = capsys.readouterr().out
+        peaks.append(float(re.search(r"at the peak \(.*\)\s+│\s+([\d.]+) GiB", out)[1]))
+    assert peaks[1] > 1.2 * peaks[0] and "64 images or frames each" in " ".join(out.split())
+    said = refused(capsys, [config, "--dry-run", "--dry-run-images", "4096"])
+    assert "rows of stage2 have 2048 positions, room for 1 to 2048 images or frames" in said
+    packed = ROOT / "configs" / "digits_packed.py"
+    said = refused(capsys, [packed, "--dry-run", "--dry-run-images", "2"])
+    assert "room for packing.images (12) images, so leave out --dry-run-images" in said
+    said = refused(capsys, [config, "--workdir", tmp_path, "--dry-run-images", "64"])
+    assert "--dry-run-images belongs to --dry-run" in said
 
 
 def test_a_dry_run_checks_the_stages(capsys, tmp_path):

@@ -49,19 +49,24 @@ HARDWARE = (
 )
 
 
-def describe(stages: Sequence[TrainConfig]) -> None:
-    """Prints a table of parameters, and the settings that matter, of every stage."""
+def describe(stages: Sequence[TrainConfig], images: int | None = None) -> None:
+    """Prints a table of parameters, and the settings that matter, of every stage.
+
+    `images`: of a row, or frames; None: as many as the stage says, one where it does not. Raises
+    InputError where rows have no room for them.
+    """
     from rich.console import Console
 
     for stage in stages:
         check(stage)
-    for stage in stages:
+    counts = [_images(stage, images) for stage in stages]
+    for stage, count in zip(stages, counts, strict=True):
         console = Console()
         console.print(_table(stage))
         for line in _lines(stage):
             console.print(f"  {line}", highlight=False)
-        console.print(_memory_table(stage))
-        console.print(f"  {_bound(stage)}", highlight=False, soft_wrap=True)
+        console.print(_memory_table(stage, count))
+        console.print(f"  {_bound(stage, count)}", highlight=False, soft_wrap=True)
         if max(dataclasses.astuple(stage.mesh)) > 1:
             console.print("  where parameters are, and bytes on one device:", highlight=False)
             for line in layout(stage):
@@ -98,17 +103,33 @@ def _is_base(path: str) -> bool:
     return path.endswith("/base")
 
 
-def _memory_table(stage: TrainConfig) -> Any:
+def _images(stage: TrainConfig, asked: int | None) -> int:
+    if asked is None:
+        return step_program.images_of(stage)
+    if stage.packing.window:
+        raise InputError(
+            f"{stage.name} is packed: its rows have room for packing.images"
+            f" ({stage.packing.images}) images, so leave out --dry-run-images"
+        )
+    tokens, length = stage.model.tokens_per_image(stage.images.parts), stage.lengths[-1]
+    if not 1 <= asked <= length // max(1, tokens):
+        raise InputError(
+            f"--dry-run-images is {asked}; rows of {stage.name} have {length} positions, room for"
+            f" 1 to {length // max(1, tokens)} images or frames of {tokens} tokens"
+        )
+    return asked
+
+
+def _memory_table(stage: TrainConfig, images: int) -> Any:
     from rich.table import Table
 
-    images = step_program.images_of(stage)
     found = estimate(stage, images)
     rows = stage.batch_size // stage.accumulate
     sizes = f"{rows} rows of {stage.lengths[-1]} positions at a time"
     if stage.packing.window:
         sizes += f", packed, {images} images each with {step_program.fused_of(stage)} of text"
     else:
-        sizes += f", {images} frames each" if images > 1 else ", one picture each"
+        sizes += f", {images} images or frames each" if images > 1 else ", one picture each"
         if stage.model.declared.question:
             sizes += " (a picture counts once for each question about it)"
     title = f"estimated memory of one device: {sizes}"
@@ -126,9 +147,9 @@ def _memory_table(stage: TrainConfig) -> Any:
     return table
 
 
-def _bound(stage: TrainConfig) -> str:
+def _bound(stage: TrainConfig, images: int) -> str:
     """What products alone let a step reach, whatever else there is to wait for."""
-    shape = step_program.shape_of(stage, step_program.images_of(stage))
+    shape = step_program.shape_of(stage, images)
     model = step_flops(stage.model, stage.trainable, shape, stage.lora)
     again = recomputed_flops(
         stage.model, stage.trainable, shape, stage.lora, loss_chunk=stage.loss_chunk
