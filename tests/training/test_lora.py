@@ -244,10 +244,7 @@ def test_memory_counts_adapters_and_narrow_bases():
             dict(lora=LoraConfig(rank=4, base="int3")),
             'lora.base is "int3"; expected same, int8, int4',
         ),
-        (
-            dict(lora=dataclasses.replace(LORA, base="int4")),
-            "down_proj has 48 inputs, not a multiple",
-        ),
+        (dict(lora=dataclasses.replace(LORA, base="int4")), "has 48 inputs, not a multiple"),
         (dict(lora=LoraConfig(rank=4, targets=("llm/nothing",))), '"llm/nothing" matches no'),
         (dict(lora=LoraConfig(rank=4, targets=("llm/*norm",))), "is not a weight of a product"),
         (dict(lora=LORA, trainable=("*",)), 'the pattern "*" of trainable means llm'),
