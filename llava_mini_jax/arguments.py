@@ -68,7 +68,7 @@ def number(text: str) -> float:
 
 
 JSON = "print one JSON document instead"
-VISION_TOWER = "the vision tower's folder, if MODEL does not contain it"
+VISION_TOWER = "the vision tower's folder, if MODEL has none"
 COMPRESSOR = "a method to add to a LLaVA-1.5, or options of the model's own (docs/weights.md)"
 VISION_TOKENS = 'tokens an image, or "all", if the model supports several (default: its own)'
 

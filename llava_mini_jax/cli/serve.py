@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="the model's name in requests; repeatable; default: its folder",
+        help="its name in requests; repeatable; default: its folder",
     )
     _add_model(parser)
     _add_access(parser)
@@ -72,7 +72,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="clients' keys, one a line (or LLAVA_MINI_API_KEYS)",
+        help="API keys, one a line (or LLAVA_MINI_API_KEYS)",
     )
     add("--open-metrics", action="store_true", help="/metrics needs no key")
     add("--vllm-metrics", action="store_true", help="also export metrics under vLLM's names")
@@ -81,7 +81,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOST",
-        help="host to fetch images and videos from; repeatable; default: none",
+        help="host to fetch media from; repeatable; default: none",
     )
     add("--allowed-media-folder", type=Path, metavar="DIR", help="folder that file: URLs may name")
     add(
@@ -89,14 +89,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="origin of other web pages that may send requests (CORS); repeatable",
+        help="other web origin to allow (CORS); repeatable",
     )
     add(
         "--limit",
         action="append",
         default=[],
         metavar="NAME=N",
-        help="limit of a request, such as images=4; repeatable",
+        help="request limit, such as images=4; repeatable",
     )
 
 
@@ -106,7 +106,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add(
         "--lengths",
         metavar="N,N,...",
-        help="lengths of slots in positions (prompt and answer); long ones are fewer; default:"
+        help="slot lengths in positions; long slots are fewer; default:"
         " 1024,4096 and the model's own",
     )
     add(
@@ -121,7 +121,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=128,
         metavar="N",
-        help=f"most answers, waiting ones included; {default}",
+        help=f"most answers, with waiting ones; {default}",
     )
     add(
         "--queue-timeout",
@@ -135,7 +135,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="S",
-        help=f"seconds in which answers may finish after SIGTERM; {default}",
+        help=f"seconds to finish after SIGTERM; {default}",
     )
     add(
         "--drain-delay",
