@@ -159,11 +159,17 @@ class _Piece:
         return {"kept of some frames": few.kept_in_front()} | self.gathered()
 
     def gathered(self) -> dict[str, int]:
-        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients."""
+        """Pre-fusion's weights, whole in front of the loop over frames, and their gradients.
+
+        The gradient of the newest frames stands beside the sum, in the dtype of products.
+        """
         if self.stage.mesh.fsdp == 1 or self.cfg.prefusion_layers == 0:
             return {}
         count = param_tree.count(self.spec.prefusion)
-        return {"pre-fusion whole": count * self.whole("prefusion/*")}
+        found = {"pre-fusion whole": count * self.whole("prefusion/*")}
+        if self.count(True, "prefusion/*"):
+            found["pre-fusion's gradient of some frames"] = count * self.cfg.dtype.itemsize
+        return found
 
     def whole(self, *patterns: str) -> int:
         """Bytes of a gathered parameter: itself, cast for its products, and its gradient."""
