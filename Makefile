@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets tutorial readme-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
+.PHONY: help setup test demo demo-short lint types snippets tutorial readme-picture page-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,10 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page && \
 	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
+
+page-picture: ## docs/page.png: the page in front of make demo's model (or MODEL=DIR), in Chromium
+	@$(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page
+	@CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python docs/site/page.py $(MODEL) docs/page.png
 
 serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in environments of their own (4 GB)
 	@tests/serving/clients/run.sh $(BIN)/python
