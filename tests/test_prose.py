@@ -14,6 +14,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
 )
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+SOURCE = re.compile(r'<(?:img|source) [^>]*?src(?:set)?="([^"]+)"')
 # What a native engineer would not write, and what to write instead.
 WORDS = {
     "anew": "again, from scratch",
@@ -56,7 +57,8 @@ def anchors(text: str) -> set[str]:
 def broken(page: Path) -> list[str]:
     """Links of a page to files and headings that are not there. Other sites are not asked."""
     found = []
-    for _, _, target in LINK.findall(prose(page.read_text())):
+    text = prose(page.read_text())
+    for target in [*(target for _, _, target in LINK.findall(text)), *SOURCE.findall(text)]:
         if re.match(r"https?://|mailto:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -71,6 +73,8 @@ def test_links_lead_somewhere_and_pictures_are_described(page: str) -> None:
     text = (ROOT / page).read_text()
     assert broken(ROOT / page) == []
     assert [target for mark, words, target in LINK.findall(text) if mark and len(words) < 5] == []
+    tags = re.findall("<img [^>]*>", prose(text))
+    assert [tag for tag in tags if not re.search('alt="[^"]{5}', tag)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -82,8 +86,11 @@ def test_words_are_plain(page: str) -> None:
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A page\n[a](page.md#a-page) [b](#nowhere) [c](gone.md)\n`[d](code.md)`\n")
-    assert broken(page) == ["#nowhere", "gone.md"]
+    page.write_text(
+        "# A page\n[a](page.md#a-page) [b](#nowhere) [c](gone.md)\n`[d](code.md)`\n"
+        '<source media="dark" srcset="dark.png"><img src="light.png" alt="a page">\n'
+    )
+    assert broken(page) == ["#nowhere", "gone.md", "dark.png", "light.png"]
 
 
 def test_the_tutorial_is_one_program() -> None:

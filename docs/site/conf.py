@@ -6,6 +6,7 @@ html_theme = "furo"
 html_title = project
 # Anchors as GitHub makes them, on which the pages' links rely.
 myst_heading_anchors = 4
+myst_enable_extensions = ["attrs_inline"]  # classes of pictures
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

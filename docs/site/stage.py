@@ -19,12 +19,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
+# A picture with a dark twin, as GitHub wants it.
+TWINS = re.compile(
+    r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" alt="([^"]+)">\s*</picture>'
+)
 # The site's parts, and the pages of each.
 PARTS = {
-    "Start": ("tutorial", "contributing", "from_pytorch", "not_here"),
+    "Start": ("tutorial", "commands", "from_pytorch", "troubleshooting", "not_here"),
     "How to": ("data", "finetune", "training", "sharding", "serving", "evaluation", "video"),
     "Reference": ("reference/api", "reference/commands", "reference/config", "weights"),
-    "Explanation": ("architecture", "release", "performance", "analysis", "results", "changelog"),
+    "Explanation": ("architecture", "release", "performance", "analysis", "results"),
+    "Project": ("contributing", "changelog"),
 }
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"} | {
     "CHANGELOG.md": "changelog.md",
@@ -71,6 +76,8 @@ def relinked(text: str, own: Path, place: Path, source: Path) -> str:
         found = os.path.relpath(source / path, place)
         return f"{words}({found}{'#' * bool(anchor)}{anchor})"
 
+    # Of twins the site's theme shows the one that fits.
+    text = TWINS.sub(r"![\3](\2){.only-light}\n![\3](\1){.only-dark}", text)
     return LINK.sub(moved, text)
 
 

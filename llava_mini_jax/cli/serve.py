@@ -275,7 +275,9 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     folder, hosts = args.allowed_media_folder, args.allowed_hosts
     reader = MediaReader(opened.bundle, limits, hosts=hosts, folder=folder)
+    log = _log()
     with _meshed(_devices(args.mesh)):
+        log.info("reading the weights of %s", args.model)
         with loading(args.model) as watch:
             model = read(opened, watch)
             options = _options(model, limits, args)
@@ -287,9 +289,8 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
         worker.engine.on_tokens = functools.partial(
             service.metrics.observe, "iteration_tokens_total"
         )
-        _log()
         host, port = bound.getsockname()[:2]
-        logging.getLogger(__name__).info("listening on http://%s:%d", host, port)
+        log.info("listening on http://%s:%d", host, port)
         lifecycle.run(application(service), service, bound)
         service.close()
         if worker.state == "ready":  # else it compiles, which nobody waits for any more
@@ -318,7 +319,7 @@ def _options(model: Any, limits: "Limits", args: argparse.Namespace) -> "Options
     )
 
 
-def _log() -> None:
+def _log() -> logging.Logger:
     """Lines of the server on stderr; uvicorn's own are left to its errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -326,3 +327,4 @@ def _log() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    return logging.getLogger(__name__)

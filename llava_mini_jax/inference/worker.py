@@ -63,6 +63,7 @@ class Worker:
         self.model, self.lanes = model, list(lanes)
         compiled()  # counts from now on
         self.state = "starting"  # "ready", "dead"
+        self.compiling = (0, 0)  # programs that are compiled, of how many; (0, 0): not yet counted
         self.error: Exception | None = None  # why it is dead
         self.engine = Engine(model, lanes, budget=budget, steps=steps)
         self._steps = steps
@@ -142,7 +143,10 @@ class Worker:
             lambda call: of_engine(self.model, call, self.lanes, texts=texts, steps=self._steps),
             always=True,
         )
-        compiling.wait()
+        compiling.wait(self._watch)
+
+    def _watch(self, done: int, total: int) -> None:
+        self.compiling = done, total
 
     def _serve(self) -> None:
         busy, failures, answered = False, 0, 0

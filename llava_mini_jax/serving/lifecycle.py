@@ -29,6 +29,7 @@ from llava_mini_jax.serving.service import Service
 
 LOG = logging.getLogger(__name__)
 KEPT_OPEN = 75  # seconds that an idle connection is kept; load balancers keep theirs for 60
+PROGRESS_SECONDS = 10.0  # between two lines about what is compiled
 _CLOSING = 5  # seconds for connections to end, once nobody is answered any more
 # Seconds after which a thread that computes hands over (Python's own: 0.005): the event loop waits
 # as long for each of the others, several times a request.
@@ -81,12 +82,19 @@ def config(app: ASGIApp, service: Service) -> uvicorn.Config:
     )
 
 
+def progress(done: int, total: int, seconds: float) -> str:
+    """How many programs are compiled after so many seconds, and how long the others may take."""
+    left = f", about {seconds / done * (total - done):.0f} s left" if done else ""
+    return f"compiling: {done} of {total} programs after {seconds:.0f} s{left}"
+
+
 class Server(uvicorn.Server):
     """uvicorn's, but for signals: it would close the socket at once, and end by the signal."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service, self._state, self._began = service, "starting", time.monotonic()
+        self._said_at = self._began  # of the last line about what is compiled
         self._signalled_at: float | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -112,7 +120,16 @@ class Server(uvicorn.Server):
                 # now and then, would stop every answer for tenths of a second.
                 gc.collect()
                 gc.freeze()
+        elif state == "starting":
+            self._say_progress(time.monotonic())
         return await super().on_tick(counter)
+
+    def _say_progress(self, now: float) -> None:
+        """A line now and then, at a terminal and in a log alike."""
+        done, total = self._service.worker.compiling
+        if total and now - self._said_at >= PROGRESS_SECONDS:
+            self._said_at = now
+            LOG.info("%s", progress(done, total, now - self._began))
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -20,7 +20,7 @@ import eval as eval_program
 from llava_mini_jax import cli
 from llava_mini_jax.evaluation import benchmark as benchmarks
 from llava_mini_jax.evaluation.benchmark import find
-from llava_mini_jax.evaluation.run import report
+from llava_mini_jax.evaluation.run import evaluate, report
 from llava_mini_jax.weights.export_hf import export_model
 from tests import golden_data, tiny, tiny_model
 from tests.conftest import ROOT
@@ -406,3 +406,10 @@ def test_averages_are_the_papers():
     assert found["paper average"] == pytest.approx(57.89390909090908)
     assert found["average"] == pytest.approx((sum(row) - 1466 + 73.3) / 11)
     assert report.averages({"pope": 1.0}) == {}
+
+
+def test_a_bar_says_what_is_compiled_and_then_its_title_again():
+    said = []
+    for done in (3, 12):
+        evaluate._say_compiling(lambda **change: said.append(change["description"]), "m", done, 12)
+    assert said == ["m, compiling 3 of 12 programs", "m"]

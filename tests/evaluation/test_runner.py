@@ -198,6 +198,27 @@ def test_what_breaks_in_the_middle_is_told_once_and_asked_again(
     assert answers_in(tmp_path / "out") == generated(paper, sound)
 
 
+def test_what_is_compiled_is_heard_before_the_first_answer(paper, shown, tmp_path, monkeypatch):
+    heard, own = [], runner.WarmUp
+
+    class Counting(own):
+        def wait(self, watch):
+            watch(3, 12)
+            super().wait(watch)
+
+    monkeypatch.setattr(runner, "WarmUp", Counting)
+    monkeypatch.setattr(runner, "compiled_programs", lambda: 0)
+    one = [question for question in questions_about(shown) if question.video is None][:1]
+    ask(
+        paper,
+        one,
+        tmp_path,
+        progress=lambda done: heard.append(done),
+        compiling=lambda done, total: heard.append((done, total)),
+    )
+    assert heard[0] == (3, 12) and heard.count(1) == 1
+
+
 def test_a_question_that_does_not_fit_leaves_the_others(paper, shown, tmp_path):
     questions = questions_about({"a.mp4": shown["a.mp4"]})
     long = dataclasses.replace(questions[0], text="row " * 300)

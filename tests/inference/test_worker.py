@@ -87,6 +87,7 @@ def test_nothing_is_compiled_once_it_is_ready(model, ready) -> None:
             some = [Asked(ready, request) for request in requests[start : start + together]]
             assert all(one.ids() for one in some)
     assert compilation.compiled() == before
+    assert ready.compiling[0] == ready.compiling[1] > 0
     counts = ready.counts()
     assert (counts.running, counts.waiting, counts.slots, counts.slots_in_use) == (0, 0, 3, 0)
     assert counts.kv_usage == 0 and counts.media == 13 and counts.media_bytes > 0

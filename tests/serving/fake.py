@@ -113,6 +113,7 @@ class FakeWorker:
 
     def __init__(self, *, slots: int = 4, pace: float = 0.0, positions: int = 256):
         self.model, self.state = model(positions), "starting"
+        self.compiling = (0, 0)
         self.lanes = [LaneSize(slots, positions)]
         self.slots, self.pace, self.steps = slots, pace, 0
         self._waiting: list[Ticket] = []

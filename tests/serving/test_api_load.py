@@ -299,3 +299,26 @@ def test_what_is_there_when_the_engine_is_ready_is_no_garbage_to_look_for(
         asyncio.run(server.on_tick(counter))
     assert frozen == ["frozen"]
     service.worker.stop()
+
+
+def test_a_server_that_compiles_says_how_far_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing before the programs are counted, then a line every ten seconds."""
+    service = fake.service()
+    wait_until(lambda: service.worker.state == "ready")
+    server = lifecycle.Server(lifecycle.config(application(service), service), service)
+    service.worker.state, now = "starting", time.monotonic()
+    ticks = [(4.0, 0, 0), (11.0, 0, 0), (12.0, 3, 12), (20.0, 5, 12), (23.2, 9, 12)]
+    with caplog.at_level("INFO", "llava_mini_jax"):
+        for counter, (seconds, *compiling) in enumerate(ticks):
+            monkeypatch.setattr(lifecycle.time, "monotonic", lambda at=now + seconds: at)
+            service.worker.compiling = tuple(compiling)
+            asyncio.run(server.on_tick(counter + 1))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "compiling: 3 of 12 programs after 12 s, about 36 s left",
+        "compiling: 9 of 12 programs after 23 s, about 8 s left",
+    ]
+    monkeypatch.undo()
+    service.worker.stop()

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llava_mini_jax.data.digits.pages import DigitsConfig, DigitsPages
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Scores
@@ -105,6 +107,14 @@ def _is_right(question: Question, answers: Mapping[str, Output]) -> bool:
 
 
 def _page(question: Question) -> Any:
+    from PIL import Image
+
+    assert isinstance(question.image, bytes)
+    with Image.open(io.BytesIO(question.image)) as page:
+        return enlarged(np.asarray(page))
+
+
+def enlarged(page_HWC: np.ndarray) -> Any:
     """The page as a Pillow picture, large and smooth enough for people.
 
     With this filter a model that is asked about it sees, once it has made it small again, what it
@@ -112,9 +122,9 @@ def _page(question: Question) -> Any:
     """
     from PIL import Image
 
-    assert isinstance(question.image, bytes)
-    with Image.open(io.BytesIO(question.image)) as page:
-        return page.resize((SCALE * page.width, SCALE * page.height), Image.Resampling.LANCZOS)
+    height, width = page_HWC.shape[:2]
+    size = (SCALE * width, SCALE * height)
+    return Image.fromarray(page_HWC).resize(size, Image.Resampling.LANCZOS)
 
 
 _DIGITS = Benchmark(

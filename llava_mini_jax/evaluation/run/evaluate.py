@@ -8,7 +8,7 @@ OUT/results.md, OUT/results.json: all of them beside the paper's figures
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -213,13 +213,17 @@ def _ask(
     more: dict[str, Any] = dict(prompts=prompts, max_new_tokens=tokens)
     if command.server is not None:
         settings = {"server_model": name, "benchmark": benchmark.name, **more}
-        ask = partial(served.ask, model, name)
     else:
         model = runner.of_date(model, settings_file.read(folder))
         settings = runner.settings_of(model, name, benchmark, **more)
-        ask = partial(runner.ask, model, batch_size=command.batch_size)
     settings_file.check_same(folder, settings)
-    with counting(f"{_slug(name)}: {benchmark.name}", len(questions)) as bar:
+    title = f"{_slug(name)}: {benchmark.name}"
+    with counting(title, len(questions)) as bar:
+        if command.server is not None:
+            ask = partial(served.ask, model, name)
+        else:
+            compiling = partial(_say_compiling, bar, title)
+            ask = partial(runner.ask, model, batch_size=command.batch_size, compiling=compiling)
         run = ask(
             _slug(name),
             benchmark,
@@ -230,6 +234,12 @@ def _ask(
             progress=lambda done: bar(advance=done),
         )
     return {"unreadable": run.unreadable, "run": dataclasses.asdict(run)}
+
+
+def _say_compiling(bar: Callable[..., None], title: str, done: int, total: int) -> None:
+    """In front of a bar that stands still meanwhile."""
+    left = f", compiling {done} of {total} programs" if done < total else ""
+    bar(description=title + left)
 
 
 def _score(

@@ -15,6 +15,7 @@ and its frames are never in memory together.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections import deque
@@ -51,10 +52,12 @@ def ask(
     batch_size: int,
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
+    compiling: Callable[[int, int], None] = lambda done, total: None,
 ) -> Asked:
     """Answers in `folder`/answers.jsonl (of a shard, answers-I-of-N.jsonl).
 
-    `progress` is told how many more questions are done. A question whose picture cannot be read
+    `progress` hears how many more questions are done, `compiling` how many programs of how many,
+    before the first of them. A question whose picture cannot be read
     gets no answer, is reported, and is tried again by the next run.
     """
     if any(question.video is not None for question in questions):
@@ -62,9 +65,10 @@ def ask(
     sheet = Sheet(benchmark, questions, folder / shard.file, model_id)
     settings = Settings(max_new_tokens=max_new_tokens)
     items = 0
-    seconds = compiling = 0.0
+    seconds = spent_compiling = 0.0
     chosen = list(windows(questions, _WINDOW * batch_size))[shard.index :: shard.count]
-    reading = _read_ahead(model, benchmark, chosen, sheet.done, settings, batch_size)
+    answer = functools.partial(_in_batches, model, settings, batch_size, compiling)
+    reading = _read_ahead(model, benchmark, chosen, sheet.done, settings, answer)
     for window, answers in reading:
         began, programs, before = time.perf_counter(), compiled_programs(), sheet.asked
         left = len(window)
@@ -77,8 +81,8 @@ def ask(
         if compiled_programs() == programs:
             seconds, items = seconds + took, items + sheet.asked - before
         else:
-            compiling += took
-    return sheet.end(seconds=seconds, items=items, compiling=compiling)
+            spent_compiling += took
+    return sheet.end(seconds=seconds, items=items, compiling=spent_compiling)
 
 
 Answers = Iterator[tuple[Question, Answer | str]]  # or why there is none
@@ -90,7 +94,7 @@ def _read_ahead(
     chosen: Sequence[list[Question]],
     done: set[str],
     settings: Settings,
-    batch_size: int,
+    in_batches: Callable[..., Answers],
 ) -> Iterator[tuple[list[Question], Answers]]:
     """Each window with the answers of its questions that are not done; the next ones are read."""
     sampling = sampling_for(model.bundle, max_frames=benchmark.max_frames)
@@ -107,7 +111,7 @@ def _read_ahead(
                 return lambda: _one_by_one(session.result(), left)
             found = [pool.submit(_prepare, model, benchmark, q, sampling) for q in left]
             prepared = map(Future.result, found)
-            return lambda: _in_batches(model, left, list(prepared), settings, batch_size)
+            return lambda: in_batches(left, list(prepared))
 
         waiting: deque[tuple[list[Question], Callable[[], Answers]]] = deque()
         for window in chosen:
@@ -132,15 +136,16 @@ def _prepare(
 
 def _in_batches(
     model: Model,
-    questions: Sequence[Question],
-    prepared: Sequence[Example | str],
     settings: Settings,
     batch_size: int,
+    compiling: Callable[[int, int], None],
+    questions: Sequence[Question],
+    prepared: Sequence[Example | str],
 ) -> Answers:
     examples = [example for example in prepared if isinstance(example, Example)]
     if not compiled_programs():
         programs = WarmUp(lambda call: of_requests(model, call, examples, settings, batch_size))
-        programs.wait()
+        programs.wait(compiling)
     answers = iter(model.answer_requests(examples, settings, batch_size=batch_size))
     for question, example in zip(questions, prepared, strict=True):
         yield question, example if isinstance(example, str) else next(answers)

@@ -55,5 +55,5 @@ export function told(frame) {
 }
 
 function percent(share) {
-  return `${(100 * share).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
+  return `${(100 * share).toLocaleString("en", { maximumSignificantDigits: 2 })}\u00a0%`;
 }

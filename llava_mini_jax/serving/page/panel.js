@@ -23,9 +23,8 @@ export function know(server) {
   $("look").hidden = !about.look;
   $("beside").hidden = !about.compare;
   $("beside-note").textContent =
-    `The same weights with all ${about.patches} patches of a picture in front of the language ` +
-    "model and no pre-fusion, both sides in turns. They were not trained for that, so only its " +
-    "time is shown and not its text.";
+    `The same weights, with all ${about.patches} patches in front of the language model and no ` +
+    "pre-fusion. They were not trained for that: you see its times, not its text.";
 }
 
 /** Shows another picture or film, or none. */
