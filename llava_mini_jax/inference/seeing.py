@@ -348,7 +348,7 @@ class Seeing:
         self._readers[work] = reading._replace(number=work.frames + len(taken))
         if len(taken) < count:
             raise InputError(
-                f"a film gave {work.frames + len(taken)} of {work.seen[-1].expected} frames; the"
+                f"a video gave {work.frames + len(taken)} of {work.seen[-1].expected} frames; the"
                 " rest cannot be read"
             )
         return taken

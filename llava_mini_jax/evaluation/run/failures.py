@@ -100,7 +100,7 @@ def _thumbnail(question: Question) -> tuple[str, str]:
     if isinstance(question.video, np.ndarray):
         image = Image.fromarray(question.video[len(question.video) // 2])
     elif question.video is not None:
-        return "", f"film {question.video.name}"
+        return "", f"video {question.video.name}"
     elif question.image is None:
         return "", "text alone"
     else:

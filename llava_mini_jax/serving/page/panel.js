@@ -32,7 +32,7 @@ export function see(other) {
   medium = other;
   $("seen").hidden = !medium;
   $("look").setAttribute("aria-pressed", "false");
-  if (medium) $("seen-name").textContent = medium.film ? "The film" : "The picture";
+  if (medium) $("seen-name").textContent = medium.film ? "The video" : "The picture";
   return show();
 }
 

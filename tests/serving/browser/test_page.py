@@ -138,7 +138,7 @@ def test_a_film_goes_as_one(page, server, tmp_path):
     expect(answer(page)).to_have_text(stand_in.ANSWER)
     (part, _) = server.asked[0]["messages"][0]["content"]
     assert part["video_url"]["url"].startswith("data:video/mp4;base64,")
-    expect(page.get_by_role("heading", name="The film")).to_be_visible()
+    expect(page.get_by_role("heading", name="The video")).to_be_visible()
 
 
 def test_a_follow_up_sends_the_pictures_name_and_is_answered_from_memory(page, server, picture):
@@ -247,7 +247,7 @@ def test_an_error_is_told_and_the_question_comes_back(
 def test_what_is_neither_picture_nor_film_and_what_is_too_large_is_told(page, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     page.locator("#file").set_input_files(tmp_path / "notes.txt")
-    expect(page.locator("#problem")).to_have_text("notes.txt is neither a picture nor a film.")
+    expect(page.locator("#problem")).to_have_text("notes.txt is neither a picture nor a video.")
     (tmp_path / "large.png").write_bytes(bytes(2**20))
     expect(page.locator("#connection")).to_have_text("Ready")
     page.locator("#file").set_input_files(tmp_path / "large.png")
@@ -290,7 +290,7 @@ def test_all_of_it_works_by_keyboard(page, picture):
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("second")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Picture or film")).to_be_focused()
+    expect(page.get_by_role("button", name="Picture or video")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.wait_for_timeout(200)  # until the browser knows that no window is to open
         page.keyboard.press("Enter")
@@ -321,7 +321,7 @@ def test_all_of_it_works_by_keyboard(page, picture):
 def test_a_new_conversation_forgets_everything(page, server, picture):
     ask_about(page, picture)
     page.get_by_role("button", name="New conversation").click()
-    expect(page.get_by_role("heading", name="Ask about a picture or a film")).to_be_visible()
+    expect(page.get_by_role("heading", name="Ask about a picture or a video")).to_be_visible()
     expect(page.locator("#figures")).to_be_hidden()
     ask(page, "who are you?")
     expect(answer(page)).to_have_text(stand_in.ANSWER)
