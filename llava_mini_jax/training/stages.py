@@ -59,7 +59,8 @@ class TrainConfig:
     heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises itself
-    prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
+    # New pre-fusion layers: "fresh", a "copy" of the LLM's first ones, or copies that change
+    prefusion_init: str  # nothing until they have learnt something ("identity")
     trainable: tuple[str, ...]  # path patterns; everything else is frozen
     optimizer: OptimizerConfig
     steps: int
@@ -203,7 +204,7 @@ def _patterns(stage: TrainConfig) -> Iterator[str]:
 
 def _choices(stage: TrainConfig) -> Iterator[str]:
     for name, value, known in (
-        ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
+        ("prefusion_init", stage.prefusion_init, ("fresh", "copy", "identity")),
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
         ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
         ("prompt.padding_side", stage.prompt.padding_side, ("right", "left")),
