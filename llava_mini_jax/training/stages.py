@@ -59,8 +59,8 @@ class TrainConfig:
     heldout: HeldOut | None
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises itself
-    # New pre-fusion layers: "fresh", a "copy" of the LLM's first ones, or copies that change
-    prefusion_init: str  # nothing until they have learnt something ("identity")
+    # New pre-fusion layers: "fresh", a "copy" of the LLM's first ones, or "identity": fresh ones
+    prefusion_init: str  # that change nothing until they have learnt something
     trainable: tuple[str, ...]  # path patterns; everything else is frozen
     optimizer: OptimizerConfig
     steps: int

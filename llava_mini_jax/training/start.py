@@ -3,7 +3,6 @@
 what the one before left --same?--> moved to this mesh, stacked or unrolled, cast --.
                                                                                     |--> params
 `fresh`, and components that are new --> initialised, or copies of LLM layers ------'
-                                         (which change nothing at first: "identity")
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from llava_mini_jax.models.lora import bases, plain_paths
 from llava_mini_jax.training.lora import with_base
 from llava_mini_jax.training.stages import TrainConfig, spec_of
 
-_PUT_BACK = ("*o_proj", "*down_proj")  # the products of a block that end in the sequence
+_PUT_BACK = ("/o_proj", "/down_proj")  # the products of a block that end in the sequence
 _LAYER = re.compile(r"(.*/layers)/(\d+)/(.*)")  # the path of a parameter of an unrolled layer
 
 
@@ -39,8 +38,10 @@ def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Arr
     new = param_tree.split(spec, lambda path: path not in kept)[0]
     made = param_tree.paths(param_tree.init(key, new, stage.param_dtype))
     params = param_tree.map_paths(lambda path, _: (kept if path in kept else made)[path], spec)
-    if stage.prefusion_init in ("copy", "identity"):
+    if stage.prefusion_init == "copy":
         params = _copy_llm_layers(stage, params, made)
+    elif stage.prefusion_init == "identity":
+        params = _silent(params, made)
     return with_base(params, stage.lora)
 
 
@@ -125,10 +126,7 @@ def _copy_llm_layers(
 ) -> LlavaMini:
     """New pre-fusion layers as copies of the language model's first ones.
 
-    An option of our own: nobody has said what the authors did (docs/release.md, "Training"). As
-    "identity" they add nothing at first: what attention and the MLP put back into the sequence is
-    zero, as in blocks that LLaMA Pro adds (Wu et al. 2024, section 3.2). The language model begins
-    with text that it knows, then, and not with what its own first layers have made of it.
+    An option of our own: nobody has said what the authors did (docs/release.md, "Training").
     """
     if params.prefusion is None or not any(path.startswith("prefusion/") for path in made):
         return params
@@ -146,9 +144,20 @@ def _copy_llm_layers(
     else:
         # A slice of everything is the same buffer, so this is copied, too.
         copied = jax.tree.map(lambda a, b: a[: len(b)].copy(), layers, new)
-    if stage.prefusion_init == "identity":
-        copied = param_tree.map_paths(
-            lambda path, leaf: leaf * 0 if param_tree.matches(path, _PUT_BACK) else leaf, copied
-        )
     prefusion = dataclasses.replace(params.prefusion, layers=copied)
     return dataclasses.replace(params, prefusion=prefusion)
+
+
+def _silent(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini:
+    """New pre-fusion layers that add nothing at first: what attention and the MLP put back into
+    the sequence is zero.
+
+    An option of our own. The language model begins with text that it knows, and not with what new
+    layers, or its own first ones, have made of it.
+    """
+
+    def one(path: str, leaf: Any) -> Any:
+        is_silent = path.startswith("prefusion/") and path.endswith(_PUT_BACK)
+        return jnp.zeros_like(leaf) if is_silent and path in made else leaf
+
+    return param_tree.map_paths(one, params)
