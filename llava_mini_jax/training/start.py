@@ -20,6 +20,7 @@ from llava_mini_jax.models.lora import bases, plain_paths
 from llava_mini_jax.training.lora import with_base
 from llava_mini_jax.training.stages import TrainConfig, spec_of
 
+_PUT_BACK = ("/o_proj", "/down_proj")  # the products of a block that end in the sequence
 _LAYER = re.compile(r"(.*/layers)/(\d+)/(.*)")  # the path of a parameter of an unrolled layer
 
 
@@ -39,6 +40,8 @@ def starting_params(stage: TrainConfig, previous: LlavaMini | None, key: jax.Arr
     params = param_tree.map_paths(lambda path, _: (kept if path in kept else made)[path], spec)
     if stage.prefusion_init == "copy":
         params = _copy_llm_layers(stage, params, made)
+    elif stage.prefusion_init == "identity":
+        params = _silent(params, made)
     return with_base(params, stage.lora)
 
 
@@ -143,3 +146,18 @@ def _copy_llm_layers(
         copied = jax.tree.map(lambda a, b: a[: len(b)].copy(), layers, new)
     prefusion = dataclasses.replace(params.prefusion, layers=copied)
     return dataclasses.replace(params, prefusion=prefusion)
+
+
+def _silent(params: LlavaMini, made: dict[str, jax.Array]) -> LlavaMini:
+    """New pre-fusion layers that add nothing at first: what attention and the MLP put back into
+    the sequence is zero.
+
+    An option of our own. The language model begins with text that it knows, and not with what new
+    layers, or its own first ones, have made of it.
+    """
+
+    def one(path: str, leaf: Any) -> Any:
+        is_silent = path.startswith("prefusion/") and path.endswith(_PUT_BACK)
+        return jnp.zeros_like(leaf) if is_silent and path in made else leaf
+
+    return param_tree.map_paths(one, params)

@@ -167,6 +167,8 @@ def _data(data: dict[str, Any], samples: int | None) -> dict[str, Any]:
         data["video"] = dataclasses.asdict(sampling)
     if samples is not None and "datasets" not in data:
         data["samples"] = samples
+    if "kinds" in data:  # the digits world, which had one wording
+        data.setdefault("wording", "brief")
     return data
 
 

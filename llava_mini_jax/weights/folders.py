@@ -70,13 +70,9 @@ def open_model(
 
 
 def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, list[Published]]:
-    """A training run's starting point: a CLIP folder and a LLaMA, Vicuna or Mistral folder."""
-    f = hf_config.config_fields(vision_tower)
-    with described_in(f.where):
-        processor = read_processor(vision_tower)
-        vision = towers.clip_from_hf(
-            f.values, f.where, select_layer=-2, select_feature="patch", processor=processor
-        )
+    """A training run's starting point: the folder of a tower, or of a LLaVA whose tower is taken,
+    and that of a language model."""
+    vision, tower = _open_tower(vision_tower)
     f = hf_config.config_fields(llm, coded=True)
     with described_in(f.where):
         tensors = coded(open_tensors(llm), coding_of(f, llm))
@@ -84,8 +80,24 @@ def open_parts(vision_tower: Path, llm: Path) -> tuple[ClipConfig, LlamaConfig, 
         language = hf_config.llama_from_hf(f, kind)
         f.finish(hf_fields.LLM_HARMLESS)
     language = _with_head(language, tensors, names.LAYOUTS["llama"])
-    published = _published(vision_tower, open_tensors(vision_tower), "clip")
-    return vision, language, [published, _published(llm, tensors, "llama")]
+    return vision, language, [tower, _published(llm, tensors, "llama")]
+
+
+def _open_tower(folder: Path) -> tuple[ClipConfig, Published]:
+    f = hf_config.config_fields(folder)
+    if f.get("model_type", str, "").startswith("llava"):
+        bundle, published = open_model(folder, compute_dtype="float32")
+        own = published[-1]  # the model's own files, or its tower's folder
+        start = own.layout.vision or ""
+        tensors = {name: own.tensors[name] for name in own.tensors if name.startswith(start)}
+        tower = Published(own.where, tensors, names.Layout(vision=own.layout.vision))
+        return bundle.model.vision, tower
+    with described_in(f.where):
+        processor = read_processor(folder)
+        vision = towers.clip_from_hf(
+            f.values, f.where, select_layer=-2, select_feature="patch", processor=processor
+        )
+    return vision, _published(folder, open_tensors(folder), "clip")
 
 
 def _open_llava(

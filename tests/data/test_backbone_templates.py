@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from llava_mini_jax.data.text.conversation import TEMPLATES, EncodedPrompt, Turn, encode
+from llava_mini_jax.data.text.prompt_text import render
 from llava_mini_jax.errors import InputError
 from tests.data.toy_tokenizers import make_byte_level
 
@@ -210,3 +211,14 @@ def test_templates_without_thoughts_keep_what_looks_like_one() -> None:
     for text in (QWEN2_5, SMOLLM2):
         found = encoded(tokenizer_of(text), [("user", "What?"), ("assistant", answer)])
         assert spans(found, tokenizer_of(text)) == [f"{answer}<|im_end|>"]
+
+
+def test_a_brief_chat_has_an_empty_system_message() -> None:
+    tokenizer, turns = tokenizer_of(SMOLLM2), [Turn("user", "What?"), Turn("assistant", "A dog.")]
+    expected = (
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
+        "<|im_start|>assistant\nA dog.<|im_end|>\n"
+    )
+    assert render(TEMPLATES["chat_brief"], turns, tokenizer) == expected
+    found = encode(TEMPLATES["chat_brief"], turns, tokenizer, double_bos=False)
+    assert spans(found, tokenizer) == ["A dog.<|im_end|>"]

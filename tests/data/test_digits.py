@@ -126,6 +126,48 @@ def test_captions_go_by_row_or_by_column_in_every_order():
     assert len(orders) == 2 * 6  # 3! orders of each
 
 
+def answer_in_english(question, grid):
+    """The digits that a reply ends with, worked out from the question's words and the page."""
+    places = {kind: int(n) - 1 for kind, n in re.findall(r"(row|column) (\d)", question)}
+    if len(places) == 2:
+        return str(grid[places["row"], places["column"]])
+    if places:
+        ((kind, number),) = places.items()
+        return say(LINES[kind](grid)[number])
+    if counted := re.search(r"\d", question):
+        return str(np.sum(grid == int(counted[0])))
+    if "largest" in question or "highest" in question:
+        return str(np.max(grid))
+    return say(grid.ravel())
+
+
+def test_english_answers_follow_from_the_page_and_every_form_comes():
+    kinds = tuple(questions.WORDINGS["english"])
+    config = DigitsConfig(wording="english", rows=3, columns=2, kinds=kinds, turns=3, augment=True)
+    source, forms = DigitsPages(config, 300), {}
+    for index in range(300):
+        (grid,) = page_digits(source, index)
+        for question, given in turns_of(source[index]):
+            assert given.endswith(f" {answer_in_english(question, grid)}."), (index, question)
+            assert question[0].isupper() and question[-1] in ".?"
+            asked, replied = (re.sub(r"\d( \d)*", "#", text) for text in (question, given))
+            assert forms.setdefault(asked, replied) == replied  # one question, one reply
+    assert len(forms) == sum(map(len, questions.WORDINGS["english"].values()))
+    again = DigitsPages(config, 300)
+    assert all(turns_of(source[i]) == turns_of(again[i]) for i in range(300))
+
+
+def test_both_wordings_show_the_same_page_and_ask_for_the_same():
+    brief, english = (
+        DigitsPages(DigitsConfig(kinds=("row",), wording=wording), 50)
+        for wording in ("brief", "english")
+    )
+    for index in range(50):
+        np.testing.assert_array_equal(page_digits(brief, index), page_digits(english, index))
+        ((_, short),), ((_, long),) = turns_of(brief[index]), turns_of(english[index])
+        assert long.endswith(f" {short}.")
+
+
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_pictures_show_the_digits_and_scans_of_their_split(split):
     from sklearn.datasets import load_digits
@@ -332,6 +374,9 @@ def test_saved_tokenizer_opens_as_any_other(tokenizer, tmp_path):
         ({"frames": 8, "fewest_frames": 9}, "fewest_frames is 9; give 0 to frames, 8"),
         ({"frames": 8, "fewest_frames": 2, "kinds": ("needle",)}, "3 pages or more, not 2"),
         ({"kinds": ("needle", "row")}, "3 pages or more, not 0"),
+        ({"wording": "french"}, "wording is 'french'; choose from brief, english"),
+        ({"wording": "english", "kinds": ("caption",)}, "nor for kinds but position, row"),
+        ({"wording": "english", "frames": 2}, "no words for videos"),
     ],
 )
 def test_bad_configs_are_refused(change, message):

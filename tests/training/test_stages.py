@@ -97,7 +97,10 @@ def test_the_digits_stages_are_runnable():
     [
         (dict(trainable=("projektor/*",)), r'stage2: the pattern "projektor/\*" matches no'),
         (dict(fresh=("compresor/*",)), r'"compresor/\*" matches no'),
-        (dict(prefusion_init="zeros"), "prefusion_init is 'zeros'; expected fresh or copy"),
+        (
+            dict(prefusion_init="zeros"),
+            "prefusion_init is 'zeros'; expected fresh or copy or identity",
+        ),
         (dict(steps=0), "steps is 0"),
         (dict(batch_size=-1), "batch_size is -1"),
         (dict(log_every=0), "log_every is 0"),

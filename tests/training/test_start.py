@@ -81,6 +81,24 @@ def test_new_prefusion_layers_are_copies_of_the_first_ones(layers, scan_layers):
         assert_same(arrays(ours), arrays(theirs))
 
 
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_new_prefusion_layers_may_change_no_text_at_first(scan_layers):
+    model = tiny.model("paper", vision=VISION, prefusion_layers=2)
+    one, before = stage(model, scan_layers=scan_layers), previous(unrolled=not scan_layers)
+    params = starting_params(dataclasses.replace(one, prefusion_init="identity"), before, KEY)
+    memory = llava_mini.prefusion.ImageMemory(*jax.random.normal(KEY, (2, 2, 3, 2, 5, 8)))
+    text_IFD = jax.random.normal(KEY, (3, 4, 32))
+    assert np.array_equal(llava_mini.prefuse_text(params, memory, text_IFD, model), text_IFD)
+    fresh = starting_params(dataclasses.replace(one, prefusion_init="fresh"), before, KEY)
+    expected = {
+        path: 0 * array
+        if path.startswith("prefusion/") and path.endswith(("o_proj", "down_proj"))
+        else array
+        for path, array in arrays(fresh).items()
+    }
+    assert_same(arrays(params), expected)
+
+
 def test_prefusion_that_exists_is_not_overwritten():
     one = stage(prefusion_init="copy")
     assert_same(arrays(starting_params(one, previous(MINI), KEY)), arrays(previous(MINI)))

@@ -60,6 +60,21 @@ def test_a_run_begun_before_a_field_of_a_stage_was_there_goes_on(tmp_path):
     assert found == [f"{stages[0].name}.packing"]
 
 
+def test_a_run_begun_when_the_digits_world_had_one_wording_goes_on(tmp_path):
+    stages = tiny_stages.stages()
+    workdir.open_workdir(str(tmp_path), stages)
+    path = tmp_path / "config.json"
+    before = json.loads(path.read_text())
+    for stage in before:
+        del stage["data"]["wording"]
+    path.write_text(json.dumps(before))
+    assert workdir.changed_fields(epath.Path(tmp_path), stages) == []
+    words = dataclasses.replace(stages[1].data, wording="english")
+    other = dataclasses.replace(stages[1], data=words)
+    found = workdir.changed_fields(epath.Path(tmp_path), [stages[0], other, *stages[2:]])
+    assert found == [f"{other.name}.data"]
+
+
 def test_a_run_begun_when_samples_stood_beside_the_data_goes_on(tmp_path):
     stage = tiny_stages.stages()[0]
     video = FrameSampling(fps=1.0, max_frames=8)

