@@ -1,11 +1,13 @@
-"""Stage 2 of the demo alone, from the model that its stage 1 has left: for runs beside each other,
-such as those of docs/finetune.md that differ in `--lora`."""
+"""Stage 2 of configs/digits_tables.py alone, from the model of its first seed's stage 1: for runs
+that differ in one field, such as those of docs/finetune.md that differ in `--lora`."""
 
 import dataclasses
 
-from configs import digits
+from configs import digits_tables
 from llava_mini_jax.training.stages import TrainConfig
+
+START = "out/reproduce/digits/stage1-seed0/stage1/model"  # of llava-mini reproduce
 
 
 def config() -> TrainConfig:
-    return dataclasses.replace(digits.config().stage2, start="out/demo/stage1/model")
+    return dataclasses.replace(digits_tables.config().stage2, start=START)

