@@ -53,7 +53,7 @@ def document(text: str) -> dict:
     """One JSON document, of what the standard has (Python would read NaN too)."""
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     return json.loads(text, parse_constant=refuse)
 

@@ -25,7 +25,7 @@ def document(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     def document(*words: object, status: int = 0) -> Any:
         assert cli.main([*map(str, words), "--json"]) == status

@@ -57,7 +57,7 @@ BROKEN = {
     "wrong role": ({"conversations": [{"from": "robot", "value": "a"}]}, "turn 1 is"),
     "out of turn": ({"conversations": [turns()[0]] * 2}, "by the user where"),
 }
-BAD_LINE = "broken-4"  # the name of the file and the row: a line that is no JSON has no id
+BAD_LINE = "broken-4"  # the name of the file and the row: a line that is not valid JSON has no id
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_exactly_the_broken_samples_are_rejected(folder, workers):
     for name, (_, part) in BROKEN.items():
         assert part in reasons[name] and "\n" not in reasons[name], name
         assert not reasons[name].startswith(("OSError", "TypeError", "ValueError")), name
-    assert "broken.jsonl, line 5: no JSON" in reasons[BAD_LINE]
+    assert "broken.jsonl, line 5: not valid JSON" in reasons[BAD_LINE]
     total = len(GOOD) + len(expected) + 2
     assert seen == [(i + 1, total) for i in range(total)] and manifest["samples"] == total
     assert [(d["name"], d["samples"], d["rejected"]) for d in manifest["datasets"]] == [

@@ -21,7 +21,7 @@ from tests.data.data_files import config_of, rows, turns, write
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "", "no JSON"),
+        ("a.json", "", "not valid JSON"),
         ("a.json", '{"id": 1}\n{"id": 2}', 'name the file "[.]jsonl"'),
         ("a.json", '{"id": 1}', "holds a dict; expected a list"),
         ("a.json", "[]", "holds no samples"),
@@ -122,7 +122,7 @@ def test_any_bytes_are_samples_or_an_input_error(content, suffix):
 def test_a_file_that_is_not_utf8(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes(json.dumps(rows(1)).encode().replace(b"hello", b"\xff\xfe"))
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         Samples(config_of(path))
 
 

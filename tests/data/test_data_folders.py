@@ -262,7 +262,7 @@ def test_messages_become_turns(field, asked, value, tmp_path):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ([{"role": "system", "content": "Be brief."}, *chat()], "message 1 is by 'system', whom"),
+        ([{"role": "system", "content": "Be brief."}, *chat()], "message 1 is by 'system', which"),
         ([*chat(), {"role": "tool", "content": "3"}], "message 3 is by 'tool'"),
         (chat(tool_calls=[1]), "message 1 has 'tool_calls', which is not read"),
         (chat(weight=0), "message 1 has 'weight'"),

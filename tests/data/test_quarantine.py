@@ -44,7 +44,7 @@ BROKEN = {
     111: ({"image": "empty.jpg", "conversations": turns()}, "0 bytes"),
     222: ({"image": "animation.jpg", "conversations": turns()}, None),  # a GIF: its first frame
     333: ({"image": "missing.jpg", "conversations": turns()}, "there is no such file"),
-    444: ('{"id": "row-444", "conversations": [', "line 445: no JSON"),
+    444: ('{"id": "row-444", "conversations": [', "line 445: not valid JSON"),
     555: ({"image": "good.jpg", "conversations": turns("which digit?")}, "0 times for 1 pictures"),
     666: ({"image": "good.jpg", "conversations": turns(answer="")}, "turn 2 is an empty answer"),
     777: ({"conversations": turns("which digit? " * 40)}, "none of its first 64 positions"),
@@ -52,7 +52,7 @@ BROKEN = {
     999: ({"image": "good.jpg", "conversations": turns(role="robot")}, "turn 1 is"),
 }
 REASONS = {row: reason for row, (_, reason) in BROKEN.items() if reason is not None}
-# A line that is no JSON has no id but its place.
+# A line that is not valid JSON has no id but its place.
 REJECTED = {f"many-{row}" if row == 444 else f"row-{row}": why for row, why in REASONS.items()}
 
 

@@ -274,7 +274,7 @@ def test_a_row_that_names_another_picture_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"rows\.tar, 1\.json: its \"image\" is '2\.png', but"):
         Samples(config_of(tmp_path / "rows.tar"))[0]
     pack(tmp_path / "rows.tar", {"1.json": b"{", "1.png": b"png"})
-    with pytest.raises(InputError, match=r"rows\.tar, 1\.json: no JSON"):
+    with pytest.raises(InputError, match=r"rows\.tar, 1\.json: not valid JSON"):
         Samples(config_of(tmp_path / "rows.tar"))[0]
 
 

@@ -101,7 +101,7 @@ def test_a_line_is_parsed_when_it_is_read_and_a_bad_one_is_named(tmp_path):
     samples = Samples(config_of(path))
     assert (samples[0]["id"], samples[2]["id"]) == ("s0", "s1")
     with pytest.raises(
-        InputError, match=r"lines\.jsonl, line 2: no JSON \(.*; expected one sample"
+        InputError, match=r"lines\.jsonl, line 2: not valid JSON \(.*; expected one sample"
     ):
         samples[1]
     with pytest.raises(InputError, match=r"lines\.jsonl, line 4 is \[\]; expected a sample"):
@@ -251,8 +251,8 @@ datasets:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("datasets: [", "no YAML"),
-        ("!!int ''", "no YAML"),
+        ("datasets: [", "not valid YAML"),
+        ("!!int ''", "not valid YAML"),
         ("[]", 'no entries under "datasets"'),
         ("datasets: []", 'no entries under "datasets"'),
         ("datasets: [{sampling_strategy: all}]", "entry 1 is .*json_path"),

@@ -270,7 +270,7 @@ def test_chat_templates_of_every_file(folder: Path) -> None:
     change(folder / "tokenizer_config.json", chat_template={"tools": "4", "rag": "y"})
     several = load_tokenizer(folder)
     turns = [Turn("user", "a"), Turn("assistant", None)]
-    with pytest.raises(InputError, match="named tools, rag, and none of them"):
+    with pytest.raises(InputError, match="named tools, rag, and none is called"):
         encode(TEMPLATES["chat"], turns, several, double_bos=False)
     assert len(encode(TEMPLATES["vicuna_v1"], turns, several, double_bos=False).ids)
 

@@ -123,7 +123,7 @@ def test_lines_are_read_and_a_broken_one_is_named(tmp_path):
         with pytest.raises(InputError, match=reason):
             answers.read_lines(path)
     path.write_text(f"{json.dumps(rows[0])}\n{{")
-    with pytest.raises(InputError, match="line 2: no JSON"):
+    with pytest.raises(InputError, match="line 2: not valid JSON"):
         answers.read_lines(path)
 
 

@@ -153,7 +153,7 @@ def nested(depth: int, lists: bool) -> Any:
 
 
 def broken(text: str, rng: random.Random) -> bytes:
-    """The body's bytes, one of ten of them no JSON, or no text."""
+    """The body's bytes, one of ten of them not valid JSON, or no text."""
     content = text.encode("utf-8", "surrogatepass")
     if rng.random() > 0.1:
         return content

@@ -18,12 +18,12 @@ def test_bodies_are_of_all_kinds():
         try:
             given = json.loads(body)
         except (ValueError, RecursionError):
-            found["no JSON"] += 1
+            found["not valid JSON"] += 1
             continue
         found[type(given).__name__] += 1
         if isinstance(given, dict):
             found.update(list(given))
             found["nan"] += b"NaN" in body
             found["special"] += b"<image>" in body
-    assert found["dict"] > 1500 and found["no JSON"] > 50
+    assert found["dict"] > 1500 and found["not valid JSON"] > 50
     assert min(found[name] for name in ("stream", "n", "logprobs", "nan", "special", "tools")) > 5

@@ -205,7 +205,7 @@ BROKEN = ("sound alone", "no frames", "cut", "text", "a playlist", "a picture", 
 def test_what_is_no_film_is_400(broken, name):
     error = refused(data(broken[name], "video/mp4"))
     assert error.status == 400 and error.param == "video_url"
-    assert "no whole film" in error.message
+    assert "not a complete video" in error.message
 
 
 def test_pixels_of_a_frame_are_limited(place):
@@ -253,11 +253,11 @@ film_child.main()
     [
         ("while True: pass", "more than 1 s"),
         ("keep = []\n    while True: keep.append(bytearray(10**7))", "more than 200 MB"),
-        ("import os; os.kill(os.getpid(), 11)", "no whole film"),
-        ("import os; os.abort()", "no whole film"),
-        ("import os; os._exit(0)", "no whole film"),
-        ("raise RuntimeError('at 0x7f0012345678 in /tmp/x')", "no whole film"),
-        ("raise SystemExit", "no whole film"),
+        ("import os; os.kill(os.getpid(), 11)", "not a complete video"),
+        ("import os; os.abort()", "not a complete video"),
+        ("import os; os._exit(0)", "not a complete video"),
+        ("raise RuntimeError('at 0x7f0012345678 in /tmp/x')", "not a complete video"),
+        ("raise SystemExit", "not a complete video"),
     ],
 )
 def test_whatever_happens_there_is_an_error_here(place, monkeypatch, tmp_path, body, reason):
@@ -284,7 +284,7 @@ def test_a_process_that_dies_between_frames(place):
     next(found)
     (child,) = children()
     os.kill(int(child), signal.SIGSEGV)
-    with pytest.raises(ApiError, match="no whole film"):
+    with pytest.raises(ApiError, match="not a complete video"):
         list(found)
     assert not children()
 

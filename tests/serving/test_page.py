@@ -192,6 +192,6 @@ def test_an_engine_that_has_ended_is_told(thread):
     cancelled: Any = Future()
     cancelled.cancel()
     worker.between = lambda work: cancelled
-    with pytest.raises(ApiError, match="not working") as error:
+    with pytest.raises(ApiError, match="stopped working") as error:
         page.looked_at(worker, request(worker, 1).media)
     assert error.value.status == 503

@@ -230,7 +230,7 @@ def test_an_index_that_does_not_fit_its_shards_reports_everything(tmp_path: Path
         ),
         ('{"weight_map": {"w": "/other/model.bin"}}', "'/other/model.bin', where the plain name"),
         ('{"weight_map": {"w": "model.safetensors.index.json"}}', "index.json"),
-        ('{"weight_map": {"w": "a.bin", "w": "b.bin"}}', "'w' stands in it 2 times"),
+        ('{"weight_map": {"w": "a.bin", "w": "b.bin"}}', "'w' appears in it 2 times"),
         ('{"weight_map": {"w": "a.bin"}, "\\ud800": 1}', "a.bin"),
     ],
 )

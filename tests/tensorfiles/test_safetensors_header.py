@@ -25,7 +25,7 @@ def entry(begin: int = 0, end: int = 16, shape: Any = (4,), dtype: Any = "F32") 
 LYING = {  # what the library refuses
     "empty": b"",
     "length beyond the file": b"\x40" + bytes(7) + b"{}",
-    "no JSON": header_bytes(b"{'w': 1}"),
+    "not valid JSON": header_bytes(b"{'w': 1}"),
     "no UTF-8": header_bytes(b'{"\xff": 1}'),
     "deep JSON": header_bytes(b'{"w":' + b"[" * 100_000),
     "huge number": header_bytes(b'{"w": ' + b"9" * 5000 + b"}"),
@@ -62,7 +62,7 @@ ODD = {  # what it lets pass, or would say less well, and what the message has t
     "web page": (b"<!DOCTYPE html>....", "33,554,432 at most"),
     "name twice": (
         header_bytes(b'{"w": %b, "w": %b}' % ((json.dumps(entry()).encode(),) * 2)) + bytes(16),
-        "'w' stands in it 2 times",
+        "'w' appears in it 2 times",
     ),
     "control characters": (
         header_bytes({"\x1b[2J": entry()}) + bytes(16),

@@ -163,7 +163,7 @@ def test_dynamic_rotary_positions_have_an_end():
 
     check(long(rope, 256))
     check(long(dataclasses.replace(rope, scaling=None), 255))
-    with pytest.raises(InputError, match=r"prompt.max_length is 256, but .* behind 255 positions"):
+    with pytest.raises(InputError, match=r"prompt.max_length is 256, but .* beyond 255 positions"):
         check(long(rope, 255))
 
 

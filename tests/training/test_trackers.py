@@ -130,7 +130,7 @@ def test_a_missing_package_is_one_sentence_with_its_extra(monkeypatch):
 
 def test_a_run_that_cannot_begin_is_one_sentence(packages, tmp_path):
     packages["wandb"].broken = "init"
-    with pytest.raises(InputError, match=r"wandb cannot begin .*no route to host.*WANDB_MODE"):
+    with pytest.raises(InputError, match=r"wandb cannot start .*no route to host.*WANDB_MODE"):
         trackers.begin(BOTH, epath.Path(tmp_path), STAGE)
 
 

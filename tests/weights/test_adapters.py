@@ -236,4 +236,4 @@ def test_convert_merges_where_it_is_told_to(tmp_path, capsys):
         old = name.replace("model.language_model.", "language_model.model.")
         assert np.abs(found[old] - array).max() < SUMS
     assert cli.main(["convert", str(tmp_path / "whole"), str(tmp_path / "b"), "--merge"]) != 0
-    assert "no adapter" in capsys.readouterr().err
+    assert "not an adapter" in capsys.readouterr().err

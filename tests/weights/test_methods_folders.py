@@ -344,7 +344,7 @@ def test_damaged_files_are_one_sentence(make: Callable[..., Path], tmp_path: Pat
             try:
                 loads(folder)
             except InputError as error:
-                assert name in str(error) or "do not fit" in str(error) or "heads" in str(error)
+                assert name in str(error) or "do not match" in str(error) or "heads" in str(error)
             else:
                 assert (name, value) in [("num_visual_tokens", "second_stage")]
 

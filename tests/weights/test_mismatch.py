@@ -15,10 +15,10 @@ def told(missing: list[str], unexpected: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("old", "new", "how"),
     [
-        ("model.", "base_model.model.model.", '128 have "base_model.model." in front'),
-        ("model.", "transformer.", '128 begin with "transformer." where "model." is expected'),
-        ("model.", "", '128 lack "model." in front'),
-        ("model.", "model.decoder.", '128 begin with "model.decoder." where "model." is expected'),
+        ("model.", "base_model.model.model.", '128 have the prefix "base_model.model."'),
+        ("model.", "transformer.", '128 start with "transformer." where "model." is expected'),
+        ("model.", "", '128 lack the prefix "model."'),
+        ("model.", "model.decoder.", '128 start with "model.decoder." where "model." is expected'),
     ],
 )
 def test_one_renamed_prefix_is_one_reason(old: str, new: str, how: str) -> None:
