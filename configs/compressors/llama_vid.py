@@ -1,13 +1,13 @@
 """LLaMA-VID with two tokens of a picture: one by its question, one the mean of all patches.
 
-Questions are read in BERT's vocabulary: models/bert-base-uncased, beside the language model. Its
-authors begin with InstructBLIP's Q-Former and keep it frozen in stage 1; no folder has it alone, so
-here it is new, BERT's size, and learns with its projections. With CLIP's tower, not their EVA.
+Questions are read in BERT's vocabulary: models/bert-base-uncased, beside the language model. The
+authors start from InstructBLIP's Q-Former and freeze it in stage 1. No folder has it alone, so here
+it starts from scratch, in its size, and learns in both stages. The tower is CLIP's, not their EVA.
 """
 
 from configs import compared
 from llava_mini_jax.config import CLIP_L_336, VICUNA_7B
-from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
+from llava_mini_jax.models.compressors.llama_vid import INSTRUCT_BLIP, LlamaVidConfig
 
 
 def config() -> compared.Stages:
@@ -18,15 +18,6 @@ def config() -> compared.Stages:
             content=1,
             class_token=False,
             vision_norm_eps=1e-5,
-            qformer_width=768,
-            qformer_heads=12,
-            qformer_layers=12,
-            qformer_mlp_width=3072,
-            qformer_cross_every=2,
-            qformer_cross_width=CLIP_L_336.width,
-            qformer_queries=32,
-            qformer_vocabulary=30523,
-            qformer_positions=512,
-            qformer_norm_eps=1e-12,
+            **INSTRUCT_BLIP,
         )
     )

@@ -20,7 +20,7 @@ from llava_mini_jax.models import cache
 from llava_mini_jax.models.clip import ClipConfig
 from llava_mini_jax.models.compressors import CompressorConfig
 from llava_mini_jax.models.compressors.fastv import FastVConfig
-from llava_mini_jax.models.compressors.llama_vid import LlamaVidConfig
+from llava_mini_jax.models.compressors.llama_vid import INSTRUCT_BLIP, LlamaVidConfig
 from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.models.compressors.mqt import MqtConfig
 from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
@@ -70,16 +70,7 @@ def full_size(vision: ClipConfig, llm: LlamaConfig) -> dict[str, LlavaMiniConfig
             content=1,
             class_token=False,
             vision_norm_eps=1e-5,
-            qformer_width=768,
-            qformer_heads=12,
-            qformer_layers=12,
-            qformer_mlp_width=3072,
-            qformer_cross_every=2,
-            qformer_cross_width=1408,
-            qformer_queries=32,
-            qformer_vocabulary=30523,
-            qformer_positions=512,
-            qformer_norm_eps=1e-12,
+            **INSTRUCT_BLIP,
         ),
         "VoCo": VoCoConfig(count=2, token_id=None, width=D, between=(13,), variant="clean"),
         "FastV": FastVConfig(layer=2, keep=288, variant="drop"),

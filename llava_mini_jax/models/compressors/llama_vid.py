@@ -17,6 +17,7 @@ queries, T ids, E width of the tower, W of the Q-Former, D of the LLM.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,19 @@ from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, ParamSpec, torch_linear
 
 MOST_IDS = 256  # of a question, in the authors' code
+# InstructBLIP's Q-Former, with which all published models begin: BERT's sizes, for a wider picture.
+INSTRUCT_BLIP: dict[str, Any] = dict(
+    qformer_width=768,
+    qformer_heads=12,
+    qformer_layers=12,
+    qformer_mlp_width=3072,
+    qformer_cross_every=2,
+    qformer_cross_width=1408,
+    qformer_queries=32,
+    qformer_vocabulary=30523,
+    qformer_positions=512,
+    qformer_norm_eps=1e-12,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +64,7 @@ class LlamaVidConfig(CompressorConfig):
     content: int  # pooled tokens along one side: 1 is the "mean", side is every patch
     class_token: bool  # whether the Q-Former sees it too: of EVA's towers, not of CLIP's patches
     vision_norm_eps: float
-    qformer_width: int  # BERT's sizes: 768, 12, 12, 3072, 2, 1408, 32, 30523, 512, 1e-12
+    qformer_width: int  # published sizes: INSTRUCT_BLIP
     qformer_heads: int
     qformer_layers: int
     qformer_mlp_width: int
