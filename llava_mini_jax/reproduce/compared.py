@@ -103,9 +103,9 @@ def _voco(count: int) -> World:
     )
 
 
-def _of_ways(start: str, **world: Any) -> dict[str, TableRow]:
+def _any_number(start: str, ways: tuple[str, ...] = WAYS, **world: Any) -> dict[str, TableRow]:
     rows: dict[str, TableRow] = {}
-    for way in WAYS:
+    for way in ways:
         label, name = f"LLaVA-Mini, any number: {way}", f"{start}-{way}"
         full = "compressors/nested" if name == "any-grids" else None
         rows[name] = TableRow(label, full=full, digits=_nested(way, **world))
@@ -179,15 +179,14 @@ METHODS: Mapping[str, TableRow] = {
         _method(lambda *_: FastVConfig(layer=2, keep=4, variant="drop")),
         unlike="not trained; measured by others",
     ),
-    **_of_ways("any"),
+    **_any_number("any"),
 }
 
 DENSE_ROWS: Mapping[str, TableRow] = {
     "dense-llava": TableRow("LLaVA-1.5 with parts", digits=_dense("none", 1, layers=0)),
     "dense-pool-1": TableRow("average pooling", digits=_dense("average_pool", 1)),
-    "dense-pool-4": TableRow("average pooling", digits=_dense("average_pool", 2)),
-    "dense-n0-9": TableRow("without pre-fusion", digits=_dense("similarity", 3, layers=0)),
-    **_of_ways("dense", dense=True, grid=2),
+    # One way is enough: TABLE compares the three.
+    **_any_number("dense", ("grids",), dense=True, grid=2),
 }
 
 OWN = (

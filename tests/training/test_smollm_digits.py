@@ -15,7 +15,7 @@ from llava_mini_jax.evaluation.benchmark import find
 from llava_mini_jax.training import loop
 from llava_mini_jax.training.stages import check, rebuilt, stages_of
 from llava_mini_jax.weights.export_hf import export_model
-from tests import tiny
+from tests import smollm, tiny
 from tests.data.test_backbone_templates import SMOLLM2, tokenizer_of
 from tests.inference import real_model
 from tests.training.runs import metrics_of, run
@@ -34,7 +34,8 @@ def short(start, llm=None, longest=None, **changes):
             )
         if longest is not None:
             prompt = dataclasses.replace(stage.prompt, max_length=longest)
-            stage = dataclasses.replace(stage, prompt=prompt, lengths=(longest,))
+            data = smollm_digits.QUESTIONS if stage.name == "stage2" else stage.data
+            stage = dataclasses.replace(stage, prompt=prompt, lengths=(longest,), data=data)
         place = str(start) if stage.start != "previous" else "previous"
         own = dict(start=place, tokenizer=str(start), checkpoint_every=100, log_every=1)
         found.append(dataclasses.replace(stage, **(own | changes)))
@@ -53,7 +54,10 @@ def test_its_stages_can_be_run_and_train_what_they_say():
     asked = {sentence for sentence, _ in WORDINGS["english"]["row"]}
     question, *_ = find("digits_english").questions(Path())
     assert re.sub(r"\d", "{row}", question.prompt) in asked
-    assert stage2.data == smollm_digits.QUESTIONS
+    assert stage2.data == smollm_digits.MIXTURE
+    samples = smollm.PAGES + 4 * len(smollm.PROMPTS)
+    assert stage2.batch_size * stage2.steps == samples  # every page once
+    assert not {row["prompt"] for row in smollm.recorded()} & set(smollm.PROMPTS)
 
 
 @pytest.mark.slow
@@ -93,7 +97,17 @@ def test_the_real_one_learns_for_two_steps(tmp_path):
     parts = ["--vision", str(tmp_path / "tower" / "captions" / "model")]
     parts += ["--llm", str(tmp_path / "llm"), "--prefusion-layers", "0"]
     assert main(["convert", *parts, str(tmp_path / "start")]) == 0
-    loop.run(short(tmp_path / "start", steps=2, batch_size=2), str(tmp_path / "run"))
+    smollm.data(str(tmp_path / "start"), str(tmp_path / "data"), 4, smollm.PROMPTS[:2])
+    stage1, stage2 = short(tmp_path / "start", steps=2, batch_size=2)
+    sets = [
+        dataclasses.replace(each, path=str(tmp_path / "data" / Path(each.path).name))
+        for each in stage2.data.datasets
+    ]
+    stage2 = dataclasses.replace(
+        stage2, steps=4, data=dataclasses.replace(stage2.data, datasets=tuple(sets))
+    )
+    finals = loop.run([stage1, stage2], str(tmp_path / "run"))
+    assert finals["stage2"].compiled == 2  # pages, and text
     left = llava_mini_jax.load(
         tmp_path / "run" / "stage2" / "model", dtype="float32", template="chat", max_length=128
     )
