@@ -7,8 +7,8 @@
     stage 2            batch 256, projector at 1e-5   batch 16 (4 GPUs x 4), one rate of 1e-4
     gradient clipping  1 (LLaVA-1.5's)                0.5 in stage 2
     length             2048                           4096 in stage 2
-    pictures           padded to a square             centre crop (the script leaves the default)
-    text-only rows     plain text                     fused with a blank picture
+    images           padded to a square             centre crop (the script leaves the default)
+    text-only rows     plain text                     fused with a blank image
     videos             one frame a second             8 frames, whatever the length
 
 Not repeated: that its training tokenises a video's mark as words, so that the language model never
@@ -26,7 +26,7 @@ ADAPTER = ("projector/*", "compressor/*", "prefusion/*")
 
 
 def released(parent: TrainConfig, max_length: int) -> TrainConfig:
-    """`parent` in the release's dialect, with its habits of text, pictures and videos."""
+    """`parent` in the release's dialect, with its habits of text, images and videos."""
     prompt = prompt_config("release", parent.prompt.template, max_length)
     return dataclasses.replace(
         rebuilt(parent, "release", grid=1, prefusion_layers=4),

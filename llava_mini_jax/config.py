@@ -3,7 +3,7 @@
     named parts:      build(llm=VICUNA_7B, vision=CLIP_L_336, dialect="paper", ...) --.
     model folders:    config.json (+ the tower's, + preprocessor_config.json) ---------+--> Bundle
                                                                                        |
-    Bundle = model (architecture) + images (pictures to pixels) + prompt (text to ids)
+    Bundle = model (architecture) + images (images to pixels) + prompt (text to ids)
 
 The parts are in backbones.py, whose names are names of this module too. Hugging Face's json is read
 and written in weights/ (hf_config.py, hf_processor.py, export_hf.py).
@@ -178,7 +178,7 @@ def prompt_config(
 
 
 def image_config(dialect: str, vision: ClipConfig, *, grid: int = 1) -> ImageConfig:
-    """Pictures as `vision` wants them, padded and split in a dialect's order; k = `grid`."""
+    """Images as `vision` wants them, padded and split in a dialect's order; k = `grid`."""
     return ImageConfig(
         size=vision.image_size,
         aspect="pad",

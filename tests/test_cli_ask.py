@@ -100,7 +100,7 @@ def test_a_document_counts_tokens_and_says_why_an_answer_ends(
         "model": str(folder),
         "question": QUESTION,
         "frames": 1,
-        "prompt_tokens": len(ids),  # whose mark stands for the picture's one token
+        "prompt_tokens": len(ids),  # whose mark stands for the image's one token
         "image_tokens": 1,
         "answers": [
             {"text": text, "tokens": 5, "finish": "length", "ended_by": None, "seed": None}
@@ -124,9 +124,9 @@ def test_a_plan_for_programs(run: Run, folder: Path, picture: Path) -> None:
         ("-n 0", "-n is 0; give 1 or more answers"),
         ("-n 2 -i --temperature 1", "-n is 2 with -i, which continues from one answer"),
         ("--json -i", "--json is one document about one question; leave out -i"),
-        ("--image - -i", "--image - and -i both read standard input; give the picture's path"),
-        ("--image - --image -", "--image - is given 2 times; it holds one picture"),
-        ("--video -", "--video - is standard input, which holds a picture (--image -) alone"),
+        ("--image - -i", "--image - and -i both read standard input; give the image's path"),
+        ("--image - --image -", "--image - is given 2 times; it holds one image"),
+        ("--video -", "--video - is standard input, which holds an image (--image -) alone"),
     ],
 )
 def test_what_means_nothing_is_refused(run: Run, options: str, said: str) -> None:
@@ -147,7 +147,7 @@ def test_a_picture_on_standard_input(
     expected = model.generate(QUESTION, picture, max_new_tokens=12)
     piped(monkeypatch, picture.read_bytes())
     assert run("ask", folder, "--image", "-", QUESTION, *SHORT) == (0, f"{expected}\n", "")
-    for content, said in ((b"", "it is empty (0 bytes)"), (b"words", "not a picture in one of")):
+    for content, said in ((b"", "it is empty (0 bytes)"), (b"words", "not an image in one of")):
         piped(monkeypatch, content)
         status, out, err = run("ask", folder, "--image", "-", QUESTION)
         assert (status, out) == (2, "") and said in err
@@ -173,7 +173,7 @@ class Files(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(picture: Path) -> Iterator[str]:
-    """Of a server on this machine whose every file is the picture."""
+    """Of a server on this machine whose every file is the image."""
     Files.content = picture.read_bytes()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -196,7 +196,7 @@ def test_urls_have_the_rules_of_the_server(
     assert asked(data_url(picture)) == expected
     status, out, err = asked(f"{address}/a.png")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"the picture '{address}/a.png' could not be fetched from its url (public addr" in err
+    assert f"the image '{address}/a.png' could not be fetched from its url (public addr" in err
     monkeypatch.setattr(fetch, "is_public", lambda _: True)
     assert asked(f"{address}/a.png") == expected
     assert "could not be fetched" in asked(f"{address}/moved")[2], "redirects are not followed"
@@ -205,7 +205,7 @@ def test_urls_have_the_rules_of_the_server(
     assert "is malformed (public addresses" in asked("http://user@host/a.png")[2]
     assert "is not valid base64" in asked("data:image/png;base64,%%%")[2]
     said = asked("data:image/png;base64," + base64.b64encode(b"words " * 999).decode())[2]
-    assert "not a picture in one of the formats" in said and len(said) < 300
+    assert "not an image in one of the formats" in said and len(said) < 300
 
 
 def test_a_film_from_a_url(run: Run, folder: Path, model: Model, tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         "is not a local folder",
     ),
     "hub name, inspect": (lambda m: ["inspect", "nobody/nothing"], "is not a local folder"),
-    "missing picture": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
-    "corrupt picture": (
+    "missing image": (lambda m: ["ask", m, "a", "--image", m / "x.png"], "there is no such file"),
+    "corrupt image": (
         lambda m: [
             "ask",
             m,
@@ -98,9 +98,9 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
             "--image",
             truncated(tiny_model.write_picture(m / "a.png", 1), 90),
         ],
-        "Cannot read the picture",
+        "Cannot read the image",
     ),
-    "text as picture": (lambda m: ["ask", m, "a", "--image", m / "config.json"], "not a picture"),
+    "text as image": (lambda m: ["ask", m, "a", "--image", m / "config.json"], "not an image"),
     "bomb": (lambda m: ["ask", m, "a", "--image", bomb(m / "bomb.png")], "make it smaller"),
     "missing video": (lambda m: ["ask", m, "a", "--video", m / "x.mp4"], "there is no such file"),
     "corrupt video": (lambda m: ["ask", m, "a", "--video", corrupt_video(m)], "v.mp4"),
@@ -119,13 +119,13 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
             "--image",
             tiny_model.write_picture(m / "a.png", 1),
         ],
-        "2 times for 1 pictures",
+        "2 times for 1 images",
     ),
     "fewer marks": (
         lambda m: ["ask", m, "<image>", *["--image", tiny_model.write_picture(m / "a.png", 1)] * 2],
-        "1 times for 2 pictures",
+        "1 times for 2 images",
     ),
-    "too long": (lambda m: ["ask", m, "digits " * 300], "of text, 0 for pictures"),
+    "too long": (lambda m: ["ask", m, "digits " * 300], "of text, 0 for images"),
     "unknown format": (lambda m: ["convert", m, m / "o", "--format", "onnx"], '"onnx" is unknown'),
     "format without place": (
         lambda m: ["convert", m, m / "o", "--format", "llava-hf"],
@@ -212,7 +212,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["ask", m, "a", "--max-length", "999", "--dry-run"],
         "max_length is 999; give 2 to 256",
     ),
-    "mark, dry run": (lambda m: ["ask", m, "<image>", "--dry-run"], "1 times for 0 pictures"),
+    "mark, dry run": (lambda m: ["ask", m, "<image>", "--dry-run"], "1 times for 0 images"),
     "another tower": (
         lambda m: ["convert", "--vision", naflex(m), "--llm", m, m / "o"],
         'vision tower of model_type "siglip2" (NaFlex: ',
@@ -221,7 +221,7 @@ BAD: dict[str, tuple[Callable[[Path], list], str]] = {
         lambda m: ["inspect", changed_config(m, "mm_vision_select_feature", value="cls_patch")],
         'vision feature "cls_patch"; expected "patch"',
     ),
-    "marks around pictures": (
+    "marks around images": (
         lambda m: ["ask", changed_config(m, "mm_use_im_start_end", value=True), "a"],
         '"mm_use_im_start_end" is true',
     ),

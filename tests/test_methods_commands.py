@@ -43,7 +43,7 @@ def test_a_video_for_a_method_of_pictures(kind: str, tmp_path: Path, capsys) -> 
     film = tiny_model.write_video(tmp_path / "a.mp4", 1)
     status, _, told = ask(capsys, make(tmp_path), asked, "--video", str(film), "what is it?")
     assert status == 2 and told.count("\n") == 1
-    assert f'compressor "{kind}" is defined on pictures, and a video is given' in told
+    assert f'compressor "{kind}" is defined on images, and a video is given' in told
 
 
 @pytest.mark.parametrize("kind", ["mqt", pytest.param("visionzip", marks=pytest.mark.slow)])

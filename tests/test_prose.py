@@ -42,6 +42,9 @@ WORDS = {
 # Of messages also: "is no folder". "There is no folder" is English, and so is "is no longer".
 IS_NO = re.compile(r"(?i)(?<!there )\bis no (?!longer\b)")
 
+# In messages a thing has one name: these are images and videos.
+OTHER_NAMES = re.compile(r"(?i)\b(pictures?|films?)\b")
+
 
 def prose(text: str) -> str:
     """A page without its code."""
@@ -131,11 +134,13 @@ def test_errors_are_plain() -> None:
         for said in messages(source.read_text()):
             found = [word for word in WORDS if re.search(rf"(?i)\b{word}\b", said)]
             assert not found and not IS_NO.search(said), f"{source.name}: {said}"
+            assert not OTHER_NAMES.search(said), f"{source.name}: {said}"
 
 
 def test_an_error_that_is_not_plain_is_found() -> None:
     (said,) = messages('raise InputError(f"{folder} is no folder of "\n    "strangers; move it")')
     assert IS_NO.search(said) and re.search(r"\bstrangers\b", said)
+    assert OTHER_NAMES.search("the picture a.png") and not OTHER_NAMES.search("pictured")
     assert not IS_NO.search("there is no such file, it is no longer in the folder")
 
 
@@ -147,3 +152,4 @@ def test_help_is_plain() -> None:
         )
         found = [word for word in WORDS if re.search(rf"(?i)\b{word}\b", said)]
         assert not found, f"{source.name}: {found}"
+        assert not OTHER_NAMES.search(said), f"{source.name}: {said}"

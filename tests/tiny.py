@@ -156,7 +156,7 @@ def example(
     frames = tuple(marks[position] for position in sorted(marks))
     side = cfg.vision.image_size
     pixels = rng.standard_normal((sum(frames), parts, side, side, 3)).astype(np.float32)
-    most = cfg.declared.question  # ids of what each picture is looked at for; 0: nobody reads them
+    most = cfg.declared.question  # ids of what each image is looked at for; 0: nobody reads them
     words = min(most, 3 + seed % 3)
     asked = [rng.integers(0, 11, words).astype(np.int32) for _ in frames if most]
     fuse = (ids >= 0) & (labels == IGNORE)
@@ -186,7 +186,7 @@ def on_device(tree: param_tree.Tree) -> param_tree.Tree:
 
 
 def training_batch(cfg: LlavaMiniConfig) -> TrainBatch:
-    """Eight rows of different lengths with answers: pictures, two pictures, a video, text alone."""
+    """Eight rows of different lengths with answers: images, two images, a video, text alone."""
     kinds = [{2: 1}, {0: 1, 5: 1}, {1: 2}, {}]
     return batch(
         [example(i, 8 + i % 5, kinds[i % 4], cfg, answer=2 + i % 2) for i in range(8)],

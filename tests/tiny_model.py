@@ -104,7 +104,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def picture(seed: int, height: int = 30, width: int = 40) -> np.ndarray:
-    """uint8 [H, W, 3]: coarse random squares, so that pictures differ after resizing."""
+    """uint8 [H, W, 3]: coarse random squares, so that images differ after resizing."""
     squares = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     return np.kron(squares, np.ones((height // 3, width // 4, 1), np.uint8))
 
@@ -115,7 +115,7 @@ def write_picture(path: Path, seed: int) -> Path:
 
 
 def write_video(path: Path, seconds: int, rate: int = 4) -> Path:
-    """A clip whose picture changes every second."""
+    """A clip whose image changes every second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 40, 30, "yuv420p"

@@ -1,4 +1,4 @@
-"""LLaMA-VID with two tokens of a picture: one by its question, one the mean of all patches.
+"""LLaMA-VID with two tokens of an image: one by its question, one the mean of all patches.
 
 Questions are read in BERT's vocabulary: models/bert-base-uncased, beside the language model. The
 authors start from InstructBLIP's Q-Former and freeze it in stage 1. No folder has it alone, so here

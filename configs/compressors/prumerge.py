@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge with each picture's own number of tokens (145 at most, about 32 on average).
+"""LLaVA-PruMerge with each image's own number of tokens (145 at most, about 32 on average).
 
 Its authors share one ratio among a batch, which padding would change, and tune LoRA adapters.
 """

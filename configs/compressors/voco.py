@@ -1,6 +1,6 @@
 """VoCo-LLaMA with two tokens, its authors' number; the paper's main result is one.
 
-Their mask hides the prompt's beginning from later text too, because they put pictures in front of
+Their mask hides the prompt's beginning from later text too, because they put images in front of
 it; in LLaVA's prompts that would be the question ("clean"). The token is a parameter of the
 compressor's own: no vocabulary has to grow. They train two epochs.
 """

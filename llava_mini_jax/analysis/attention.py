@@ -141,14 +141,14 @@ def by_layer(
 ) -> AttentionByLayer:
     """Averages over examples with answers, which are read a batch at a time.
 
-    Raises InputError for a model that compresses inside its layers, or a picture into tokens of
+    Raises InputError for a model that compresses inside its layers, or an image into tokens of
     another number than the next, and where there is no example.
     """
     cfg = bundle.model
     refuse_own_layers(cfg)
     if cfg.declared.adaptive:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
+            f'compressor "{cfg.compressor.kind}" gives images different numbers of tokens, which'
             " averages over tokens cannot represent; give it a fixed ratio"
         )
     totals, tokens, first, count = None, np.zeros(len(KINDS)), None, 0
@@ -165,7 +165,7 @@ def by_layer(
         tokens += [(kinds_BS == kind).sum() for kind in range(len(KINDS))]
         count += real
     if totals is None or first is None:
-        raise InputError("no example with a picture can be read; see the reasons above")
+        raise InputError("no example with an image can be read; see the reasons above")
     return _averages(totals, tokens, first, count)
 
 

@@ -1,7 +1,7 @@
-"""What the queries of the compressor look at in a picture (paper appendix F, figure 12).
+"""What the queries of the compressor look at in an image (paper appendix F, figure 12).
 
     parts [I, J, Y, X, C] --tower--> patches --compressor--> attention [I, Q, P], rows sum to 1
-                          '--> the picture as the model sees it, its sub-images put together
+                          '--> the image as the model sees it, its sub-images put together
 
 For high resolution the map is over all sub-images as one, which is what is compressed. In a video
 every frame has a map of its own.
@@ -22,7 +22,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.models.parts import what_is_compressed
 from llava_mini_jax.params import Array
 
-CHUNK = 8  # pictures or frames at a time
+CHUNK = 8  # images or frames at a time
 WITH_QUERIES = ("similarity", "multi_head")  # the kinds of compressor that attend to patches
 
 
@@ -53,7 +53,7 @@ def maps(params: LlavaMini, pixels_IJYXC: np.ndarray, cfg: LlavaMiniConfig) -> n
 
 @partial(jax.jit, static_argnames="cfg")
 def attention(params: LlavaMini, pixels_IJYXC: Array, cfg: LlavaMiniConfig) -> Array:
-    """[I, Q, P], for a chunk of pictures or frames."""
+    """[I, Q, P], for a chunk of images or frames."""
     seen, _ = what_is_compressed(llava_mini.encode_vision(params, pixels_IJYXC, cfg))
     if params.projector is not None and cfg.compress == PROJECTED:
         projected = projector.apply(params.projector, seen.patches_IPE)

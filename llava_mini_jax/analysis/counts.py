@@ -87,7 +87,7 @@ def measure(
         )
     if len(questions) < 4 or any(q.gold is None or q.video is not None for q in questions):
         raise InputError(
-            f"{benchmark.name}: the rules need 4 or more questions about pictures, each with its"
+            f"{benchmark.name}: the rules need 4 or more questions about images, each with its"
             " one right answer; use another benchmark, such as digits, or a larger --limit"
         )
     asked = [_ask(model, benchmark, questions, count, batch_size=batch_size) for count in counts]

@@ -1,10 +1,10 @@
-"""What a model can still answer when some layers do not see the picture (paper figure 5).
+"""What a model can still answer when some layers do not see the image (paper figure 5).
 
     ranges of layers --Blinded model--> runner.ask --> answers.jsonl --score--> a figure
 
 In the layers of a range no token of text, asked or answered, may attend to a vision token. Vision
 tokens go on attending to each other there: behind the range they are what they would have been.
-Pre-fusion, where a model has it, still reads the picture: only the language model is blinded.
+Pre-fusion, where a model has it, still reads the image: only the language model is blinded.
 
 Answers are greedy, and every token is computed from the whole sequence anew
 (inference/recompute.py): a cache would serve one question a second sooner, but inference would have
@@ -88,7 +88,7 @@ class Blinded(Model):
 
 @partial(jax.jit, static_argnames="cfg")
 def _logits(params: LlavaMini, inputs: Inputs, hidden_L: Array, cfg: LlavaMiniConfig) -> Array:
-    """[B, V] behind the last position, from layers that do not all see the picture."""
+    """[B, V] behind the last position, from layers that do not all see the image."""
     is_vision_BS = inputs.slots_BS >= inputs.ids_BT.shape[1]
     x_BSD, valid_BS = llava_mini.embed(params, inputs, cfg)
     valid_BS = inputs.slots_BS >= 0 if valid_BS is None else valid_BS
@@ -132,7 +132,7 @@ def scores(
 
     Answers go to `out`/layers-NAME/answers.jsonl, and are taken from there if the same model and
     questions were asked before. Raises InputError for benchmarks that cannot be scored here, and
-    for pictures that cannot be read: a model that sees less is what is measured.
+    for images that cannot be read: a model that sees less is what is measured.
     """
     refuse_own_layers(model.bundle.model)
     _check(benchmark, questions)
@@ -177,7 +177,7 @@ def _check(benchmark: Benchmark, questions: Sequence[Question]) -> None:
     elif any(question.video is not None for question in questions):
         why = (
             "asks about videos, which sessions answer: their layers cannot be masked; use a"
-            " benchmark of pictures"
+            " benchmark of images"
         )
     if why:
         raise InputError(f"{name} {why}")

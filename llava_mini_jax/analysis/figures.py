@@ -1,7 +1,7 @@
-"""Pictures of the analyses, as PNG files.
+"""Images of the analyses, as PNG files.
 
 AttentionByLayer --> attention.png (figure 2), entropy.png (figure 3), maps.png (figure 4)
-pictures and maps of queries --> compression.png (figure 12)
+images and maps of queries --> compression.png (figure 12)
     scores by blinded layers --> drop.png (figure 5)
 """
 
@@ -127,7 +127,7 @@ def compression(
     *,
     queries: int,
 ) -> Path:
-    """Figure 12: each picture, the mean over all queries, and the first `queries` one by one."""
+    """Figure 12: each image, the mean over all queries, and the first `queries` one by one."""
     plt = pyplot()
     single = min(queries, maps_IQYX[0].shape[0]) if maps_IQYX[0].shape[0] > 1 else 0
     columns, lines = 2 + single, len(pictures)
@@ -152,7 +152,7 @@ def compression(
             image = axis.imshow(
                 against,
                 cmap="inferno",
-                # Where nothing is looked at, the picture shows.
+                # Where nothing is looked at, the image shows.
                 alpha=np.clip(0.15 + against / top, 0, 0.8),
                 extent=extent,
                 interpolation="nearest",
@@ -168,5 +168,5 @@ def compression(
 
 
 def _top(maps_IQYX: Sequence[np.ndarray]) -> float:
-    """One scale for all pictures; single hot patches may be above it."""
+    """One scale for all images; single hot patches may be above it."""
     return float(max(2.0, *(np.percentile(m * m[0].size, 99.5) for m in maps_IQYX)))

@@ -1,4 +1,4 @@
-"""Conversations with pictures and answers for analyses, read one at a time.
+"""Conversations with images and answers for analyses, read one at a time.
 
 "digits" | LLaVA JSON, JSON Lines, Parquet, a built folder --> samples --Encoder--> Examples
                                                                    '--> why one was left out
@@ -65,7 +65,7 @@ class Examples:
             if example.frames:
                 yield example
             else:
-                self.left_out.append(f"{where} has no picture")
+                self.left_out.append(f"{where} has no image")
 
 
 def padded_batch(

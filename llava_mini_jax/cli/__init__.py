@@ -35,7 +35,7 @@ from llava_mini_jax.cli import (
 from llava_mini_jax.errors import InputError, memory_sentence, short
 
 MEMORY_ADVICE = (
-    "try --dtype int8, int4 or bfloat16, fewer or smaller pictures and frames (--max-frames), or a "
+    "try --dtype int8, int4 or bfloat16, fewer or smaller images and frames (--max-frames), or a "
     "machine with more memory; `llava-mini ask ... --dry-run` prints what a question needs"
 )
 COMMANDS: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""`llava-mini analyze`: what happens inside a model, as tables and pictures.
+"""`llava-mini analyze`: what happens inside a model, as tables and images.
 
 MODEL, --data --> attention: who attends to whom in each layer (figures 2, 3, 4 of the paper)
-MODEL, --image, --video --> compression: what each query looks at in the pictures (figure 12)
-MODEL, --benchmark --> drop: its score when some layers do not see the picture (figure 5)
+MODEL, --image, --video --> compression: what each query looks at in the images (figure 12)
+MODEL, --benchmark --> drop: its score when some layers do not see the image (figure 5)
 MODEL, --benchmark --> counts: whether choosing the vision tokens of each question pays
                        each: a table to stdout, JSON and PNG files to --out
 OUT of eval.py --> needle: accuracy over frames, of all models in one PNG and one CSV file
@@ -185,7 +185,7 @@ def _compression(args: argparse.Namespace) -> int:
     from llava_mini_jax.analysis import compression, figures
 
     if not (args.image or args.video):
-        raise InputError("no picture is given; add --image FILE or --video FILE")
+        raise InputError("no image is given; add --image FILE or --video FILE")
     if not args.video:
         refuse(args, ["frames"], "without --video")
     model = _open(args)
@@ -203,7 +203,7 @@ def _compression(args: argparse.Namespace) -> int:
     with waiting("compressing"):
         maps_IQYX = compression.maps(model.params, pixels, cfg)
     width = max(map(len, names))
-    print(f"{'picture':<{width}}  evenness (1: average pooling, 0: a single patch), of the queries")
+    print(f"{'image':<{width}}  evenness (1: average pooling, 0: a single patch), of the queries")
     rows = []
     for name, found_QYX in zip(names, maps_IQYX, strict=True):
         even = [compression.evenness(map_YX) for map_YX in found_QYX]

@@ -1,6 +1,6 @@
 """`llava-mini ask`: one question, or a conversation, about images, videos, or text alone.
 
-files, urls, stdin --ask_given.py--> pictures, seen once --> Session --question--> ask_answers.py
+files, urls, stdin --ask_given.py--> images, seen once --> Session --question--> ask_answers.py
                                                                 ^                         |
                        the answer to stdout, or -n of them      '--- -i: the next one ----'
 """
@@ -109,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
         **sampling,
     )
     args.fps = FPS if args.fps is None else args.fps
-    # Pillow warns of pictures that are merely large; load_image has a limit of its own.
+    # Pillow warns of images that are merely large; load_image has a limit of its own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-    with waiting("opening pictures and videos"):
+    with waiting("opening images and videos"):
         args.image, args.video = given.pictures(), given.films()
     _check_files(args.image, args.video, FrameSampling(fps=args.fps, max_frames=args.max_frames))
     opened = _opened(args)
@@ -154,7 +154,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.json and not args.dry_run:
         raise InputError("--json is one document about one question; leave out -i")
     if STDIN in args.image:
-        raise InputError("--image - and -i both read standard input; give the picture's path")
+        raise InputError("--image - and -i both read standard input; give the image's path")
 
 
 def _begun(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> "Session":
@@ -166,7 +166,7 @@ def _begun(opened: "Opened", args: argparse.Namespace, settings: "Settings") -> 
         model = read(opened, watch)
     with watching("compiling", stays=False) as watch:
         programs.wait(watch)
-    with waiting("reading pictures"):
+    with waiting("reading images"):
         return _conversation(model, args, settings)
 
 
@@ -186,7 +186,7 @@ def _opened(args: argparse.Namespace) -> "Opened":
 
 
 def _asked(opened: "Opened", args: argparse.Namespace) -> tuple[int, list[int]]:
-    """(ids of the question's prompt, image marks included; frames of each picture and video)."""
+    """(ids of the question's prompt, image marks included; frames of each image and video)."""
     from llava_mini_jax.data.media.video import read_video
     from llava_mini_jax.inference import request
 

@@ -2,7 +2,7 @@
 
     FILE ------------------------------------------------.
     -    standard input, to its end --load_image--.      |
-    data:..., http(s)://... --serving/sources.py--+------+--> pictures, films
+    data:..., http(s)://... --serving/sources.py--+------+--> images, films
                                                   '-- a film: a temporary file
 
 Urls have the server's rules (docs/serving.md): its limits of bytes and seconds, public addresses
@@ -41,11 +41,9 @@ class Given:
         self._images, self._videos = images, videos
         self._kept: list[Source] = []  # with them temporary files end
         if STDIN in videos:
-            raise InputError("--video - is standard input, which holds a picture (--image -) alone")
+            raise InputError("--video - is standard input, which holds an image (--image -) alone")
         if images.count(STDIN) > 1:
-            raise InputError(
-                f"--image - is given {images.count(STDIN)} times; it holds one picture"
-            )
+            raise InputError(f"--image - is given {images.count(STDIN)} times; it holds one image")
         if STDIN in images and sys.stdin.isatty():
             raise InputError(
                 "--image - reads standard input, which is a terminal; pipe a file there"
@@ -70,7 +68,7 @@ class Given:
         if given == STDIN:
             content = sys.stdin.buffer.read(MAX_BYTES + 1)  # one more is refused by its size
         else:
-            name = _name("picture", given)
+            name = _name("image", given)
             with _told():
                 found = self._sources.picture(given, self._left, name).content
             assert isinstance(found, bytes)

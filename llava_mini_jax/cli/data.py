@@ -29,7 +29,7 @@ llava-mini data speed CONFIG.py [options]
 llava-mini data packing CONFIG.py [options]"""
 EXAMPLE = """examples:
   llava-mini data verify captions.json --images coco --report manifest.json
-  llava-mini data verify mixture.yaml --images pictures --workers 8
+  llava-mini data verify mixture.yaml --images images --workers 8
   llava-mini data build captions.json --images coco --out captions
   llava-mini data speed configs/digits.py --threads 1 2
   llava-mini data packing my_config.py --images 8 12 16

@@ -1,4 +1,4 @@
-"""`llava-mini profile compressors`: every method beside the others, by picture and by question."""
+"""`llava-mini profile compressors`: every method beside the others, by image and by question."""
 
 import argparse
 import dataclasses
@@ -101,7 +101,7 @@ def _times(models: "dict[str, LlavaMiniConfig]", args: argparse.Namespace) -> di
 
 
 def lines(costs: "dict[str, Cost]", times: dict[str, Any], text: int) -> list[str]:
-    header = ["", "tokens", "kept", "a turn", "picture", "first", "next", "cache", "pre-fusion"]
+    header = ["", "tokens", "kept", "a turn", "image", "first", "next", "cache", "pre-fusion"]
     rows = [header + (["first", "next"] if times else [])]
     for name, each in costs.items():
         tera = (each.picture_flops, each.first_flops, each.turn_flops)
@@ -114,14 +114,14 @@ def lines(costs: "dict[str, Cost]", times: dict[str, Any], text: int) -> list[st
             row += [f"{t.median:.0f} ms" for t in times[name]] if name in times else ["-", "-"]
         rows.append(row)
     return [
-        f"one picture, questions of {text} tokens; FLOPs of a first token",
+        f"one image, questions of {text} tokens; FLOPs of a first token",
         "",
         *columns(rows),
         "",
-        "tokens: of a picture, at most, before the language model; kept: in its last layer's",
+        "tokens: of an image, at most, before the language model; kept: in its last layer's",
         "  cache. a turn: of these, those that each further question reads again.",
-        "picture: FLOPs that no question changes. first, next: a question about a new picture, the",
-        "  one behind it. cache, pre-fusion: bytes that a picture leaves for the next question.",
+        "image: FLOPs that no question changes. first, next: a question about a new image, the",
+        "  one behind it. cache, pre-fusion: bytes that an image leaves for the next question.",
         *([MEASURED] if times else []),
     ]
 

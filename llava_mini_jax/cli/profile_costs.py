@@ -227,7 +227,7 @@ def _measured_peak(args: argparse.Namespace, request: Request) -> int | None:
 
 
 def _shape(args: argparse.Namespace, dtype: str) -> tuple[LlavaMiniConfig, int]:
-    """A folder's configuration, or a named shape's, and its pictures' resolution in pixels.
+    """A folder's configuration, or a named shape's, and its images' resolution in pixels.
 
     No weight is read.
     """

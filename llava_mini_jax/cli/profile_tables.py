@@ -38,7 +38,7 @@ def latency(result: dict[str, Any], baseline: str, *, paper: bool) -> None:
     request, spreads = result["request"], result["milliseconds"]
     print(
         f"{result['device']}, {result['dtype']}, jax {jax.__version__};"
-        f" {request['images']} pictures of {request['resolution']} px,"
+        f" {request['images']} images of {request['resolution']} px,"
         f" {request['text']} tokens of text, {request['new_tokens']} new;"
         f" {request['repeats']} times\n"
     )

@@ -271,7 +271,7 @@ def _serve(opened: Any, bound: Any, limits: "Limits", args: argparse.Namespace) 
     from llava_mini_jax.serving.media import MediaReader
     from llava_mini_jax.serving.service import Service
 
-    # Pillow warns of pictures that are merely large; the limits have one of their own.
+    # Pillow warns of images that are merely large; the limits have one of their own.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     folder, hosts = args.allowed_media_folder, args.allowed_hosts
     reader = MediaReader(opened.bundle, limits, hosts=hosts, folder=folder)

@@ -1,10 +1,10 @@
-"""Time to the first token of a first question, and of the next one about the same picture.
+"""Time to the first token of a first question, and of the next one about the same image.
 
-    a picture, a question --Session--> first token        an answer          the next question's
+    an image, a question --Session--> first token        an answer          the next question's
     |------------- first -----------|                 (not counted)       |------ follow-up ------|
 
-The clock starts before the picture is read. What the next question need not compute again is what
-inference/session.py keeps: the picture's keys and values, and the cache of the conversation.
+The clock starts before the image is read. What the next question need not compute again is what
+inference/session.py keeps: the image's keys and values, and the cache of the conversation.
 """
 
 import time

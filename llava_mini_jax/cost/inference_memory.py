@@ -1,7 +1,7 @@
-"""Memory of inference: weights, keys and values of a picture or frame, and the peak of a request.
+"""Memory of inference: weights, keys and values of an image or frame, and the peak of a request.
 
     config --spec--> bytes of every component's weights, in float32, bfloat16, int8 and int4
-           --shape of the cache--> bytes a token, a picture, a frame
+           --shape of the cache--> bytes a token, an image, a frame
            --compile abstract programs--> what each takes; nothing is allocated
            --run, on an accelerator--> what its allocator says
 
@@ -37,7 +37,7 @@ def cache_bytes_per_token(cfg: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
 
 
 def cache_bytes_per_image(cfg: LlavaMiniConfig, parts: int, dtype: str = "bfloat16") -> int:
-    """Keys and values of a picture's or frame's visual tokens, of those that stay."""
+    """Keys and values of an image's or frame's visual tokens, of those that stay."""
     if cfg.declared.keeps is not None:
         each = network.layer(cfg.llm).keys_values(1) * jnp.dtype(dtype).itemsize
         return sum(cache.kept(cfg)) * each
@@ -74,7 +74,7 @@ def compiled_programs(cfg: LlavaMiniConfig, request: Request, dtype: str) -> dic
         parts=request.parts,
         slots=length,
     )
-    calls = {"encode a chunk of pictures": ("encode_vision", sizes)}
+    calls = {"encode a chunk of images": ("encode_vision", sizes)}
     calls["what patches give"] = ("prefuse_images", sizes)
     if cfg.prefusion_layers:
         calls["fuse the text with them"] = ("prefuse_text", sizes)

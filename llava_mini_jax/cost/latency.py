@@ -1,11 +1,11 @@
 """Time to a first token, and of every token after it, of several models in turn.
 
-    models, one request (text, pictures) --warm up--> nothing compiles any more
+    models, one request (text, images) --warm up--> nothing compiles any more
         repeat: A, B, C, A, B, C, ... --> seconds to the first token, seconds a decoded token
 
 The models take turns, so that a machine that gets slower or busier does so for all of them. Counted
 is everything from pixels and token ids on the host to the first token's id on the host; reading and
-resizing of pictures and tokenising are not.
+resizing of images and tokenising are not.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from llava_mini_jax.models.llava_mini import LlavaMini, LlavaMiniConfig
 from llava_mini_jax.weights.quantize import form_of, quantize
 
 WARM_UPS = 2
-CHUNK = 8  # pictures of a request that are looked at together
+CHUNK = 8  # images of a request that are looked at together
 MARK = -200
 
 
@@ -52,9 +52,9 @@ class Candidate:
 class Request:
     """What every model is asked. Raises InputError for numbers below 1."""
 
-    text: int  # tokens beside the pictures
+    text: int  # tokens beside the images
     images: int  # or frames of a video
-    parts: int  # of a picture, 1 without high resolution
+    parts: int  # of an image, 1 without high resolution
     new_tokens: int
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ def _run(program: Callable[..., Any], *arguments: Any) -> Any:
 def askable(model: Candidate, parts: int = 1, lengths: Sequence[int] = ()) -> Model:
     """A model without a folder, with the digits world's tokenizer: most of its ids say nothing.
 
-    Pictures have `parts` parts, texts are padded to the next of `lengths`.
+    Images have `parts` parts, texts are padded to the next of `lengths`.
     """
     images = configs.image_config("release", model.cfg.vision, grid=max(1, math.isqrt(parts - 1)))
     bundle = configs.Bundle(
@@ -271,7 +271,7 @@ def places_of(model: Candidate, example: Example) -> int:
 
 
 class Seeing:
-    """A Runner of one example: milliseconds of the tower for its pictures, and of all that follows
+    """A Runner of one example: milliseconds of the tower for its images, and of all that follows
     up to the language model: projector, compressor and pre-fusion."""
 
     def __init__(self, model: Candidate, example: Example):
@@ -318,7 +318,7 @@ class Seeing:
 
 
 def _chunk(pixels_IJYXC: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """Pictures as a chunk of one of few sizes, padded with the first one; how many they are."""
+    """Images as a chunk of one of few sizes, padded with the first one; how many they are."""
     count = len(pixels_IJYXC)
     size = next(size for size in sizes_up_to(CHUNK) if size >= count)
     padding = pixels_IJYXC[:1].repeat(size - count, axis=0)
@@ -326,7 +326,7 @@ def _chunk(pixels_IJYXC: np.ndarray) -> tuple[np.ndarray, np.int32]:
 
 
 def make_example(cfg: LlavaMiniConfig, request: Request, seed: int = 0) -> Example:
-    """A request of random pixels and ids, with its pictures in the middle of the text."""
+    """A request of random pixels and ids, with its images in the middle of the text."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, cfg.llm.vocab_size, request.text + 1).astype(np.int32)
     ids[request.text // 2] = MARK

@@ -1,8 +1,8 @@
-"""What each compressor costs: once for a picture, and again for every question about it.
+"""What each compressor costs: once for an image, and again for every question about it.
 
     tower, language model --full_size--> a configuration of each method
     configuration, text of a question --formulas, traces (network.py)--> Cost
-        first   a question about a new picture
+        first   a question about a new image
         turn    the next one: its text alone where a cache is kept, else all of it again
 
 A next question has as much text as the first one. Answers are left out of both; what a cache keeps
@@ -36,15 +36,15 @@ LLAVA_1_5, LLAVA_MINI = "LLaVA-1.5", "LLaVA-Mini"
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a model with one picture; FLOPs of whole first tokens, bytes in the model's dtype."""
+    """Of a model with one image; FLOPs of whole first tokens, bytes in the model's dtype."""
 
-    tokens: int  # of a picture, in front of the language model's first layer
+    tokens: int  # of an image, in front of the language model's first layer
     last: int  # of these, those that its last layer's cache keeps; 0 without a cache
     again: int  # of these, those that every further question reads again
     picture_flops: float  # looking at it and compressing it: the part that no question changes
-    first_flops: float  # a first question, the picture included
+    first_flops: float  # a first question, the image included
     turn_flops: float  # a next question
-    cache_bytes: int  # keys and values of the picture's tokens in the language model
+    cache_bytes: int  # keys and values of the image's tokens in the language model
     fusion_bytes: int  # the same of its patches in pre-fusion
 
 
@@ -84,7 +84,7 @@ def full_size(vision: ClipConfig, llm: LlamaConfig) -> dict[str, LlavaMiniConfig
 
 
 def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
-    """Of questions with `text` tokens each, one picture in front of the first."""
+    """Of questions with `text` tokens each, one image in front of the first."""
     tokens = cfg.positions_per_image(1)
     picture, first = _forward(cfg, text, text, fused=0), _forward(cfg, text, text)
     fixed = ("vision", "projector", "compressor", "prefusion")
@@ -95,7 +95,7 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
     if reads_again:
         turn = sum(_forward(cfg, 2 * text, text).values()) - (0 if looks_again else seen)
     else:
-        # The whole conversation's text goes through pre-fusion, but not the picture's patches.
+        # The whole conversation's text goes through pre-fusion, but not the image's patches.
         fusion = _forward(cfg, 2 * text, text)["prefusion"] - picture["prefusion"]
         turn = fusion + _read_flops(cfg, text, kept) + first["lm_head"]
     numbers = network.layer(cfg.llm).keys_values(1) * jnp.dtype(cfg.compute_dtype).itemsize
@@ -115,7 +115,7 @@ def cost(cfg: LlavaMiniConfig, text: int) -> Cost:
 def _forward(
     cfg: LlavaMiniConfig, text: int, question: int, *, fused: int | None = None
 ) -> dict[str, float]:
-    """FLOPs by component of one picture and a text, all of which is fused if not said, and which
+    """FLOPs by component of one image and a text, all of which is fused if not said, and which
     ends in a question of so many ids."""
     shape = network.Shape(
         rows=1,
@@ -132,7 +132,7 @@ def _forward(
 
 
 def _read_flops(cfg: LlavaMiniConfig, text: int, kept: list[int]) -> float:
-    """Of the language model's layers for a next question, behind a picture and the first one."""
+    """Of the language model's layers for a next question, behind an image and the first one."""
     layer, weights = network.layer(cfg.llm), network.weights(cfg)
     each = sum(size for path, size in weights.items() if path.startswith("llm/layers/"))
     keys = sum(tokens + 2 * text for tokens in kept)

@@ -219,7 +219,7 @@ class _Forward:
         if cfg.declared.drops and self.pictures:
             first, left = cfg.declared.drops
             yield from self.layers("llm/layers", first * rows * S, S, behind)
-            # Of one picture, which is all that the method's sequence is shorter by.
+            # Of one image, which is all that the method's sequence is shorter by.
             S, count = S - (cfg.patches_per_image(self.shape.parts) - left), count - first
         yield from self.layers("llm/layers", count * rows * S, S, behind)
         logits = S if self.unread else self.shape.logits
@@ -273,7 +273,7 @@ class _Forward:
             yield Product("compressor", each, (behind, own))
             yield Product("compressor", each, (behind, either))
         else:
-            # Once for all pictures: the position table in the patches' size, and the queries.
+            # Once for all images: the position table in the patches' size, and the queries.
             if patches != Q:
                 yield Product("compressor", 2.0 * patches * Q * E, ((), own))
             vectors = {"q_proj": Q, "k_proj": all_patches, "v_proj": all_patches}

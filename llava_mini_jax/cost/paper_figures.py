@@ -125,7 +125,7 @@ def build(row: PaperModel, llm: LlamaConfig) -> LlavaMiniConfig:
 
 
 def shape(cfg: LlavaMiniConfig, text: int, resolution: int) -> Shape:
-    """One row with one picture: `text` tokens beside it, logits of the last position.
+    """One row with one image: `text` tokens beside it, logits of the last position.
 
     Raises InputError for a resolution that is not a multiple of the tower's.
     """

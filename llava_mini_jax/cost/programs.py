@@ -36,8 +36,8 @@ class Sizes:
 
     rows: int  # slots: answers decoded together; a session has one
     length: int  # positions of the text, or of the block that is read of a prompt
-    images: int  # pictures or frames that are encoded together
-    parts: int  # of a picture, 1 without high resolution
+    images: int  # images or frames that are encoded together
+    parts: int  # of an image, 1 without high resolution
     slots: int  # positions of a slot
 
     def __post_init__(self) -> None:

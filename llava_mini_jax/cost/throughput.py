@@ -3,7 +3,7 @@
     mixed requests --engine: who is done leaves, who waits enters-------> requests a second
                    --batches of the same programs, each to its last end-> the same
 
-Three of four requests have a picture; questions and answers are of many lengths. No token ends an
+Three of four requests have an image; questions and answers are of many lengths. No token ends an
 answer, so that the work is known beforehand.
 """
 

@@ -41,13 +41,13 @@ def counted(function: Callable, *arguments: object) -> float:
 
 @functools.cache
 def component_flops(cfg: LlavaMiniConfig, size: Shape) -> dict[str, float]:
-    """FLOPs of a forward pass over one row with one picture, by component (flops.COMPONENTS).
+    """FLOPs of a forward pass over one row with one image, by component (flops.COMPONENTS).
 
     Raises InputError for shapes with more, and for compression inside the language model.
     """
     if size.rows != 1 or size.images != 1 or cfg.inside_layers:
         raise InputError(
-            "XLA's count by component covers one row with one picture and compression before the"
+            "XLA's count by component covers one row with one image and compression before the"
             " language model; use the formula for other shapes"
         )
     if cfg.declared.reads != PATCHES or cfg.compress == INSTEAD:

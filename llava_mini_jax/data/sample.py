@@ -4,7 +4,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Media(TypedDict):
-    """The one picture or video of a sample; neither, where it is text."""
+    """The one image or video of a sample; neither, where it is text."""
 
     image: NotRequired[Any]  # the path or the bytes of a file, or uint8 [H, W, 3]
     frames: NotRequired[Any]  # uint8 [H, W, 3] each: an array, or what decodes them one by one

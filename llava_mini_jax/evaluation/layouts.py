@@ -1,9 +1,9 @@
 """Files of benchmarks, in both layouts, read so that a broken one is named with its place.
 
-    LLaVA's          questions.jsonl, labels.json, pictures as files      --> rows, Paths
-    Hugging Face's   CONFIG/SPLIT-00000-of-00001.parquet, anywhere below  --> rows, pictures' bytes
+    LLaVA's          questions.jsonl, labels.json, images as files      --> rows, Paths
+    Hugging Face's   CONFIG/SPLIT-00000-of-00001.parquet, anywhere below  --> rows, images' bytes
 
-Rows are dicts. Whether picture files are there is checked apart (`check_pictures`), before a model
+Rows are dicts. Whether image files are there is checked apart (`check_pictures`), before a model
 is asked: who scores an answers file needs none of them.
 """
 
@@ -63,10 +63,10 @@ def parquet_instead(folder: Path, file: str, *patterns: str) -> list[Path]:
 def read_parquet(
     files: Sequence[Path], columns: Mapping[str, type], optional: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of these files; a picture, {"bytes", "path"} there, comes as its bytes or None.
+    """The rows of these files; an image, {"bytes", "path"} there, comes as its bytes or None.
 
     All rows have the `columns`, of these types (InputError); `optional` ones are None where a file
-    lacks them. A picture that many rows have is held once.
+    lacks them. An image that many rows have is held once.
     """
     import pyarrow.parquet as parquet
 
@@ -86,7 +86,7 @@ def read_parquet(
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     if isinstance(picture := row.get("image"), Mapping):
-                        # Rows about one picture each bring its bytes; one copy of them is held.
+                        # Rows about one image each bring its bytes; one copy of them is held.
                         content = picture.get("bytes")
                         row["image"] = content and held.setdefault(content, content)
                     place = f"{path}, row {len(rows) + 1}"
@@ -128,14 +128,14 @@ def check_keys(benchmark: str, questions: Sequence[Question]) -> list[Question]:
 
 
 def check_pictures(benchmark: str, questions: Sequence[Question]) -> None:
-    """Raises InputError if no picture or video is where it belongs; to call before asking.
+    """Raises InputError if no image or video is where it belongs; to call before asking.
 
     That one of them is missing is told when it is to be asked about (run/runner.py).
     """
     given = [(q.key, path) for q in questions if isinstance(path := q.image or q.video, Path)]
     if given and not any(path.exists() for _, path in given):
         raise InputError(
-            f"{benchmark}: none of {len(given)} pictures or videos exists:"
+            f"{benchmark}: none of {len(given)} images or videos exists:"
             f" {listed([f'{key} ({path})' for key, path in given])}. Put the files there."
         )
 

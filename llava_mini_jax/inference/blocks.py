@@ -56,7 +56,7 @@ def piece_size(count: int) -> int:
 
 def chosen_size(count: int, shown: bool, length: int, cfg: LlavaMiniConfig) -> tuple[int, int]:
     """Of a prompt of `count` positions that is read whole, in a slot of `length`, because later
-    layers keep a choice of its picture (where one is `shown`): positions, padding included, and
+    layers keep a choice of its image (where one is `shown`): positions, padding included, and
     those that later layers keep at most."""
     spare = cache.spare(cfg) if shown else 0
     # Later layers' caches have room for it: places.py's `needed`.

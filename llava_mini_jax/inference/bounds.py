@@ -31,7 +31,7 @@ def buckets_for(bundle: Bundle) -> Buckets:
 
 
 def tokens_per_image(bundle: Bundle) -> int:
-    """Positions of the language model's first layer that a picture takes, of a request that does
+    """Positions of the language model's first layer that an image takes, of a request that does
     not ask for another number (vision_tokens.py)."""
     return bundle.model.positions_per_image(bundle.images.parts)
 

@@ -1,4 +1,4 @@
-"""One engine for many requests: it sees their pictures, reads their prompts, answers them together.
+"""One engine for many requests: it sees their images, reads their prompts, answers them together.
 
     submit --> waiting --> seeing: a chunk of frames --> seen --> in a slot: a block of the prompt
                            (seeing.py)                            (lanes.py)     |
@@ -7,7 +7,7 @@
 `step` does a bounded piece of each, so that no request waits for another one's end: a finished row
 leaves its slot and a waiting one enters after every step, and a long video delays the others by one
 chunk of frames at a time. The sizes of programs follow from a request alone, but for how many
-pictures and prompts go together, and no row's numbers depend on the rows beside it: so an answer
+images and prompts go together, and no row's numbers depend on the rows beside it: so an answer
 does not depend on its neighbours.
 
 An engine belongs to one thread (worker.py gives it one).
@@ -41,7 +41,7 @@ class Engine:
     """Requests in, Pieces out; `lanes` are its slots, `steps` the tokens of a call at most.
 
     While requests wait for slots, a call returns once `ends` rows have ended. `timed`: somebody
-    watches. Then pictures are looked at no longer between two tokens than a token takes, and the
+    watches. Then images are looked at no longer between two tokens than a token takes, and the
     usage of tickets has their seconds, for which the host waits for the device. `chunk`: frames
     that are looked at together, at most; None for seeing.py's own sizes.
     """
@@ -83,7 +83,7 @@ class Engine:
 
     @property
     def longest(self) -> int:
-        """Positions of a prompt, at most; of one whose pictures leave the cache, places."""
+        """Positions of a prompt, at most; of one whose images leave the cache, places."""
         lengths = [lane.size.length for lane in self._lanes.lanes]
         most = bounds.longest_prompt(self.model.bundle) + cache.spare(self.model.bundle.model)
         return min(most, max(lengths) - 1)
@@ -162,7 +162,7 @@ class Engine:
             self.answered += 1
 
     def _call_steps(self) -> int:
-        """Tokens of a call: one, while others want to look at pictures, or to be read.
+        """Tokens of a call: one, while others want to look at images, or to be read.
 
         Where they would find no slot they wait for a row to end, and so does the call.
         """
@@ -244,14 +244,14 @@ class Engine:
 
     def start_anew(self) -> None:
         """Without requests, and with slots that hold nothing, after Ctrl-C anywhere in a step; the
-        pictures and frames that were seen stay known."""
+        images and frames that were seen stay known."""
         self.gallery.abandon()
         self._lanes.drop()  # so that there is room for the new ones
         self._begin([lane.size for lane in self._lanes.lanes])
 
 
 def media_of(example: Example) -> tuple[Medium, ...]:
-    """The pictures of an example that holds its pixels, unknown to everybody else."""
+    """The images of an example that holds its pixels, unknown to everybody else."""
     media, start = [], 0
     for count in example.frames:
         frames_IJYXC = example.pixels[start : start + count]

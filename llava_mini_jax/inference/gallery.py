@@ -1,4 +1,4 @@
-"""The pictures and films that an engine has seen, found again by their content.
+"""The images and films that an engine has seen, found again by their content.
 
     (tenant, key) --find--> Seen: visual tokens of its chunks, and what the Shelf keeps of them
                   --open--> a new one, which the engine fills chunk by chunk
@@ -22,13 +22,13 @@ from llava_mini_jax.models.compressors import Compressed, Taken
 
 @dataclass
 class Seen:
-    """What is known of one picture or film; complete once it has `expected` frames."""
+    """What is known of one image or film; complete once it has `expected` frames."""
 
     name: tuple[str, bytes] | None  # (tenant, key); None: nobody will look for it
     expected: int  # frames; a film that is still being made has more the next time
     first: int  # the number of its first visual token, among all that this gallery has seen
     only: slice | None = None  # of each frame's tokens, those that are kept; None: all of them
-    # Of each chunk [frames, Q, D], or [n, D] those that are there where pictures have different
+    # Of each chunk [frames, Q, D], or [n, D] those that are there where images have different
     # numbers of tokens; or (what a program gives, first frame, frames).
     tokens: list[Any] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Seen:
     def numbers(self, taken: Taken) -> np.ndarray:
         """The numbers of these tokens among all that the gallery has seen.
 
-        Where a picture has fewer than it might have, those that are not there have none.
+        Where an image has fewer than it might have, those that are not there have none.
         """
         if any(chunk.ndim == 2 for chunk in self.settled()):
             return self.first + np.arange(sum(map(len, self.settled())), dtype=np.int64)
@@ -153,7 +153,7 @@ class Gallery:
             seen.users, seen.owner = 0, None
 
     def used(self) -> dict[str, int]:
-        """Bytes by place, and how many pictures and films are known."""
+        """Bytes by place, and how many images and films are known."""
         return {**self._shelf.used(), "tokens": self._token_bytes, "media": len(self._known)}
 
     def _make_room(self, size: int) -> None:

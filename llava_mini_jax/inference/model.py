@@ -2,7 +2,7 @@
 
     load(folder) --> Model: parameters, configuration, tokenizer, buckets
                        |
-    prompts, pictures --request.py--> Examples --engine.py: see, read, decode--> token ids
+    prompts, images --request.py--> Examples --engine.py: see, read, decode--> token ids
                                                                                      |
                                  answers, or pieces of one as they arrive <--answer.py
 

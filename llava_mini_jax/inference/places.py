@@ -1,9 +1,9 @@
-"""What of a prompt stays in its slot, where a compressor's pictures leave the cache (VoCo).
+"""What of a prompt stays in its slot, where a compressor's images leave the cache (VoCo).
 
     positions   [ text | patches, VoCo | text ]    as the language model counts them
     places      [ text | VoCo | text ]             of the slot
 
-positions of pictures --the compressor's `pieces`--> what is read together, how much of it stays
+positions of images --the compressor's `pieces`--> what is read together, how much of it stays
 
 For all other models a position is a place.
 """
@@ -21,7 +21,7 @@ from llava_mini_jax.models.compressors import Piece
 
 
 def pieces(is_visual_S: np.ndarray, bundle: Bundle) -> list[Piece]:
-    """Of a prompt with pictures' tokens at these positions."""
+    """Of a prompt with images' tokens at these positions."""
     if bundle.model.declared.keeps is None or cache.chooses(bundle.model):
         return []
     pictures = np.flatnonzero(is_visual_S).reshape(-1, bounds.tokens_per_image(bundle))
@@ -52,9 +52,9 @@ def needed(example: Example, bundle: Bundle) -> int:
 
 
 def needed_by(is_visual_S: np.ndarray, bundle: Bundle) -> int:
-    """The same of a prompt with pictures' tokens at these positions."""
+    """The same of a prompt with images' tokens at these positions."""
     if cache.chooses(bundle.model):
-        # The first layers hold all of it; later ones have `spare` places less, and no picture's
+        # The first layers hold all of it; later ones have `spare` places less, and no image's
         # choice makes room there for text alone.
         return len(is_visual_S) + (0 if is_visual_S.any() else cache.spare(bundle.model))
     return place(pieces(is_visual_S, bundle), len(is_visual_S))
@@ -66,6 +66,6 @@ def fitting(example: Example, bundle: Bundle, longest: int) -> int:
     if places > longest:
         raise InputError(
             f"the prompt needs {places} positions, but the engine's longest slot has {longest} for"
-            " it: shorten it, give fewer pictures or frames, or start the engine with longer slots"
+            " it: shorten it, give fewer images or frames, or start the engine with longer slots"
         )
     return places

@@ -2,7 +2,7 @@
 
     in slots --short ones together------------------> read_fresh -.
              --a long one, block by block-----------> read_block -+--> calls with first tokens
-             --where pictures leave the cache-------> read_piece -+
+             --where images leave the cache-------> read_piece -+
              --whole, where later layers choose-----> read_chosen '
                                                       (reading.py)
 
@@ -109,7 +109,7 @@ class Reader:
         return [Call(told, [(0, work)], lane, False)] if final else []
 
     def _read_piece(self, work: Work) -> list[Call]:
-        """A picture of which little stays, or a block of the text in front of the next one."""
+        """An image of which little stays, or a block of the text in front of the next one."""
         lane, begin = work.lane, work.read
         piece = next((piece for piece in work.pieces if piece.end > begin), None)
         if piece is not None and piece.first == begin:
@@ -138,7 +138,7 @@ class Reader:
         return [Call(told, [(0, work)], lane, False)] if final else []
 
     def _read_chosen(self, work: Work) -> list[Call]:
-        """All of a prompt: what stays of its pictures depends on its last token."""
+        """All of a prompt: what stays of its images depends on its last token."""
         lane, count, cfg = work.lane, len(work.marks), self._cfg
         is_visual_S, tokens = work.marks < 0, cfg.tokens_per_image(1)
         shown = bool(is_visual_S.any())

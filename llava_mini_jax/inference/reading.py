@@ -2,7 +2,7 @@
 
 prompts, or their beginnings --read_fresh, a few at a time--> slots, first tokens
 one more block of a long prompt --read_block----------------> its slot, its first token
-a picture of which little stays in the cache --read_piece---> the same
+an image of which little stays in the cache --read_piece---> the same
 a prompt whose later layers keep a choice ------read_chosen---> the same
 """
 
@@ -185,7 +185,7 @@ def read_chosen(
 ) -> tuple[slots.Lane, slots.Told]:
     """A whole prompt of `count` positions, of which later layers keep `stay` at most.
 
-    `place_S` says which of its picture's tokens each position is, -1 where it is text.
+    `place_S` says which of its image's tokens each position is, -1 where it is text.
     """
     visual_1S = place_S[None] >= 0
     placed = compressors.Placed(

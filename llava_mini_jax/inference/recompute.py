@@ -71,22 +71,22 @@ def refuse_own_layers(cfg: LlavaMiniConfig) -> None:
 
 
 def refuse_pooled(example: Example, cfg: LlavaMiniConfig) -> None:
-    """InputError for several pictures of a method whose pictures change each other's tokens.
+    """InputError for several images of a method whose images change each other's tokens.
 
-    The engine looks at one picture a call, which would not be what the method does with them.
+    The engine looks at one image a call, which would not be what the method does with them.
     """
     if cfg.declared.pooled and sum(example.frames) > 1:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" shares one ratio among the pictures of a call, and'
-            f" the prompt has {sum(example.frames)}: give one picture, or set its variant to clean"
+            f'compressor "{cfg.compressor.kind}" shares one ratio among the images of a call, and'
+            f" the prompt has {sum(example.frames)}: give one image, or set its variant to clean"
         )
 
 
 def refuse_question(cfg: LlavaMiniConfig) -> None:
-    """InputError for a compressor that reads the question, where pictures are seen without one."""
+    """InputError for a compressor that reads the question, where images are seen without one."""
     if cfg.declared.reads.question:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" reads the question about a picture, and'
+            f'compressor "{cfg.compressor.kind}" reads the question about an image, and'
             " none is given here; use ask, eval.py or the server, or another method"
         )
 

@@ -1,9 +1,9 @@
-"""Requests: what a caller gives, prompts and pictures, as the examples that a model reads.
+"""Requests: what a caller gives, prompts and images, as the examples that a model reads.
 
-images, videos --read_pictures--> Pictures (uint8 parts, frames of each "<image>")
+images, videos --read_pictures--> Images (uint8 parts, frames of each "<image>")
 prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assistant's open
                                |
-              make_request --> Example, checked: marks fit pictures, input fits the model
+              make_request --> Example, checked: marks fit images, input fits the model
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,10 +49,10 @@ class Pictures:
 
 
 def refuse_videos(bundle: Bundle) -> None:
-    """InputError for a video where the model's compressor is defined on pictures alone."""
+    """InputError for a video where the model's compressor is defined on images alone."""
     if not bundle.model.declared.videos:
         raise InputError(
-            f'compressor "{bundle.model.compressor.kind}" is defined on pictures, and a video is'
+            f'compressor "{bundle.model.compressor.kind}" is defined on images, and a video is'
             " given; give its frames as images"
         )
 
@@ -63,10 +63,10 @@ def read_pictures(
     bundle: Bundle,
     sampling: FrameSampling | None = None,
 ) -> Pictures:
-    """Pictures of one prompt; without a `sampling`, videos are read as `sampling_for` says.
+    """Images of one prompt; without a `sampling`, videos are read as `sampling_for` says.
 
-    A picture is a path, the bytes of a file, a Pillow image, or uint8 [H, W, 3]; a video is the
-    path of a file or of a folder of pictures, or its frames, uint8 [F, H, W, 3]. One alone needs
+    An image is a path, the bytes of a file, a Pillow image, or uint8 [H, W, 3]; a video is the
+    path of a file or of a folder of images, or its frames, uint8 [F, H, W, 3]. One alone needs
     no list. Raises InputError for what cannot be read.
     """
     cfg, sampling = bundle.images, sampling or sampling_for(bundle)
@@ -75,7 +75,7 @@ def read_pictures(
     if films:
         refuse_videos(bundle)
     shown += [_video(video, cfg, sampling) for video in films]
-    # In front of the others: a prompt without pictures has a shape, too.
+    # In front of the others: a prompt without images has a shape, too.
     none = np.zeros((0, cfg.parts, cfg.size, cfg.size, 3), np.uint8)
     return Pictures(np.concatenate([none, *shown]), tuple(len(parts) for parts in shown))
 
@@ -99,9 +99,9 @@ def _shown(given: Any) -> str:
 
 def _image(source: Picture, cfg: ImageConfig) -> np.ndarray:
     if isinstance(source, np.ndarray):
-        check_frame(source, "picture")
+        check_frame(source, "image")
         source = Image.fromarray(source)
-    check_kind(source, Picture, "a picture", PICTURE)
+    check_kind(source, Picture, "an image", PICTURE)
     return preprocess(load_image(source), cfg)[None]
 
 
@@ -143,7 +143,7 @@ def sampling_for(
 
 
 def resize_of(source: Path | str, sampling: FrameSampling) -> str:
-    """How frames are made small: the release squeezes those of a file, a folder's are pictures."""
+    """How frames are made small: the release squeezes those of a file, a folder's are images."""
     squeezed = sampling.rule == "release" and not Path(source).is_dir()
     return "nearest" if squeezed else "bicubic"
 
@@ -163,7 +163,7 @@ def check_frame(frame: Any, what: str) -> None:
 def open_turns(prompt: Prompt, pictures: int, where: str) -> list[Turn]:
     """A prompt as turns that wait for the assistant.
 
-    Text is one turn of the user. Where no turn has an "<image>", one for each picture or video is
+    Text is one turn of the user. Where no turn has an "<image>", one for each image or video is
     put in front of the first, each on a line of its own.
     """
     given = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
@@ -197,7 +197,7 @@ def make_request(
 ) -> Example:
     """The example of one prompt; `where` names it in errors.
 
-    Raises InputError for more or fewer "<image>" than pictures, for turns out of order, and for
+    Raises InputError for more or fewer "<image>" than images, for turns out of order, and for
     `vision_tokens` that the model does not have (vision_tokens.py).
     """
     tokens = chosen(vision_tokens, bundle)
@@ -212,9 +212,9 @@ def make_request(
 
 
 def blank_image(cfg: ImageConfig) -> np.ndarray:
-    """float32 [1, J, Y, X, C]: what the release's training fuses text without a picture with.
+    """float32 [1, J, Y, X, C]: what the release's training fuses text without an image with.
 
-    Normalised zeros, which no uint8 picture is exactly (docs/release.md, "Splice").
+    Normalised zeros, which no uint8 image is exactly (docs/release.md, "Splice").
     """
     return np.zeros((1, cfg.parts, cfg.size, cfg.size, 3), np.float32)
 
@@ -222,7 +222,7 @@ def blank_image(cfg: ImageConfig) -> np.ndarray:
 def encode_turns(
     turns: Sequence[Turn], pictures: int, bundle: Bundle, tokenizer: Any, where: str
 ) -> EncodedPrompt:
-    """The ids of a conversation, checked against the pictures and the model's vocabulary."""
+    """The ids of a conversation, checked against the images and the model's vocabulary."""
     _check_unicode(turns, where)
     prompt = bundle.prompt
     encoded = encode(
@@ -230,7 +230,7 @@ def encode_turns(
     )
     check_images(encoded, pictures, where)
     if not len(encoded.ids):
-        raise InputError(f"{where} has no tokens; give it some text, or a picture")
+        raise InputError(f"{where} has no tokens; give it some text, or an image")
     if len(encoded.ids) and encoded.ids.max() >= bundle.model.llm.vocab_size:
         raise InputError(
             f"{where} has the token id {encoded.ids.max()}, but the model knows"

@@ -1,6 +1,6 @@
 """How an engine sees: frames of waiting requests, a chunk a step, and text that is fused with them.
 
-    pictures of several requests --encode together--> tokens, keys and values --fuse--> each's text
+    images of several requests --encode together--> tokens, keys and values --fuse--> each's text
     a chunk of a film (read by a thread) --encode--> tokens, keys and values --fuse--> its text
     what the gallery knows ----------------------------recall----------------^
 
@@ -32,7 +32,7 @@ LONG_TEXT = 256
 
 def sizes(text: int, cfg: LlavaMiniConfig) -> tuple[int, ...]:
     """Frames of chunks that are fused with so much text, where all are compiled beforehand."""
-    if cfg.declared.pooled:  # neighbours would change a picture's tokens
+    if cfg.declared.pooled:  # neighbours would change an image's tokens
         return (1,)
     return SIZES if text <= LONG_TEXT else FEW_SIZES
 
@@ -50,7 +50,7 @@ class _Reading(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A picture that one request is to be fused with."""
+    """An image that one request is to be fused with."""
 
     work: Work
     seen: Seen
@@ -103,7 +103,7 @@ class Seeing:
         done = self._finished()
         if done:
             return done, False
-        # A film goes behind the others once it had its turn: pictures pass it between its chunks.
+        # A film goes behind the others once it had its turn: images pass it between its chunks.
         for work in list(self._works):
             began = time.perf_counter()
             try:
@@ -197,7 +197,7 @@ class Seeing:
         work.begin()
         return self._pictures(work, most) if medium.frames == 1 else self._film(work, most)
 
-    # -------------------------------------------------------------------------------- pictures
+    # -------------------------------------------------------------------------------- images
 
     def _pictures(self, first: Work, most: int) -> int:
         parts = self._parts(first, most)
@@ -227,7 +227,7 @@ class Seeing:
         return len(parts)
 
     def _parts(self, first: Work, most: int) -> list[_Part]:
-        """The picture that `first` waits for, and those of others that may go with it."""
+        """The image that `first` waits for, and those of others that may go with it."""
         parts: list[_Part] = []
         for work in [first, *self._works]:
             if len(parts) == most:
@@ -384,7 +384,7 @@ def _alike(a: np.ndarray, b: np.ndarray | None) -> bool:
 
 
 def _stages(memory: Any, features: Any, number: int, size: int) -> dict[str, Any]:
-    """What may be kept of one picture of a chunk."""
+    """What may be kept of one image of a chunk."""
     if memory is None:
         return {}
     if size == 1:

@@ -5,7 +5,7 @@
     turns, the new question --request.py--> ids-'                     |
                                          gallery: frames that were seen; the slot: what was read
 
-Pre-fusion is causal with the text behind the picture. So visual tokens and the keys and values of
+Pre-fusion is causal with the text behind the image. So visual tokens and the keys and values of
 patches do not depend on the question; and a position of the language model depends on the text
 up to it alone. A question therefore costs its own text, run against every frame's keys and values,
 and the positions that are new: the slot's cache is kept as far as the new conversation begins like
@@ -72,9 +72,9 @@ class Session:
         self._ticket: Ticket | None = None  # of the last question
         self._cut_off = False  # Ctrl-C, or a program that failed, has ended a step halfway
         self._broken = ""  # why a video cannot be read to its end
-        self._moves = 0  # questions and pictures so far: an answer before the last one is over
+        self._moves = 0  # questions and images so far: an answer before the last one is over
 
-    # ------------------------------------------------------------------------------- pictures
+    # ------------------------------------------------------------------------------- images
 
     def show_image(self, image: Picture) -> None:
         """Adds an image, which is read now; it comes before the next question."""
@@ -185,7 +185,7 @@ class Session:
         self._refuse_late(move)
         yield from self._answer(example, steps, move)
         assert self.answer is not None
-        # A model may say "<image>" too, where no picture stands.
+        # A model may say "<image>" too, where no image stands.
         said = self.answer.text.replace(IMAGE_MARK, "")
         self.turns = [*turns[:-1], Turn("assistant", said)]
 
@@ -207,13 +207,13 @@ class Session:
         return self.answer
 
     def _with_marks(self, question: str) -> list[Turn]:
-        """The conversation, with an "<image>" before the question for each picture shown since."""
+        """The conversation, with an "<image>" before the question for each image shown since."""
         request.check_kind(question, str, "the question", "text")
         placed = sum((turn.text or "").count(IMAGE_MARK) for turn in self.turns)
         waiting, given = len(self._shown) - placed, question.count(IMAGE_MARK)
         if given not in (0, waiting):
             raise InputError(
-                f'the question has "<image>" {given} times for {waiting} pictures or videos shown '
+                f'the question has "<image>" {given} times for {waiting} images or videos shown '
                 "since the last one: write it once for each, or not at all"
             )
         text = f"{IMAGE_MARK}\n" * (waiting - given) + question
@@ -222,7 +222,7 @@ class Session:
     def _refuse_late(self, move: int) -> None:
         if self._moves != move:
             raise InputError(
-                "the session moved on (another question, a picture, a new "
+                "the session moved on (another question, an image, a new "
                 "conversation) before this answer was complete; ask again"
             )
 

@@ -1,8 +1,8 @@
-"""A picture or a video of a session, whose frames can be read as often as they are wanted.
+"""An image or a video of a session, whose frames can be read as often as they are wanted.
 
     file --a thread reads ahead, from when it is shown--.
                                                         |--> frames [J, Y, X, C] from any number on
-    arrays, a picture: uint8 pixels, kept --------------'
+    arrays, an image: uint8 pixels, kept --------------'
 
 Of a file at most a few chunks are in memory at a time, beside what the shelf has room for.
 """
@@ -89,8 +89,8 @@ def _prepared(frame: np.ndarray, images: ImageConfig, resize: str) -> np.ndarray
 
 
 def picture(image: Picture, bundle: Bundle) -> Shown:
-    """A picture, which is read now. Raises InputError for what cannot be read."""
-    request.check_kind(image, Picture, "a picture", request.PICTURE)
+    """An image, which is read now. Raises InputError for what cannot be read."""
+    request.check_kind(image, Picture, "an image", request.PICTURE)
     shown = Shown(bundle.images, is_picture=True)
     shown.append(list(request.read_pictures(image, None, bundle).pixels))
     return shown

@@ -38,7 +38,7 @@ class Lane:
     used_B: Array  # int32: positions of the row so far
     count_B: Array  # int32: tokens of the answer, `token_B` included
     going_B: Array  # bool: more tokens are to come
-    # int32: of these, those that have left the cache, in the layers where a compressor's pictures
+    # int32: of these, those that have left the cache, in the layers where a compressor's images
     # do (`Declaration.keeps`): later ones have moved forward. None for all others.
     dropped_B: Array | None = None
 

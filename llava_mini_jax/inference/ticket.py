@@ -19,10 +19,10 @@ from llava_mini_jax.inference.answer import Answer, Settings
 
 @dataclass(frozen=True)
 class Medium:
-    """A picture or a film of a request, whose frames are read only where they are not known."""
+    """An image or a film of a request, whose frames are read only where they are not known."""
 
     key: bytes  # of its content and of all that changes its pixels; b"": known to nobody
-    frames: int  # 1 for a picture
+    frames: int  # 1 for an image
     read: Callable[[], Iterator[np.ndarray]]  # frames as the model reads them, uint8 [J, Y, X, C]
     # The same from a frame of that number on, where it takes less than passing over those before.
     read_from: Callable[[int], Iterator[np.ndarray]] | None = None
@@ -67,8 +67,8 @@ class Piece:
 class Usage:
     """Positions and seconds of a request; seconds are those of `time.perf_counter`."""
 
-    prompt: int = 0  # positions of the language model: text, and tokens of pictures
-    image: int = 0  # of these, tokens of pictures and frames
+    prompt: int = 0  # positions of the language model: text, and tokens of images
+    image: int = 0  # of these, tokens of images and frames
     cached: int = 0  # of these, found in the KV cache
     frames: int = 0  # images and frames of the request
     recalled: int = 0  # of these, found in memory

@@ -1,9 +1,9 @@
-"""How many tokens of a picture a request takes, where its model has several numbers of them.
+"""How many tokens of an image a request takes, where its model has several numbers of them.
 
 a request's vision_tokens (a number, "all", None) --chosen--> Example.tokens, or InputError
 load's, --vision-tokens --with_unasked--> a Bundle whose requests have so many unless they ask
 
-Which of a picture's tokens these are says models/compressors/signature.py: Choice.
+Which of an image's tokens these are says models/compressors/signature.py: Choice.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def counts_of(bundle: Bundle) -> tuple[int, ...]:
 
 
 def chosen(given: VisionTokens, bundle: Bundle) -> int | None:
-    """What `given` says of an example's pictures; None: as many as the model gives unasked.
+    """What `given` says of an example's images; None: as many as the model gives unasked.
 
     Raises InputError for a number that the model does not have, and for any where its method
     decides itself.
@@ -40,11 +40,11 @@ def chosen(given: VisionTokens, bundle: Bundle) -> int | None:
         if choice is not None:
             listed = ", ".join(map(str, counts))
             raise InputError(
-                f"vision_tokens is {number}, but this model has {listed} for a picture: give one"
+                f"vision_tokens is {number}, but this model has {listed} for an image: give one"
                 f' of these, or "{ALL}"'
             )
         raise InputError(
-            f"vision_tokens is {number}, but this model has {counts[0]} for a picture and no other"
+            f"vision_tokens is {number}, but this model has {counts[0]} for an image and no other"
             " number: leave it out, or use a model of configs/compressors/nested.py"
         )
     assert isinstance(number, int)
@@ -70,11 +70,11 @@ def _check(given: Any, bundle: Bundle) -> None:
     kind, declared = model.compressor.kind, model.declared
     if given != ALL and (isinstance(given, bool) or not isinstance(given, int)):
         raise InputError(
-            f'vision_tokens is {given!r:.60}; give a number of tokens of a picture, or "{ALL}"'
+            f'vision_tokens is {given!r:.60}; give a number of tokens of an image, or "{ALL}"'
         )
     why = ""
     if declared.adaptive:
-        why = "gives each picture as many tokens as it deserves"
+        why = "gives each image as many tokens as it deserves"
     elif declared.inside or model.inside_layers:
         why = "compresses inside the language model"
     if why:
@@ -82,7 +82,7 @@ def _check(given: Any, bundle: Bundle) -> None:
 
 
 def with_unasked(bundle: Bundle, given: VisionTokens) -> Bundle:
-    """The bundle whose requests have `given` tokens of a picture where they do not ask."""
+    """The bundle whose requests have `given` tokens of an image where they do not ask."""
     count = chosen(given, bundle)
     if count is None:
         return bundle

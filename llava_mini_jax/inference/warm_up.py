@@ -35,7 +35,7 @@ from llava_mini_jax.inference.loaded import Loaded
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.models import cache
 
-Whole = tuple[int, bool]  # positions of a prompt that is read at once; whether a picture is shown
+Whole = tuple[int, bool]  # positions of a prompt that is read at once; whether an image is shown
 
 
 class WarmUp:
@@ -109,7 +109,7 @@ def of_request(
         for frames in shown
         for left in range(frames, 0, -chunk)
     }
-    pixels = np.uint8 if media else np.float32  # a blank picture is normalised
+    pixels = np.uint8 if media else np.float32  # a blank image is normalised
     memories = {size: _look(model, call, size, pixels)[1] for size in sorted(sizes)}
     _fuse(model, call, texts, memories, shown, chunk)
     fresh, *later = blocks.sizes_of(prompt, length)
@@ -191,7 +191,7 @@ def of_engine(
     """Everything that an engine calls, for texts of these buckets.
 
     `whole`: the prompts that come, of a model that reads them whole; None: any text of the buckets,
-    alone or with one picture. What else comes is compiled when it is read.
+    alone or with one image. What else comes is compiled when it is read.
     """
     if whole is None:
         picture = bounds.tokens_per_image(model.bundle)
@@ -322,7 +322,7 @@ def _lane(
 
 
 def _pieces(model: Loaded, length: int) -> list[int]:
-    """Sizes of the pieces that prompts are read in where pictures leave the cache.
+    """Sizes of the pieces that prompts are read in where images leave the cache.
 
     None where later layers choose: prompts are read whole, in sizes of their own.
     """

@@ -25,7 +25,7 @@ class Work:
         self.ticket, bundle = ticket, model.bundle
         asked, example = ticket.request, ticket.request.example
         self.tenant = asked.tenant
-        # Which of each picture's tokens stand in the prompt.
+        # Which of each image's tokens stand in the prompt.
         self.taken = bundle.model.taken(bundle.images.parts, example.tokens)
         self.media = [_of_taken(medium, self.taken) for medium in asked.media]
         if not self.media and bundle.prompt.blank_image:
@@ -36,7 +36,7 @@ class Work:
         most = bundle.model.declared.question
         self.questions = [questions.padded(ids_T, most) for ids_T in example.questions if most]
         if self.questions:
-            # The tokens are those of picture and question together, and so are they remembered.
+            # The tokens are those of image and question together, and so are they remembered.
             pairs = zip(self.media, self.questions, strict=True)
             self.media = [
                 dataclasses.replace(m, key=m.key and m.key + ids.tobytes()) for m, ids in pairs
@@ -110,7 +110,7 @@ class Work:
 
 def _of_taken(medium: Medium, taken: Taken) -> Medium:
     """A film with the tokens alone that the request takes: those of all counts are megabytes a
-    frame. So asked about with another count, it is looked at again; a picture is not."""
+    frame. So asked about with another count, it is looked at again; an image is not."""
     if medium.frames == 1 or taken.count == taken.made:
         return medium
     key = medium.key and medium.key + b" with %d tokens" % taken.count

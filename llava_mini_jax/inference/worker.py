@@ -45,7 +45,7 @@ class Counts:
     kv_usage: float  # of the slots' positions, those that hold something; 0 to 1
     compilations: int  # of this process
     steps: int
-    media: int  # pictures and films that are known
+    media: int  # images and films that are known
     media_bytes: int  # that they take
 
 

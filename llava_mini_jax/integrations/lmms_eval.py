@@ -28,9 +28,9 @@ from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 
-_WINDOW = 4  # batches whose pictures are read together
+_WINDOW = 4  # batches whose images are read together
 _MAX_NEW_TOKENS = 1024  # where a task does not say; LLaVA's wrapper takes the same
-# What a task may say that changes nothing here: caching, and how other models cut pictures up.
+# What a task may say that changes nothing here: caching, and how other models cut images up.
 _WITHOUT_EFFECT = {"until", "image_aspect_ratio", "use_cache"}
 
 
@@ -50,7 +50,7 @@ class LmmsRequest(NamedTuple):
 
 
 class LmmsEvalModel(lmms):
-    is_simple = True  # contexts and pictures, not chat messages
+    is_simple = True  # contexts and images, not chat messages
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class LmmsEvalModel(lmms):
             tqdm(total=len(asked), disable=self.rank != 0, desc="llava_mini_jax") as bar,
         ):
             for same, numbers in self._windows(asked, settings):
-                # Data sets are read by this thread, pictures are prepared by several.
+                # Data sets are read by this thread, images are prepared by several.
                 shown = [self._visuals(asked[number]) for number in numbers]
                 prepare = partial(self._prepare, model, same)
                 found = deque(pool.map(prepare, (asked[number] for number in numbers), shown))
@@ -224,13 +224,13 @@ def _not_asked(request: LmmsRequest, error: InputError) -> None:
 
 
 def _is_video(given: Any, where: str) -> bool:
-    """Tasks give pictures as Pillow images and videos as paths, now and then a picture as one."""
+    """Tasks give images as Pillow images and videos as paths, now and then an image as one."""
     if isinstance(given, Image.Image):
         return False
     if not isinstance(given, str | Path):
         raise InputError(
             f"{where} shows a {type(given).__name__}; this model reads Pillow images and the paths"
-            " of pictures and videos"
+            " of images and videos"
         )
     suffix = Path(given).suffix.lower()
     return Path(given).is_dir() or suffix == ".gif" or suffix not in PICTURE_SUFFIXES

@@ -1,4 +1,4 @@
-"""What each layer's cache holds of a picture, where a compressor's pictures leave it.
+"""What each layer's cache holds of an image, where a compressor's images leave it.
 
     Declaration.keeps: (K, n)      layers before K   all of its tokens
                                    layers from K on  n of them
@@ -11,12 +11,12 @@ from llava_mini_jax.models.llava_mini import LlavaMiniConfig
 
 
 def chooses(cfg: LlavaMiniConfig) -> bool:
-    """Whether later layers keep a choice of a picture's tokens."""
+    """Whether later layers keep a choice of an image's tokens."""
     return cfg.declared.keeps is not None and cfg.declared.keeps[0] > 0
 
 
 def kept(cfg: LlavaMiniConfig) -> list[int]:
-    """Of a picture's tokens, those that each layer keeps."""
+    """Of an image's tokens, those that each layer keeps."""
     tokens, layers = cfg.positions_per_image(1), cfg.llm.layers
     first, left = cfg.declared.keeps or (0, tokens)
     return [tokens if number < first else left for number in range(layers)]

@@ -1,10 +1,10 @@
-"""Vision transformers, CLIP's and SigLIP's: pictures to patch features, never trained.
+"""Vision transformers, CLIP's and SigLIP's: images to patch features, never trained.
 
     pixels_IYXC --patch_embed--> [class | patches] + position --norm--> layers --> patches_IPE
                                                                           '--> more, as declared
 
 SigLIP has no class token and no norm in front of its layers, but a bias behind `patch_embed`; its
-pooling head gives one vector of a picture, which nobody here reads.
+pooling head gives one vector of an image, which nobody here reads.
 
 Only the layers that are read are run: with `select_layer` -2 (LLaVA) that is 23 of 24. The others
 and the final norm are kept as parameters (`unread_*`) so that an export is complete.

@@ -46,7 +46,7 @@ def squeeze(
     """The short sequence [B, S, D] from the long one's hidden states.
 
     `sizes` are T, I, P and how many of an image's patches are compressed (with high resolution not
-    those of the whole picture, which stand last). `wide_slots_BU` says what stood where in the long
+    those of the whole image, which stand last). `wide_slots_BU` says what stood where in the long
     sequence (models/splice.py), `slots_BS` what stands where in the short one: nothing that was cut
     from the long one (data/batches/examples.py).
     """

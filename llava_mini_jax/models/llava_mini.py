@@ -13,7 +13,7 @@
                                    inputs_BSD --llm--> logits_BSV
 
 Dimensions: B rows, I images or frames of a row, J parts of an image (k*k sub-images row-major, the
-whole picture last; 1 without high resolution), Y X C pixels, P patches of a part, S image positions
+whole image last; 1 without high resolution), Y X C pixels, P patches of a part, S image positions
 in pre-fusion or LLM positions, Q compressed tokens of an image, T text, F text that takes part in
 pre-fusion, D language width.
 
@@ -99,7 +99,7 @@ class LlavaMiniConfig:
 
     @property
     def keeps_cache(self) -> bool:
-        """Whether answers may keep keys and values: what a picture gives never changes."""
+        """Whether answers may keep keys and values: what an image gives never changes."""
         if self.declared.inside:
             # A window counts positions that have left the cache.
             return self.declared.keeps is not None and self.llm.window is None
@@ -125,7 +125,7 @@ class LlavaMiniConfig:
         return self.patches_per_image(parts) if inside else self.tokens_per_image(parts)
 
     def taken(self, parts: int, count: int | None = None) -> Taken:
-        """Which of a picture's tokens stand in the sequence of a request that asks for `count`."""
+        """Which of an image's tokens stand in the sequence of a request that asks for `count`."""
         own, choice = self.positions_per_image(parts), self.declared.choice
         if choice is None:
             return Taken(0, own, own)
@@ -176,7 +176,7 @@ def spec(cfg: LlavaMiniConfig) -> LlavaMini:
 def apply(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> Array:
     """Hidden states [B, S, D] of the language model, after its final norm.
 
-    Where a picture has fewer tokens than slots, an empty slot has the state before it: whatever
+    Where an image has fewer tokens than slots, an empty slot has the state before it: whatever
     follows is predicted from the last token that is there.
     """
     (x_BSD, valid_BS), llm = embed(params, inputs, cfg), params.llm
@@ -227,7 +227,7 @@ def embed(params: LlavaMini, inputs: Inputs, cfg: LlavaMiniConfig) -> tuple[Arra
     text_BTD = embed_text(params, inputs.ids_BT, cfg)
     B, I = inputs.pixels_BIJYXC.shape[:2]
     if I == 0:
-        # Text alone is not fused, unless `blank_image` has given it a picture.
+        # Text alone is not fused, unless `blank_image` has given it an image.
         return splice(text_BTD, text_BTD[:, :0], slots_BS), inputs.valid(slots_BS)
     if inputs.packed is None:
         texts = OneText.of(text_BTD, inputs.fuse_BF, inputs.frames_BI)
@@ -387,7 +387,7 @@ def project_and_compress(
 
     A compressor that is the projector leaves no patches (S = 0). High resolution (J = k*k + 1):
     the sub-images' patches are one map of k times the side, which alone is compressed; in
-    pre-fusion the whole picture's patches follow it (paper section 4.2).
+    pre-fusion the whole image's patches follow it (paper section 4.2).
     """
     detail, whole_IPE = what_is_compressed(seen)
     patches_ISD = detail.patches_IPE[:, :0]
@@ -397,7 +397,7 @@ def project_and_compress(
             whole_IPD = projector.apply(params.projector, whole_IPE)
             patches_ISD = jnp.concatenate([detail_ISD, whole_IPD], axis=1)
         if not cfg.compresses:
-            # The whole picture's patches are tokens, too: LLaVA-1.5 at 672 pixels has 5 x 576.
+            # The whole image's patches are tokens, too: LLaVA-1.5 at 672 pixels has 5 x 576.
             # With compression inside the LLM they stay so until its layer is reached.
             return patches_ISD, Compressed(patches_ISD)
         if cfg.compress == PROJECTED:

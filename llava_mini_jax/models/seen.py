@@ -1,4 +1,4 @@
-"""What a compressor reads of pictures: `Reads` declares it, the tower hands it over as `Seen`.
+"""What a compressor reads of images: `Reads` declares it, the tower hands it over as `Seen`.
 
     compressors' declaration --Reads--> clip.look --Seen--> compressors' apply
 

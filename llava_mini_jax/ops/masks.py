@@ -31,7 +31,7 @@ class Mask:
             query 1, in slot 3:  0 1 0 1 0
 
     With `until_BS` a key is seen by queries up to that slot only (VoCo: patches are, by what comes
-    before their picture's last token):
+    before their image's last token):
 
         Mask(first=2, until_BS=[[9, 2, 2, 9, 9]]) =
             query 0, in slot 2:  1 1 1 0 0

@@ -1,4 +1,4 @@
-"""Nine other methods that compress pictures, and LLaVA-Mini's own kinds, as rows of one table.
+"""Nine other methods that compress images, and LLaVA-Mini's own kinds, as rows of one table.
 
     METHODS, by row name --reproduce compressors--> one figure over tokens, one over FLOPs
     DENSE_ROWS           --reproduce dense--------> the same of pages that one look does not read

@@ -1,6 +1,6 @@
 """Rows of one method as a curve: the score over vision tokens, and over the FLOPs of a question.
 
-Trained rows --label--> curves --> one picture, two panels
+Trained rows --label--> curves --> one image, two panels
 """
 
 import math
@@ -38,13 +38,13 @@ def plot(
         errors = [_error(each) for each in rows]
         by_tokens.errorbar([each.tokens for each in rows], means, errors, **look)
         by_flops.errorbar([each.flops / size for each in rows], means, errors, **look)
-    by_tokens.set_xlabel("vision tokens of a picture")
+    by_tokens.set_xlabel("vision tokens of an image")
     by_tokens.set_xscale("symlog", linthresh=1)
     by_tokens.set_xlim(left=-0.1)
     counts = sorted({each.tokens or 0 for rows in methods.values() for each in rows})
     by_tokens.set_xticks(counts, [str(count) for count in counts])
     by_tokens.minorticks_off()
-    by_flops.set_xlabel(f"{name} of a picture and a question")
+    by_flops.set_xlabel(f"{name} of an image and a question")
     by_tokens.set_ylabel(metric)
     for axis in (by_tokens, by_flops):
         axis.grid(alpha=0.3)

@@ -34,7 +34,7 @@ class TableRow:
     paper: tuple[float | None, ...] = ()
     full: str | None = None  # the config of the paper's scale: a name in configs/
     digits: World | None = None
-    asks: tuple[str, int] | None = None  # (row, n): that row's model, asked for n tokens a picture
+    asks: tuple[str, int] | None = None  # (row, n): that row's model, asked for n tokens an image
     unlike: str = ""  # in what the published scores are not comparable
 
 

@@ -40,7 +40,7 @@ class Job:
     stages: tuple[TrainConfig, ...]
     benchmarks: tuple[str, ...] = ()  # none: it only prepares others
     asks: "Job | None" = None  # without stages: whose model it asks
-    vision_tokens: int | None = None  # of a picture, asked for; None: as many as it gives unasked
+    vision_tokens: int | None = None  # of an image, asked for; None: as many as it gives unasked
 
     @property
     def steps(self) -> int:

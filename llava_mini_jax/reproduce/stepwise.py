@@ -63,7 +63,7 @@ _choose, _ends = jax.jit(next_token), jax.jit(is_end)
 
 
 def seen(model: Loaded, examples: Sequence[Example]) -> list[Work]:
-    """The examples with their pictures seen and their text fused."""
+    """The examples with their images seen and their text fused."""
     failures: list[Exception] = []
     fail = lambda work, error: failures.append(error)  # noqa: E731
     seeing = Seeing(model, Gallery(Budget(host=0)), fail, timed=False, chunk=None)

@@ -44,7 +44,7 @@ class Trained:
 
     @property
     def tokens(self) -> int | None:
-        """Of a picture, that the language model's later layers read."""
+        """Of an image, that the language model's later layers read."""
         if self.model is None or self.asked is not None:
             return self.asked
         if (keeps := self.model.declared.keeps) is not None:
@@ -53,7 +53,7 @@ class Trained:
 
     @property
     def flops(self) -> float:
-        """Of one picture and the paper's text; NaN for published figures alone."""
+        """Of one image and the paper's text; NaN for published figures alone."""
         if self.model is None:
             return math.nan
         cfg, asked = self.model, self.asked

@@ -177,7 +177,7 @@ def _rows_of_pixels(case: Case) -> list[np.ndarray]:
         case.inputs[f"images.{i}"] for i in range(len(case.inputs)) if f"images.{i}" in case.inputs
     ]
     rows = listed if images is None else list(images)
-    # A row is one picture [3, Y, X], its parts [J, 3, Y, X], or frames of parts.
+    # A row is one image [3, Y, X], its parts [J, 3, Y, X], or frames of parts.
     rows = [row[(None,) * (5 - row.ndim)] for row in rows]
     return [row.transpose(0, 1, 3, 4, 2).astype(np.float32) for row in rows]
 

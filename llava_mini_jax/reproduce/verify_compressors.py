@@ -4,7 +4,7 @@
               |           |               |                |
               '---- a method's runner ----'----compare-----'--> one Check per array
 
-A case has a method's inputs (pictures, tower features or hidden states), weights in its authors'
+A case has a method's inputs (images, tower features or hidden states), weights in its authors'
 names, and gradients of sum(cotangent * tokens). Selected places, masks and counts are compared
 exactly; a gradient's tolerance grows with its largest number, from 1 on.
 """
@@ -202,7 +202,7 @@ def _prumerge(case: Case) -> dict[str, Any]:
     attention_IP, _ = prumerge.scores(seen)
     chosen = method.choose(attention_IP, own)
     made = jax.jit(lambda seen: method.apply(None, seen, own))(seen)
-    # A case's pictures keep the same number: what is behind it is not there.
+    # A case's images keep the same number: what is behind it is not there.
     kept = int(chosen.kept_I[0])
     listed_IL = np.asarray(chosen.listed_IL)
     return {
@@ -215,7 +215,7 @@ def _prumerge(case: Case) -> dict[str, Any]:
 
 
 def _seen_by_last_layer(case: Case, own: CompressorConfig) -> tuple[Seen, jax.Array]:
-    """(what PruMerge reads, hidden states with the class token): of pictures or of these states."""
+    """(what PruMerge reads, hidden states with the class token): of images or of these states."""
     said = case.config
     if "clip" in said:
         cfg = model(own, tower(said["clip"]), 32)

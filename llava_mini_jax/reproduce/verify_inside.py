@@ -69,7 +69,7 @@ def voco_case(case: Case) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Text, padded; where its tokens and the picture's stand in the sequence; and what is there."""
+    """Text, padded; where its tokens and the image's stand in the sequence; and what is there."""
 
     ids_BT: np.ndarray
     slots_BS: np.ndarray
@@ -84,7 +84,7 @@ class _Rows:
         for ids, real in zip(given, there, strict=True):
             row = [int(i) for i in ids[real]]
             at = row.index(-200)
-            # What stands between the picture and the text is the method's own here.
+            # What stands between the image and the text is the method's own here.
             assert tuple(row[at + 1 : at + 1 + own.behind]) == (
                 *own.between,
                 *[own.token_id] * own.count,

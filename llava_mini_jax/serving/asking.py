@@ -44,7 +44,7 @@ class Defaults:
 
 
 def chosen_tokens(fields: Fields, bundle: Bundle) -> int | None:
-    """`Example.tokens`; ApiError for a number of tokens a picture that the model does not have."""
+    """`Example.tokens`; ApiError for a number of tokens an image that the model does not have."""
     try:
         return chosen(fields.vision_tokens if isinstance(fields, ChatFields) else None, bundle)
     except InputError as error:
@@ -81,7 +81,7 @@ def text_prompt(text: str, model: Model) -> EncodedPrompt:
 
 
 def joined(media: Sequence[Medium], marks: Sequence[Sequence[object]]) -> list[Medium]:
-    """One medium for each mark: several pictures of one are the frames of a film."""
+    """One medium for each mark: several images of one are the frames of a film."""
     given = iter(media)
     return [_film([next(given) for _ in mark]) for mark in marks]
 
@@ -142,7 +142,7 @@ def _check_length(taken: int, limit: int | None, bundle: Bundle, context: int) -
     raise ApiError(
         400,
         f"maximum context length is {context} tokens{room}; {told}: shorten the text, give fewer "
-        "pictures or frames, or ask for fewer tokens",
+        "images or frames, or ask for fewer tokens",
         param="input_tokens",
     )
 

@@ -1,6 +1,6 @@
 """What a request takes with LLaVA-1.5's tokens in front of the same language model.
 
-    Request --its own pictures and question--> LLaVA-Mini, LLaVA-1.5, LLaVA-Mini, ...
+    Request --its own images and question--> LLaVA-Mini, LLaVA-1.5, LLaVA-Mini, ...
                                                each on the engine's thread, between two steps
                                                    '--> positions, milliseconds
 
@@ -48,7 +48,7 @@ def comparable(cfg: LlavaMiniConfig) -> bool:
 def compare(worker: Worker, request: Request) -> dict[str, Any]:
     """Positions and median milliseconds of both sides, measured in turns after a warm-up.
 
-    Raises ApiError for requests without a picture or beyond what LLaVA-1.5 could read, and while
+    Raises ApiError for requests without an image or beyond what LLaVA-1.5 could read, and while
     another comparison is running.
     """
     try:
@@ -79,13 +79,13 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
     refuse_question(cfg)
     if cfg.declared.adaptive:
         raise InputError(
-            f'compressor "{cfg.compressor.kind}" gives pictures different numbers of tokens, which'
+            f'compressor "{cfg.compressor.kind}" gives images different numbers of tokens, which'
             " the comparison cannot show; give it a fixed ratio"
         )
     if not comparable(cfg):
         raise InputError("the model is a LLaVA-1.5 itself, so there is nothing to compare")
     if not frames:
-        raise InputError("the request shows no picture; give one, because text costs both the same")
+        raise InputError("the request shows no image; give one, because text costs both the same")
     if frames > MOST_FRAMES:
         raise InputError(f"{frames} frames are too many to measure; give at most {MOST_FRAMES}")
     each = cfg.patches_per_image(model.bundle.images.parts)
@@ -107,7 +107,7 @@ def _sides(worker: Worker, request: Request) -> tuple[dict[str, Candidate], Exam
 def _runs(
     worker: Worker, sides: dict[str, Candidate], example: Example, tokens: int
 ) -> dict[str, Runner]:
-    """Two runs a side: what its pictures take, and its first and later tokens."""
+    """Two runs a side: what its images take, and its first and later tokens."""
     found: dict[str, Answering | Seeing] = {}
     for name, model in sides.items():
         longest = model.cfg.llm.max_positions - 1

@@ -101,7 +101,7 @@ class ChatFields(Fields):
     tool_choice: Any = None
     media_io_kwargs: MediaFields | None = None
     mm_processor_kwargs: dict[str, Any] = {}
-    vision_tokens: int | Literal["all"] | None = None  # ours: of a picture
+    vision_tokens: int | Literal["all"] | None = None  # ours: of an image
 
     @property
     def limit(self) -> int | None:

@@ -1,6 +1,6 @@
 """Media that clients have named, so that they need not send them twice.
 
-(tenant, uuid) --> a picture's pixels, or a film's Source, as long as all of them fit the budget;
+(tenant, uuid) --> an image's pixels, or a film's Source, as long as all of them fit the budget;
                    the longest unused goes
 """
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pixels:
-    """A picture as the model reads it, whichever detail it is asked for with."""
+    """An image as the model reads it, whichever detail it is asked for with."""
 
     digest: bytes  # of its content
     frames: Mapping[bool, np.ndarray]  # with low detail, and without

@@ -19,10 +19,10 @@ class Limits:
     body_bytes: int = 64 * MEBIBYTE  # counted while the body is read
     download_bytes: int = 32 * MEBIBYTE  # of one remote file
     downloads_bytes: int = 64 * MEBIBYTE  # of all remote files of a request
-    image_seconds: float = 5.0  # of fetching a picture, name, connection and retry included
+    image_seconds: float = 5.0  # of fetching an image, name, connection and retry included
     video_seconds: float = 30.0  # of fetching a film
-    image_pixels: int = 50_000_000  # of one picture, or one frame of a film
-    decoded_bytes: int = 715_827_880  # of all pictures and sent frames, 4 a pixel
+    image_pixels: int = 50_000_000  # of one image, or one frame of a film
+    decoded_bytes: int = 715_827_880  # of all images and sent frames, 4 a pixel
     images: int = 16
     videos: int = 1
     frames: int | None = None  # of one film; None: what the model's context holds

@@ -1,7 +1,7 @@
-"""Pictures and films of a request, as the engine reads them.
+"""Images and films of a request, as the engine reads them.
 
     ImagePart, VideoPart --counted--> Source (sources.py, or kept.py by its uuid)
-        picture --header checked, decoded, preprocessed--> one frame, here
+        image --header checked, decoded, preprocessed--> one frame, here
         film --counted in a process of its own (film.py)--> its frames, once the engine takes them
             --> Medium: SHA-256 of the content and of all that changes its pixels; frames; read
 
@@ -41,7 +41,7 @@ _FASTEST = 1000.0  # frames a second; no film has more
 _LONGEST_UUID = 256
 _COUNTS = 1000  # films whose number of frames is remembered
 T = TypeVar("T", Pixels, Source)
-_DECODERS = 4  # pictures that are decoded at once: each may take half a gigabyte
+_DECODERS = 4  # images that are decoded at once: each may take half a gigabyte
 
 
 class MediaReader:
@@ -75,7 +75,7 @@ class MediaReader:
     ) -> list[Medium]:
         """The media of a request in the order of its parts. It blocks; any thread may call it.
 
-        Pictures are decoded here, where they are not known by their `uuid`; films are opened, and
+        Images are decoded here, where they are not known by their `uuid`; films are opened, and
         their frames decoded as they are taken, which may raise an ApiError as well. Raises
         ApiError: 400 for what cannot be read or is not allowed, 404 for an unknown `uuid`, 422 for
         a remote file that cannot be had.
@@ -123,12 +123,12 @@ class MediaReader:
             )
         return found
 
-    # ------------------------------------------------------------------------------- pictures
+    # ------------------------------------------------------------------------------- images
 
     def _picture(
         self, part: ImagePart, name: str, tenant: str, left: Left, pixels: int
     ) -> tuple[Medium, int]:
-        """A picture, and how many pixels were decoded for it."""
+        """An image, and how many pixels were decoded for it."""
         if part.detail not in DETAILS:
             raise ApiError(
                 400,
@@ -159,7 +159,7 @@ class MediaReader:
         pixels: int,
         param: str = "image_url",
     ) -> tuple[dict[bool, np.ndarray], int]:
-        """uint8 [J, size, size, 3] of each detail (low, or not), and how many pixels the picture
+        """uint8 [J, size, size, 3] of each detail (low, or not), and how many pixels the image
         has, at most `pixels`."""
         most = min(self._limits.image_pixels, pixels)
         cfg = self._bundle.images
@@ -174,7 +174,7 @@ class MediaReader:
                 " make it smaller"
             )
         except InputError:
-            reason = f"it is not a complete picture in one of the formats {', '.join(FORMATS)}"
+            reason = f"it is not a complete image in one of the formats {', '.join(FORMATS)}"
         raise ApiError(400, f"{name} cannot be read: {reason}", param=param)
 
     # ---------------------------------------------------------------------------------- films
@@ -196,7 +196,7 @@ class MediaReader:
             medium = self._from_file(source, name, tenant, sampling)
         if part.url is not None and part.uuid is not None:
             self._kept.put(tenant, part.uuid, source)
-        if medium.frames == 1:  # engines read one like a picture, without a thread that waits
+        if medium.frames == 1:  # engines read one like an image, without a thread that waits
             frames = list(medium.read())
             medium = replace(medium, read=lambda: iter(frames))
         return medium
@@ -266,7 +266,7 @@ def _check_uuid(part: ImagePart | VideoPart, name: str) -> None:
 
 
 def _prepared(image: Image.Image, cfg: ImageConfig, low: bool) -> np.ndarray:
-    """The parts of a picture; those of a `low` one show no more than a single part can."""
+    """The parts of an image; those of a `low` one show no more than a single part can."""
     if low:
         whole = replace(cfg, grid=1, repeat_whole=False)
         image = Image.fromarray(preprocess(image, whole)[0])

@@ -3,7 +3,7 @@
     messages --conversation--> turns (system first, if any), each with the places of its media
                          '---> ImagePart, VideoPart, in the order of those places
 
-Parts without white space between them stand on lines of their own, as pictures do in the prompts
+Parts without white space between them stand on lines of their own, as images do in the prompts
 that models are trained with.
 """
 
@@ -26,7 +26,7 @@ SUPPORTED = "text, image_url or video_url"
 @dataclass(frozen=True)
 class Conversation:
     turns: Sequence[Turn]  # the last one is the user's
-    marks: Sequence[Sequence[Medium]]  # the media of each mark: one, or pictures that are a film
+    marks: Sequence[Sequence[Medium]]  # the media of each mark: one, or images that are a film
 
     @property
     def media(self) -> list[Medium]:
@@ -34,7 +34,7 @@ class Conversation:
 
 
 def conversation(messages: Sequence[Mapping[str, Any]], as_film: bool = False) -> Conversation:
-    """Turns and media of a chat; `as_film`: pictures one behind the other are a film's frames.
+    """Turns and media of a chat; `as_film`: images one behind the other are a film's frames.
 
     ApiError 400, `param` messages, for what is no conversation: the reason, and where.
     """
@@ -89,7 +89,7 @@ def _content(
             text += "\n"
         if not isinstance(found, str):
             if role != "user":
-                _refuse(place, f"a message by the {role} has a picture; only the user's may")
+                _refuse(place, f"a message by the {role} has an image; only the user's may")
             marks.append(len(text))
             media.append([found])
         text += written

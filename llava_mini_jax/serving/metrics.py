@@ -49,8 +49,8 @@ HISTOGRAMS: dict[str, tuple[tuple[float, ...], str]] = {
     "request_prefill_time_seconds": (_PHASE, "from the first work to the first token"),
     "request_decode_time_seconds": (_PHASE, "from the first token to the last one"),
     "vision_encode_seconds": (_PHASE, "calls that encoded a request's frames"),
-    "media_decode_seconds": (_PHASE, "reading a request's pictures and videos, fetching included"),
-    "media_fetch_seconds": (_PHASE, "fetching a request's remote pictures and videos"),
+    "media_decode_seconds": (_PHASE, "reading a request's images and videos, fetching included"),
+    "media_fetch_seconds": (_PHASE, "fetching a request's remote images and videos"),
     "iteration_tokens_total": (_TOKENS, "tokens of an engine's step"),
     "request_prompt_tokens": (_TOKENS, "positions of prompts"),
     "request_generation_tokens": (_TOKENS, "tokens of answers"),
@@ -192,7 +192,7 @@ class _Engine:
             ("kv_cache_usage_perc", load.kv_usage, "share of the KV cache in use, 0 to 1"),
             ("slots", load.slots, "answers that the batch has room for"),
             ("slots_in_use", load.slots_in_use, "of these, taken"),
-            ("media_known", load.media, "pictures and videos in memory"),
+            ("media_known", load.media, "images and videos in memory"),
             ("media_known_bytes", load.media_bytes, "bytes that they take"),
         ):
             family = GaugeMetricFamily(PREFIX + name, told, labels=["model_name"])

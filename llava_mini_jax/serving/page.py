@@ -5,7 +5,7 @@
     POST /look     chat's body  --> frames as the model reads them, attention over their patches
     POST /compare  chat's body  --> tokens and milliseconds, LLaVA-Mini's and LLaVA-1.5's
 
-Pictures of a request reach the page again as the model reads them: cut and squeezed as they are,
+Images of a request reach the page again as the model reads them: cut and squeezed as they are,
 the map lies over the right places.
 """
 
@@ -39,7 +39,7 @@ TYPES = {
     "svg": "image/svg+xml",
 }
 HEADERS = {
-    # Beyond 'self' pictures and films by "blob:" alone, which are addresses of files that the page
+    # Beyond 'self' images and films by "blob:" alone, which are addresses of files that the page
     # itself was given: it shows what will be sent. No data: addresses, which any markup could hold.
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob:; media-src blob:; object-src 'none';"
@@ -116,7 +116,7 @@ def looked_at(worker: Worker, media: Sequence[Medium]) -> dict[str, Any]:
     Each frame's is a step of its own on the engine's thread.
     """
     if not media:
-        raise ApiError(400, "the request shows no picture; give an image_url or a video_url")
+        raise ApiError(400, "the request shows no image; give an image_url or a video_url")
     model, count = worker.model, sum(medium.frames for medium in media)
     chosen = set(np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(int).tolist())
     frames = []

@@ -1,4 +1,4 @@
-"""What a request says of its pictures and films, before anything of them is read.
+"""What a request says of its images and films, before anything of them is read.
 
 messages --protocol.py--> ImagePart, VideoPart, in their order --media.py--> the engine's Media
 """
@@ -10,7 +10,7 @@ DETAILS = ("auto", "low", "high", "original")
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture: where it is, or the name under which it was sent before."""
+    """An image: where it is, or the name under which it was sent before."""
 
     url: str | None  # data:, http(s):, file:; None: `uuid` names one that was sent before
     detail: str = "auto"  # one of DETAILS
@@ -21,7 +21,7 @@ class ImagePart:
 class VideoPart:
     """A film: where it is, or the name under which it was sent before."""
 
-    url: str | None  # as of a picture; data:video/jpeg;base64,F1,F2,... is its frames
+    url: str | None  # as of an image; data:video/jpeg;base64,F1,F2,... is its frames
     uuid: str | None = None
 
 

@@ -105,7 +105,7 @@ async def _media(
         raise ApiError(
             400, f"the model's name ends in {AS_FILM}; send frames as image_url", param="video_url"
         )
-    # As many at a time as a request may have pictures: a film has more, which the context bounds.
+    # As many at a time as a request may have images: a film has more, which the context bounds.
     most, media = service.options.limits.images, []
     for start in range(0, len(parts), most):
         media += await service.read_media(parts[start : start + most], video, tenant)

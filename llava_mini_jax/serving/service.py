@@ -23,7 +23,7 @@ from llava_mini_jax.serving.metrics import Load, Metrics
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
 
 T = TypeVar("T")
-# Behind a model's name: pictures one behind the other are the frames of a film. Clients such as
+# Behind a model's name: images one behind the other are the frames of a film. Clients such as
 # lmms-eval send films so, and nothing else in their requests says it.
 AS_FILM = ":frames-as-video"
 _TICK = 0.02  # seconds between two looks at who is left

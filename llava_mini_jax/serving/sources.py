@@ -1,4 +1,4 @@
-"""Where a picture or film is, to its content: data, remote and local urls, and none other.
+"""Where an image or film is, to its content: data, remote and local urls, and none other.
 
     data:image/png;base64,...  --strict base64--------------------.
     data:video/jpeg;base64,F1,F2,...  --counted, then split--------+--> Source: content, digest
@@ -33,7 +33,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a picture or film."""
+    """The content of an image or film."""
 
     content: bytes | tuple[bytes, ...] | Path  # a file's, those of a film's frames, or where it is
     digest: bytes  # SHA-256 of all of it

@@ -129,9 +129,9 @@ def _memory_table(stage: TrainConfig, images: int) -> Any:
     if stage.packing.window:
         sizes += f", packed, {images} images each with {step_program.fused_of(stage)} of text"
     else:
-        sizes += f", {images} images or frames each" if images > 1 else ", one picture each"
+        sizes += f", {images} images or frames each" if images > 1 else ", one image each"
         if stage.model.declared.question:
-            sizes += " (a picture counts once for each question about it)"
+            sizes += " (an image counts once for each question about it)"
     title = f"estimated memory of one device: {sizes}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, size in found.terms.items():

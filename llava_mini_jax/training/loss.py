@@ -24,7 +24,7 @@ Sums = dict[str, Array]  # scalars, of `logit_sums`
 
 
 class ByCount(NamedTuple):
-    """Which rows belong together: those whose pictures have as many tokens."""
+    """Which rows belong together: those whose images have as many tokens."""
 
     tokens_B: Array
     counts: tuple[int, ...]

@@ -170,11 +170,11 @@ def _compressor(stage: TrainConfig) -> Iterator[str]:
     kind, declared = stage.model.compressor.kind, stage.model.declared
     if declared.pooled:
         yield (
-            f'compressor "{kind}" shares one ratio among the pictures of a batch, padding among'
+            f'compressor "{kind}" shares one ratio among the images of a batch, padding among'
             ' them: set its variant to "clean"'
         )
     if stage.images.parts > 1 and not declared.parts:
-        yield f'compressor "{kind}" is defined on whole pictures: set images.grid to 1'
+        yield f'compressor "{kind}" is defined on whole images: set images.grid to 1'
     counts = declared.choice.counts if declared.choice is not None else ()
     if stage.draw_tokens and not counts:
         yield (

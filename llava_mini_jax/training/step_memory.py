@@ -5,7 +5,7 @@
         loss        float32 sums | kept activations | logits, their softmax and their gradient
         language    float32 sums | gradients        | kept activations | one layer's work
         fusion      float32 sums | gradients        | those of pre-fusion | one layer's work
-        vision      float32 sums | one layer's work on all parts of all pictures
+        vision      float32 sums | one layer's work on all parts of all images
         update      gradients, and new moments before they may take the place of the old ones
 
 Sizes are arithmetic on shapes. What the backward pass keeps of the forward one is asked of JAX,
@@ -54,7 +54,7 @@ HEAD = ("llm/lm_head", "llm/embed_tokens")
 
 
 def estimate(stage: TrainConfig, images: int = 1) -> Memory:
-    """Memory of a step over rows of the longest bucket, with `images` pictures or frames each."""
+    """Memory of a step over rows of the longest bucket, with `images` images or frames each."""
     rows = _share(stage.batch_size // stage.accumulate, stage.mesh.batch_shards)
     piece = _Piece(stage, rows, images)
     return Memory(always=piece.always(), phases=piece.phases())

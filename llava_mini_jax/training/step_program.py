@@ -23,7 +23,7 @@ from llava_mini_jax.training.step import abstract_state, train_step
 
 
 def images_of(stage: TrainConfig) -> int:
-    """Pictures or frames of a row: files say nothing before they are read."""
+    """Images or frames of a row: files say nothing before they are read."""
     if stage.packing.window:
         return stage.packing.images
     return max(1, stage.data.frames) if isinstance(stage.data, DigitsConfig) else 1

@@ -159,7 +159,7 @@ def written_beside(folder: Path) -> Iterator[Path]:
 def _add_image_token(folder: Path) -> int:
     """The id of "<image>" in the folder's tokenizer, which has it from now on.
 
-    transformers finds pictures by it; our prompts are cut at the word before they are tokenised.
+    transformers finds images by it; our prompts are cut at the word before they are tokenised.
     """
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)

@@ -183,7 +183,7 @@ def _with_method(
     source = Source(f, tensors, model.vision, model.llm, words)
     compressor = methods.compressor_of(kind, source, asked)
     if bundle.images.grid > 1 and not compressors.declare(compressor).parts:
-        raise f.wrong("resolution_ratio", f"1, because {kind} is defined on whole pictures")
+        raise f.wrong("resolution_ratio", f"1, because {kind} is defined on whole images")
     placed = configs.build(
         model.llm,
         model.vision,

@@ -94,25 +94,25 @@ def check_kind(f: Fields, types: tuple[str, ...], default: str | None = None) ->
 
 
 def refuse_other_llava(f: Fields) -> None:
-    """Fields with which models of LLaVA's family treat pictures in another way."""
+    """Fields with which models of LLaVA's family treat images in another way."""
     if f.get("mm_use_im_start_end", bool, False):
         raise InputError(
-            f'{f.where}: "mm_use_im_start_end" is true, but pictures between <im_start> and'
+            f'{f.where}: "mm_use_im_start_end" is true, but images between <im_start> and'
             " <im_end> are not supported; only models trained without these tokens can be used"
         )
     if f.values.get("image_aspect_ratio") == "slice":
         raise InputError(
-            f"{f.where}: field \"image_aspect_ratio\" is 'slice', but then pictures are cut into a"
+            f"{f.where}: field \"image_aspect_ratio\" is 'slice', but then images are cut into a"
             " grid of blocks with text between them (TokenPacker-HD's), which is not supported"
-            " here; use a model of whole pictures"
+            " here; use a model of whole images"
         )
-    f.only("mm_patch_merge_type", "flat", because="parts of pictures are merged (LLaVA-NeXT's)")
+    f.only("mm_patch_merge_type", "flat", because="parts of images are merged (LLaVA-NeXT's)")
     f.only("mm_resampler_type", because="a resampler comes before the projector")
     # LLaVA-NeXT pools the frames of videos by these, whatever the resampler is.
     for name in ("mode", "stride", "out_channels"):
         f.only(f"mm_spatial_pool_{name}", because="frames of videos are pooled (LLaVA-NeXT's)")
     f.only("mm_newline_position", because="marks separate frames (LLaVA-Video's)")
-    f.only("s2", False, because="the tower sees pictures at several scales")
+    f.only("s2", False, because="the tower sees images at several scales")
     f.only("add_faster_video", False, because="videos are pooled (LLaVA-Video's)")
     f.only("add_time_instruction", False, because="prompts state the times of frames")
     f.only("use_mm_proj", True, because="there is no projector")

@@ -1,4 +1,4 @@
-"""What a folder says about its pictures' way to pixels: CLIP's steps or SigLIP's, or a refusal.
+"""What a folder says about its images' way to pixels: CLIP's steps or SigLIP's, or a refusal.
 
     processor_config.json  (transformers 5: everything under "image_processor")  --.
     preprocessor_config.json                                                      --+--> Processor
@@ -6,7 +6,7 @@
 The steps that are supported are CLIP's: shortest side to `size` with a bicubic or bilinear filter,
 centre crop to the same size, numbers between 0 and 1, mean and deviation; before them, if LLaVA's
 own image processor says `do_pad`, a square canvas of the mean colour. SigLIP's have no crop: both
-sides become `size`, which squeezes a picture that is no square. Field names: transformers 5.24.
+sides become `size`, which squeezes an image that is no square. Field names: transformers 5.24.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ _HARMLESS = words(
 @dataclasses.dataclass(frozen=True)
 class Processor:
     size: int | None  # side in pixels; None: the tower's, for a folder that says nothing
-    pad: bool  # pictures are padded to squares first (LLaVA's own processor)
-    squeezes: bool  # pictures that are no squares lose their shape
+    pad: bool  # images are padded to squares first (LLaVA's own processor)
+    squeezes: bool  # images that are no squares lose their shape
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: str
@@ -66,7 +66,7 @@ def read_processor(*folders: Path | None) -> Processor:
                 found[path.name] = processor_of(values, str(path))
         if len(set(found.values())) > 1:
             raise InputError(
-                f"{folder}: {' and '.join(FILES)} treat pictures differently"
+                f"{folder}: {' and '.join(FILES)} treat images differently"
                 f" ({', '.join(map(str, found.values()))}); remove the wrong one"
             )
         if found:
@@ -81,7 +81,7 @@ def processor_of(values: dict[str, Any], where: str) -> Processor:
     name = kind.removesuffix("Fast").removesuffix("Pil")  # the same steps on another library
     known = (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS, *_SIGLIP_PROCESSORS)
     if name not in (*known, "CLIP"):
-        flexible = " (NaFlex: as many patches as a picture needs)" if "Siglip2" in name else ""
+        flexible = " (NaFlex: as many patches as an image needs)" if "Siglip2" in name else ""
         raise InputError(
             f'{where}: image_processor_type "{kind}"{flexible} is not supported; use one of'
             f" {', '.join(known)}"
@@ -104,27 +104,27 @@ def processor_of(values: dict[str, Any], where: str) -> Processor:
         raise f.wrong("image_std", "three numbers above 0")
     # PIL's numbers, which the files hold.
     filters = {int(number): name for name, number in FILTERS.items()}
-    f.only("resample", *filters, because="pictures are resized with another filter")
+    f.only("resample", *filters, because="images are resized with another filter")
     resample = filters[f.values.get("resample") or int(FILTERS["bicubic"])]
     f.finish(_HARMLESS)
     return Processor(size=size, pad=pad, squeezes=squeezes, mean=mean, std=std, resample=resample)
 
 
 def _refuse_other_steps(f: Fields, siglip: bool) -> None:
-    """Fields with which pictures go another way than CLIP's, or SigLIP's."""
+    """Fields with which images go another way than CLIP's, or SigLIP's."""
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         f.only(step, True, because="a step of CLIP's is left out")
     if siglip:
-        f.only("do_center_crop", False, because="pictures are cropped, which SigLIP's are not")
-        f.only("crop_size", because="pictures are cropped, which SigLIP's are not")
+        f.only("do_center_crop", False, because="images are cropped, which SigLIP's are not")
+        f.only("crop_size", because="images are cropped, which SigLIP's are not")
         f.only("default_to_square", False, True, because="")  # both sides are said: no effect
     else:
         f.only("do_center_crop", True, because="a step of CLIP's is left out")
-        f.only("default_to_square", False, because="pictures are squeezed to squares")
-        f.only("use_square_size", False, because="pictures are squeezed to squares")
+        f.only("default_to_square", False, because="images are squeezed to squares")
+        f.only("use_square_size", False, because="images are squeezed to squares")
     f.only("rescale_factor", 1 / 255, because="pixels are scaled by another factor")
-    f.only("crop_pct", because="pictures are cropped before they are resized")
-    f.only("pad_size", because="pictures are padded to a given size")
+    f.only("crop_pct", because="images are cropped before they are resized")
+    f.only("pad_size", because="images are padded to a given size")
     f.only("size_divisor", because="sides are rounded to a multiple")
 
 
@@ -133,7 +133,7 @@ def image_config(config: Fields, processor: Processor, size: int) -> ImageConfig
 
     Of config.json, `image_aspect_ratio` ("pad", or "square" for a centre crop, the default of
     LLaVA's training) and `resolution_ratio` are read. Raises InputError for any other value, such
-    as LLaVA-NeXT's "anyres", "highres" and "crop_split", which cut pictures into parts.
+    as LLaVA-NeXT's "anyres", "highres" and "crop_split", which cut images into parts.
     """
     aspect = config.get("image_aspect_ratio", str, "square")
     if aspect not in ("pad", "square"):
@@ -154,7 +154,7 @@ def image_settings(processor: Processor, size: int, *, pad: bool, grid: int) -> 
     """ImageConfig of these; a processor for another size than the tower's is refused."""
     if processor.size not in (None, size):
         raise InputError(
-            f"the image processor makes pictures of {processor.size} pixels, but the tower takes"
+            f"the image processor makes images of {processor.size} pixels, but the tower takes"
             f" {size}; use the tower's own preprocessor_config.json"
         )
     aspect = "squeeze" if processor.squeezes else "crop"

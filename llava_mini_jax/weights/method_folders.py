@@ -150,7 +150,7 @@ def _voco(source: Source) -> dict[str, Any]:
 
 
 def _prumerge(source: Source) -> dict[str, Any]:
-    # Its authors answer one picture a call, where their shared ratio is each picture's own.
+    # Its authors answer one image a call, where their shared ratio is each image's own.
     return dict(layer=source.vision.layers - 1, neighbours=32, ratio=0.0, variant="clean")
 
 

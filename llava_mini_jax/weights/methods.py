@@ -69,7 +69,7 @@ def own_words(folder: Path) -> dict[str, tuple[int, ...]]:
     backend = load_tokenizer(folder).backend_tokenizer
     ids = {token: backend.token_to_id(token) for token in tokens}
     words = {token: (number,) for token, number in ids.items() if number is not None}
-    # As a piece of text between two pictures' marks is read, without a bos.
+    # As a piece of text between two images' marks is read, without a bos.
     return words | {"\n": tuple(backend.encode("\n", add_special_tokens=False).ids)}
 
 

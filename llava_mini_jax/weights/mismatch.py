@@ -31,7 +31,7 @@ _SIGNS = (
     (r"\.[qk]_norm\.", 'norms of queries and keys: the model_type that has them is "qwen3"'),
     (r"(pre|post)_feedforward_layernorm", "norms around the MLP (Gemma 2's): not supported"),
     (r"\.experts\.|block_sparse_moe", "a mixture of experts: not supported"),
-    (r"image_newline$", "LLaVA-NeXT's newline between parts of pictures: not supported"),
+    (r"image_newline$", "LLaVA-NeXT's newline between parts of images: not supported"),
     (r"vision_resampler|mm_resampler", "a resampler that is not LLaVA-Mini's: not supported"),
 )
 _MISSING_SIGNS = (

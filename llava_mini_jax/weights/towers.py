@@ -48,7 +48,7 @@ _CLIP = _Kind(
 _SIGLIP = _Kind(
     _SIZES | dict(patch_size=16, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh"),
     dict(class_token=False, pre_norm=False, patch_bias=True),
-    # The pooling head gives one vector of a picture, which nobody here reads.
+    # The pooling head gives one vector of an image, which nobody here reads.
     hf_fields.CLIP_HARMLESS | {"vision_use_head"},
 )
 # LLaMA-VID's tower, in folders that are written here: transformers has none like it.
@@ -107,7 +107,7 @@ def tower_config(
     if tower is None and eva.is_eva(tensors):
         # Of all layers, whatever the first field says (LLaMA-VID's code).
         f.get("mm_vision_select_layer", int, None)
-        f.only("mm_vision_select_feature", "patch", because="the class token is a picture's token")
+        f.only("mm_vision_select_feature", "patch", because="the class token is an image's token")
         return eva.config(tensors, f.where, processor)
     select_layer = f.get("mm_vision_select_layer", int, -2)
     feature = f.get("mm_vision_select_feature", str, "patch")
@@ -140,11 +140,11 @@ def clip_from_hf(
 ) -> ClipConfig:
     """ClipConfig of a tower's config.json (a full CLIP's is nested under `vision_config`).
 
-    `select_feature` in LLaVA's words or in transformers' ("default", "full"). Pictures are made
+    `select_feature` in LLaVA's words or in transformers' ("default", "full"). Images are made
     with `processor`'s filter, and normalised with its mean and deviation.
     """
     f, kind = _vision_fields(values, where)
-    f.only("num_channels", 3, because="pictures have other channels than red, green and blue")
+    f.only("num_channels", 3, because="images have other channels than red, green and blue")
     f.only("pruned_heads", {}, because="attention heads were cut out")
     f.only("is_encoder_decoder", False, because="the model has its own kind of encoder")
     f.only("add_cross_attention", False, because="the model has cross-attention")
@@ -185,7 +185,7 @@ def _vision_fields(values: dict[str, Any], where: str) -> tuple[Fields, _Kind]:
     f = Fields(values, where)
     name = f.get("model_type", str, "clip" if "vision_config" in values else "clip_vision_model")
     if name not in TYPES:
-        flexible = " (NaFlex: as many patches as a picture needs)" if "siglip2" in name else ""
+        flexible = " (NaFlex: as many patches as an image needs)" if "siglip2" in name else ""
         raise InputError(
             f'{where}: a vision tower of model_type "{name}"{flexible} is not supported; use a CLIP'
             f" or a SigLIP of a fixed resolution ({', '.join(TYPES)})"

@@ -15,7 +15,7 @@ fast_compilation = tiny.fast_compilation
 
 @pytest.fixture
 def llava_json(tmp_path):
-    """Two pictures, one of text alone, one whose picture is missing."""
+    """Two images, one of text alone, one whose image is missing."""
     tiny_model.write_picture(tmp_path / "a.png", 0)
     turns = [{"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "3 4"}]
     told = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "3"}]
@@ -36,7 +36,7 @@ def test_attention(dialect, llava_json, tmp_path, capsys):
     words = ["--data", str(llava_json), "--out", str(out), "--batch-size", "2"]
     assert main(["analyze", "attention", folder, *words]) == 0
     shown = capsys.readouterr()
-    assert "2 samples are left out" in shown.err and "sample 2 has no picture" in shown.err
+    assert "2 samples are left out" in shown.err and "sample 2 has no image" in shown.err
     assert "from response" in shown.out
     found = json.loads((out / "attention.json").read_text())
     assert found["examples"] == 2
@@ -68,7 +68,7 @@ def test_compression_of_a_picture_and_a_video(tmp_path, capsys):
 def test_what_cannot_be_used(llava_json, tmp_path, capsys, monkeypatch):
     folder = str(tiny_model.folder("release"))
     for words, said in (
-        (["compression", folder], "no picture is given"),
+        (["compression", folder], "no image is given"),
         (["attention", folder, "--limit", "0"], "--limit is 0"),
         (["attention", folder, "--data", str(tmp_path / "no.json")], "no such file"),
         (

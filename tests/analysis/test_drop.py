@@ -1,4 +1,4 @@
-"""Layers that do not see the picture."""
+"""Layers that do not see the image."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def model(request):
 
 
 def requests(model, *seeds):
-    """The same questions about pictures of other seeds: rows of different lengths."""
+    """The same questions about images of other seeds: rows of different lengths."""
     words = ["what", "which digit is in row 2 column 1 ?", "read the page"]
     return [
         model.request(word, model.read_pictures([tiny_model.picture(seed)], None))
@@ -62,7 +62,7 @@ def test_models_whose_layers_do_more_are_refused():
     with pytest.raises(InputError, match=r'in its LLM \(compressor "voco"\), whose layers this'):
         drop.scores(own, "", find("pope"), Path(), [], [NOTHING], Path(), batch_size=1)
     own = tiny_compressors.model("prumerge")
-    with pytest.raises(InputError, match='"prumerge" gives pictures different numbers of tokens'):
+    with pytest.raises(InputError, match='"prumerge" gives images different numbers of tokens'):
         attention.by_layer(own.params, own.bundle, [], batch_size=1)
 
 
@@ -76,7 +76,7 @@ def test_blinded_everywhere_llava_1_5_answers_the_same_about_any_picture(model):
 
     assert answers(NOTHING, 0, 1, 2) != answers(NOTHING, 3, 4, 5)
     blind = answers(Range(1, 1), 0, 1, 2) == answers(Range(1, 1), 3, 4, 5)
-    # Pre-fusion reads the picture all the same.
+    # Pre-fusion reads the image all the same.
     assert blind == (model.bundle.model.prefusion_layers == 0)
 
 
@@ -144,14 +144,14 @@ def test_what_cannot_be_scored_or_seen_is_refused(model, tmp_path):
     questions = digits.questions(tmp_path)[:2]
     for change, said in (
         ({"gold": None}, "only a server knows"),
-        ({"image": tmp_path / "none.png"}, "none of 2 pictures or videos exists"),
+        ({"image": tmp_path / "none.png"}, "none of 2 images or videos exists"),
         ({"image": None, "video": tmp_path / "a.mp4"}, "asks about videos, which sessions answer"),
     ):
         changed = [dataclasses.replace(question, **change) for question in questions]
         with pytest.raises(InputError, match=said):
             drop.scores(model, "m", digits, tmp_path, changed, [NOTHING], tmp_path, batch_size=2)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     changed = [questions[0], dataclasses.replace(questions[1], image=broken)]
     with pytest.raises(InputError, match=r"1 of 2 questions cannot be asked, such as .*broken"):
         drop.scores(model, "m", digits, tmp_path, changed, [NOTHING], tmp_path, batch_size=2)

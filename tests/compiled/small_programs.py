@@ -32,16 +32,16 @@ from tests.compiled import checks
 
 ROWS = 16  # answered together
 LENGTH, SLOTS, BLOCK, MICRO_BATCHES, DEVICES = 512, 12_288, 128, 2, 4
-IMAGE = configs.CLIP_L_336.grid**2  # positions of a picture in pre-fusion
+IMAGE = configs.CLIP_L_336.grid**2  # positions of an image in pre-fusion
 TOWER = IMAGE + 1
 SLICES = {"v5e": ("1x1", "2x2"), "h100": ("1", "4")}
 # Slices of two torus axes, on which libtpu does not scatter gradients by itself.
 TORI = {"v5e": ("4x4", "8x8"), "h100": ()}
 KERNEL = {"v5e": "splash", "h100": "cudnn"}
 # (rows, queries, keys, heads, key heads, head width, slot of the first query, trained): text behind
-# a picture with grouped heads; the frozen tower, whose length nothing divides.
+# an image with grouped heads; the frozen tower, whose length nothing divides.
 ATTENTION = {
-    "of text behind a picture": (2, LENGTH, IMAGE + LENGTH, 32, 8, 128, IMAGE, True),
+    "of text behind an image": (2, LENGTH, IMAGE + LENGTH, 32, 8, 128, IMAGE, True),
     "of the tower": (8, TOWER, TOWER, 16, 16, 64, None, False),
 }
 

@@ -100,7 +100,7 @@ def test_a_token_reads_layers_and_head_once():
 
 
 def test_a_follow_up_question_sees_nothing_again(monkeypatch):
-    """The picture is looked at once a round, and the second question continues the first."""
+    """The image is looked at once a round, and the second question continues the first."""
     cfg = tiny.model("release")
     candidate = Candidate(tiny.on_device(tiny.weights(cfg)), cfg)
     model = latency.askable(candidate)

@@ -190,7 +190,7 @@ def test_what_is_computed_again(remat: str):
     batch = abstract_batch(cfg, size)
     least, most = (counted(partial(gradient, cfg=c), *parts, batch) for c in (cfg, again))
     found = flops.recomputed_flops(again, STAGE_2, size, loss_chunk=0)
-    # Not followed: keys and values of a picture in the last layer of pre-fusion, which are kept
+    # Not followed: keys and values of an image in the last layer of pre-fusion, which are kept
     # as results (5 % of "full" here), and what is elementwise (2 to 3 % of the others).
     assert found == pytest.approx(most - least, rel=0.06)
     assert flops.recomputed_flops(cfg, STAGE_2, size, loss_chunk=0) == 0

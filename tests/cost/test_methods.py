@@ -1,4 +1,4 @@
-"""What each compressor costs by picture and by question, and the command that shows it."""
+"""What each compressor costs by image and by question, and the command that shows it."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Pictures of a few bytes that ask for much: by size, scans, tags, profiles, comments, shape.
+"""Images of a few bytes that ask for much: by size, scans, tags, profiles, comments, shape.
 
 make(kind) --> the bytes of a file; KINDS names them all
 """

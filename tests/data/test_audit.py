@@ -40,17 +40,17 @@ GOOD = {
 BROKEN = {
     "truncated": ({"image": "truncated.jpg", "conversations": turns()}, "truncated.jpg"),
     "empty": ({"image": "empty.jpg", "conversations": turns()}, "0 bytes"),
-    "no picture": ({"image": "page.jpg", "conversations": turns()}, "not a picture"),
+    "no image": ({"image": "page.jpg", "conversations": turns()}, "not an image"),
     "missing": ({"image": "missing.jpg", "conversations": turns()}, "there is no such file"),
-    "no mark": ({"image": "good.jpg", "conversations": turns("hello")}, "0 times for 1 pictures"),
+    "no mark": ({"image": "good.jpg", "conversations": turns("hello")}, "0 times for 1 images"),
     "empty answer": ({"conversations": turns("hello", " \n")}, "turn 2 is an empty answer"),
     "no answer": ({"conversations": turns("hello")[:1]}, "no answer to learn"),
     "no turns": ({"conversations": []}, "its conversations are []"),
     "two turns with marks": (
         {"image": "good.jpg", "conversations": turns() + turns()},
-        "2 times for 1 pictures",
+        "2 times for 1 images",
     ),
-    "mark without picture": ({"conversations": turns()}, "1 times for 0 pictures"),
+    "mark without image": ({"conversations": turns()}, "1 times for 0 images"),
     "bad film": ({"video": "bad.mp4", "conversations": turns()}, "Cannot read the video"),
     "cut film": ({"video": "cut.mp4", "conversations": turns()}, "cut.mp4"),
     "missing film": ({"video": "none.mp4", "conversations": turns()}, "there is no video"),
@@ -62,7 +62,7 @@ BAD_LINE = "broken-4"  # the name of the file and the row: a line that is not va
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of good and broken samples, pictures and all."""
+    """A mixture of good and broken samples, images and all."""
     folder = tmp_path_factory.mktemp("data")
     media = folder / "media"
     media.mkdir()
@@ -188,7 +188,7 @@ def test_command_on_a_list_with_broken_samples(folder, tmp_path, capsys):
     assert reports[0].read_bytes() == reports[1].read_bytes()
     out, err = capsys.readouterr()
     assert err == "" and f"broken: 2 image, 0 video, 0 text, {len(BROKEN) + 1} rejected\n" in out
-    assert "\n  'truncated': Cannot read the picture" in out
+    assert "\n  'truncated': Cannot read the image" in out
 
 
 def test_command_reads_training_configs(folder, tmp_path, capsys):
@@ -237,7 +237,7 @@ def config():
         (["nowhere.json"], "there is no such file"),
         (["nowhere.yaml"], "there is no such file"),
         (["nowhere.py"], "does not exist"),
-        (["{good}", "--images", "nowhere"], "folder of pictures nowhere"),
+        (["{good}", "--images", "nowhere"], "folder of images nowhere"),
         (["{good}", "--report", "nowhere/report.json"], "cannot be written"),
         (["{good}", "--report", "."], "cannot be written"),
         (["{good}", "--report", "{good}"], "would overwrite the data file"),
@@ -271,7 +271,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_leaves_nothing_behind(folder, tmp_path):
-    """A real process, stopped in the middle of 20,000 pictures."""
+    """A real process, stopped in the middle of 20,000 images."""
     row = json.dumps({"id": "a", **GOOD["photo"]}) + "\n"
     (tmp_path / "many.jsonl").write_text(row * 20_000)
     out = tmp_path / "out"

@@ -66,7 +66,7 @@ def test_bad_rows(tmp_path, row, message):
 
 def test_bad_configs(tmp_path):
     path = write(tmp_path / "rows.json", rows(1))
-    with pytest.raises(InputError, match=r"folder of pictures .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"folder of images .*nowhere does not exist"):
         Samples(config_of(Dataset(path=path, images=str(tmp_path / "nowhere"))))
     with pytest.raises(InputError, match=r"holds no \.parquet files"):
         Samples(config_of(tmp_path))

@@ -1,4 +1,4 @@
-"""Picture bombs: each ends as a picture or one sentence, in seconds and a few hundred megabytes."""
+"""Image bombs: each ends as an image or one sentence, in seconds and a few hundred megabytes."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.data.bombs import KINDS
 
 SECONDS = 5.0  # of processor time, so that a busy machine passes
-MEGABYTES = 700  # at the peak; the limit of a picture's steps is 512 MiB, the rest is the program
+MEGABYTES = 700  # at the peak; the limit of an image's steps is 512 MiB, the rest is the program
 SCRIPT = """
 import json, resource, sys, time, warnings
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)

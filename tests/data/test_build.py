@@ -178,7 +178,7 @@ def test_a_list_keeps_its_weights_and_applies_its_sampling(folder, tmp_path, cap
 def test_a_broken_sample_stops_the_build(folder, tmp_path, capsys):
     assert data("build", folder / "broken.jsonl", "--out", tmp_path / "out") == 1
     out = capsys.readouterr().out
-    assert "'gone': Cannot open the picture" in out and "'broken-3': " in out
+    assert "'gone': Cannot open the image" in out and "'broken-3': " in out
     assert "2 samples are rejected, nothing was built" in out
     assert not any(tmp_path.iterdir())
 

@@ -300,7 +300,7 @@ def test_bad_turns(toy):
     marks = [Turn("user", "<image> <image>"), Turn("assistant", "a <image>")]
     encoded = encode(TEMPLATES["llama_3"], marks, toy, double_bos=False)
     assert not encoded.supervised[encoded.ids == IMAGE_TOKEN].any()
-    with pytest.raises(InputError, match=r"sample id 5: .*3 times for 1 pictures"):
+    with pytest.raises(InputError, match=r"sample id 5: .*3 times for 1 images"):
         check_images(encoded, 1, "sample id 5")
 
 

@@ -270,8 +270,8 @@ def test_messages_become_turns(field, asked, value, tmp_path):
         (chat(["What?"]), "message 1 has the content 'What[?]'"),
         (chat([{"type": "video"}]), "message 1 has the content {'type': 'video'}"),
         (chat([{"type": "image", "image": "a.png"}]), "message 1 has 'image', which is not read"),
-        (chat([{"type": "image", "index": 1}]), "message 1 shows picture 1 where number 0 is due"),
-        (chat([{"type": "image", "index": 0}] * 2), "message 1 shows picture 0 where number 1"),
+        (chat([{"type": "image", "index": 1}]), "message 1 shows image 1 where number 0 is due"),
+        (chat([{"type": "image", "index": 0}] * 2), "message 1 shows image 0 where number 1"),
         (chat([{"type": "text", "text": None}]), "message 1 has a text that is None"),
         ([*chat(), {"from": "human", "value": "a"}], "message 3 is {'from'"),
     ],
@@ -287,7 +287,7 @@ def test_pictures_are_counted_through_all_messages():
     first, second = (chat([{"type": "image", "index": number}]) for number in (0, 1))
     shown = messages.turns_of([*first, *second], "row 1")
     assert [turn["value"] for turn in shown] == ["<image>", "A page."] * 2
-    with pytest.raises(InputError, match="message 3 shows picture 0 where number 1 is due"):
+    with pytest.raises(InputError, match="message 3 shows image 0 where number 1 is due"):
         messages.turns_of([*first, *first], "row 1")
 
 

@@ -39,7 +39,7 @@ ALONE = {"read", "caption", "needle"}  # nothing is asked beside them
 
 
 def turns_of(item):
-    """(question, answer) of an item's conversation, without the picture's token."""
+    """(question, answer) of an item's conversation, without the image's token."""
     values = [turn["value"].removeprefix("<image>").strip() for turn in item["conversations"]]
     return list(zip(values[::2], values[1::2], strict=True))
 

@@ -1,4 +1,4 @@
-"""Batches: buckets, padding at either side, labels around spliced pictures, what is too long."""
+"""Batches: buckets, padding at either side, labels around spliced images, what is too long."""
 
 import jax
 import numpy as np
@@ -102,7 +102,7 @@ def test_what_is_too_long_is_refused_with_the_arithmetic_or_cut():
     assert positions(VIDEO, 2) == 8
     check_fits(VIDEO, 2, 8)
     with pytest.raises(
-        InputError, match=r"row 3 needs 8 positions \(2 of text, 6 for pictures\), but .* has 7"
+        InputError, match=r"row 3 needs 8 positions \(2 of text, 6 for images\), but .* has 7"
     ):
         check_fits(VIDEO, 2, 7, "row 3")
     with pytest.raises(InputError, match="needs 8 positions"):
@@ -167,5 +167,5 @@ def test_what_takes_part_in_prefusion(dialect, training, fused):
 def test_marks_and_pictures_must_agree():
     config = prompt_config("paper", "brief", 64)
     pixels = np.zeros((2, 1, 2, 2, 3), np.uint8)
-    with pytest.raises(InputError, match="1 <image> marks, but 2 pictures or videos"):
+    with pytest.raises(InputError, match="1 <image> marks, but 2 images or videos"):
         make_example(encoded([MARK, 1], [0, 1]), pixels, (1, 1), config, training=True)

@@ -20,7 +20,7 @@ SUFFIXES = ("json", "jsonl", "parquet", "embedded.parquet", "folder", "built", "
 
 
 def rows(answers, folder):
-    """As many samples with a picture as there are answers."""
+    """As many samples with an image as there are answers."""
     for number in range(len(answers)):
         if not (folder / f"{number}.png").exists():
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
@@ -86,9 +86,9 @@ def test_other_text_of_the_same_length_is_seen(kind, tmp_path):
 def test_pictures_of_other_sizes_are_seen_and_not_opened(kind, tmp_path):
     config = write(kind, tmp_path, ["3", "4", "5"])
     before = found(config)
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no image")
     told = changes(before, found(config))
-    assert told == ["1 of 3 pictures or videos have other sizes, such as 1.png"]
+    assert told == ["1 of 3 images or videos have other sizes, such as 1.png"]
     (tmp_path / "1.png").unlink()
     assert changes(before, found(config)) == told
 

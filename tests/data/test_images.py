@@ -1,4 +1,4 @@
-"""Pictures: the release's pixels exactly, and a picture or an InputError for whatever is read."""
+"""Images: the release's pixels exactly, and an image or an InputError for whatever is read."""
 
 import io
 import json
@@ -192,10 +192,10 @@ def test_animation_gives_its_first_frame():
 
 BAD = {
     "empty": (b"", "0 bytes"),
-    "text": (b"<html>not found</html>", "not a picture"),
+    "text": (b"<html>not found</html>", "not an image"),
     "truncated png": (saved(noise(64, 64))[:2000], "truncated"),
     "truncated jpeg": (saved(noise(64, 64), "JPEG")[:2000], "truncated"),
-    "not allowed": (saved(noise(4, 4), "PPM"), "not a picture"),
+    "not allowed": (saved(noise(4, 4), "PPM"), "not an image"),
 }
 
 

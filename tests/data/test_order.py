@@ -105,7 +105,7 @@ WORDS = 80
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Samples:
-    """90 pictures and 70 texts of 1 to 80 words."""
+    """90 images and 70 texts of 1 to 80 words."""
     folder = tmp_path_factory.mktemp("mixed")
     Image.new("RGB", (8, 8)).save(folder / "page.png")
     rows = []
@@ -180,7 +180,7 @@ def test_grouping_saves_padding(mixed):
         epoch = batches(mixed, encode, 20, grouping=grouping)
         positions[grouping] = sum(batch.labels_BS.size for batch in epoch)
         pictures[grouping] = sum(batch.inputs.pixels_BIJYXC.shape[1] for batch in epoch)
-    # The fewest batches that 90 pictures fit in; text alone does not run the tower.
+    # The fewest batches that 90 images fit in; text alone does not run the tower.
     assert pictures == {"none": 20, "modality": 12, "modality_length": 12}
     assert positions["modality_length"] < 0.85 * positions["none"]
 

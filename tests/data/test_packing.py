@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 
 def mix(count: int) -> Needs:
-    """Lengths like those of LLaVA's mix of 665k: mostly a picture and some hundred positions, and
+    """Lengths like those of LLaVA's mix of 665k: mostly an image and some hundred positions, and
     some long conversations without one."""
     rng = np.random.default_rng(0)
     kind = rng.random(count)
@@ -143,7 +143,7 @@ def test_a_run_goes_on_where_it_was_and_processes_share_its_rows() -> None:
 
 
 class Broken:
-    """Pages of which one has no answer and one too many pictures."""
+    """Pages of which one has no answer and one too many images."""
 
     def __len__(self) -> int:
         return len(PAGES)

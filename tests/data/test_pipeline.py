@@ -243,7 +243,7 @@ def test_an_answer_whose_beginning_fits_is_cut_and_learnt():
 
 
 class Pictured:
-    """A picture and a text of `length` tokens, the last of which is learnt."""
+    """An image and a text of `length` tokens, the last of which is learnt."""
 
     def __init__(self, length=4, pictures=1):
         self.length, self.pictures = length, pictures

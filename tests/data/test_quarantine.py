@@ -45,7 +45,7 @@ BROKEN = {
     222: ({"image": "animation.jpg", "conversations": turns()}, None),  # a GIF: its first frame
     333: ({"image": "missing.jpg", "conversations": turns()}, "there is no such file"),
     444: ('{"id": "row-444", "conversations": [', "line 445: not valid JSON"),
-    555: ({"image": "good.jpg", "conversations": turns("which digit?")}, "0 times for 1 pictures"),
+    555: ({"image": "good.jpg", "conversations": turns("which digit?")}, "0 times for 1 images"),
     666: ({"image": "good.jpg", "conversations": turns(answer="")}, "turn 2 is an empty answer"),
     777: ({"conversations": turns("which digit? " * 40)}, "none of its first 64 positions"),
     888: ({"video": "bad.mp4", "conversations": turns()}, "Cannot read the video"),

@@ -1,4 +1,4 @@
-"""Pictures and rows in tar shards and in buckets: the same samples in the same order as in a
+"""Images and rows in tar shards and in buckets: the same samples in the same order as in a
 folder, and everything that is damaged, changed or unknown is refused."""
 
 import io
@@ -118,7 +118,7 @@ def batches(samples: Samples, first_step: int, count: int) -> list[Any]:
     return list(itertools.islice(stream, count))
 
 
-# --- Pictures in shards ---------------------------------------------------------------------------
+# --- Images in shards ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -153,7 +153,7 @@ def test_what_gnu_tar_packs_of_a_folder(folder, tmp_path):
     assert {name: shards.picture(name, "") for name in NAMES} == files_of(folder)
     assert shards.picture("./coco/../4.png", "") == (folder / "4.png").read_bytes()
     for name in ("link", "coco", "5.jpg"):
-        with pytest.raises(InputError, match=rf"row 1: there is no picture '{name}' in .*all\.tar"):
+        with pytest.raises(InputError, match=rf"row 1: there is no image '{name}' in .*all\.tar"):
             shards.picture(name, "row 1")
     with pytest.raises(InputError, match=r"row 1: there is no video 'movie' in"):
         shards.video("movie", "row 1")
@@ -237,7 +237,7 @@ def test_rows_of_a_shard_have_what_lies_beside_them(folder, tmp_path):
         "a.v2/2.json": row_of(2),
         "a.v2/._2.json": b"of another system",
         "3.json": json.dumps({"conversations": turns("hello")}).encode(),
-        "4.json": row_of(4, image="b/1.png"),  # a picture that another one has too
+        "4.json": row_of(4, image="b/1.png"),  # an image that another one has too
     }
     pack(tmp_path / "rows.tar", members)
     samples = Samples(config_of(tmp_path / "rows.tar"))
@@ -429,7 +429,7 @@ def test_what_is_not_in_a_bucket(bucket, folder):
     put("media/odd.json", json.dumps([row, film, away]).encode())
     samples = Samples(config_of(f"{url}/media/odd.json"))
     for index, message in enumerate(
-        ["there is no picture 'gone.png' in", "there is no video", "is not in memory://"]
+        ["there is no image 'gone.png' in", "there is no video", "is not in memory://"]
     ):
         with pytest.raises(InputError, match=message):
             samples[index]
@@ -492,7 +492,7 @@ def test_lists_name_shards_and_buckets(folder, tmp_path, capsys):
 
 
 def test_verify_names_what_is_broken_in_shards(folder, tmp_path, capsys):
-    shards = pack(tmp_path / "a.tar", {**files_of(folder), "4.png": b"no picture"})
+    shards = pack(tmp_path / "a.tar", {**files_of(folder), "4.png": b"no image"})
     arguments = ["data", "verify", str(folder / "rows.json"), "--images", str(shards)]
     assert cli.main(arguments) == 1
     out = capsys.readouterr().out

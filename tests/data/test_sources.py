@@ -121,7 +121,7 @@ def write_parquet(path: Path, content, group: int) -> str:
 
 
 def hub_rows(picture: bytes):
-    """Pictures as bytes, as paths, and absent, as the hub's "image" column has them."""
+    """Images as bytes, as paths, and absent, as the hub's "image" column has them."""
     images = [{"bytes": picture, "path": "a.png"}, {"bytes": None, "path": "red.png"}, None]
     marks = ["<image>\nwhat?", "<image>\nwhat?", "what?"]
     return [

@@ -142,7 +142,7 @@ def test_steady_video(suffix, folder):
 
 
 def test_variable_frame_rate_goes_by_time(folder):
-    # Ten frames in the first second, then one picture that stands for nine.
+    # Ten frames in the first second, then one image that stands for nine.
     path = make_video(folder / "variable.mkv", [*range(10), 95])
     shown = levels(read_video(path, FrameSampling(count=4)))
     assert shown == [9, 9, 9, 9]  # by index it would be 1, 4, 6, 9
@@ -246,7 +246,7 @@ def test_folder_of_pictures(tmp_path):
         Image.new("RGB", (8, 8), (i * LEVEL_STEP,) * 3).resize((64, 48)).save(
             tmp_path / f"frame_{i}.png"
         )
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._frame_0.png").write_text("what some systems leave behind")
     assert levels(read_video(tmp_path, FrameSampling(fps=1))) == list(range(12))
     chosen = release_frame_indices(12, 4).tolist()

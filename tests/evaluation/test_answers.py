@@ -68,7 +68,7 @@ def test_ids_may_be_numbers_or_text():
 
 def test_our_own_key_goes_before_ids():
     questions = asked("a", "b")
-    own = said(1, "of b", metadata={"key": "b"})  # ids need not be unique: MME's are pictures
+    own = said(1, "of b", metadata={"key": "b"})  # ids need not be unique: MME's are images
     assert texts(answers.join(tool(), questions, [own])) == {"b": "of b"}
     gone = said(1, "of none", metadata={"key": "c"})
     assert answers.join(tool(), questions, [gone]).unknown == ["1"]

@@ -34,7 +34,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model whose pictures are as large as the digits world's pages."""
+    """A tiny model whose images are as large as the digits world's pages."""
     bundle = tiny_model.bundle("paper")
     vision = dataclasses.replace(bundle.model.vision, image_size=PAGE, patch_size=5)
     bundle = dataclasses.replace(
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A small POPE: 20 questions a split, real files, pictures of noise."""
+    """A small POPE: 20 questions a split, real files, images of noise."""
     folder = tmp_path_factory.mktemp("data") / "pope"
     (folder / "coco").mkdir(parents=True)
     (folder / "val2014").mkdir()

@@ -30,7 +30,7 @@ NASTY = (
 
 
 class Page(HTMLParser):
-    """Tags in their order, the texts of <dd>, the addresses of pictures."""
+    """Tags in their order, the texts of <dd>, the addresses of images."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -96,7 +96,7 @@ def test_the_first_failures_are_shown_with_their_pictures(tmp_path: Path) -> Non
     assert "6 of 7 items that count are wrong" in re.sub(r"\s+", " ", text)
     assert page.texts[:4] == ["what?", "a cat", "yes", "yes"]
     assert "right?" not in page.texts and "(no answer)" in page.texts
-    for why in ("the picture cannot be read", "video clip.mp4", "text alone"):
+    for why in ("the image cannot be read", "video clip.mp4", "text alone"):
         assert why in text
     sizes = []
     for address in page.pictures:

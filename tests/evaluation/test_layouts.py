@@ -82,7 +82,7 @@ def test_pictures_are_files(tmp_path):
     layouts.check_pictures("pope", there)
     gone = [question("4", image=tmp_path / "4.jpg"), question("5", video=tmp_path / "5.mp4")]
     layouts.check_pictures("pope", there + gone)  # the runner tells which
-    with pytest.raises(InputError, match=r"none of 2 pictures.*4 \(.*4.jpg\), 5 \(.*5.mp4\)"):
+    with pytest.raises(InputError, match=r"none of 2 images.*4 \(.*4.jpg\), 5 \(.*5.mp4\)"):
         layouts.check_pictures("pope", gone)
 
 

@@ -52,7 +52,7 @@ def paper() -> Model:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> dict:
-    """Videos of all sorts: files, a folder of pictures, an array."""
+    """Videos of all sorts: files, a folder of images, an array."""
     home = tmp_path_factory.mktemp("world")
     for name, seconds in SECONDS.items():
         tiny_model.write_video(home / name, seconds)
@@ -136,7 +136,7 @@ def test_answers_are_those_of_generate_from_one_look(model, shown, tmp_path, loo
     # Nothing of a video is read twice, nor all of it together.
     assert set(opened) == {"a.mp4", "b.mp4", "c"} and whole == [None, None]
     assert set(opened.values()) == {1}
-    # The picture; 10, 3, 5 and 9 frames in chunks of 8.
+    # The image; 10, 3, 5 and 9 frames in chunks of 8.
     assert sorted(looked) == [1, 1, 2, 4, 8, 8, 8]
 
 
@@ -189,7 +189,7 @@ def test_what_breaks_in_the_middle_is_told_once_and_asked_again(
     assert list(run.unreadable) == sorted(broken) and run.asked == len(questions) - len(broken)
     for key, reason in run.unreadable.items():
         assert ("9.png" if key.startswith("c/") else "there is no such file") in reason, reason
-    # The picture; ten frames of a.mp4, eight of what then breaks, once.
+    # The image; ten frames of a.mp4, eight of what then breaks, once.
     assert sorted(looked) == [1, 2, 8, 8]
     (folder / "9.png").write_bytes(good)
     again = ask(paper, questions, tmp_path / "out")
@@ -236,8 +236,6 @@ def test_a_method_of_pictures_is_asked_about_no_video(paper, shown, tmp_path):
     own = VisionZipConfig(layer=0, dominant=4, contextual=3)
     cfg = tiny.model("paper", llm, vision, compressor=own, prefusion_layers=0)
     model = dataclasses.replace(paper, bundle=dataclasses.replace(paper.bundle, model=cfg))
-    with pytest.raises(
-        InputError, match='"visionzip" is defined on pictures, and a video is given'
-    ):
+    with pytest.raises(InputError, match='"visionzip" is defined on images, and a video is given'):
         ask(model, questions_about(shown), tmp_path)
     assert not list(tmp_path.iterdir())

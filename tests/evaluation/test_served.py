@@ -47,7 +47,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> list[Question]:
-    """Pictures of several kinds, films of every sort, and text."""
+    """Images of several kinds, films of every sort, and text."""
     home = tmp_path_factory.mktemp("world")
     (home / "c").mkdir()
     for number in range(6):
@@ -129,7 +129,7 @@ class Answering:
                 path = self.home / f"{len(self.bodies)}.mp4"
                 path.write_bytes(files[0])
                 videos.append(path)
-        # Behind a picture a line of its own, where the client brings no white space.
+        # Behind an image a line of its own, where the client brings no white space.
         text = text.replace("<image><image>", "<image>\n<image>")
         if parts[-1]["type"] == "text" and len(parts) > 1 and not parts[-1]["text"][0].isspace():
             text = text[: -len(parts[-1]["text"])] + "\n" + parts[-1]["text"]

@@ -62,7 +62,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path, text):
 
 @pytest.fixture
 def msvd(tmp_path):
-    """MSVD-QA's folder with three questions about two videos, which are folders of pictures."""
+    """MSVD-QA's folder with three questions about two videos, which are folders of images."""
     folder = tmp_path / "data" / "GPT_Zero_Shot_QA" / "MSVD_Zero_Shot_QA"
     asked, golds = [], []
     for number, text in enumerate(("largest?", "which row?", "read the page.")):

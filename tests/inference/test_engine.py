@@ -176,7 +176,7 @@ def test_answers_are_those_of_a_session(model) -> None:
 
 
 def test_other_models_answer_alike(other) -> None:
-    """Compressed tokens in pre-fusion and blank pictures; no pre-fusion and patches as tokens."""
+    """Compressed tokens in pre-fusion and blank images; no pre-fusion and patches as tokens."""
     for picture in (1, None):
         settings = Settings(max_new_tokens=8)
         session = Session(other, settings)

@@ -27,7 +27,7 @@ ROOM = 6
 
 
 def mixed(cfg: LlavaMiniConfig, seed: int = 0) -> list[Example]:
-    """A picture, two pictures, text alone, and a video of three frames."""
+    """An image, two images, text alone, and a video of three frames."""
     return [
         tiny.example(seed + 1, 9, {3: 1}, cfg),
         tiny.example(seed + 2, 12, {1: 1, 6: 1}, cfg),

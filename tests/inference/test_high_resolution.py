@@ -105,7 +105,7 @@ def test_every_part_of_a_picture_counts(model):
         pixels = model.read_pictures([shown, other], None).pixels
         changed = [j for j in range(parts_of(model)) if (pixels[0, j] != pixels[1, j]).any()]
         assert changed == [number, k * k]  # and the whole
-        # Only this part: the whole picture is left as it was.
+        # Only this part: the whole image is left as it was.
         pixels[1, k * k] = pixels[0, k * k]
         found = logits_of_pixels(model, QUESTIONS[0], pixels[1:])
         assert np.abs(found - before).max() > 10 * LOGITS_ATOL

@@ -51,7 +51,7 @@ def quick(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [quick(name) for name in CACHED])
 def test_the_engine_says_what_whole_sequences_do(name: str) -> None:
-    """Token by token, in company and alone, with pictures of different numbers of tokens."""
+    """Token by token, in company and alone, with images of different numbers of tokens."""
     opened, settings = model(name), Settings(max_new_tokens=TOKENS)
     examples = requests(opened)
     whole = answer_all(recompute.answering, opened, examples, [settings] * 3, 4)
@@ -106,7 +106,7 @@ def test_pictures_that_share_a_ratio_are_asked_about_one_at_a_time() -> None:
     opened = model("prumerge", variant="release")
     own = model("prumerge")
     settings, examples = Settings(max_new_tokens=2), requests(own)
-    # Alone, the shared ratio is each picture's own.
+    # Alone, the shared ratio is each image's own.
     assert said(opened, examples[:2], settings).ids == said(own, examples[:2], settings).ids
     with pytest.raises(InputError, match=r"shares one ratio .* and the prompt has 2: give one"):
         said(opened, examples[2:], settings)
@@ -203,7 +203,7 @@ def test_a_mesh_gives_the_same_answers(name: str, mesh: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("variant", ["clean", "release"])
 def test_a_slot_is_used_again_as_far_as_it_holds_what_is_wanted(variant: str) -> None:
-    """In front of a picture another text, which the picture's VoCo tokens have seen."""
+    """In front of an image another text, which the image's VoCo tokens have seen."""
     opened, settings = model("voco", variant=variant), Settings(max_new_tokens=TOKENS)
     pictures = opened.read_pictures(tiny_model.picture(1), None)
 
@@ -220,5 +220,5 @@ def test_a_slot_is_used_again_as_far_as_it_holds_what_is_wanted(variant: str) ->
         found.append(ids(engine, text))
         assert found[-1][0] == ids(Engine(opened, [LaneSize(1, 128)]), text)[0]
     again = [cached for _, cached in found]
-    # The text in front of the picture is in the slot, unless it has left with the picture.
+    # The text in front of the image is in the slot, unless it has left with the image.
     assert again[0] == 0 < again[1] and (again[2] > 0) == (variant == "clean")

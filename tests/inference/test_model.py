@@ -79,7 +79,7 @@ def test_pictures_of_every_kind_and_streamed_is_whole(model: Model, files: dict[
         pieces = list(model.stream(prompt, images, videos, max_new_tokens=12))
         assert "".join(pieces) == answer and len(pieces) > 1 and all(pieces)
         answers.append(answer)
-    assert len(set(answers)) == len(answers), "pictures and questions must matter"
+    assert len(set(answers)) == len(answers), "images and questions must matter"
 
 
 @pytest.mark.parametrize("name", ["model", "release"])
@@ -312,9 +312,9 @@ def test_template_and_length_may_be_given() -> None:
 
 BAD_CALLS = {
     "more marks": (dict(prompts="<image> <image> what?", images=[b""]), "empty"),
-    "marks without pictures": (dict(prompts="<image> what?"), '"<image>" 1 times for 0'),
+    "marks without images": (dict(prompts="<image> what?"), '"<image>" 1 times for 0'),
     "array of floats": (dict(prompts="a", images=np.zeros((4, 4, 3))), "uint8"),
-    "number as picture": (dict(prompts="a", images=[3]), "int"),
+    "number as image": (dict(prompts="a", images=[3]), "int"),
     "number as prompt": (dict(prompts=[3]), "text, or a list of Turns"),
     "images not nested": (dict(prompts=["a", "b"], images="a.png"), "one file for 2 prompts"),
     "too few lists": (dict(prompts=["a", "b"], images=[None]), "1 entries for 2 prompts"),
@@ -331,7 +331,7 @@ BAD_CALLS = {
     "empty stop": (dict(prompts="a", stop=[""]), "none of them empty"),
     "batch_size": (dict(prompts=["a", "b"], batch_size=0), "batch_size is 0"),
     "too long": (dict(prompts="digits " * 300), "positions"),
-    "open picture for a list": (
+    "open image for a list": (
         dict(prompts=["a"], images=Image.new("RGB", (8, 8))),
         "one file for 1 prompts",
     ),
@@ -349,10 +349,10 @@ def test_bad_calls_are_refused_in_words(model: Model, name: str) -> None:
 
 
 def test_errors_name_the_prompt_and_the_arithmetic(model: Model, files: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match=r"prompt 2 of 2: .*2 times for 1 pictures"):
+    with pytest.raises(InputError, match=r"prompt 2 of 2: .*2 times for 1 images"):
         model.generate(["a", "<image> and <image>"], [None, files["a.png"]])
     long = "digits " * 300
-    with pytest.raises(InputError, match=r"needs (\d+) positions \((\d+) of text, 1 for pictures"):
+    with pytest.raises(InputError, match=r"needs (\d+) positions \((\d+) of text, 1 for images"):
         model.generate(long, files["a.png"])
     with pytest.raises(InputError, match="but the model has 255"):
         next(iter(model.stream(long)))

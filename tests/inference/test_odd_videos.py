@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
         lambda path: clips.damaged(clips.moving_video(path, *MOVING), "gone"),
         "is damaged or ends early",
     ),
-    "a picture of a folder": ("frames", spoilt_pictures, "9.png"),
+    "an image of a folder": ("frames", spoilt_pictures, "9.png"),
 }
 
 

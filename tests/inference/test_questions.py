@@ -59,7 +59,7 @@ def without_cache(examples: list, settings: Settings) -> list[str]:
 
 
 def test_the_engine_answers_as_the_whole_model_does() -> None:
-    """Of one picture three questions are three pictures; beside each other, and alone."""
+    """Of one image three questions are three images; beside each other, and alone."""
     page = tiny_model.picture(1)
     shown = [[page], [page], [tiny_model.picture(2), page]]
     settings = Settings(max_new_tokens=6)
@@ -78,7 +78,7 @@ def test_the_engine_answers_as_the_whole_model_does() -> None:
 
 
 def tokens(picture: np.ndarray, text: str) -> np.ndarray:
-    """The visual tokens [Q, D] of a picture that is looked at for a question."""
+    """The visual tokens [Q, D] of an image that is looked at for a question."""
     params, cfg = tiny.on_device(model().params), model().bundle.model
     seen = llava_mini.encode_vision(params, model().read_pictures([picture], None).pixels, cfg)
     asked = questions.padded(np.array(ids_of(text), np.int32), IDS)[None]
@@ -97,7 +97,7 @@ def test_a_film_is_looked_at_for_its_question() -> None:
 
 
 def test_a_follow_up_question_looks_anew() -> None:
-    """The picture's tokens are the newest question's, wherever the picture stands."""
+    """The image's tokens are the newest question's, wherever the image stands."""
     page = tiny_model.picture(1)
     session = Session(model(), Settings(max_new_tokens=4))
     session.show_image(page)
@@ -112,7 +112,7 @@ def test_a_follow_up_question_looks_anew() -> None:
     example = model().request(turns, model().read_pictures([page], None))
     assert example.questions[0].tolist() == ids_of(ASKED[1])
     assert without_cache([example], Settings(max_new_tokens=4)) == [second]
-    # Asked again, the picture is known for this question.
+    # Asked again, the image is known for this question.
     session.new_conversation()
     assert "".join(session.ask(ASKED[0])) == first
     assert session._ticket.usage.recalled == 1

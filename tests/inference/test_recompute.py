@@ -88,7 +88,7 @@ def test_pictures_of_different_numbers_of_tokens_are_answered():
     model = compressed(own)
     answers_are_of_the_logits(model)
     frames = np.zeros((2, 8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match='"prumerge" is defined on pictures, and a video is given'):
+    with pytest.raises(InputError, match='"prumerge" is defined on images, and a video is given'):
         model.generate(QUESTIONS[0], videos=frames)
 
 
@@ -101,7 +101,7 @@ def test_a_fixed_number_of_chosen_tokens_keeps_a_cache():
 def test_a_question_where_pictures_are_seen_without_one():
     cfg = tiny.model("paper", compressor=METHODS["llama_vid"], prefusion_layers=0)
     refuse_inside(cfg)
-    with pytest.raises(InputError, match='"llama_vid" reads the question about a picture'):
+    with pytest.raises(InputError, match='"llama_vid" reads the question about an image'):
         refuse_question(cfg)
 
 
@@ -134,7 +134,7 @@ def test_all_patches_count_against_its_positions():
     """Its first layers read every patch, however few tokens the later ones see."""
     patches = inside().bundle.model.patches_per_image(1)
     small = inside(positions=patches)
-    with pytest.raises(InputError, match="for pictures"):
+    with pytest.raises(InputError, match="for images"):
         small.generate(QUESTIONS[0], PICTURES[0])
 
 

@@ -137,7 +137,7 @@ def test_what_is_kept_changes_no_answer(paper, clip, budget):
     used = session.memory()
     assert used["device"] <= budget.device and used["disk"] <= budget.disk
     pixels = 2 * np.prod(paper.read_pictures(tiny_model.picture(7), None).pixels.shape)
-    assert used["host"] <= budget.host + pixels  # the picture itself is always there
+    assert used["host"] <= budget.host + pixels  # the image itself is always there
 
 
 def test_a_budget_that_fills_up_keeps_less_of_what_comes_later(paper, clip):
@@ -291,7 +291,7 @@ def test_weights_on_several_devices_give_the_same_answers(paper, clip):
 
 @pytest.mark.slow
 def test_a_hundred_random_sessions(paper, clip):
-    """Pictures, videos, frames and questions in any order, kept in any way."""
+    """Images, videos, frames and questions in any order, kept in any way."""
     for seed in range(100):
         choice = random.Random(seed)
         budget = choice.choice(list(BUDGETS.values()))
@@ -325,7 +325,7 @@ def test_a_video_for_a_compressor_of_pictures(paper):
     m3 = dataclasses.replace(paper.bundle.model, compressor=M3Config(count=1), prefusion_layers=0)
     bundle = dataclasses.replace(paper.bundle, model=m3)
     session = Session(Model(paper.params, bundle, paper.tokenizer, paper.buckets))
-    with pytest.raises(InputError, match='compressor "m3" is defined on pictures, and a video'):
+    with pytest.raises(InputError, match='compressor "m3" is defined on images, and a video'):
         session.show_video(np.zeros((2, 8, 8, 3), np.uint8))
 
 
@@ -350,7 +350,7 @@ def test_mistakes(paper):
     with pytest.raises(InputError, match="no video to append to"):
         session.append_frames([tiny_model.picture(2)])
     assert session.frames == 1
-    with pytest.raises(InputError, match="1 times for 0 pictures or videos"):
+    with pytest.raises(InputError, match="1 times for 0 images or videos"):
         said(Session(paper), "what is <image> ?")
     with pytest.raises(InputError, match="chunk is 0"):
         Session(paper, chunk=0)
@@ -471,7 +471,7 @@ def test_a_question_is_refused_when_it_is_asked(paper):
     session.show_image(tiny_model.picture(1))
     with pytest.raises(InputError, match="positions"):
         session.ask("a " * 2000)
-    with pytest.raises(InputError, match="2 times for 1 pictures"):
+    with pytest.raises(InputError, match="2 times for 1 images"):
         session.ask("<image> and <image>?")
     first = session.ask(WORDS[0])
     second = session.ask(WORDS[0])  # the first one is over before its first piece

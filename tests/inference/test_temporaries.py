@@ -76,7 +76,7 @@ def abstract(cfg: LlavaMiniConfig, dtype: str) -> Any:
 
 
 def lowered(cfg: LlavaMiniConfig, params: Any) -> Iterator[tuple[str, Any]]:
-    """Every large program of the engine, for one slot and one picture."""
+    """Every large program of the engine, for one slot and one image."""
     D = cfg.llm.width
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:

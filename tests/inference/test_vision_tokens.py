@@ -53,7 +53,7 @@ def test_a_folder_keeps_its_counts(model: Model) -> None:
 
 
 def test_requests_of_any_counts_side_by_side_are_what_they_are_alone(model: Model) -> None:
-    # Two of one picture, whose tokens are kept; longer and shorter ones take turns.
+    # Two of one image, whose tokens are kept; longer and shorter ones take turns.
     pictures = [tiny_model.picture(n // 2) for n in range(6)]
     asked: list[int | str | None] = [16, 0, 9, 1, "all", None]
     texts = [QUESTION if n % 2 else MORE for n in range(6)]
@@ -75,7 +75,7 @@ def test_requests_of_any_counts_side_by_side_are_what_they_are_alone(model: Mode
             heard[n].append(engine.submit(request, heard[n].append))
         while engine.step():
             pass
-        # A picture is looked at once, whatever the counts.
+        # An image is looked at once, whatever the counts.
         assert engine.gallery.used()["media"] == len({n // 2 for n in numbers})
         return heard
 
@@ -88,7 +88,7 @@ def test_requests_of_any_counts_side_by_side_are_what_they_are_alone(model: Mode
         assert [p.text for p in pieces] and pieces[-1].answer == alone[-1].answer
         ours, theirs = ([t for piece in p for t in piece.tokens] for p in (pieces, alone))
         assert [t.id for t in ours] == [t.id for t in theirs]
-        # The tower's products of four pictures together add in another order than one's.
+        # The tower's products of four images together add in another order than one's.
         np.testing.assert_allclose(
             [t.logprob for t in ours], [t.logprob for t in theirs], atol=LOGPROB_ATOL
         )
@@ -154,11 +154,11 @@ def test_a_film_keeps_only_the_tokens_that_are_asked_for(model: Model) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (5, "vision_tokens is 5, but this model has 0, 1, 4, 9, 16 for a picture: give one of"),
+        (5, "vision_tokens is 5, but this model has 0, 1, 4, 9, 16 for an image: give one of"),
         (-1, "vision_tokens is -1, but this model has 0, 1, 4, 9, 16"),
-        (True, 'vision_tokens is True; give a number of tokens of a picture, or "all"'),
+        (True, 'vision_tokens is True; give a number of tokens of an image, or "all"'),
         (4.0, "vision_tokens is 4.0; give a number"),
-        ("auto", "vision_tokens is 'auto'; give a number of tokens of a picture, or \"all\""),
+        ("auto", "vision_tokens is 'auto'; give a number of tokens of an image, or \"all\""),
     ],
 )
 def test_a_count_that_it_does_not_have_is_refused(model: Model, given: Any, sentence: str) -> None:
@@ -182,11 +182,11 @@ def test_models_of_one_number_take_no_other() -> None:
     bundle = tiny_model.bundle("paper")
     assert vision_tokens.chosen(1, bundle) is vision_tokens.chosen("all", bundle) is None
     assert vision_tokens.with_unasked(bundle, 1) is bundle
-    with pytest.raises(InputError, match="this model has 1 for a picture and no other number"):
+    with pytest.raises(InputError, match="this model has 1 for an image and no other number"):
         vision_tokens.chosen(4, bundle)
     pruned = PruMergeConfig(layer=1, neighbours=5, ratio=0.0, variant="clean")
     kinds = {
-        "gives each picture as many tokens as it deserves": dict(compressor=pruned),
+        "gives each image as many tokens as it deserves": dict(compressor=pruned),
         "compresses inside the language model": dict(prefusion_layers=0, inside_layers=1),
     }
     for sentence, changes in kinds.items():

@@ -66,7 +66,7 @@ def question(media: list[int], more: bool) -> Callable[[Model], str]:
 
 @pytest.mark.parametrize("dialect", ["paper", "release", "llava-1.5"])
 @pytest.mark.parametrize(
-    "media", [[], [1], [1, 1, 11]], ids=["text", "picture", "pictures and video"]
+    "media", [[], [1], [1, 1, 11]], ids=["text", "picture", "images and video"]
 )
 def test_a_question(compiled, dialect, media) -> None:
     if dialect == "llava-1.5" and len(media) > 1:
@@ -151,7 +151,7 @@ def test_a_batch_of_requests_to_other_methods(compiled, name, changes, reads) ->
 
 @pytest.mark.slow  # a model, and all that a server compiles
 def test_an_engine_whose_later_layers_choose(compiled) -> None:
-    """Any text that its buckets hold, with a picture and without."""
+    """Any text that its buckets hold, with an image and without."""
     model = tiny_compressors.model("fastv", variant="drop")
     sizes = [LaneSize(2, 96), LaneSize(1, 128)]
     texts = [size for size in model.buckets.lengths if size <= 64]

@@ -72,7 +72,7 @@ class Asked:
 
 
 def test_nothing_is_compiled_once_it_is_ready(model, ready) -> None:
-    """Texts of all buckets, pictures alone and together, films, follow-ups, all settings."""
+    """Texts of all buckets, images alone and together, films, follow-ups, all settings."""
     before = compilation.compiled()
     requests = [
         *(asked(model, QUESTION * n, n, b"%d" % n) for n in (1, 2, 4, 7, 11)),

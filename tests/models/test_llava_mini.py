@@ -308,7 +308,7 @@ def test_abstract_is_what_init_makes() -> None:
 
 @pytest.mark.parametrize("name", ["paper", pytest.param("release", marks=pytest.mark.slow)])
 def test_long_videos_are_recomputed_a_few_frames_at_a_time(name: str) -> None:
-    """Forty frames beside a picture: loss and gradients stay, the memory between passes goes."""
+    """Forty frames beside an image: loss and gradients stay, the memory between passes goes."""
     together = tiny.model(name, grid=1)
     rows = [tiny.example(1, 12, {2: 40}, together, answer=3)]
     rows.append(tiny.example(2, 9, {1: 1}, together, answer=2))

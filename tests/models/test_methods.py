@@ -124,7 +124,7 @@ def test_empty_slots_are_not_there(name: str) -> None:
 @pytest.mark.slow  # a model each; without a cache: tests/inference/test_recompute.py
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_an_answer_behind_empty_slots_is_predicted_from_the_last_token(name: str) -> None:
-    """In stage 1 a caption follows its picture at once."""
+    """In stage 1 a caption follows its image at once."""
     cfg = model(name, prefusion_layers=0)
     params = tiny.on_device(tiny.weights(cfg))
     row = tiny.example(0, 4, {0: 1}, cfg, answer=3)
@@ -255,7 +255,7 @@ def test_equal_attention_has_no_outliers() -> None:
 
 
 def prumerge_seen(scores: np.ndarray) -> Seen:
-    """A picture of P patches whose attention is the softmax of scores, in one head."""
+    """An image of P patches whose attention is the softmax of scores, in one head."""
     P = len(scores)
     keys = np.zeros((1, P + 1, 1, 4), np.float32)
     keys[0, 1:, 0, 0], keys[0, 1:, 0, 1] = scores, np.linspace(0, 1, P)
@@ -325,7 +325,7 @@ def test_fastvs_two_variants_answer_alike_and_never_lose_text_in_silence() -> No
     close(answers(whole), answers(none))
     moved = [np.abs(a - b).max() for a, b in zip(answers(mask), answers(none), strict=True)]
     assert max(moved) > 10 * ATOL
-    # A row of text that is longer than what a row with a picture leaves.
+    # A row of text that is longer than what a row with an image leaves.
     long = tiny.example(9, 60, {}, mask, answer=3)
     found = text_logits(params, batch(drop, [rows[0], long]), drop)
     assert np.isnan(found[1]).any() and not np.isnan(found[0][-1]).any()
@@ -452,9 +452,7 @@ def test_parts_of_a_picture_for_a_method_of_whole_ones() -> None:
     cfg = model("visionzip")
     params = tiny.on_device(tiny.weights(cfg))
     row = tiny.example(0, 4, {0: 1}, cfg, parts=5)
-    with pytest.raises(
-        ValueError, match='"visionzip" is defined on whole pictures, not on 5 parts'
-    ):
+    with pytest.raises(ValueError, match='"visionzip" is defined on whole images, not on 5 parts'):
         logits(params, batch(cfg, [row]).inputs, cfg)
 
 
@@ -466,7 +464,7 @@ def test_a_shared_ratio_of_several_pictures() -> None:
     clean = model("prumerge", prefusion_layers=0)
     made = batch(cfg, [one])
     close(text_logits(params, made, cfg), text_logits(params, made, clean))
-    with pytest.raises(ValueError, match=r"one ratio among the 2 pictures.* variant to clean"):
+    with pytest.raises(ValueError, match=r"one ratio among the 2 images.* variant to clean"):
         logits(params, batch(cfg, [one, one]).inputs, cfg)
 
 
@@ -477,7 +475,7 @@ def test_text_that_is_missing() -> None:
     inputs = dataclasses.replace(batch(cfg, [row]).inputs, question_BIT=None)
     with pytest.raises(ValueError, match='"llama_vid" reads the question, and none is given'):
         logits(params, inputs, cfg)
-    with pytest.raises(InputError, match="0 questions are given for 1 pictures or videos"):
+    with pytest.raises(InputError, match="0 questions are given for 1 images or videos"):
         batch(cfg, [dataclasses.replace(row, questions=())])
 
 

@@ -226,7 +226,7 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(way: str) -> None:
 
 
 def test_high_resolution_compresses_the_whole_map() -> None:
-    """2 x 2 parts and the whole picture: the same queries on a map of twice the side."""
+    """2 x 2 parts and the whole image: the same queries on a map of twice the side."""
     cfg = model("separate")
     params = tiny.on_device(tiny.weights(cfg))
     row = tiny.example(0, 8, {2: 1}, cfg, parts=5, answer=2)
@@ -258,9 +258,9 @@ def test_a_wrong_configuration_is_told_in_a_sentence(changes: dict, sentence: st
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (dict(prefusion_layers=0), "would leave nothing of a picture"),
+        (dict(prefusion_layers=0), "would leave nothing of an image"),
         (dict(fuse_compressed=True), "set fuse_compressed to false"),
-        (dict(prefusion_layers=0, inside_layers=1), "set inside_layers to 0|nothing of a picture"),
+        (dict(prefusion_layers=0, inside_layers=1), "set inside_layers to 0|nothing of an image"),
         (dict(compress="features"), 'cannot be put at compress "features"'),
         (dict(compressor=config("grids", counts=(1, 25), count=1)), "give counts up to 16"),
     ],

@@ -100,7 +100,7 @@ def project(projector, x: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: list[np.ndarray], k: int, side: int) -> np.ndarray:
-    """Sub-images as one picture, patch by patch."""
+    """Sub-images as one image, patch by patch."""
     whole = [
         parts[(y // side) * k + x // side][(y % side) * side + x % side]
         for y in range(k * side)

@@ -1,4 +1,4 @@
-"""Splicing: any batch of texts and pictures gives the sequences that a naive splice gives."""
+"""Splicing: any batch of texts and images gives the sequences that a naive splice gives."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def make(ids: list[int], frames: list[int], supervised: list[bool]) -> Example:
 def examples(draw) -> Example:
     marked = draw(st.lists(st.booleans(), min_size=1, max_size=9).filter(lambda m: sum(m) <= 3))
     ids = [MARK if mark else draw(st.integers(0, 50)) for mark in marked]
-    # A row without a mark may still bring a picture, with which its text is fused (release).
+    # A row without a mark may still bring an image, with which its text is fused (release).
     pictures = sum(marked) or draw(st.integers(0, 1))
     frames = draw(st.lists(st.integers(1, 3), min_size=pictures, max_size=pictures))
     supervised = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))

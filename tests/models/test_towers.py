@@ -1,6 +1,6 @@
 """CLIP's and SigLIP's towers against transformers' own hidden states, and a LLaVA with a SigLIP.
 
-The folders were written by transformers (tests/golden/backbones); pictures of 14 pixels have three
+The folders were written by transformers (tests/golden/backbones); images of 14 pixels have three
 patches of 4 along a side and a margin. A variant that computes one thing otherwise must be seen.
 """
 
@@ -142,7 +142,7 @@ def test_a_llava_of_siglip_and_qwen2() -> None:
     (ids,) = expected["ids"]
     image = ids == cfg.llm.vocab_size - 1
     first = int(np.argmax(image))
-    # One mark in place of the picture's positions.
+    # One mark in place of the image's positions.
     marked = np.concatenate([ids[:first], [tiny.MARK], ids[~image][first:]]).astype(np.int32)
     none = np.full(len(marked), -100, np.int32)
     example = Example(marked, marked >= 0, none, expected["pixels"][:, None], (1,))

@@ -30,7 +30,7 @@ LANGUAGE_MODELS = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
 def logits_and_ids(
     model: torch.nn.Module, case: Path, *, picture: bool
 ) -> tuple[np.ndarray, list[int]]:
-    """Logits of the prompt and the greedy ids behind it, with the picture or its text alone."""
+    """Logits of the prompt and the greedy ids behind it, with the image or its text alone."""
     with np.load(case / "expected.npz") as file:
         given = dict(file)
     image = int(given["image"])
@@ -68,7 +68,7 @@ def problems_of(case: Path) -> list[str]:
     made = processor(images=picture, text="USER: <image>\nWhat? ASSISTANT:", return_tensors="pt")
     places = int((made["input_ids"] == again.config.image_token_index).sum())
     if places != 16:
-        wrong.append(f"the processor makes {places} places for a picture of 16 patches")
+        wrong.append(f"the processor makes {places} places for an image of 16 patches")
     text, text_ids = logits_and_ids(original, case, picture=False)
     language = LANGUAGE_MODELS.get(original.config.text_config.model_type, LlamaForCausalLM)
     for kind in ("llava-1.5", "release"):
@@ -81,7 +81,7 @@ def problems_of(case: Path) -> list[str]:
 
 
 def padding_problems(folder: Path) -> list[str]:
-    """An export that pads pictures to squares: its processor's pixels against ours."""
+    """An export that pads images to squares: its processor's pixels against ours."""
     processor = AutoProcessor.from_pretrained(folder / "export").image_processor
     with np.load(folder / "expected.npz") as file:
         pictures = [Image.fromarray(file[name]) for name in ("lying", "upright")]

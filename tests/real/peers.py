@@ -367,7 +367,7 @@ def make_towers(out: Path) -> None:
 
 
 def make_padding(out: Path) -> None:
-    """LLaVA's own image processor, which pads: its pixels of an upright and a lying picture."""
+    """LLaVA's own image processor, which pads: its pixels of an upright and a lying image."""
     from transformers import LlavaImageProcessor
 
     sizes = dict(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})

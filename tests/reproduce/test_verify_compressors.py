@@ -100,7 +100,7 @@ MISTAKES = {
         "given_IL",
         "prumerge_batch_pooled",
     ),
-    "PruMerge's ratio is a picture's own": (
+    "PruMerge's ratio is an image's own": (
         "compressors.prumerge",
         'cfg.variant == "clean"',
         "True",
@@ -184,7 +184,7 @@ MISTAKES = {
         "_feed(layer.text_mlp, query_IQW, cfg)",
         "llamavid_mean_multiturn",
     ),
-    "LLaMA-VID's text reads the picture": (
+    "LLaMA-VID's text reads the image": (
         "compressors.qformer",
         "text_ITW = _feed(",
         "text_ITW = 0.5 * _feed(",

@@ -181,7 +181,7 @@ def test_what_a_model_offers_is_taken(client: Client) -> None:
     assert client.said("hello", vision_tokens=1) == client.said("hello")
     assert client.said("hello", vision_tokens="all") == client.said("hello")
     told = client.chat("hello", vision_tokens=9).error["message"]
-    assert "this model has 1 for a picture and no other number" in told
+    assert "this model has 1 for an image and no other number" in told
 
 
 def test_the_other_statuses(client: Client) -> None:

@@ -27,7 +27,7 @@ def test_its_work_is_let_in_as_answers_are() -> None:
     with running(service) as client:
         wrong: dict[str, Any] = {**CHAT, "temperature": 9}
         for path in ("/look", "/compare"):
-            assert client.send(path, CHAT).error["code"] == 400  # it shows no picture
+            assert client.send(path, CHAT).error["code"] == 400  # it shows no image
             assert client.send(path, wrong).error["param"] == "temperature"
         assert service.admission.held == 0
         place = service.enter(1)

@@ -111,7 +111,7 @@ def test_an_idle_server_ends_at_once_with_0_at_ctrl_c() -> None:
 
 
 class Held(fake.FakeReader):
-    """Reads a picture when it is let: as if decoding took that long."""
+    """Reads an image when it is let: as if decoding took that long."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures of requests: every kind of file, whatever is wrong with them, names, and limits."""
+"""Images of requests: every kind of file, whatever is wrong with them, names, and limits."""
 
 import base64
 import io
@@ -241,7 +241,7 @@ def test_the_seconds_of_a_requests_remote_files_are_told_once(monkeypatch):
 
 def test_a_film_for_a_compressor_of_pictures_is_400():
     m3 = replace(BUNDLE.model, compressor=M3Config(count=1), prefusion_layers=0)
-    with pytest.raises(ApiError, match='video 1: compressor "m3" is defined on pictures') as caught:
+    with pytest.raises(ApiError, match='video 1: compressor "m3" is defined on images') as caught:
         reader(replace(BUNDLE, model=m3)).read([VideoPart("data:x")], VideoOptions(), "")
     assert caught.value.status == 400 and caught.value.param == "video_url"
 

@@ -160,7 +160,7 @@ def test_ten_thousand_frames_are_refused_before_one_is_decoded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", [sent(), sent(saved(picture()), b""), sent(b"no picture"), "data:video/jpeg;base64,,,",
+    "given", [sent(), sent(saved(picture()), b""), sent(b"no image"), "data:video/jpeg;base64,,,",
               "data:video/jpeg;base64,AA==A", "data:video/jpeg," + sent(saved(picture()))[23:]]
 )  # fmt: skip
 def test_wrong_frames_of_the_client(given):
@@ -168,7 +168,7 @@ def test_wrong_frames_of_the_client(given):
 
 
 def test_frames_of_the_client_are_decoded_as_they_are_taken():
-    medium = read(sent(saved(picture()), b"no picture", saved(picture())))
+    medium = read(sent(saved(picture()), b"no image", saved(picture())))
     found = medium.read()
     np.testing.assert_array_equal(next(found), shown(picture()))
     with pytest.raises(ApiError, match="frame 2 of video 1") as caught:
@@ -191,13 +191,13 @@ def broken(place: Path) -> dict[str, bytes]:
         "cut": whole[: len(whole) // 2],
         "text": b"#EXTM3U\nfile:///etc/passwd\n",
         "a playlist": b"ffconcat version 1.0\nfile /etc/passwd\n",
-        "a picture": saved(picture()),
+        "an image": saved(picture()),
         "nothing much": b"\0",
         "zeros": bytes(100_000),
     }
 
 
-BROKEN = ("sound alone", "no frames", "cut", "text", "a playlist", "a picture", "nothing much",
+BROKEN = ("sound alone", "no frames", "cut", "text", "a playlist", "an image", "nothing much",
           "zeros")  # fmt: skip
 
 
@@ -446,6 +446,6 @@ def test_a_method_of_pictures_takes_no_film(place: Path) -> None:
     own = VisionZipConfig(layer=0, dominant=4, contextual=3)
     cfg = tiny.model("paper", old.llm, old.vision, compressor=own, prefusion_layers=0)
     to = reader(dataclasses.replace(BUNDLE, model=cfg))
-    with pytest.raises(ApiError, match='"visionzip" is defined on pictures, and a video is ') as e:
+    with pytest.raises(ApiError, match='"visionzip" is defined on images, and a video is ') as e:
         read(url(place / "short.mp4"), to=to)
     assert e.value.status == 400 and e.value.param == "video_url"

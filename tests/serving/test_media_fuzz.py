@@ -1,4 +1,4 @@
-"""Whatever a client sends as a picture or a film, it is read, or refused in a sentence."""
+"""Whatever a client sends as an image or a film, it is read, or refused in a sentence."""
 
 import base64
 import random

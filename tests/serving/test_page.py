@@ -108,7 +108,7 @@ def test_the_heat_map_is_the_compressors_attention(thread):
     assert head == "data:image/jpeg;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(letters))))
     assert shown.shape == pixels[0].shape
-    assert np.abs(shown.astype(int) - pixels[0]).mean() < 20  # JPEG's loss, not another picture
+    assert np.abs(shown.astype(int) - pixels[0]).mean() < 20  # JPEG's loss, not another image
 
 
 def test_of_a_film_frames_from_its_beginning_to_its_end_are_looked_at(thread):
@@ -122,7 +122,7 @@ def test_models_without_queries_and_requests_without_pictures_are_refused(thread
     with pytest.raises(ApiError, match="no queries") as error:
         page.looked_at(worker, request(worker, 1).media)
     assert error.value.status == 400
-    with pytest.raises(ApiError, match="shows no picture"):
+    with pytest.raises(ApiError, match="shows no image"):
         page.looked_at(worker, [])
 
 
@@ -151,7 +151,7 @@ def test_both_sides_are_measured_on_the_engines_thread(thread):
 def test_what_cannot_be_compared_is_told(thread):
     worker = engine(thread)
     for counts, told in (
-        ((), "shows no picture"),
+        ((), "shows no image"),
         ((12,), "would need 192 positions for 12 frames of 16 patches"),
     ):
         with pytest.raises(ApiError, match=told) as error:

@@ -1,4 +1,4 @@
-"""What people type is text: no "<image>" of theirs is a picture, no special token acts as one."""
+"""What people type is text: no "<image>" of theirs is an image, no special token acts as one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""As many tokens of a picture as a chat asks for: what the engine is asked, and what is refused."""
+"""As many tokens of an image as a chat asks for: what the engine is asked, and what is refused."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_the_arithmetic_is_that_of_the_count(model: Model) -> None:
 
 @pytest.mark.parametrize("wrong", [5, -1, 576])
 def test_another_count_is_refused_with_those_that_there_are(model: Model, wrong: int) -> None:
-    with pytest.raises(ApiError, match="this model has 0, 1, 4, 9, 16 for a picture") as told:
+    with pytest.raises(ApiError, match="this model has 0, 1, 4, 9, 16 for an image") as told:
         asked(model, vision_tokens=wrong)
     assert told.value.param == "vision_tokens"
     with pytest.raises(ApiError) as told:
@@ -127,7 +127,7 @@ def test_serve_has_a_method_that_needs_no_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--vision-tokens", "3", "this model has 0, 1, 4, 9, 16 for a picture"),
+        ("--vision-tokens", "3", "this model has 0, 1, 4, 9, 16 for an image"),
         ("--compressor", "fastv,layer=1,keep=8", "fastv"),
     ],
 )

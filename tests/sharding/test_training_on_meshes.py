@@ -79,7 +79,7 @@ QUICK = {("stage 1", (1, 8, 1)), ("stage 2", (2, 2, 2))}
 
 
 def batches(case: Case) -> list[TrainBatch]:
-    """Two batches of one shape, with pictures, videos and text alone."""
+    """Two batches of one shape, with images, videos and text alone."""
     cfg = case.model
     kinds = [{2: 1}, {0: 1, 5: 1}, {1: 2}, {}]
     rows = [

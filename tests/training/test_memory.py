@@ -160,7 +160,7 @@ def test_the_estimate_is_what_the_compiler_reports(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", [8, 32])
 def test_the_estimate_of_videos(frames: int) -> None:
-    """Of 32 frames, 8 are computed at a time: what is more is the pictures themselves."""
+    """Of 32 frames, 8 are computed at a time: what is more is the images themselves."""
     case = stage(batch_size=2)
     assert estimate(case, frames).total == pytest.approx(compiled_bytes(case, frames), rel=RTOL)
 

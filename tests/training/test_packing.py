@@ -55,7 +55,7 @@ def conversations(cfg: LlavaMiniConfig) -> list[Example]:
         tiny.example(1, 6, {}, cfg, answer=5),
         tiny.example(2, 12, {1: 1, 5: 1}, cfg, answer=4),
         tiny.example(3, 7, {3: 3}, cfg, answer=2),
-        # A picture without a place in the text (the release's blank one).
+        # An image without a place in the text (the release's blank one).
         dataclasses.replace(unmarked, pixels=picture.pixels, frames=picture.frames),
         picture,
     ]

@@ -313,7 +313,7 @@ def test_a_step_can_be_traced_at_full_size(name):
 
 
 def abstract_batch(stage: TrainConfig, rows: int) -> TrainBatch:
-    """A batch of one picture and 128 positions of text a row."""
+    """A batch of one image and 128 positions of text a row."""
     parts, side, text = stage.images.parts, stage.model.vision.image_size, 128
 
     def array(shape: tuple[int, ...], dtype: object = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -337,5 +337,5 @@ def test_a_method_that_reads_questions_can_be_planned(capsys):
     stages = stages_of(load_config(str(ROOT / "configs" / "compressors" / "llama_vid.py")))
     dry_run.describe(stages[-1:])
     said = " ".join(capsys.readouterr().out.split())  # a table's title is broken into lines
-    assert "one picture each (a picture counts once for each question about it)" in said
+    assert "one image each (an image counts once for each question about it)" in said
     assert "products of a device" in said

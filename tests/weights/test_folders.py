@@ -167,16 +167,16 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "patches do not form a square grid",
     ),
-    "marks around pictures": (
+    "marks around images": (
         {"mm_use_im_start_end": True},
-        '"mm_use_im_start_end" is true, but pictures between <im_start> and <im_end>',
+        '"mm_use_im_start_end" is true, but images between <im_start> and <im_end>',
     ),
     "no tokens": ({"compressor_size": 0}, '"compressor_size" is 0, expected a whole number from 1'),
     "layers below none": (
         {"prefusion_layer_num": -1},
         '"prefusion_layer_num" is -1, expected 0 or more',
     ),
-    "unknown pictures": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+    "unknown images": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
     "no such layer": ({"mm_vision_select_layer": -9}, "select_layer -9 of a tower of 3 layers"),
     "our section is text": ({"llava_mini_jax": "paper"}, "is 'paper', expected an object"),
     "unknown part": (section(modell={}), 'unknown part "modell"; known: model, prompt, images'),

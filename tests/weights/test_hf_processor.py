@@ -173,7 +173,7 @@ def test_where_a_folder_says_it(tmp_path: Path) -> None:
     assert read_processor(tmp_path) == READ
     other = CLIP_336 | {"image_mean": [0.5, 0.5, 0.5]}
     write(tmp_path, "processor_config.json", {"image_processor": other})
-    with pytest.raises(InputError, match="treat pictures differently"):
+    with pytest.raises(InputError, match="treat images differently"):
         read_processor(tmp_path)
     write(tmp_path, "processor_config.json", {"image_processor": "CLIP"})
     with pytest.raises(InputError, match="expected an object"):
@@ -208,7 +208,7 @@ def test_image_settings_of_llava_folders() -> None:
     ):
         with pytest.raises(InputError, match=message):
             settings(**config)
-    with pytest.raises(InputError, match="pictures of 336 pixels, but the tower takes 224"):
+    with pytest.raises(InputError, match="images of 336 pixels, but the tower takes 224"):
         settings(size=224)
 
 
@@ -219,7 +219,7 @@ def test_padding_and_squeezing_must_agree_with_the_model() -> None:
         settings(llava, image_aspect_ratio="square")
     squeezing = found(size={"height": 336, "width": 336})
     assert settings(squeezing, image_aspect_ratio="pad").aspect == "pad"  # squares stay squares
-    # As CLIP's class does it: both sides to 336, whatever the picture's shape.
+    # As CLIP's class does it: both sides to 336, whatever the image's shape.
     assert image_settings(squeezing, 336, pad=False, grid=1).aspect == "squeeze"
 
 

@@ -127,7 +127,7 @@ def test_token_packers_golden_tokens_of_pictures(tmp_path: Path) -> None:
 
 
 def tokens(params: LlavaMini, case: Any, bundle: Bundle) -> np.ndarray:
-    """What the compressor makes of a case's pictures; in front of a projector, if there is one."""
+    """What the compressor makes of a case's images; in front of a projector, if there is one."""
     cfg = bundle.model
 
     def see(params: LlavaMini, pixels: jax.Array) -> compressors.Compressed:
@@ -171,9 +171,9 @@ def test_vocos_prompt_begins_with_the_picture(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(voco(tmp_path))
     turns = [Turn("user", "<image>\nis\nit?"), Turn("assistant", None)]
     ids = encode(TEMPLATES["voco_v1"], turns, tokenizer, double_bos=False).ids.tolist()
-    # Behind the picture's mark stands what the compressor does not write.
+    # Behind the image's mark stands what the compressor does not write.
     assert ids[:3] == [1, -200, 13] and 13 not in ids[3:] and -200 not in ids[2:]
-    with pytest.raises(InputError, match="2 pictures are given, but this template takes one"):
+    with pytest.raises(InputError, match="2 images are given, but this template takes one"):
         encode(TEMPLATES["voco_v1"], [Turn("user", "<image><image>"), turns[1]], tokenizer,
                double_bos=False)  # fmt: skip
 
@@ -371,7 +371,7 @@ def test_prumerges_adapters_are_merged(tmp_path: Path) -> None:
     bundle, params = converted(folder, "--merge", "--compressor", "prumerge_plus")
     golden = published.case("prumerge_plus_tower24")
     found = tokens(params, golden, bundle)
-    # One picture's own count is that of the released code, but for its last patch.
+    # One image's own count is that of the released code, but for its last patch.
     np.testing.assert_allclose(found, golden.outputs["tokens"], atol=ATOL)
     added = np.asarray(params.llm.layers[0].up_proj) - whole[f"{name}.weight"]
     np.testing.assert_allclose(added, 4.0, atol=1e-5)

@@ -1,6 +1,6 @@
 """Examples to batches: everything about a batch's shape is decided here, on the host.
 
-    EncodedPrompt (ids, answer spans) + pictures --make_example--> Example
+    EncodedPrompt (ids, answer spans) + images --make_example--> Example
     Examples --collate--> Inputs (+ labels), padded to declared buckets
              --grow--> padded as far as the other processes' rows of the same batch
 
@@ -27,13 +27,13 @@ from llava_mini_jax.params import Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation with its pictures, ready to be put into a batch."""
+    """One conversation with its images, ready to be put into a batch."""
 
     ids: np.ndarray  # [T] int32, negative at image marks
     fuse: np.ndarray  # [T] bool, takes part in pre-fusion
     labels: np.ndarray  # [T] int32, IGNORE where nothing is to be learnt
     pixels: np.ndarray  # [I, J, Y, X, C] uint8, images and frames in order; I is 0 for text alone
-    frames: tuple[int, ...]  # images of each mark: 1 for a picture, F for a video
+    frames: tuple[int, ...]  # images of each mark: 1 for an image, F for a video
     tokens: int | None = None  # of each of them; None: as many as the model gives unasked
     questions: tuple[np.ndarray, ...] = ()  # ids of each mark's, where the compressor reads them
 
@@ -42,7 +42,7 @@ class Example:
 class TrainBatch:
     inputs: Inputs
     labels_BS: Leaf  # int32: the token that stands in each slot, IGNORE where it is not supervised
-    # int32: of each of the row's pictures, -1 without any; None where rows do not choose.
+    # int32: of each of the row's images, -1 without any; None where rows do not choose.
     tokens_B: Leaf = None
 
 
@@ -110,7 +110,7 @@ def make_example(
     training: bool,
     tokens: int | None = None,
 ) -> Example:
-    """An Example of an encoded conversation and its pictures [I, J, Y, X, C].
+    """An Example of an encoded conversation and its images [I, J, Y, X, C].
 
     Which text takes part in pre-fusion: all of it but image marks and, in training always, answers
     (they do not exist yet when the question is fused). The two switches of `cfg` reproduce the
@@ -119,7 +119,7 @@ def make_example(
     marks = int((prompt.ids < 0).sum())
     if marks and marks != len(frames):
         raise InputError(
-            f"the text has {marks} <image> marks, but {len(frames)} pictures or videos were given: "
+            f"the text has {marks} <image> marks, but {len(frames)} images or videos were given: "
             "put one <image> in the text for each"
         )
     fuse = prompt.ids >= 0
@@ -161,7 +161,7 @@ class BatchLayout:
         )
 
     def taken(self, example: Example) -> Taken:
-        """Which of each picture's tokens stand in a row's sequence."""
+        """Which of each image's tokens stand in a row's sequence."""
         count = tokens_of(example, self.tokens_per_image)
         return Taken(0, count, count) if self.choice is None else self.choice.taken(count)
 
@@ -212,7 +212,7 @@ def collate(examples: Sequence[Example], layout: BatchLayout, *, truncate: bool)
     is_text_BS = (slots_BS >= 0) & (slots_BS < text)
     labels_BS = np.take_along_axis(labels_BT, np.where(is_text_BS, slots_BS, 0), axis=1)
     asked = [(e.questions, e.frames if len(e.pixels) else ()) for e in examples]
-    # Without a picture nothing is fused: a long text alone must not make room for itself.
+    # Without an image nothing is fused: a long text alone must not make room for itself.
     fuse = [e.fuse & (len(e.pixels) > 0) for e in examples]
     inputs = Inputs(
         ids_BT=padded([e.ids for e in examples], text),
@@ -295,14 +295,14 @@ def row_slots(example: Example, taken: Taken, text: int) -> np.ndarray:
     slots_S = plan_row(example.ids < 0, [frames * count for frames in example.frames], text)
     if count in (0, made):
         return slots_S
-    # Of each picture `made` tokens stand one behind the other, and the row takes some of them.
+    # Of each image `made` tokens stand one behind the other, and the row takes some of them.
     picture_S, token_S = np.divmod(slots_S - text, count)
     chosen_S = text + picture_S * made + first + token_S
     return np.where(slots_S >= text, chosen_S, slots_S).astype(slots_S.dtype)
 
 
 def tokens_of(example: Example, unasked: int) -> int:
-    """Tokens of each of its pictures; `unasked`: of an example that does not say."""
+    """Tokens of each of its images; `unasked`: of an example that does not say."""
     return unasked if example.tokens is None else example.tokens
 
 
@@ -316,9 +316,9 @@ def _also_in(
 
 def positions(example: Example, tokens_per_image: int) -> int:
     """How many positions of the language model an example takes; `tokens_per_image` where it does
-    not say of how many tokens its pictures are."""
+    not say of how many tokens its images are."""
     marks = int((example.ids < 0).sum())
-    # A picture without a mark is fused with the text, and takes no position (release).
+    # An image without a mark is fused with the text, and takes no position (release).
     tokens = tokens_of(example, tokens_per_image)
     return len(example.ids) - marks + tokens * sum(example.frames[:marks])
 
@@ -339,6 +339,6 @@ def check_fits(
     if needed > max_length:
         words = int((example.ids >= 0).sum())
         raise InputError(
-            f"{where} needs {needed} positions ({words} of text, {needed - words} for pictures), "
-            f"but the model has {max_length}: shorten the text or give fewer pictures or frames"
+            f"{where} needs {needed} positions ({words} of text, {needed - words} for images), "
+            f"but the model has {max_length}: shorten the text or give fewer images or frames"
         )

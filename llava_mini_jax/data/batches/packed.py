@@ -40,7 +40,7 @@ def collate_packed(
     A conversation that is longer than a row is alone in one, and cut at its end.
     """
     S = layout.buckets.lengths[-1]
-    # Without a picture nothing is fused.
+    # Without an image nothing is fused.
     longest = max((int(e.fuse.sum()) for row in rows for e in row if len(e.pixels)), default=0)
     fused = fused_room(longest, S)
     B, pixels = len(rows), rows[0][0].pixels
@@ -100,7 +100,7 @@ def _lay(
 
 
 def row_needs(example: Example, layout: BatchLayout) -> tuple[int, int]:
-    """(positions, images) that it takes of a row; marks of pictures without tokens are ids that
+    """(positions, images) that it takes of a row; marks of images without tokens are ids that
     take no position, and need a place in the row's text."""
     count = layout.taken(example).count
     return max(positions(example, count), len(example.ids)), sum(example.frames)

@@ -85,7 +85,7 @@ class Encoder:
         return self._with_pixels(sample, *self._pixels(sample))
 
     def text(self, sample: Sample) -> Example:
-        """The example without its pixels: what it takes of a row, and no picture is decoded."""
+        """The example without its pixels: what it takes of a row, and no image is decoded."""
         count = int(self.prompt.blank_image)
         frames = (1,) * count
         if "frames" in sample or "image" in sample:
@@ -98,7 +98,7 @@ class Encoder:
         given = int("frames" in sample or "image" in sample)
         turns = conversation.place_image_mark(turns, given)
         if given and question_ids.reader_of(self.tokenizer) is not None:
-            # Each question looks at the picture anew.
+            # Each question looks at the image anew.
             turns, given = question_ids.mark_every_question(turns)
             pixels, frames = np.concatenate([pixels] * given), frames * given
         template = TEMPLATES[self.prompt.template]
@@ -118,7 +118,7 @@ class Encoder:
             image = sample["image"]
             image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             return preprocess(load_image(image), self.images)[None], (1,)
-        # The release's is zero when normalised; of uint8 pictures this is the nearest (to 0.01).
+        # The release's is zero when normalised; of uint8 images this is the nearest (to 0.01).
         grey = np.rint(255 * np.array(self.images.mean)).astype(np.uint8)
         blank = np.broadcast_to(grey, (int(self.prompt.blank_image), *self.shape))
         return blank, (1,) * len(blank)
@@ -198,7 +198,7 @@ class _Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DrawTokens:
-    """Draws how many vision tokens a row's pictures have: a function of seed, step and row."""
+    """Draws how many vision tokens a row's images have: a function of seed, step and row."""
 
     seed: int
     counts: tuple[int, ...]
@@ -264,7 +264,7 @@ class _Reader:
             if not layout.videos and any(count > 1 for count in example.frames):
                 raise InputError(
                     f"sample {sample['id']} has a video, and the model's compressor is defined on"
-                    " pictures; remove it, or train another method"
+                    " images; remove it, or train another method"
                 )
             if not learns(example, layout.positions_per_image, layout.max_length):
                 raise InputError(

@@ -19,9 +19,9 @@ def padded(ids_T: np.ndarray, length: int) -> np.ndarray:
 
 
 def of_images(rows: Sequence[Row], images: int, length: int) -> np.ndarray:
-    """int32 [B, images, length], -1 where nothing is; rows without a picture are empty.
+    """int32 [B, images, length], -1 where nothing is; rows without an image are empty.
 
-    Raises InputError for a row with other than one question for each picture or video.
+    Raises InputError for a row with other than one question for each image or video.
     """
     out = np.full((len(rows), images, length), PADDING, np.int32)
     for row, (questions, frames) in zip(out, rows, strict=True):
@@ -29,7 +29,7 @@ def of_images(rows: Sequence[Row], images: int, length: int) -> np.ndarray:
             continue
         if len(questions) != len(frames):
             raise InputError(
-                f"{len(questions)} questions are given for {len(frames)} pictures or videos, and"
+                f"{len(questions)} questions are given for {len(frames)} images or videos, and"
                 " the model's compressor reads one for each: write prompts with a tokenizer that"
                 " has its reader (data/text/question_ids.py)"
             )

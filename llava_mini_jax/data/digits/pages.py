@@ -75,7 +75,7 @@ class DigitsConfig:
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             problems.append(f"kinds are {self.kinds!r}; choose from {', '.join(KINDS)}")
         if "caption" in self.kinds and (self.turns > 1 or self.frames):
-            problems.append("captions are for single pictures and one turn")
+            problems.append("captions are for single images and one turn")
         if self.wording not in WORDINGS:
             problems.append(f"wording is {self.wording!r}; choose from {', '.join(WORDINGS)}")
         elif self.wording == "english" and (self.frames or not set(self.kinds) <= _IN_ENGLISH):

@@ -1,1 +1,1 @@
-"""Pictures and videos, from a file or bytes to uint8 parts; imports errors alone."""
+"""Images and videos, from a file or bytes to uint8 parts; imports errors alone."""

@@ -1,6 +1,6 @@
-"""Picture files: from a path, bytes or an open picture to one upright RGB picture.
+"""Image files: from a path, bytes or an open image to one upright RGB image.
 
-    file --picture_limits.check_file--> Pillow, within time --EXIF orientation, RGB--> picture
+    file --picture_limits.check_file--> Pillow, within time --EXIF orientation, RGB--> image
 
 Whatever is wrong with a file is one sentence, an InputError.
 """
@@ -25,11 +25,11 @@ from llava_mini_jax.errors import InputError
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# MPO, the several pictures in one file of some cameras, opens as JPEG and gives its first.
+# MPO, the several images in one file of some cameras, opens as JPEG and gives its first.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Pillow's own hard limit (twice MAX_IMAGE_PIXELS), checked here before anything is decoded.
 MAX_PIXELS = 178_956_970
-BAND_PIXELS = 2**24  # of a large picture that are worked on together
+BAND_PIXELS = 2**24  # of a large image that are worked on together
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +43,7 @@ _UPRIGHT = {
 
 
 class TooLargeError(InputError):
-    """A picture of more pixels than are allowed, or one that costs more than pictures do."""
+    """An image of more pixels than are allowed, or one that costs more than images do."""
 
 
 def load_image(
@@ -53,7 +53,7 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] | None = None,
 ) -> Image.Image:
-    """The picture as RGB, upright.
+    """The image as RGB, upright.
 
     The EXIF orientation is applied (the release ignores it, so that photographs of a phone reach
     its model lying on their side). An animation gives its first frame. Without a `background`,
@@ -61,16 +61,16 @@ def load_image(
     show, nothing is blended. 16-bit greyscale is scaled to 8 bits (`convert` would clip it to
     white).
 
-    Raises InputError for everything that is not a whole picture in one of the formats, and
+    Raises InputError for everything that is not a whole image in one of the formats, and
     TooLargeError for more than `max_pixels` pixels, or more than picture_limits.py allows, which
     is checked before anything is decoded.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "the given picture", 0, max_pixels, background)
+        return _decode(source, "the given image", 0, max_pixels, background)
     if isinstance(source, bytes):
-        name, content = f"the picture given as {len(source)} bytes", source
+        name, content = f"the image given as {len(source)} bytes", source
     else:
-        name = f"the picture {source}"
+        name = f"the image {source}"
         content = _content(Path(source), name)
     if not content:
         raise InputError(f"Cannot read {name}: it is empty (0 bytes); copy or download it again.")
@@ -98,7 +98,7 @@ def _content(path: Path, name: str) -> bytes:
 
 @contextlib.contextmanager
 def _readable(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
-    """Whatever goes wrong while a picture is read, as the sentence about it."""
+    """Whatever goes wrong while an image is read, as the sentence about it."""
     try:
         yield
     except TooMuchError as error:
@@ -111,7 +111,7 @@ def _readable(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
         raise TooLargeError(f"Cannot read {name}: {more}.") from error
     except UnidentifiedImageError as error:  # its own text would show a memory address
         raise InputError(
-            f"Cannot read {name}: not a picture in one of the formats {', '.join(formats)};"
+            f"Cannot read {name}: not an image in one of the formats {', '.join(formats)};"
             " convert it to JPEG or PNG."
         ) from error
     except Image.DecompressionBombError as error:
@@ -127,7 +127,7 @@ def _decode(
     max_pixels: int,
     background: tuple[int, int, int] | None,
 ) -> Image.Image:
-    """`size` is that of its file in bytes, 0 for a picture that is open."""
+    """`size` is that of its file in bytes, 0 for an image that is open."""
     if image.width * image.height > max_pixels:
         raise TooLargeError(
             f"Cannot read {name}: {image.width} x {image.height} pixels, the limit is"
@@ -146,15 +146,15 @@ def _decode(
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How the picture becomes upright, by its EXIF block; None if it is, or nothing says it."""
+    """How the image becomes upright, by its EXIF block; None if it is, or nothing says it."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block beside a whole picture
+    except Exception:  # a damaged EXIF block beside a whole image
         return None
 
 
 def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A transparent picture on a background, band by band: it is never whole in a third copy."""
+    """A transparent image on a background, band by band: it is never whole in a third copy."""
     shown = Image.new("RGB", image.size, background)
     rows = max(1, BAND_PIXELS // 4 // image.width)
     for y in range(0, image.height, rows):

@@ -1,7 +1,7 @@
-"""Pictures: from an upright RGB picture to the square uint8 parts that the tower reads.
+"""Images: from an upright RGB image to the square uint8 parts that the tower reads.
 
-    file / bytes / PIL --image_file.load_image--> upright RGB picture
-        --split into grid x grid sub-images (grid > 1), the whole picture last-->
+    file / bytes / PIL --image_file.load_image--> upright RGB image
+        --split into grid x grid sub-images (grid > 1), the whole image last-->
         --pad to a square, or shortest side + centre crop, or squeeze--> uint8 [J, size, size, 3]
 
 Rescaling and normalising happen on the device (`ImageConfig.mean`, `ImageConfig.std`): uint8 is a
@@ -24,7 +24,7 @@ from llava_mini_jax.errors import InputError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LARGEST_RESIZED = 2**25
-_LARGEST_WORK = 2**28  # pixels of a padded picture that are resized one by one
+_LARGEST_WORK = 2**28  # pixels of a padded image that are resized one by one
 _LARGEST_ROWS = 2**28  # bytes
 # SigLIP 2's published folders resize with the second one. A filter that reaches further than two
 # pixels would read beyond what is cut out for it below.
@@ -65,14 +65,14 @@ class ImageConfig:
 
     @property
     def parts(self) -> int:
-        """J, the number of parts of one picture."""
+        """J, the number of parts of one image."""
         return self.grid**2 + 1 if self.grid > 1 or self.repeat_whole else 1
 
 
 def preprocess(image: Image.Image, cfg: ImageConfig) -> np.ndarray:
-    """uint8 [J, size, size, 3]: the sub-images row by row, the whole picture last.
+    """uint8 [J, size, size, 3]: the sub-images row by row, the whole image last.
 
-    J is `cfg.parts`. `image` is a picture as `load_image` gives it.
+    J is `cfg.parts`. `image` is an image as `load_image` gives it.
     """
     if image.mode != "RGB":
         image = load_image(image)
@@ -115,7 +115,7 @@ def _boxes(
 
 
 def _square(image: Image.Image) -> tuple[int, int, int]:
-    """(left, top, side) of the square around the picture, in its own coordinates."""
+    """(left, top, side) of the square around the image, in its own coordinates."""
     side = max(image.size)
     return -((side - image.width) // 2), -((side - image.height) // 2), side
 
@@ -140,20 +140,20 @@ def _resize(
 def _resize_window(
     image: Image.Image, left: int, top: int, side: int, cfg: ImageConfig
 ) -> Image.Image:
-    """A square window of the picture, the mean colour outside of it, resized to size x size.
+    """A square window of the image, the mean colour outside of it, resized to size x size.
 
     The first pass goes band by band, which changes no pixel: the padded square of a long panorama
     is never whole in memory. Rows that are the mean colour alone are not resized, nor, of very
-    narrow pictures, columns (the same to one grey level).
+    narrow images, columns (the same to one grey level).
 
-    Raises TooLargeError for a picture so long that even the resized rows take too much memory.
+    Raises TooLargeError for an image so long that even the resized rows take too much memory.
     """
     if (left, top, side) == (0, 0, cfg.size) and image.size == (side, side):
         return image  # no filter changes anything at the same size
     fill = tuple(int(mean * 255) for mean in cfg.mean)  # cut off, as in the release
     if 4 * cfg.size * side > _LARGEST_ROWS:
         raise TooLargeError(
-            f"Cannot read a picture of {image.width} x {image.height} pixels: its sides are too"
+            f"Cannot read an image of {image.width} x {image.height} pixels: its sides are too"
             f" different; at most {_LARGEST_ROWS // 4 // cfg.size:,} pixels long can be padded to a"
             " square. Cut it."
         )
@@ -189,7 +189,7 @@ def _resize_and_crop(image: Image.Image, cfg: ImageConfig) -> Image.Image:
     if new_long * size <= _LARGEST_RESIZED:
         whole = _resize(image, new_width, new_height, (0, 0, width, height), cfg)
         return whole.crop((left, top, left + size, top + size))
-    # Hundreds of times longer than wide: the release would need gigabytes for a picture of which
+    # Hundreds of times longer than wide: the release would need gigabytes for an image of which
     # it keeps one square. Only what that square shows is resized (the same to one grey level).
     x, y = width / new_width, height / new_height
     box = (left * x, top * y, (left + size) * x, (top + size) * y)

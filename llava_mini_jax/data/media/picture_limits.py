@@ -1,10 +1,10 @@
-"""What a picture may cost: bytes of every step, blocks of its file, and processor time.
+"""What an image may cost: bytes of every step, blocks of its file, and processor time.
 
-    file --check_file--> blocks before the picture, tags, tiles, scans: counted, nothing is decoded
+    file --check_file--> blocks before the image, tags, tiles, scans: counted, nothing is decoded
     size, mode --check_bytes--> what decoding, converting and turning take
     decoder --within_time--> its thread's seconds
 
-A picture of a few hundred bytes can ask for gigabytes or minutes: by its size, by a colour
+An image of a few hundred bytes can ask for gigabytes or minutes: by its size, by a colour
 profile, by thousands of tags that are the same megabyte, by scans of a progressive JPEG, by tiles
 larger than itself. Pillow limits the number of pixels alone.
 """
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from llava_mini_jax.errors import InputError
 
-MAX_BYTES = 2**29  # of all steps of one picture together, and of its file
+MAX_BYTES = 2**29  # of all steps of one image together, and of its file
 SECONDS = 4.0  # of processor time; a hundred megapixels take about two
-MAX_BLOCKS = 20_000  # of a file before its picture: of GIF, JPEG and PNG
+MAX_BLOCKS = 20_000  # of a file before its image: of GIF, JPEG and PNG
 MAX_METADATA = 2**25  # bytes of those
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 SCANNED = 2**31  # pixels in all scans of one together
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class TooMuchError(InputError):
-    """A picture that costs more than pictures do; the reason is a clause."""
+    """An image that costs more than images do; the reason is a clause."""
 
 
 # --- Files ----------------------------------------------------------------------------------------
 
 
 def check_file(content: bytes) -> None:
-    """Raises TooMuchError for a file whose blocks and tags ask for more than any picture needs."""
+    """Raises TooMuchError for a file whose blocks and tags ask for more than any image needs."""
     if len(content) > MAX_BYTES:
         raise TooMuchError(f"its file has {len(content):,} bytes, the limit is {MAX_BYTES:,}")
     if content[:3] == b"\xff\xd8\xff":
@@ -60,9 +60,9 @@ def _check_blocks(
     for name, block in blocks:
         count, total = count + 1, total + len(block)
         if count > MAX_BLOCKS:
-            raise TooMuchError(f"its file has more than {MAX_BLOCKS:,} {what} beside the picture")
+            raise TooMuchError(f"its file has more than {MAX_BLOCKS:,} {what} beside the image")
         if total > MAX_METADATA:
-            raise TooMuchError(f"its file has more than {MAX_METADATA:,} bytes beside the picture")
+            raise TooMuchError(f"its file has more than {MAX_METADATA:,} bytes beside the image")
         if name == exif[0] and name:
             check_tags(bytes(block[exif[1] :]))
 
@@ -89,7 +89,7 @@ def _riff_blocks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _gif_blocks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Extension blocks in front of the first picture; Pillow joins comments one by one."""
+    """Extension blocks in front of the first image; Pillow joins comments one by one."""
     at = 13 + (3 << (content[10] & 7) + 1 if len(content) > 10 and content[10] & 0x80 else 0)
     while content[at : at + 1] == b"!":
         at += 2
@@ -200,7 +200,7 @@ def within_time(work: Callable[[], T], size: int, pixels: int) -> T:
     """What `work` returns; TooMuchError once its thread has computed for SECONDS.
 
     `size` and `pixels` of the file tell what is done at once. Processor time, so that a busy
-    machine refuses no other pictures than an idle one. What is given up ends by itself later.
+    machine refuses no other images than an idle one. What is given up ends by itself later.
     """
     clock = getattr(time, "pthread_getcpuclockid", None)
     if (size <= _QUICK_BYTES and pixels <= _QUICK_PIXELS) or clock is None:
@@ -214,7 +214,7 @@ def within_time(work: Callable[[], T], size: int, pixels: int) -> T:
         except BaseException as error:  # is raised where it is waited for
             failed.append(error)
 
-    thread = threading.Thread(target=run, name="picture", daemon=True)
+    thread = threading.Thread(target=run, name="image", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.2)

@@ -1,4 +1,4 @@
-"""Videos: from a file (or a folder of pictures) to single frames, and from frames to parts.
+"""Videos: from a file (or a folder of images) to single frames, and from frames to parts.
 
 file (video_file.py) --index--> the time stamp of every frame --choose--> the wanted ones
      --decode in order--> upright RGB frames, handed on one by one
@@ -98,8 +98,8 @@ def read_video(
 ) -> VideoFrames:
     """The sampled frames in order, each uint8 [H, W, 3], upright.
 
-    A folder is a video whose frames are its pictures, sorted as people count (2 before 10). It has
-    no times: `fps` then takes every picture (the release takes them all), and `count` and
+    A folder is a video whose frames are its images, sorted as people count (2 before 10). It has
+    no times: `fps` then takes every image (the release takes them all), and `count` and
     `max_frames` spread evenly by the release's rule.
 
     Raises InputError at once for what is not a whole video with at least one frame of at most
@@ -139,7 +139,7 @@ def _read_folder(folder: Path, sampling: FrameSampling) -> VideoFrames:
     pictures = sorted((p for p in names if not p.name.startswith(".")), key=natural)
     if not pictures:
         raise InputError(
-            f"The folder {folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}); a video is a"
+            f"The folder {folder} holds no images ({', '.join(PICTURE_SUFFIXES)}); a video is a"
             " file, or a folder of frames."
         )
     total = len(pictures)
@@ -168,9 +168,9 @@ def _choose(
 def preprocess_frames(frames: Iterable[np.ndarray], cfg: ImageConfig, *, resize: str) -> np.ndarray:
     """uint8 [F, J, size, size, 3] from frames uint8 [H, W, 3].
 
-    resize "bicubic": every frame is a picture, its aspect ratio kept as `cfg` says.
+    resize "bicubic": every frame is an image, its aspect ratio kept as `cfg` says.
     resize "nearest": first straight to size x size by nearest neighbour, so the aspect ratio is
-      lost, as in the release for video files (not for folders of frames: those are pictures).
+      lost, as in the release for video files (not for folders of frames: those are images).
     """
     if resize not in ("nearest", "bicubic"):
         raise InputError(f'resize is {resize!r}; use "nearest" or "bicubic".')

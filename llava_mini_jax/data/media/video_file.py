@@ -33,7 +33,7 @@ from llava_mini_jax.data.media.image_file import MAX_PIXELS, TooLargeError
 from llava_mini_jax.errors import InputError
 
 # Only containers of video, and only local files: FFmpeg would otherwise follow playlists to other
-# files and addresses, and would open pictures and subtitles as videos of one frame.
+# files and addresses, and would open images and subtitles as videos of one frame.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _NEIGHBOURS = 5  # frames

@@ -1,4 +1,4 @@
-"""Samples with their pictures and videos in ArrayRecord shards: a TensorFlow Datasets folder.
+"""Samples with their images and videos in ArrayRecord shards: a TensorFlow Datasets folder.
 
     Packed samples --write_folder--> DIR/dataset_info.json, features.json        (tfds' own)
                                      DIR/NAME-train.array_record-00000, -00001 ...
@@ -32,7 +32,7 @@ _END_BYTES = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class PackedVideo:
-    """The bytes of a video's file, or of the pictures of a video that is a folder."""
+    """The bytes of a video's file, or of the images of a video that is a folder."""
 
     names: tuple[str, ...]
     contents: tuple[bytes, ...] = dataclasses.field(repr=False)
@@ -55,7 +55,7 @@ class Packed(NamedTuple):
 
     id: str | int
     conversations: Any
-    media: bytes | PackedVideo | None  # of a picture, of a video, of text
+    media: bytes | PackedVideo | None  # of an image, of a video, of text
     group: tuple[int, int]  # modality, words (order.py)
 
 

@@ -4,7 +4,7 @@
     FOLDER/state.json
     FOLDER/data-*.arrow --SavedRows--> mapped record batches, each checked once --> row
 
-Columns that this package knows are read (llava_format.py), pictures inside or beside the files.
+Columns that this package knows are read (llava_format.py), images inside or beside the files.
 `datasets` itself is not needed: its folders are Arrow's stream format and two files of JSON.
 """
 
@@ -60,7 +60,7 @@ def _check_one_split(files: Sequence[DataFile]) -> None:
 
 
 class ParquetRows:
-    """Parquet files as on the Hugging Face hub, pictures inside or beside them.
+    """Parquet files as on the Hugging Face hub, images inside or beside them.
 
     A row group is the smallest piece that can be read, so the last few are kept.
     """
@@ -74,7 +74,7 @@ class ParquetRows:
         self._metadata: list[Any] = []
         groups: list[tuple[int, int]] = []  # file, row group
         sizes: list[int] = []
-        self._text: dict[str, list[tuple[int, int]]] = {}  # ranges of each file without pictures
+        self._text: dict[str, list[tuple[int, int]]] = {}  # ranges of each file without images
         self.media_beside = True
         for number, file in enumerate(files):
             try:
@@ -136,7 +136,7 @@ def _opened(file: DataFile) -> Any:
 
 
 def _is_media(chunk: Any) -> bool:
-    """Whether a column of a row group holds pictures or videos, and not paths of them."""
+    """Whether a column of a row group holds images or videos, and not paths of them."""
     root, *inner = chunk.path_in_schema.split(".")
     if root not in MEDIA:
         return False
@@ -275,7 +275,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _digest(batches: Sequence[Any]) -> str:
-    """SHA-256 of the columns that hold no pictures."""
+    """SHA-256 of the columns that hold no images."""
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(batch.num_rows.to_bytes(8, "little"))

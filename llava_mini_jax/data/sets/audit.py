@@ -1,7 +1,7 @@
 """Every sample of a source read once, by the code that training runs, before a run depends on it.
 
     Samples --check_sample, in threads--> Verdict a sample --in the source's order--> manifest
-      read the row -> turns -> one mark a picture -> an answer -> decode the picture or video
+      read the row -> turns -> one mark an image -> an answer -> decode the image or video
 
 Nothing here needs a tokenizer, a model or JAX. Decoders release Python's lock, so threads are as
 fast as processes and share one index. The manifest depends on the files alone: not on the number

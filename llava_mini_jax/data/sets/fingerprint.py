@@ -1,9 +1,9 @@
 """What data a run was trained on, so that one that is continued on other data is told.
 
-    Samples --fingerprint--> names, samples, sizes and content of the data files, sizes of pictures
+    Samples --fingerprint--> names, samples, sizes and content of the data files, sizes of images
     that of a checkpoint, that of now --changes--> what is different, in words
 
-Of data files the text is read, of pictures and videos only how large the files are, of up to
+Of data files the text is read, of images and videos only how large the files are, of up to
 `PICTURES` of them: nothing is decoded. What is in Parquet, Arrow and ArrayRecord files and in tar
 shards beside text is known by its size alone.
 """
@@ -56,7 +56,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if before["samples"] != now["samples"]:
         yield f"{name} has {now['samples']} samples, it had {before['samples']}"
-    yield from _gone_and_new("file", before["files"], now["files"])
+    yield from _gone_and_new("files", before["files"], now["files"])
     for file in before["files"].keys() & now["files"].keys():
         (size, digest), (new_size, new_digest) = before["files"][file], now["files"][file]
         if size != new_size:
@@ -66,9 +66,9 @@ def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
     both = sorted(before["pictures"].keys() & now["pictures"].keys())
     other = [one for one in both if before["pictures"][one] != now["pictures"][one]]
     if other:
-        yield f"{len(other)} of {len(both)} pictures or videos have other sizes, such as {other[0]}"
+        yield f"{len(other)} of {len(both)} images or videos have other sizes, such as {other[0]}"
     if before["files"] == now["files"]:
-        yield from _gone_and_new("picture or video", before["pictures"], now["pictures"])
+        yield from _gone_and_new("images or videos", before["pictures"], now["pictures"])
 
 
 def _gone_and_new(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _gone_and_new(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) 
         (now.keys() - before.keys(), "new"),
     ):
         if names:
-            yield f"{len(names)} {what}s are {problem}, such as {min(names)}"
+            yield f"{len(names)} {what} are {problem}, such as {min(names)}"
 
 
 def _of_part(part: Part) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _of_part(part: Part) -> dict[str, Any]:
 
 
 def _pictures(part: Part) -> Iterator[tuple[str, int]]:
-    """(path as the data has it, bytes) of pictures and videos; -1 for what is no file."""
+    """(path as the data has it, bytes) of images and videos; -1 for what is no file."""
     rows = np.unique(part.chosen)
     looked_at = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)]
 

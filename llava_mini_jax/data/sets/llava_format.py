@@ -3,7 +3,7 @@
     {"image" | "images" | "video" | "video_id", "conversations" | "messages" | "q", "a"}
         --media, conversations--> {"image" | "frames" | neither, "conversations": LLaVA's turns}
         --group-----------------> modality, words
-        --named-----------------> the path of its picture or video, for those who only measure it
+        --named-----------------> the path of its image or video, for those who only measure it
 
 Rows that are no sample raise InputError; what is wrong inside of a conversation is for
 `conversation.from_llava` to say.
@@ -90,8 +90,8 @@ def named(fields: dict[str, Any]) -> tuple[str, bool] | None:
 def group(fields: Any) -> tuple[int, int]:
     """Modality (index into MODALITIES) and words of a row; what is no sample is text of no words.
 
-    The words are the whole conversation's, which is how LLaVA estimates lengths. Its 128 for a
-    picture is left out: inside a modality it is the same for all. How many frames a video will
+    The words are the whole conversation's, which is how LLaVA estimates lengths. Its 128 for an
+    image is left out: inside a modality it is the same for all. How many frames a video will
     have is not known before it is opened.
     """
     text = MODALITIES.index("text")
@@ -109,24 +109,24 @@ def group(fields: Any) -> tuple[int, int]:
 
 
 def _given(fields: dict[str, Any], place: str) -> dict[str, Any]:
-    """The one picture or video of a row, under its key."""
+    """The one image or video of a row, under its key."""
     keys = ("image", "images", "video", *["video_id"] * ("q" in fields))
     given = {key: found for key in keys if (found := _single(fields, key, place)) is not None}
     if len(given) > 1:
         raise InputError(
-            f"{place} has {' and '.join(given)}; a sample has one picture or one video. Remove"
+            f"{place} has {' and '.join(given)}; a sample has one image or one video. Remove"
             " what does not belong to it."
         )
     return given
 
 
 def _single(fields: dict[str, Any], key: str, place: str) -> Any:
-    """The one picture or video under `key`: a path, bytes, or None where there is none."""
+    """The one image or video under `key`: a path, bytes, or None where there is none."""
     value = fields.get(key)
     if isinstance(value, list):
         if len(value) > 1:
             raise InputError(
-                f'{place}: its "{key}" are {len(value)}; training takes one picture or video a'
+                f'{place}: its "{key}" are {len(value)}; training takes one image or video a'
                 " sample. Split or remove the sample."
             )
         value = value[0] if value else None

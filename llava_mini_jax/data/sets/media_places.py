@@ -1,4 +1,4 @@
-"""Where the pictures and videos of a data set lie, found by the names that its rows have.
+"""Where the images and videos of a data set lie, found by the names that its rows have.
 
     Dataset.images  "coco"            --open_place--> Folder   a path
                     "gs://bucket/coco"                Bucket   bytes, read when the sample is
@@ -46,7 +46,7 @@ def open_place(images: str, of: str) -> Place:
         return Bucket(remote(images.rstrip("/")))
     if not os.path.isdir(images):
         raise InputError(
-            f"{of}: its folder of pictures {images} does not exist or is not a folder; give the"
+            f"{of}: its folder of images {images} does not exist or is not a folder; give the"
             " folder that the paths in the data file are relative to."
         )
     return Folder(Path(images))
@@ -97,7 +97,7 @@ class Bucket:
         content = self._read(self._path(name, place))
         if content is None:
             raise InputError(
-                f"{place}: there is no picture {name!r:.200} in {self}; copy it there or remove the"
+                f"{place}: there is no image {name!r:.200} in {self}; copy it there or remove the"
                 " sample."
             )
         return content
@@ -126,7 +126,7 @@ class Bucket:
         if is_remote(inside):  # whatever a row names would be fetched, by whoever trains on it
             raise InputError(
                 f"{place}: {name!r:.200} is not in {self}, which was given as the place of its"
-                " pictures; give one that holds all."
+                " images; give one that holds all."
             )
         return f"{self._root.path}/{inside}"
 

@@ -45,7 +45,7 @@ def turns_of(messages: list[Any], place: str) -> list[dict[str, str]]:
 
 
 def _text(content: Any, pictures: int, where: str) -> str:
-    """A message's content as text with "<image>" for its pictures, of which as many went before."""
+    """A message's content as text with "<image>" for its images, of which as many went before."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -68,15 +68,15 @@ def _text(content: Any, pictures: int, where: str) -> str:
         before = pictures + "".join(said).count(IMAGE_MARK)
         if part.get("index") not in (None, before):
             raise InputError(
-                f"{where} shows picture {short(part['index'], 20)} where number {before} is due;"
-                " pictures are shown in their order, each once."
+                f"{where} shows image {short(part['index'], 20)} where number {before} is due;"
+                " images are shown in their order, each once."
             )
         said.append(IMAGE_MARK)
     return "".join(said)
 
 
 def _refuse_others(fields: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    # An empty text beside a picture is how a table has no text there.
+    # An empty text beside an image is how a table has no text there.
     others = [k for k, v in fields.items() if k not in known and v not in (None, "", [], {})]
     if others:
         raise InputError(

@@ -1,7 +1,7 @@
 """The order in which a run sees its samples: position of the endless stream -> sample.
 
     "none"              one shuffle of all samples an epoch (Grain's; nothing is held)
-    "modality"          an epoch in whole batches of pictures, of videos and of text, shuffled
+    "modality"          an epoch in whole batches of images, of videos and of text, shuffled
     "modality_length"   as above, and the samples of a batch have nearly as many words
 
                 epoch e:   | head |  batch  |  batch  | ... |  batch  | tail |

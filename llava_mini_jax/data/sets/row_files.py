@@ -37,7 +37,7 @@ _SHORT_LINE = 64  # only lines up to here are looked at for being blank; no samp
 class Rows(Protocol):
     """A file's rows, parsed; `row[i]` raises InputError where it cannot be."""
 
-    media_beside: bool  # pictures and videos are files of their own
+    media_beside: bool  # images and videos are files of their own
 
     @property
     def files(self) -> Sequence[DataFile]: ...
@@ -48,7 +48,7 @@ class Rows(Protocol):
         ...
 
     def digests(self) -> dict[str, str]:
-        """By file, SHA-256 of what is in it: of all text, and of no pictures."""
+        """By file, SHA-256 of what is in it: of all text, and of no images."""
         ...
 
 

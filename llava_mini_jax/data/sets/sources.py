@@ -4,11 +4,11 @@
                                                                               |
     table of (data set, row): sampling, weight ------- which row? ------------|
     JSON, Parquet, tars ... (row_files.py) ----------- the row ---------------|
-    folder, bucket, shards (media_places.py) --------- its picture -----------|
+    folder, bucket, shards (media_places.py) --------- its image -----------|
     both together (llava_format.py) ------------------ sample ----------------'
         `Sample` (data/sample.py)
 
-Opening a source reads what it needs to count its rows, and nothing of pictures and videos. Samples
+Opening a source reads what it needs to count its rows, and nothing of images and videos. Samples
 do not change between accesses and threads, so an order of indices is an order of samples.
 """
 
@@ -104,7 +104,7 @@ class Part(NamedTuple):
 class Samples:
     """The samples of all data sets, as `pipeline.Source` wants them.
 
-    A picture is a path or the bytes of a file, a video `Frames`; `kind` is the name of the data
+    An image is a path or the bytes of a file, a video `Frames`; `kind` is the name of the data
     set. Conversations are checked where they are encoded; rows that are no sample raise InputError
     when they are read.
     """
@@ -162,11 +162,11 @@ class Samples:
     def groups(self) -> Groups:
         """Modality and words of every sample, for a grouped order; reads every chosen row once.
 
-        Files of pictures and videos are not opened. What cannot be read counts as text of no words.
+        Files of images and videos are not opened. What cannot be read counts as text of no words.
         """
         found = []
         for part in self.parts:
-            if isinstance(part.rows, BuiltRows):  # knows, and reading its pictures would take long
+            if isinstance(part.rows, BuiltRows):  # knows, and reading its images would take long
                 found.append(part.rows.groups[part.chosen])
                 continue
             rows, where = np.unique(part.chosen, return_inverse=True)

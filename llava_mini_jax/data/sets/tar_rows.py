@@ -1,7 +1,7 @@
 """The rows of WebDataset's tar shards.
 
     KEY.json with KEY.jpg or KEY.mp4 beside --TarRows--> a row for each KEY.json, in their order,
-                                                         that names what lies beside as its picture
+                                                         that names what lies beside as its image
 
 Whatever else lies in the shards may be what a model is to read, so it is refused by its name.
 """
@@ -18,7 +18,7 @@ from llava_mini_jax.errors import InputError
 
 
 class TarRows:
-    """A row for each .json of the shards, in their order, with the picture or video beside it."""
+    """A row for each .json of the shards, in their order, with the image or video beside it."""
 
     media_beside = False  # their names and sizes are in the digest
 
@@ -40,18 +40,18 @@ class TarRows:
             raise InputError(
                 f"{self.shards} has {len(media)} files such as {name!r:.100} without a .json of the"
                 " same name beside; add these, or give the conversations as .jsonl and the shards"
-                " as the place of its pictures."
+                " as the place of its images."
             )
 
     def _add(self, media: dict[str, str], key: str, name: str, suffix: str) -> None:
         if suffix not in (*PICTURE_SUFFIXES, *SUFFIXES):
             raise InputError(
-                f"{self.shards} has {name!r:.100}, which is not read; expected a .json and a"
-                " picture or video of each sample. Leave other files out."
+                f"{self.shards} has {name!r:.100}, which is not read; expected a .json and an"
+                " image or video of each sample. Leave other files out."
             )
         if key in media:
             raise InputError(
-                f"{self.shards} has {media[key]!r:.100} and {name!r:.100}; a sample has one picture"
+                f"{self.shards} has {media[key]!r:.100} and {name!r:.100}; a sample has one image"
                 " or video. Leave one out."
             )
         media[key] = name
@@ -66,7 +66,7 @@ class TarRows:
         if beside is None or not isinstance(fields, dict):
             return fields
         keys = [key for key in ("image", "images", "video", "video_id") if fields.get(key)]
-        for key in keys:  # LLaVA's rows name their picture, by the path that it once had
+        for key in keys:  # LLaVA's rows name their image, by the path that it once had
             given = fields[key]
             if posixpath.basename(str(given)) != posixpath.basename(beside):
                 raise InputError(

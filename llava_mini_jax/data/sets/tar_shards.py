@@ -163,7 +163,7 @@ def _keep(path: Path, index: Index) -> None:
             beside.unlink(missing_ok=True)
 
 
-# --- Pictures and videos --------------------------------------------------------------------------
+# --- Images and videos --------------------------------------------------------------------------
 
 
 def open_shards(place: Path | str) -> "Shards":
@@ -212,11 +212,11 @@ class Shards:
         number = self._at.get(posixpath.normpath(name))
         if number is None:
             raise InputError(
-                f"{place}: there is no picture {name!r:.200} in {self} (links and folders in a tar"
+                f"{place}: there is no image {name!r:.200} in {self} (links and folders in a tar"
                 " are not read); add it or remove the sample."
             )
         if (size := self.size(number)) > picture_limits.MAX_BYTES:
-            raise InputError(f"{place}: the picture {name!r:.200} has {size:,} bytes; remove it.")
+            raise InputError(f"{place}: the image {name!r:.200} has {size:,} bytes; remove it.")
         return self.read(number)
 
     def video(self, name: str, place: str) -> PackedVideo:

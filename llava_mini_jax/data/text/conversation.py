@@ -26,7 +26,7 @@ from llava_mini_jax.errors import InputError
 
 __all__ = ["IMAGE_MARK", "TEMPLATES", "Template", "Turn", "encode", "from_llava"]
 
-IMAGE_TOKEN = -200  # stands for a picture among the ids, until its tokens are put there
+IMAGE_TOKEN = -200  # stands for an image among the ids, until its tokens are put there
 IGNORE = -100  # the label of a position that is not learnt
 
 
@@ -80,7 +80,7 @@ def from_llava(conversations: Sequence[Any], where: str = "the conversation") ->
 def place_image_mark(turns: Sequence[Turn], pictures: int) -> list[Turn]:
     """The training rule of LLaVA for "<image>", on every turn that has one.
 
-    One picture (or video) in the sample: every mark of the turn is removed, the turn stripped, and
+    One image (or video) in the sample: every mark of the turn is removed, the turn stripped, and
     "<image>\\n" put in front. Several: the marks stay where they are, each on a line of its own.
     """
 
@@ -97,11 +97,11 @@ def place_image_mark(turns: Sequence[Turn], pictures: int) -> list[Turn]:
 
 
 def check_images(encoded: EncodedPrompt, pictures: int, where: str) -> None:
-    """Raises InputError unless there is one "<image>" for each picture (or video)."""
+    """Raises InputError unless there is one "<image>" for each image (or video)."""
     marks = int((encoded.ids == IMAGE_TOKEN).sum())
     if marks != pictures:
         raise InputError(
-            f'{where}: the text has "{IMAGE_MARK}" {marks} times for {pictures} pictures or videos;'
+            f'{where}: the text has "{IMAGE_MARK}" {marks} times for {pictures} images or videos;'
             " write it once for each."
         )
 

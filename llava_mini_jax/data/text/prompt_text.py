@@ -22,7 +22,7 @@ class Piece:
     text: str
     typed: bool = False  # written by a person or a data set, not by the template
     answer: bool = False
-    marks: tuple[int, ...] = ()  # the characters at which pictures stand, of "<image>" each
+    marks: tuple[int, ...] = ()  # the characters at which images stand, of "<image>" each
 
 
 def _typed(turn: Turn, strip: bool) -> Piece:
@@ -37,7 +37,7 @@ def _typed(turn: Turn, strip: bool) -> Piece:
 
 
 def render(template: Template, turns: Sequence[Turn], tokenizer: Any = None, date: str = "") -> str:
-    """The prompt as the release writes it, with "<image>" where a picture goes.
+    """The prompt as the release writes it, with "<image>" where an image goes.
 
     `tokenizer` and `date` ("2024-07-26"; none: today) only matter for chat and llama_3_1, which use
     its own chat template: llama_3_1 if there is one, chat always.
@@ -92,13 +92,13 @@ def pieces(
 
 
 def _picture_first(turns: Sequence[Turn]) -> tuple[list[Piece], Sequence[Turn]]:
-    """(the picture and a line break, the turns without them); text alone stays as it is."""
+    """(the image and a line break, the turns without them); text alone stays as it is."""
     pictures = sum(len(image_marks(turn)) for turn in turns)
     if not pictures:
         return [], turns
     if pictures > 1:
         raise InputError(
-            f"{pictures} pictures are given, but this template takes one, before the conversation:"
+            f"{pictures} images are given, but this template takes one, before the conversation:"
             " give one, or another template (--conv-mode, load's template)"
         )
 
@@ -159,7 +159,7 @@ class _ChatTemplate:
     def _way_to_write(self, roles: Sequence[str], is_open: bool) -> Callable[[Sequence[str]], str]:
         """Messages to the prompt, in the form that this template reads.
 
-        A message is text; templates of models with pictures want a list of parts. A template that
+        A message is text; templates of models with images want a list of parts. A template that
         takes no system message gets none, if nothing else is to be had.
         """
 

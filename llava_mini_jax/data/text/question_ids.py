@@ -1,10 +1,10 @@
-"""Questions in a second vocabulary, BERT's: for a compressor that reads what is asked of a picture.
+"""Questions in a second vocabulary, BERT's: for a compressor that reads what is asked of an image.
 
     a folder "bert-base-uncased" in a model's, or beside it --reader_for--> QuestionReader
     tokenizer + reader --give--> the tokenizer, which has it with it wherever prompts are written
     turns --of_marks--> ids of the question of each "<image>": [CLS] words [SEP]
 
-While a prompt is open, all its pictures are looked at for the newest question; in training each for
+While a prompt is open, all its images are looked at for the newest question; in training each for
 the turn that it stands in (LLaMA-VID). The text is the turn's without "<image>" and line breaks.
 """
 
@@ -97,14 +97,14 @@ def of_marks(turns: Sequence[Turn], tokenizer: Any) -> tuple[np.ndarray, ...]:
     for number, text in found:
         if not text.strip():
             raise InputError(
-                "the model's compressor reads the question about a picture, and"
+                "the model's compressor reads the question about an image, and"
                 f" turn {number + 1} has no text: add a question"
             )
     return tuple(reader(text) for _, text in found)
 
 
 def text_of(turn: Turn) -> str:
-    """What a turn asks: without its pictures' marks and line breaks."""
+    """What a turn asks: without its images' marks and line breaks."""
     text = turn.text or ""
     for mark in reversed(image_marks(turn)):
         text = text[:mark] + text[mark + len(IMAGE_MARK) :]

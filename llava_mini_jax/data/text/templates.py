@@ -46,7 +46,7 @@ class Template:
     tail: str = ""  # after a finished conversation
     strip: bool = False  # white space around every message is removed
     bare_user: bool = False  # a user turn is reduced to its image marks (captions)
-    # The one picture stands in front of everything, and messages lose their line breaks.
+    # The one image stands in front of everything, and messages lose their line breaks.
     picture_first: bool = False
     own_system: str | None = None  # system message, where the tokenizer's chat template is used
     only_own: bool = False  # it has no strings: the tokenizer must have a chat template
@@ -79,8 +79,8 @@ _VICUNA_V1 = Template(
     answer_end="</s>",
 )
 _LLAVA_V1 = replace(_VICUNA_V1, name="llava_v1", system=_VICUNA_SYSTEM.format("human"))
-# VoCo-LLaMA's, whose text sees of a picture, and of all in front of it, its last tokens alone. What
-# stands between picture and text is the compressor's, but for the line break at its end.
+# VoCo-LLaMA's, whose text sees of an image, and of all in front of it, its last tokens alone. What
+# stands between image and text is the compressor's, but for the line break at its end.
 _VOCO_V1 = replace(
     _VICUNA_V1,
     name="voco_v1",
@@ -125,7 +125,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def image_marks(turn: Turn) -> tuple[int, ...]:
-    """The characters at which pictures stand in a turn."""
+    """The characters at which images stand in a turn."""
     if turn.marks is not None:
         return turn.marks
     return tuple(match.start() for match in re.finditer(IMAGE_MARK, turn.text or ""))

@@ -118,7 +118,7 @@ def _page(question: Question) -> Any:
 
 
 def enlarged(page_HWC: np.ndarray) -> Any:
-    """The page as a Pillow picture, large and smooth enough for people.
+    """The page as a Pillow image, large and smooth enough for people.
 
     With this filter a model that is asked about it sees, once it has made it small again, what it
     would see of the page itself: nearer than with any other of Pillow's, larger squares included.

@@ -67,7 +67,7 @@ def _from_parquet(folder: Path, files: Sequence[Path]) -> list[Question]:
     lacking = [row["id"] for row in rows if not pictures.get(row["imageId"])]
     if lacking:
         raise InputError(
-            f"gqa: {len(lacking)} questions have no picture in {pattern} below {folder}:"
+            f"gqa: {len(lacking)} questions have no image in {pattern} below {folder}:"
             f" {layouts.listed(lacking)}. Get those files again."
         )
     return [

@@ -1,13 +1,13 @@
 """LLaVA-Bench (In-the-Wild): open questions, graded by a judge against a text-only GPT-4's answers.
 
-    questions.jsonl, context.jsonl --by picture--.
+    questions.jsonl, context.jsonl --by image--.
     answers_gpt4.jsonl ---------------by id------+--> Questions --judge: "8 7" of 10--> 100 * 7/8
     or data/train-*.parquet (all of these) ------'                     '--> reviews/MODEL.jsonl
 
-The judge reads the caption, the question and both answers, never the picture. A reply whose first
+The judge reads the caption, the question and both answers, never the image. A reply whose first
 line is not two numbers with one blank (or comma) between them is the pair [-1, -1] to the official
 parser, and counts in its means: the tolerant rule reads more, and leaves out what it cannot read.
-The official script joins its files line by line; here they are joined by id and by picture.
+The official script joins its files line by line; here they are joined by id and by image.
 """
 
 import math
@@ -54,7 +54,7 @@ def _questions(folder: Path) -> list[Question]:
     odd += [f"{r['image']} of {name}" for name, r in asked.items() if r["image"] not in captions]
     if odd:
         raise InputError(
-            f"{_NAME}: {len(odd)} questions have no line in {_REFERENCE}, or their picture none in"
+            f"{_NAME}: {len(odd)} questions have no line in {_REFERENCE}, or their image none in"
             f" {_CONTEXT}: {layouts.listed(odd)}. Use files of the same version."
         )
     found = [
@@ -94,7 +94,7 @@ def _question(
     reference_id: str = "",
 ) -> Question:
     if not image:
-        raise InputError(f"{_NAME}: question {name} has no picture; get the file again")
+        raise InputError(f"{_NAME}: question {name} has no image; get the file again")
     lines = caption if isinstance(caption, list) else [caption]
     if category not in CATEGORIES or not all(isinstance(line, str) for line in lines):
         raise InputError(

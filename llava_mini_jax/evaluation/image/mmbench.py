@@ -113,8 +113,8 @@ def _question(row: Mapping[str, Any], instruction: str, passes: int) -> Question
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of the table with pictures decoded; equal pictures are held once."""
-    before = csv.field_size_limit(2**31 - 1)  # pictures are longer than csv allows by itself
+    """The rows of the table with images decoded; equal images are held once."""
+    before = csv.field_size_limit(2**31 - 1)  # images are longer than csv allows by itself
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: list[dict[str, Any]] = list(csv.DictReader(file, delimiter="\t"))
@@ -130,7 +130,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         if not row["index"].isdecimal():
             raise InputError(f"{place}: the index is {row['index']!r}; expected a number.")
         cell = row["image"]
-        if cell.isdecimal() and cell in cells:  # VLMEvalKit's tables name another row's picture
+        if cell.isdecimal() and cell in cells:  # VLMEvalKit's tables name another row's image
             cell = cells[cell] or ""
         if cell not in held:
             held[cell] = _picture(cell, f"{place} ({row['index']})")
@@ -144,9 +144,9 @@ def _picture(cell: str, place: str) -> bytes:
     try:
         content = base64.b64decode(cell, validate=True)
     except ValueError as error:
-        raise InputError(f"{place}: the picture is not base64 ({error}); get it again.") from error
+        raise InputError(f"{place}: the image is not base64 ({error}); get it again.") from error
     if not content:
-        raise InputError(f"{place}: there is no picture; get the file again.")
+        raise InputError(f"{place}: there is no image; get the file again.")
     return content
 
 
@@ -225,7 +225,7 @@ def _submission(
     answers: Mapping[str, Output],
     out: Path,
 ) -> list[Path]:
-    """The sheet that LLaVA uploads: the table without its pictures, with the raw answers."""
+    """The sheet that LLaVA uploads: the table without its images, with the raw answers."""
     name = BENCHMARKS[chinese].name
     layouts.check_all_answered(name, questions, answers)
     rows: list[list[str | int]] = [["index", "question", *"ABCD", "prediction", "answer", "split"]]

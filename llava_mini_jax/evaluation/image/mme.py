@@ -1,12 +1,12 @@
-"""MME: two yes/no questions about each picture, one of each answer, in 14 subtasks.
+"""MME: two yes/no questions about each image, one of each answer, in 14 subtasks.
 
     llava_mme.jsonl ------------------.
-    MME_Benchmark_release_version/ --by picture and question--> Questions --> accuracy + accuracy
-    or test-*.parquet (brings both) --'          |                 of whole pictures, by subtask
+    MME_Benchmark_release_version/ --by image and question--> Questions --> accuracy + accuracy
+    or test-*.parquet (brings both) --'          |                 of whole images, by subtask
                                                  '--> SUBTASK.txt, as the official tool reads them
 
-LLaVA's question_id is the picture, so it names two questions; the key is picture and question. The
-official tool pairs lines that follow each other; here a picture's two questions are a pair wherever
+LLaVA's question_id is the image, so it names two questions; the key is image and question. The
+official tool pairs lines that follow each other; here an image's two questions are a pair wherever
 they stand, and the files that we write keep them together. Of a part of the questions only whole
 pairs count, and where a subtask is not in it there is no sum. Tabs and newlines of an answer become
 blanks there, since they would break the table.
@@ -39,7 +39,7 @@ def _questions(folder: Path) -> list[Question]:
     odd = [name for name, n in Counter(map(_picture, found)).items() if n != 2]
     if odd:
         raise InputError(
-            f"mme: {len(odd)} pictures have not two questions: {layouts.listed(odd)}. Get the files"
+            f"mme: {len(odd)} images have not two questions: {layouts.listed(odd)}. Get the files"
             " again."
         )
     return found
@@ -75,7 +75,7 @@ def _from_llava(folder: Path) -> list[Question]:
 
 
 def _golds(tree: Path, subtask: str, stem: str) -> dict[str, dict[str, str]]:
-    """What a picture's text file says: bare question -> the line's question and answer."""
+    """What an image's text file says: bare question -> the line's question and answer."""
     apart = tree / subtask / "questions_answers_YN" / f"{stem}.txt"
     path = apart if apart.parent.exists() else tree / subtask / f"{stem}.txt"
     try:
@@ -165,7 +165,7 @@ def _rules(
             continue
         pictures: dict[str, float] = {}
         for question in asked:
-            # Of "acc_plus": a picture counts if both its questions are answered rightly.
+            # Of "acc_plus": an image counts if both its questions are answered rightly.
             before = pictures.get(_picture(question), 1.0)
             pictures[_picture(question)] = min(before, right[question.key])
         accuracy = percent([right[q.key] for q in asked])
@@ -215,7 +215,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Ou
 def _submission(
     folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
-    """SUBTASK.txt for the official tool: file, question, gold, answer, a picture's two together."""
+    """SUBTASK.txt for the official tool: file, question, gold, answer, an image's two together."""
     layouts.check_all_answered("mme", questions, answers)
     out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[Question]] = {}

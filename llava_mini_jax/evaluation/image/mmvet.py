@@ -63,7 +63,7 @@ def _question(
 ) -> Question:
     names = [str(one).strip() for one in capabilities]
     if not image or not all(names) or not names:
-        raise InputError(f"{_NAME}: {name} has no picture or no capability; get the file again")
+        raise InputError(f"{_NAME}: {name} has no image or no capability; get the file again")
     number = name.removeprefix("v1_")
     return Question(
         key=name,

@@ -1,12 +1,12 @@
-"""POPE: does the picture show this object? COCO pictures, objects drawn in three ways.
+"""POPE: does the image show this object? COCO images, objects drawn in three ways.
 
     llava_pope_test.jsonl        --------------.
-    coco/coco_pope_{SPLIT}.json  --by picture and question--> Questions --> F1 per split, their mean
+    coco/coco_pope_{SPLIT}.json  --by image and question--> Questions --> F1 per split, their mean
     or Full/{SPLIT}-*.parquet    ----(they bring both)----'
 
 The official scorer joins labels and answers by their place in the file, so label files of another
 version (3,000 random questions where LLaVA asks 2,910) halve a score without a word. Here a label
-belongs to a picture and a question, whatever the order ("imange", as the label files spell it in
+belongs to an image and a question, whatever the order ("imange", as the label files spell it in
 places, is "image"), and files that do not fit are refused.
 """
 
@@ -44,7 +44,7 @@ def _questions(folder: Path) -> list[Question]:
 
 
 def _labels(folder: Path, asked: Sequence[Mapping]) -> dict[tuple[str, str, str], str]:
-    """The label of each split, picture and question. Refuses files that are not about these."""
+    """The label of each split, image and question. Refuses files that are not about these."""
     labels: dict[tuple[str, str, str], str] = {}
     fields = {"image": str, "text": str, "label": str}
     for split in SPLITS:
@@ -64,7 +64,7 @@ def _labels(folder: Path, asked: Sequence[Mapping]) -> dict[tuple[str, str, str]
     unknown = [str(row["question_id"]) for row in asked if _place(row) not in labels]
     if unknown:
         raise InputError(
-            f"pope: {len(unknown)} of {len(asked)} questions have no label for their picture and"
+            f"pope: {len(unknown)} of {len(asked)} questions have no label for their image and"
             f" text: {layouts.listed(unknown)}. Use label files that belong to {_ASKED}."
         )
     return labels

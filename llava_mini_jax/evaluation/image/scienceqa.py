@@ -1,12 +1,12 @@
 """ScienceQA, test: school questions with two to five options; the paper's figure is of those with
-a picture.
+an image.
 
     llava_test_CQM-A.json --.
-    problems.json, pid_splits.json --by id--> Questions --> right letters, with a picture and in all
+    problems.json, pid_splits.json --by id--> Questions --> right letters, with an image and in all
     or ScienceQA-{FULL,IMG}/test-*.parquet ---'
 
-The headline takes the letter that stands alone, of all questions with a picture. LLaVA's scorer,
-"official", sees from the recorded prompt whether there was a picture, so a question without an
+The headline takes the letter that stands alone, of all questions with an image. LLaVA's scorer,
+"official", sees from the recorded prompt whether there was an image, so a question without an
 answer leaves its denominator; "missing" in the details says how many did, and the rule
 "all_image_questions" keeps them in.
 
@@ -203,7 +203,7 @@ BENCHMARK = Benchmark(
         "images/test": "test.zip of ScienceQA (github.com/lupantech/ScienceQA)",
         "ScienceQA-{FULL,IMG}/test-*.parquet": "lmms-lab/ScienceQA on Hugging Face, instead",
     },
-    metric="accuracy on questions with a picture, %",
+    metric="accuracy on questions with an image, %",
     paper={
         "LLaVA-1.5 7B": 66.8,
         "LLaVA-Mini 7B": 70.4,

@@ -1,11 +1,11 @@
-"""SEED-Bench, first version: 14,233 questions about pictures and 5,009 about videos, four options.
+"""SEED-Bench, first version: 14,233 questions about images and 5,009 about videos, four options.
 
     llava-seed-bench.jsonl --.
     SEED-Bench.json ---------+--by id--> Questions --> accuracy of both kinds together
     or data/test-*.parquet --'               '--> submission.jsonl
 
-Of a video LLaVA shows the middle frame, as a picture. The paper's figure is the total, not that of
-the pictures. The headline takes the letter that stands alone. "llava" is LLaVA's rule, which counts
+Of a video LLaVA shows the middle frame, as an image. The paper's figure is the total, not that of
+the images. The headline takes the letter that stands alone. "llava" is LLaVA's rule, which counts
 nothing but the bare letter: "B." is wrong. "first_character" is lmms-eval's.
 
 LLaVA's ids are numbers where the official ones are digits.
@@ -21,7 +21,7 @@ from llava_mini_jax.evaluation.benchmark import Benchmark, Output, Question, Rul
 from llava_mini_jax.evaluation.rules.lone_letter import lone_letter
 
 _ASKED, _LABELS = "llava-seed-bench.jsonl", "SEED-Bench.json"
-_RELEASE = "SEED-Bench"  # the folder in which LLaVA-Mini's release has labels and pictures
+_RELEASE = "SEED-Bench"  # the folder in which LLaVA-Mini's release has labels and images
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _FIELDS = {
     **dict.fromkeys(("question_id", "question", "answer", "data_type", *_CHOICES), str),
@@ -79,11 +79,11 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def _middle(row: Mapping[str, Any]) -> bytes:
-    """The middle one of a row's pictures (one, or frames of a video)."""
+    """The middle one of a row's images (one, or frames of a video)."""
     pictures = row["image"]
     picture = pictures[len(pictures) // 2] if pictures else None
     if not isinstance(picture, Mapping) or not picture.get("bytes"):
-        raise InputError(f"seed_bench: {row['question_id']} has no picture; get the files again.")
+        raise InputError(f"seed_bench: {row['question_id']} has no image; get the files again.")
     return picture["bytes"]
 
 
@@ -154,7 +154,7 @@ BENCHMARK = Benchmark(
         "SEED-Bench-video-image": "its videos' middle frames, by the script in LLaVA's eval.zip",
         "data/test-*.parquet": "lmms-lab/SEED-Bench on the Hugging Face hub, instead of all these",
     },
-    metric="accuracy on pictures and videos, %",
+    metric="accuracy on images and videos, %",
     paper={
         "LLaVA-1.5 7B": 58.6,
         "LLaVA-Mini 7B": 58.5,

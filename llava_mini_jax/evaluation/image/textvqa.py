@@ -1,10 +1,10 @@
-"""TextVQA, val: what do the words in this picture say? With the words an OCR system read.
+"""TextVQA, val: what do the words in this image say? With the words an OCR system read.
 
     llava_textvqa_val_v051_ocr.jsonl --.
-    TextVQA_0.5.1_val.json --by picture and question--> Questions --> VQA accuracy, M4C's rule
+    TextVQA_0.5.1_val.json --by image and question--> Questions --> VQA accuracy, M4C's rule
     or data/validation-*.parquet ------'
 
-LLaVA's question_id is the picture, so the question is recovered from the prompt: it stands before
+LLaVA's question_id is the image, so the question is recovered from the prompt: it stands before
 or after the line of OCR words. Parquet files have the words in a column; the line is made of it.
 """
 
@@ -66,7 +66,7 @@ def _from_parquet(files: Sequence[Path]) -> list[Question]:
 
 
 def _question(text: str, image: Path | bytes, gold: Mapping[str, Any], before: int) -> Question:
-    """`before`: how many questions about this picture are the same; they are asked again."""
+    """`before`: how many questions about this image are the same; they are asked again."""
     humans = gold["answers"]
     if len(humans) != _HUMANS or not all(isinstance(answer, str) for answer in humans):
         raise InputError(
@@ -107,7 +107,7 @@ def _key_of(line: Mapping[str, Any]) -> str:
 def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Output]) -> Scores:
     said = {}
     for question in questions:
-        # Others' files do not tell the same question about the same picture apart.
+        # Others' files do not tell the same question about the same image apart.
         answer = answers.get(question.key) or answers.get(question.gold["first"])
         if answer is not None:
             said[question.key] = normalise.m4c(answer.text)

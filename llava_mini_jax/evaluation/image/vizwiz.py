@@ -1,7 +1,7 @@
-"""VizWiz-VQA: questions and pictures of blind people, ten answers each, hidden for the test split.
+"""VizWiz-VQA: questions and images of blind people, ten answers each, hidden for the test split.
 
     llava_test.jsonl, test/ --> Questions --> vizwiz_upload.json, all 8,000
-    llava_val.jsonl, val.json, val/ --by picture--> Questions --> accuracy
+    llava_val.jsonl, val.json, val/ --by image--> Questions --> accuracy
     or data/{test,val}-*.parquet
 
 The server normalises the prediction and compares the humans' answers as they are stored; its table
@@ -67,7 +67,7 @@ def _from_val(folder: Path) -> list[Question]:
         ]
     asked = {row["image"] for row in rows}
     files = f"{path} and llava_val.jsonl"
-    layouts.check_same("vizwiz", sorted(asked ^ golds.keys()), files, "pictures")
+    layouts.check_same("vizwiz", sorted(asked ^ golds.keys()), files, "images")
     return [_question(row, folder / "val" / row["image"], golds[row["image"]]) for row in rows]
 
 
@@ -189,7 +189,7 @@ def _score(folder: Path, questions: Sequence[Question], answers: Mapping[str, Ou
 def _submission(
     folder: Path, questions: Sequence[Question], answers: Mapping[str, Output], out: Path
 ) -> list[Path]:
-    """What EvalAI takes: all pictures of the split, answers processed as LLaVA does."""
+    """What EvalAI takes: all images of the split, answers processed as LLaVA does."""
     layouts.check_all_answered("vizwiz", questions, answers)
     upload = [{"image": q.key, "answer": normalise.m4c(answers[q.key].text)} for q in questions]
     return [layouts.write_json(out / "vizwiz_upload.json", upload)]

@@ -1,4 +1,4 @@
-"""VQAv2: open questions about COCO pictures, ten humans' answers each, hidden for the test splits.
+"""VQAv2: open questions about COCO images, ten humans' answers each, hidden for the test splits.
 
     llava_vqav2_mscoco_test-dev2015.jsonl --> Questions --> vqav2_upload.json, all of test2015
     llava_vqav2_mscoco_val2014.jsonl, or v2_OpenEnded_mscoco_val2014_questions.json --.

@@ -4,7 +4,7 @@ Scores of the headline rule --below a half--> the first of them --question, expe
                                                  thumbnail--> OUT/MODEL/BENCHMARK/failures.html
 
 Questions and answers are strangers' text: the template (failures.html) escapes all of it, and the
-page allows itself no script and no address but its own pictures.
+page allows itself no script and no address but its own images.
 """
 
 import base64
@@ -107,7 +107,7 @@ def _thumbnail(question: Question) -> tuple[str, str]:
         try:
             image = load_image(question.image)
         except InputError:
-            return "", "the picture cannot be read"
+            return "", "the image cannot be read"
     image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)

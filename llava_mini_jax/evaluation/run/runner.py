@@ -37,7 +37,7 @@ from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.warm_up import WarmUp, of_requests
 
-_WINDOW = 4  # batches whose pictures are read together: as many wait while as many are answered
+_WINDOW = 4  # batches whose images are read together: as many wait while as many are answered
 _VIDEOS_AHEAD = 4  # videos whose first frames are read while another one is asked about
 
 
@@ -57,7 +57,7 @@ def ask(
     """Answers in `folder`/answers.jsonl (of a shard, answers-I-of-N.jsonl).
 
     `progress` hears how many more questions are done, `compiling` how many programs of how many,
-    before the first of them. A question whose picture cannot be read
+    before the first of them. A question whose image cannot be read
     gets no answer, is reported, and is tried again by the next run.
     """
     if any(question.video is not None for question in questions):

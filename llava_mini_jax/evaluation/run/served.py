@@ -3,7 +3,7 @@
     Question --picture as PNG, film as a file or frames--> POST /v1/chat/completions --> sheet.py
          '-- further ones about a film: its `uuid`, and nothing of it again
 
-What a picture looks like is decided here (orientation, colours), what a model makes of it there; so
+What an image looks like is decided here (orientation, colours), what a model makes of it there; so
 both runs read the same pixels. As many questions as `concurrency` says are under way at a time; the
 file is written in the order of the local run. Neither a device nor a model's folder is needed.
 """
@@ -182,7 +182,7 @@ def ask(
 def _answers(
     server: Server, fields: dict[str, Any], benchmark: Benchmark, questions: Sequence[Question]
 ) -> list[tuple[Question, Answer | str]]:
-    """Answers to questions about the same picture or film, which is sent with the first."""
+    """Answers to questions about the same image or film, which is sent with the first."""
     if not questions or server.stopped.is_set():
         return []
     try:
@@ -208,14 +208,14 @@ def _answers(
 
 def _body(fields: dict[str, Any], parts: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
     if parts and text[:1].isspace():
-        # Servers put a line's end behind a picture, but not where the text brings white space.
+        # Servers put a line's end behind an image, but not where the text brings white space.
         text = "\n" + text
     content = [*parts, {"type": "text", "text": text}] if parts else text
     return {**fields, "messages": [{"role": "user", "content": content}], "temperature": 0}
 
 
 def _parts(question: Question, benchmark: Benchmark) -> list[dict[str, Any]]:
-    """A question's picture, and its film. Raises InputError for what cannot be read."""
+    """A question's image, and its film. Raises InputError for what cannot be read."""
     parts = []
     if question.image is not None:
         parts.append(_part("image_url", "image/png", [_png(load_image(question.image))]))

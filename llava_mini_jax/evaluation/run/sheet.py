@@ -33,7 +33,7 @@ class Asked:
     """What a run came to; what does not depend on its speed is in the answers file."""
 
     asked: int  # now: those that the file had are not among them
-    unreadable: dict[str, str]  # by key: why a picture or video could not be read
+    unreadable: dict[str, str]  # by key: why an image or video could not be read
     seconds: float  # of windows in which nothing was compiled
     items: int  # asked in these windows
     compiling: float  # seconds of the other windows

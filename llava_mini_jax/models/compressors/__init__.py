@@ -122,7 +122,7 @@ def spec(cfg: CompressorConfig) -> Any:
 
 
 def apply(params: Any, seen: Seen, cfg: CompressorConfig) -> Compressed:
-    """The tokens of I pictures; `seen` has what the method declares."""
+    """The tokens of I images; `seen` has what the method declares."""
     with jax.named_scope("compressor"):
         return method(cfg).apply(params, seen, cfg)
 
@@ -130,7 +130,7 @@ def apply(params: Any, seen: Seen, cfg: CompressorConfig) -> Compressed:
 def with_tokens(
     params: Any, llm: Any, tokens_IQD: jax.Array, patches: int, cfg: CompressorConfig
 ) -> jax.Array:
-    """Pictures' tokens, with those that a method inside the language model puts behind patches."""
+    """Images' tokens, with those that a method inside the language model puts behind patches."""
     own = method(cfg)
     if not hasattr(own, "with_tokens"):
         return tokens_IQD
@@ -145,7 +145,7 @@ def with_tokens(
 
 
 def pieces(pictures: Sequence[tuple[int, int]], cfg: CompressorConfig) -> list[Piece]:
-    """What of a prompt is read together, and stays in the cache only in part; `pictures` are at
+    """What of a prompt is read together, and stays in the cache only in part; `images` are at
     positions (first, end)."""
     own = method(cfg)
     return own.pieces(pictures, cfg) if hasattr(own, "pieces") else []

@@ -47,7 +47,7 @@ VARIANTS = ("mask", "drop")
 class FastVConfig(CompressorConfig):
     kind: str = "fastv"
     layer: int  # K: patches are dropped in front of it; 2 in the paper
-    keep: int  # patches of a picture that stay: 288 of 576 are the paper's R = 50 %
+    keep: int  # patches of an image that stay: 288 of 576 are the paper's R = 50 %
     variant: str
 
     def __post_init__(self):
@@ -99,7 +99,7 @@ def run(
     rest = some_layers(layers, cfg.layer, None)
     if cfg.variant == "mask":
         return _run(rest, x_BSD, kept_BS, how)
-    # The same for all rows, and as many as a row with one picture leaves. Stable, so that what
+    # The same for all rows, and as many as a row with one image leaves. Stable, so that what
     # stays keeps its order, and what holds nothing goes first.
     R = x_BSD.shape[1] - (placed.patches - cfg.keep)
     places_BR = jnp.argsort(~kept_BS, axis=1, stable=True)[:, :R]
@@ -107,7 +107,7 @@ def run(
     short_BRD = jnp.take_along_axis(x_BSD, places_BR[..., None], axis=1)
     valid_BR = jnp.take_along_axis(kept_BS, places_BR, axis=1)
     short_BRD = _run(rest, short_BRD, valid_BR, how, positions_BS=places_BR)
-    # A row without a picture may have more than R positions: nobody shall take it for an answer.
+    # A row without an image may have more than R positions: nobody shall take it for an answer.
     fits_B = kept_BS.sum(axis=1) <= R
     short_BRD = jnp.where(fits_B[:, None, None], short_BRD, jnp.nan)
     return jax.vmap(lambda x_SD, at_R, new_RD: x_SD.at[at_R].set(new_RD))(

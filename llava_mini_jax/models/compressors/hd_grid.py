@@ -1,7 +1,7 @@
-"""TokenPacker-HD's rule: into how many square blocks a picture of any shape is cut.
+"""TokenPacker-HD's rule: into how many square blocks an image of any shape is cut.
 
     (height, width), at most `limit` blocks --best of a fixed list--> rows x columns of blocks
-                                           --aspect kept--> size that the picture is resized to;
+                                           --aspect kept--> size that the image is resized to;
                                                             zeros fill the rest, right and bottom
 
 Host arithmetic, with Python's rounding, as in the authors' code.
@@ -24,15 +24,15 @@ GRIDS = {
 
 class HdGrid(NamedTuple):
     blocks: tuple[int, int]  # rows, columns
-    size: tuple[int, int]  # height and width that the picture is resized to
+    size: tuple[int, int]  # height and width that the image is resized to
 
 
 def hd_grid(height: int, width: int, *, limit: int, block: int) -> HdGrid:
-    """The grid of at most `limit` blocks of `block` pixels for a picture."""
+    """The grid of at most `limit` blocks of `block` pixels for an image."""
     if limit not in GRIDS:
         raise ValueError(f"TokenPacker-HD has no limit of {limit} blocks; use 9, 16 or 25")
     if height < 1 or width < 1:
-        raise ValueError(f"a picture of {height} x {width} pixels has no blocks")
+        raise ValueError(f"an image of {height} x {width} pixels has no blocks")
     rows, columns = max(GRIDS[limit], key=lambda grid: _score(height, width, grid, block))
     by_height, by_width = rows * block / height, columns * block / width
     if by_height <= by_width:
@@ -43,12 +43,12 @@ def hd_grid(height: int, width: int, *, limit: int, block: int) -> HdGrid:
 
 
 def _score(height: int, width: int, grid: tuple[int, ...], block: int) -> float:
-    """How much of the blocks the picture fills; and how well their box overlaps with its own."""
+    """How much of the blocks the image fills; and how well their box overlaps with its own."""
     rows, columns = grid
     ratio = min(rows * block / height, columns * block / width)
     area = rows * columns * block * block
     filled = round(height * ratio) * round(width * ratio) / area
-    # A picture 1.4 times as large: grids that enlarge it a little do not lose.
+    # An image 1.4 times as large: grids that enlarge it a little do not lose.
     tall, wide = height * 1.4, width * 1.4
     both = min(rows * block, tall) * min(columns * block, wide)
     return filled + 0.1 * both / (area + tall * wide - both)

@@ -1,17 +1,17 @@
-"""LLaMA-VID: a picture as what the question asks of it, and what is left pooled (2311.17043).
+"""LLaMA-VID: an image as what the question asks of it, and what is left pooled (2311.17043).
 
     class token, patches --norm--> Q-Former <-- the question's ids
                                       '--project--> text queries
     patches --keys--> softmax(text queries . keys) --mean over queries--> context --> 1 token
     patches --pooled to content x content, projector--------------------> content^2 tokens
 
-It contains the projector. Tokens belong to a picture and a question together, so a follow-up
+It contains the projector. Tokens belong to an image and a question together, so a follow-up
 question needs new ones. A film's frames go one by one, each with the whole question.
 
 Code against paper: with a CLIP tower the released code drops the class token in front of the
 Q-Former; with EVA's, which all of its published models have, behind it (`class_token`).
 
-Dimensions: I pictures, each with its own question, P patches, S = P + 1 with the class token, Q
+Dimensions: I images, each with its own question, P patches, S = P + 1 with the class token, Q
 queries, T ids, E width of the tower, W of the Q-Former, D of the LLM.
 """
 
@@ -41,7 +41,7 @@ from llava_mini_jax.ops.norm import LayerNorm, layer_norm, layer_norm_spec
 from llava_mini_jax.params import Array, ParamSpec, torch_linear
 
 MOST_IDS = 256  # of a question, in the authors' code
-# InstructBLIP's Q-Former, with which all published models begin: BERT's sizes, for a wider picture.
+# InstructBLIP's Q-Former, with which all published models begin: BERT's sizes, for a wider image.
 INSTRUCT_BLIP: dict[str, Any] = dict(
     qformer_width=768,
     qformer_heads=12,
@@ -69,7 +69,7 @@ class LlamaVidConfig(CompressorConfig):
     qformer_layers: int
     qformer_mlp_width: int
     qformer_cross_every: int
-    qformer_cross_width: int  # of the picture; a tower of another width is projected to it
+    qformer_cross_width: int  # of the image; a tower of another width is projected to it
     qformer_queries: int
     qformer_vocabulary: int
     qformer_positions: int

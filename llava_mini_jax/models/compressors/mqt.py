@@ -5,7 +5,7 @@
     query_QE + positions_QE, the first `count`, norm --> queries --'            tokens_IQD
 
 It is the projector. Keys hold positions alone, so every token is a learnt fixed pooling of the
-patches, the same for every picture (in the paper's figure the queries look at the picture). Queries
+patches, the same for every image (in the paper's figure the queries look at the image). Queries
 do not meet: m tokens are the first m of all.
 
 Dimensions: I images, P patches, Q tokens, E width of the tower, N heads, H = E / N, D of the LLM.
@@ -57,7 +57,7 @@ class MqtConfig(CompressorConfig):
 
     @property
     def made(self) -> int:
-        """Tokens that are computed of a picture: a request takes the first ones."""
+        """Tokens that are computed of an image: a request takes the first ones."""
         return max((self.count, *self.counts))
 
 
@@ -120,7 +120,7 @@ def apply(params: Mqt, seen: Seen, cfg: MqtConfig) -> Compressed:
 
 
 def attention(params: Mqt, side: int, cfg: MqtConfig) -> Array:
-    """Each head's weights of the patches, float32: of any picture, for they do not see it."""
+    """Each head's weights of the patches, float32: of any image, for they do not see it."""
     position_QE = jax.lax.stop_gradient(params.position.astype(jnp.float32))
     keys_PE = resize_positions(position_QE, math.isqrt(cfg.queries), side)
     # The resized table is stored in the weights' dtype before it is normed.

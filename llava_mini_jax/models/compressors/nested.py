@@ -7,7 +7,7 @@
 Every query reads the patches as the paper's do (similarity.py), and none meets another. The ways:
 
     prefix     the first n of one ordered table (as in MQT); each has a place of the finest grid,
-               and places are ordered so that any first ones are spread over the picture
+               and places are ordered so that any first ones are spread over the image
     grids      the finest grid's queries, averaged over the windows of a coarser grid (as M3
                averages patches), positions with them
     separate   queries of each grid's own: n tokens are the paper's compressor of n tokens

@@ -38,7 +38,7 @@ def check(
         )
     if prefusion_layers and fuse_compressed and declared.adaptive:
         raise ValueError(
-            f'compressor "{kind}" gives pictures different numbers of tokens, which cannot go'
+            f'compressor "{kind}" gives images different numbers of tokens, which cannot go'
             " through pre-fusion: set fuse_compressed to false"
         )
     if declared.choice is not None:
@@ -80,7 +80,7 @@ def _check_choice(kind: str, choice: Choice, prefusion_layers: int, fuse_compres
         )
     if 0 in choice.counts and not prefusion_layers:
         raise ValueError(
-            f'compressor "{kind}" with 0 tokens and no pre-fusion would leave nothing of a picture:'
+            f'compressor "{kind}" with 0 tokens and no pre-fusion would leave nothing of an image:'
             " remove 0 from its counts, or set prefusion_layers to 1 or more"
         )
 
@@ -94,14 +94,14 @@ def check_widths(kind: str, declared: Declaration, tower: int, llm: int) -> None
 
 
 def check_pictures(kind: str, declared: Declaration, images: int, parts: int) -> None:
-    """ValueError for a call's pictures that the method is not defined on."""
+    """ValueError for a call's images that the method is not defined on."""
     if parts > 1 and not declared.parts:
         raise ValueError(
-            f'compressor "{kind}" is defined on whole pictures, not on {parts} parts of one: set'
+            f'compressor "{kind}" is defined on whole images, not on {parts} parts of one: set'
             " the images' grid to 1"
         )
     if images > 1 and declared.pooled:
         raise ValueError(
-            f'compressor "{kind}" shares one ratio among the {images} pictures of a call, padding'
-            " among them: give one picture, or set its variant to clean"
+            f'compressor "{kind}" shares one ratio among the {images} images of a call, padding'
+            " among them: give one image, or set its variant to clean"
         )

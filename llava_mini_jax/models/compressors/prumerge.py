@@ -7,8 +7,8 @@
 Nothing is learnt. `ratio` 0 keeps as many patches as have an a above Q3 + 1.5 (Q3 - Q1), which are
 a quarter at most; tokens behind those that are there are not valid.
 
-`variant` "release" shares the ratio among the pictures of a call, as the authors' code does; in
-"clean" each picture has its own. Sums are not divided by the a, in both (the paper: an average).
+`variant` "release" shares the ratio among the images of a call, as the authors' code does; in
+"clean" each image has its own. Sums are not divided by the a, in both (the paper: an average).
 Without an outlier the extra token is the only one.
 
 Dimensions: I images, P patches, S = P + 1 with the class token, K kept at most, E width, N heads.
@@ -140,7 +140,7 @@ def choose(attention_IP: Array, cfg: PruMergeConfig) -> Chosen:
 
 
 def how_many(attention_IP: Array, cfg: PruMergeConfig) -> Array:
-    """How many patches of each picture are kept, int32 [I]."""
+    """How many patches of each image are kept, int32 [I]."""
     I, P = attention_IP.shape
     if cfg.ratio:
         return jnp.full(I, most_kept(cfg, P), jnp.int32)

@@ -8,8 +8,8 @@ step = floor(1 / r) from step / 2 on ("this is for training" in the authors' cod
 
 `variant` "release": no patch at regular distances is the last one (the code stops at 575 of 576);
 with a fixed ratio a patch may be kept twice, and as many others, the first ones, are lost to all
-tokens. It fails for batches where the number is adaptive: one picture a call here, too. "clean":
-each picture has its own ratio, the last patch is reached, and each patch is kept once. Without an
+tokens. It fails for batches where the number is adaptive: one image a call here, too. "clean":
+each image has its own ratio, the last patch is reached, and each patch is kept once. Without an
 outlier, where the release divides by zero, the extra token is the only one.
 
 Dimensions: I images, P patches, L listed ones, K kept at most.

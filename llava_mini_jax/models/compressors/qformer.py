@@ -1,16 +1,16 @@
-"""InstructBLIP's Q-Former: queries read a question by self-attention and a picture by another.
+"""InstructBLIP's Q-Former: queries read a question by self-attention and an image by another.
 
     queries + text embeddings --norm--> x --each layer--> the queries of the last one [I, Q, W]
 
     a layer:  [queries | text] self-attention, norm
-              queries: every `cross_every`-th layer cross-attention to the picture, norm; MLP, norm
+              queries: every `cross_every`-th layer cross-attention to the image, norm; MLP, norm
               text:    an MLP of its own, norm
 
 BERT with norms behind each sum, exact GELU and no masks but the text's padding. The last layer's
 text MLP changes nothing that is read: it is kept so that a checkpoint is complete.
 
-Dimensions: I pictures, each with its own question, Q queries, T ids, S = Q + T, P positions of the
-picture, W width, C of the picture, N heads, H = W / N, M MLP width.
+Dimensions: I images, each with its own question, Q queries, T ids, S = Q + T, P positions of the
+image, W width, C of the image, N heads, H = W / N, M MLP width.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class QFormerConfig:
     heads: int
     layers: int
     mlp_width: int
-    cross_every: int  # layers 0, n, 2n, ... read the picture
-    cross_width: int  # of the picture
+    cross_every: int  # layers 0, n, 2n, ... read the image
+    cross_width: int  # of the image
     queries: int
     vocabulary: int
     positions: int
@@ -145,7 +145,7 @@ def apply(params: QFormer, picture_IPC: Array, text_IT: Array, cfg: QFormerConfi
     spec = sharding.partition((I, T, cfg.width), ("batch", None, None))
     text_ITW = params.embed_tokens.at[jnp.maximum(text_IT, 0)].get(out_sharding=spec)
     text_ITW = text_ITW + params.position[:T]
-    # Made from the picture, they lie on the mesh as it does; plain ones could not join it.
+    # Made from the image, they lie on the mesh as it does; plain ones could not join it.
     query_IQW = jnp.zeros_like(picture_IPC[:, :1, :1]) + params.query
     x_ISW = jnp.concatenate([query_IQW.astype(dtype), text_ITW.astype(dtype)], axis=1)
     x_ISW = layer_norm(x_ISW, params.norm, cfg.norm_eps)

@@ -7,7 +7,7 @@
     spec(cfg)              its parameters, or None
     apply(params, seen, cfg) -> Compressed
     run(params, llm, x, placed, cfg, how) -> x    of a method inside the language model: its layers
-    pieces(pictures, cfg) -> Pieces               of one that keeps less in the cache than it reads
+    pieces(images, cfg) -> Pieces               of one that keeps less in the cache than it reads
 
 The package's __init__ alone knows all methods; models/llava_mini.py composes by the declaration.
 """
@@ -33,11 +33,11 @@ class CompressorConfig:
 
 
 class Taken(NamedTuple):
-    """Which of a picture's tokens stand in a request's sequence."""
+    """Which of an image's tokens stand in a request's sequence."""
 
     first: int
     count: int
-    made: int  # tokens that the compressor gives of a picture
+    made: int  # tokens that the compressor gives of an image
 
     @property
     def places(self) -> slice:
@@ -76,17 +76,17 @@ class Declaration:
 
     places: tuple[str, ...]  # of PLACES; the first is its authors'
     reads: Reads = PATCHES
-    adaptive: bool = False  # a picture may have fewer tokens than `tokens` says
+    adaptive: bool = False  # an image may have fewer tokens than `tokens` says
     choice: Choice | None = None  # where requests choose how many tokens they take
-    pooled: bool = False  # a picture's tokens depend on the other pictures of a call
-    parts: bool = False  # defined on the map of a high-resolution picture's parts, too
+    pooled: bool = False  # an image's tokens depend on the other images of a call
+    parts: bool = False  # defined on the map of a high-resolution image's parts, too
     videos: bool = False  # defined on frames, too
     compresses: bool = True  # else every patch is a token
     inside: bool = False  # it goes on in the language model, whose layers its `run` runs
     behind: int = 0  # layers of the language model, which has more, that run before it acts
-    # (K, n): in front of its layer K all but n of a picture's positions leave the sequence
+    # (K, n): in front of its layer K all but n of an image's positions leave the sequence
     drops: tuple[int, int] | None = None
-    # (K, n): of a method inside, once a prompt is read n of a picture's positions stay in the cache
+    # (K, n): of a method inside, once a prompt is read n of an image's positions stay in the cache
     # of layer K and those behind; None: it has no cache
     keeps: tuple[int, int] | None = None
     vocabulary: int = 0  # tokens that the language model must know
@@ -97,7 +97,7 @@ class Declaration:
 
     @property
     def reusable(self) -> bool:
-        """Whether another question may use a picture's tokens: they were made without reading it.
+        """Whether another question may use an image's tokens: they were made without reading it.
 
         Keys and values of a method that chooses by the prompt are another matter
         (models/cache.py).
@@ -117,9 +117,9 @@ class Placed:
     """What stands in each position of the language model's sequence."""
 
     valid_BS: Leaf  # bool: something does
-    visual_BS: Leaf  # bool: a picture's token
-    place_BS: Leaf  # int32: which of its picture's tokens, from 0
-    patches: int = struct.field(pytree_node=False)  # of a picture, which stand first
+    visual_BS: Leaf  # bool: an image's token
+    place_BS: Leaf  # int32: which of its image's tokens, from 0
+    patches: int = struct.field(pytree_node=False)  # of an image, which stand first
 
 
 class Piece(NamedTuple):

@@ -1,7 +1,7 @@
 """VisionZip: what the class token looks at, and the rest averaged into a few (2412.04467).
 
     class token's attention in the layer that makes the features, summed over heads
-      --highest--> dominant: the class token and `dominant` - 1 patches, in the picture's order
+      --highest--> dominant: the class token and `dominant` - 1 patches, in the image's order
     the rest --every step-th--> targets; others --to the target with the most similar key-->
       contextual: target + mean of those that came to it
 

@@ -1,14 +1,14 @@
-"""VoCo-LLaMA: a picture is what its last tokens remember of it (arXiv 2406.12275).
+"""VoCo-LLaMA: an image is what its last tokens remember of it (arXiv 2406.12275).
 
     [ patches | between | VoCo x count ] text     one sequence through the language model;
-                            '---- text behind sees these, and of the picture nothing else
+                            '---- text behind sees these, and of the image nothing else
 
 No module: the mask alone makes the language model compress. So the patches' keys and values may be
 dropped once the VoCo tokens have been computed.
 
     "release"   text behind the last VoCo token sees nothing in front of the first one, the prompt's
-                beginning included: the authors put pictures in front of all other text
-    "clean"     it sees all text; a picture's patches are seen up to its own last VoCo token
+                beginning included: the authors put images in front of all other text
+    "clean"     it sees all text; an image's patches are seen up to its own last VoCo token
 
 Dimensions: B rows, S positions, I images, P patches, Q tokens of an image, D width of the LLM.
 """
@@ -119,11 +119,11 @@ def run(
 
 
 def pieces(pictures: Sequence[tuple[int, int]], cfg: VoCoConfig) -> list[Piece]:
-    """What is read together of a prompt with pictures at positions (first, end), their VoCo tokens
+    """What is read together of a prompt with images at positions (first, end), their VoCo tokens
     last: what nobody behind a piece sees leaves the cache with it."""
     if cfg.variant == "clean" or not pictures:
         return [Piece(first, end, cfg.count) for first, end in pictures]
-    # Whatever stands behind the first VoCo token is seen, later pictures' patches too.
+    # Whatever stands behind the first VoCo token is seen, later images' patches too.
     first_voco, end = pictures[0][1] - cfg.count, pictures[-1][1]
     return [Piece(0, end, end - first_voco)]
 
@@ -133,13 +133,13 @@ def seen_until(placed: Placed, cfg: VoCoConfig) -> Array:
     S = placed.visual_BS.shape[1]
     here_S = jnp.arange(S)
     patches = placed.patches
-    first_BS = here_S - placed.place_BS  # of the picture that a token belongs to
+    first_BS = here_S - placed.place_BS  # of the image that a token belongs to
     last_BS = first_BS + patches + cfg.behind - 1
     is_voco_BS = placed.visual_BS & (placed.place_BS >= patches + len(cfg.between))
     if cfg.variant == "clean":
         hidden_BS = placed.visual_BS & ~is_voco_BS
         return jnp.where(hidden_BS, last_BS, S)
-    # Rows without a picture: everything is behind the first VoCo token, so nothing is hidden.
+    # Rows without an image: everything is behind the first VoCo token, so nothing is hidden.
     first_B = jnp.where(is_voco_BS, here_S, S).min(axis=1)
     first_B = jnp.where(first_B == S, 0, first_B)
     end_B = jnp.where(is_voco_BS, here_S, -1).max(axis=1)

@@ -16,7 +16,7 @@ export function ofAnswer(usage, metrics) {
   const image = details.image_tokens ?? 0;
   const cached = details.cached_tokens ?? 0;
   const rows = [
-    ["Picture tokens", count(image)],
+    ["Image tokens", count(image)],
     ["Positions read", cached ? `${count(usage.prompt_tokens)}, ${count(cached)} from memory` : count(usage.prompt_tokens)],
     ["Vision", metrics.frames_recalled < metrics.frames ? ms(metrics.vision_ms) : "from memory"],
     ["Pre-fusion", ms(metrics.prefusion_ms)],
@@ -24,7 +24,7 @@ export function ofAnswer(usage, metrics) {
     ["Each token", ms(metrics.mean_itl_ms)],
     ["Tokens of the answer", count(usage.completion_tokens)],
   ];
-  return metrics.frames ? rows : rows.filter(([name]) => !["Vision", "Pre-fusion", "Picture tokens"].includes(name));
+  return metrics.frames ? rows : rows.filter(([name]) => !["Vision", "Pre-fusion", "Image tokens"].includes(name));
 }
 
 /** The line under an answer. */
@@ -35,7 +35,7 @@ export function line(metrics, stopped) {
 }
 
 const COMPARED = [
-  ["Picture tokens", "image_tokens", count],
+  ["Image tokens", "image_tokens", count],
   ["Positions", "positions", count],
   ["Vision", "vision_ms", ms],
   ["Pre-fusion", "prefusion_ms", ms],

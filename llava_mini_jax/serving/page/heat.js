@@ -1,9 +1,9 @@
-// The heat map: what the compressor's queries looked at, over the picture as the model reads it.
+// The heat map: what the compressor's queries looked at, over the image as the model reads it.
 
 // Dark violet over red to light yellow: read in grey as well as in colour, and by the colour-blind.
 const STOPS = [[13, 8, 45], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
-const STRONGEST = 0.82; // how much the map covers of the picture where it is highest
-const SIDE = 512; // pixels that are drawn, at least: a small model's pictures are a few wide
+const STRONGEST = 0.82; // how much the map covers of the image where it is highest
+const SIDE = 512; // pixels that are drawn, at least: a small model's images are a few wide
 
 function colour(share) {
   const place = Math.min(Math.max(share, 0), 1) * (STOPS.length - 1);

@@ -154,7 +154,7 @@ async function* answerOf(exchanges, signal) {
   } catch (error) {
     const known = exchanges.map(({ medium }) => medium).filter((medium) => medium?.known);
     if (error.status !== 404 || !known.length) throw error;
-    // The server has forgotten a picture, or is another one: it is sent once more.
+    // The server has forgotten an image, or is another one: it is sent once more.
     for (const medium of known) medium.known = false;
     yield* api.chunks({ ...options, messages: await messages(exchanges, false) }, signal);
   }

@@ -1,4 +1,4 @@
-// Pictures and films: what a file is, how it is sent, and sent again by its name alone.
+// Images and videos: what a file is, how it is sent, and sent again by its name alone.
 
 const FILM = /\.(mp4|m4v|mov|mkv|webm|avi|mpe?g)$/i;
 const PICTURE = /\.(png|jpe?g|webp|gif|bmp)$/i;
@@ -7,7 +7,7 @@ const PICTURE = /\.(png|jpe?g|webp|gif|bmp)$/i;
 export function mediumOf(file, mostBytes) {
   const film = file.type.startsWith("video/") || FILM.test(file.name);
   if (!film && !file.type.startsWith("image/") && !PICTURE.test(file.name)) {
-    throw new Error(`${file.name} is neither a picture nor a video.`);
+    throw new Error(`${file.name} is neither an image nor a video.`);
   }
   // In base64 three bytes are four letters; some room is for the text around them.
   if (mostBytes && file.size * 4 / 3 + 20_000 > mostBytes) {

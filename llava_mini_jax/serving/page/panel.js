@@ -1,4 +1,4 @@
-// Beside the conversation: the picture with its heat map, and what the answer took.
+// Beside the conversation: the image with its heat map, and what the answer took.
 
 import { postJson } from "./api.js";
 import * as figures from "./figures.js";
@@ -27,12 +27,12 @@ export function know(server) {
     "pre-fusion. They were not trained for that: you see its times, not its text.";
 }
 
-/** Shows another picture or film, or none. */
+/** Shows another image or video, or none. */
 export function see(other) {
   medium = other;
   $("seen").hidden = !medium;
   $("look").setAttribute("aria-pressed", "false");
-  if (medium) $("seen-name").textContent = medium.film ? "The video" : "The picture";
+  if (medium) $("seen-name").textContent = medium.film ? "The video" : "The image";
   return show();
 }
 
@@ -47,7 +47,7 @@ export function tell(usage, metrics, exchange) {
   }));
   $("comparison").hidden = true;
   $("measured").textContent = "";
-  // Without a picture both sides are the same language model.
+  // Without an image both sides are the same language model.
   $("beside").hidden = !about?.compare || !exchange.pictures;
 }
 

@@ -1,4 +1,4 @@
-"""The pictures that the digits world leaves for people: legible, and honest about mistakes."""
+"""The images that the digits world leaves for people: legible, and honest about mistakes."""
 
 import dataclasses
 import io

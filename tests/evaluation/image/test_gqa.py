@@ -156,6 +156,6 @@ def test_a_parquet_question_without_its_picture_is_refused(tmp_path):
         return table.from_pylist(rows, schema=table.schema)
 
     golden.rewrite_parquet(path, without)
-    message = f"{len(lost)} questions have no picture.*: {first.key}"
+    message = f"{len(lost)} questions have no image.*: {first.key}"
     with pytest.raises(InputError, match=message):
         gqa.BENCHMARK.questions(place)

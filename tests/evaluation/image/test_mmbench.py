@@ -200,10 +200,10 @@ def test_long_pictures_are_read(tmp_path):
         (lambda rows: rows[0].__setitem__(9, "picture"), 'row 1: "image" is nothing'),
         (
             lambda rows: rows[1].__setitem__(9, "AB"),
-            r"row 1 \({first}\): the picture is not base64",
+            r"row 1 \({first}\): the image is not base64",
         ),
         (lambda rows: rows[1].__setitem__(9, "AA\x01AA="), r"row 1 \({first}\): .* is not base64"),
-        (lambda rows: rows[1].__setitem__(9, ""), r"row 1 \({first}\): there is no picture"),
+        (lambda rows: rows[1].__setitem__(9, ""), r"row 1 \({first}\): there is no image"),
         (lambda rows: rows[1].__setitem__(0, "x"), "row 1: the index is 'x'"),
         (lambda rows: rows[1].__setitem__(7, ""), "answer of row {first} is ''; expected A to D"),
         (lambda rows: rows.append(rows[1]), "mmbench: 1 questions appear twice: {first}"),

@@ -120,7 +120,7 @@ def test_a_missing_answer_is_wrong_and_counted(tmp_path):
     _, scores = golden.scored("mme", place, lines)
     rule = scores.rules["official"]
     found = rule.details["subtasks"][subtask]
-    right = {}  # of the pictures that are left
+    right = {}  # of the images that are left
     for item in items:
         if item["file"] != file:
             right.setdefault(item["file"], []).append(item["parsed"] == item["gt"])
@@ -144,12 +144,12 @@ def test_broken_data_is_refused(tmp_path):
         asked.write_text(whole)
 
     def rewritten(**changes):
-        """The lines of the first picture with these changes."""
+        """The lines of the first image with these changes."""
         picture = rows[0]["image"]
         golden.rewrite_lines(asked, lambda row: row | changes if row["image"] == picture else row)
 
     asked.write_text("".join(whole.splitlines(keepends=True)[1:]))
-    refused(f"1 pictures have not two questions: {subtask}/{file}")
+    refused(f"1 images have not two questions: {subtask}/{file}")
     asked.write_text(whole + whole.splitlines()[0] + "\n")
     refused(f"1 questions appear twice: {re.escape(first.key)}")
     rewritten(text="Is there nothing?")

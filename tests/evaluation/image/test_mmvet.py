@@ -181,7 +181,7 @@ def test_broken_data(tmp_path):
     items = json.loads(path.read_text())
     name = next(iter(items))
     for change, says in (
-        ({"capability": []}, f"{name} has no picture or no capability"),
+        ({"capability": []}, f"{name} has no image or no capability"),
         ({"capability": "ocr"}, f'{name}: "capability"'),
         ({"answer": None}, f'{name}: "answer"'),
     ):

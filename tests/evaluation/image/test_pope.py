@@ -1,4 +1,4 @@
-"""POPE: every golden figure in both layouts; labels join by picture and question, or not at all."""
+"""POPE: every golden figure in both layouts; labels join by image and question, or not at all."""
 
 import json
 
@@ -89,7 +89,7 @@ def test_label_files_of_another_version_are_refused(tmp_path):
         q.key
         for q in asked
         if q.gold["split"] == "random" and q.image.name == first["image"] and thing in q.prompt
-    ]  # as many labels, one of another picture
+    ]  # as many labels, one of another image
     refused([other, *rows[1:]], f"1 of {len(asked)} questions have no label.*: {lost}")
     refused([{**first, "label": "Yes"}, *rows[1:]], r"the label is 'Yes'")
     path.unlink()

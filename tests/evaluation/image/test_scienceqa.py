@@ -13,7 +13,7 @@ RULES = {"letter", "official", "all_image_questions", "official_all", "lmms_eval
 
 
 def with_picture():
-    """The test questions that have a picture, as ScienceQA's own file says."""
+    """The test questions that have an image, as ScienceQA's own file says."""
     problems = json.loads((golden.GOLDEN / "scienceqa" / "problems.json").read_text())
     return {key for key, one in problems.items() if one["split"] == "test" and one["image"]}
 
@@ -29,7 +29,7 @@ def test_golden_figures(layout, tmp_path):
     shown, n = with_picture(), len(with_picture())
 
     def percent(items):
-        """Of the questions with a picture; lmms-eval is given "FAILED" for missing answers."""
+        """Of the questions with an image; lmms-eval is given "FAILED" for missing answers."""
         return 100 * sum(items.get(key, 0) for key in shown) / n
 
     correct = {key: item["correct"] for key, item in llava["per_item"].items()}

@@ -53,7 +53,7 @@ def test_pictures_of_both_layouts(tmp_path):
     found = {q.key: q.image for q in seed_bench.BENCHMARK.questions(place)}
     named = {str(row["question_id"]): row["image"] for row in golden.read_lines(place / ASKED)}
     assert found == {key: place / name for key, name in named.items()}
-    inner = place / "SEED-Bench"  # where the release wants labels and pictures
+    inner = place / "SEED-Bench"  # where the release wants labels and images
     inner.mkdir()
     (place / LABELS).rename(inner / LABELS)
     found = {q.key: q.image for q in seed_bench.BENCHMARK.questions(place)}
@@ -149,7 +149,7 @@ def test_broken_questions_and_pictures_are_refused(tmp_path):
 
     third = seed_bench.BENCHMARK.questions(place)[2].key
     golden.rewrite_parquet(next(place.rglob("*.parquet")), without)
-    with pytest.raises(InputError, match=f"seed_bench: {third} has no picture"):
+    with pytest.raises(InputError, match=f"seed_bench: {third} has no image"):
         seed_bench.BENCHMARK.questions(place)
 
 

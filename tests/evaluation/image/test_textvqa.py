@@ -1,4 +1,4 @@
-"""TextVQA: every golden figure in both layouts; joined by picture and question of the prompt."""
+"""TextVQA: every golden figure in both layouts; joined by image and question of the prompt."""
 
 import json
 import re

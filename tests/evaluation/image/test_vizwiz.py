@@ -135,8 +135,8 @@ def test_broken_data_is_refused(tmp_path):
         with pytest.raises(InputError, match=message):
             vizwiz.BENCHMARK.questions(place)
 
-    refused(rows[1:], f"1 pictures are in only one of .*: {first}")
-    refused([*rows, {**rows[0], "image": "z.jpg"}], r"1 pictures are in only one of .*: z.jpg")
+    refused(rows[1:], f"1 images are in only one of .*: {first}")
+    refused([*rows, {**rows[0], "image": "z.jpg"}], r"1 images are in only one of .*: z.jpg")
     refused([*rows, rows[0]], f"has {first} twice")
     refused([{**rows[0], "answers": [{"text": "a"}]}], f'{first}: "answer" is')
     refused([{"image": "a.jpg"}], 'item 1: "question" is nothing')

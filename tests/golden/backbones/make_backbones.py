@@ -7,7 +7,7 @@ torchenv/bin/python tests/golden/backbones/make_backbones.py
 NAME/            a tiny random model as transformers' save_pretrained writes it
 NAME/expected.npz   of a language model: ids [B, T], lengths [B], logits [B, T, V]
                     of a tower: pixels [I, Y, X, C], hidden_states of the last block and the one
-                    before it; a picture and what the folder's image processor makes of it
+                    before it; an image and what the folder's image processor makes of it
                     of a LLaVA: pixels, ids, logits
 
 Weights are larger than the usual initialisation's, biases and norms too, so that errors show.

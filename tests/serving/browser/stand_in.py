@@ -78,7 +78,7 @@ class StandIn:
         return await answer(request)
 
     async def read(self, request: HttpRequest) -> Request:
-        """The engine's request of a body whose pictures are data URLs, or frames of a film."""
+        """The engine's request of a body whose images are data URLs, or frames of a film."""
         messages = json.loads(await request.body())["messages"]
         parts = [part for message in messages for part in _parts(message)]
         shown = [part for part in parts if part["type"] != "text"]
@@ -98,7 +98,7 @@ class StandIn:
         recalled = [part for part in shown if part[part["type"]] is None]
         for part in recalled:
             if part["uuid"] not in self.known:
-                raise ApiError(404, f"no picture is known as {part['uuid']}", param="uuid")
+                raise ApiError(404, f"no image is known as {part['uuid']}", param="uuid")
         self.known |= {part["uuid"] for part in shown}
         question = parts[-1]["text"]
         if question == "refuse":

@@ -190,7 +190,7 @@ def test_llava_1_5_is_measured_for_the_question(page, picture):
     rows = page.locator("#comparison tbody tr")
     expect(rows.first).to_be_visible(timeout=60_000)
     told = [row.split() for row in rows.all_inner_texts()]
-    assert told[0][-2:] == ["1", "16"]  # tokens of the picture
+    assert told[0][-2:] == ["1", "16"]  # tokens of the image
     assert int(told[1][-1]) - int(told[1][-2]) == 15  # positions
     for row in (told[2], told[4], told[5]):
         assert float(row[-4]) >= 0 and float(row[-2]) >= 0 and row[-1] == row[-3] == "ms"
@@ -247,7 +247,7 @@ def test_an_error_is_told_and_the_question_comes_back(
 def test_what_is_neither_picture_nor_film_and_what_is_too_large_is_told(page, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     page.locator("#file").set_input_files(tmp_path / "notes.txt")
-    expect(page.locator("#problem")).to_have_text("notes.txt is neither a picture nor a video.")
+    expect(page.locator("#problem")).to_have_text("notes.txt is neither an image nor a video.")
     (tmp_path / "large.png").write_bytes(bytes(2**20))
     expect(page.locator("#connection")).to_have_text("Ready")
     page.locator("#file").set_input_files(tmp_path / "large.png")
@@ -290,7 +290,7 @@ def test_all_of_it_works_by_keyboard(page, picture):
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("second")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Picture or video")).to_be_focused()
+    expect(page.get_by_role("button", name="Image or video")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.wait_for_timeout(200)  # until the browser knows that no window is to open
         page.keyboard.press("Enter")
@@ -321,7 +321,7 @@ def test_all_of_it_works_by_keyboard(page, picture):
 def test_a_new_conversation_forgets_everything(page, server, picture):
     ask_about(page, picture)
     page.get_by_role("button", name="New conversation").click()
-    expect(page.get_by_role("heading", name="Ask about a picture or a video")).to_be_visible()
+    expect(page.get_by_role("heading", name="Ask about an image or a video")).to_be_visible()
     expect(page.locator("#figures")).to_be_hidden()
     ask(page, "who are you?")
     expect(answer(page)).to_have_text(stand_in.ANSWER)

@@ -1,8 +1,8 @@
-"""`/health` while many large pictures are decoded: the event loop must not wait for them.
+"""`/health` while many large images are decoded: the event loop must not wait for them.
 
     python -m tests.serving.load.health MODEL [--pictures N] [--rounds N] [--size 1920x1080]
 
-N clients, each of whom sends the next picture when it has an answer --decoded on threads--> answers
+N clients, each of whom sends the next image when it has an answer --decoded on threads--> answers
 a probe after the other, on a socket each --> P50, P99: at most 50 ms
 """
 
@@ -25,10 +25,10 @@ PROBE = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="/health beside pictures that are decoded")
+    parser = argparse.ArgumentParser(description="/health beside images that are decoded")
     parser.add_argument("model", metavar="MODEL", help="a folder, or tiny")
     parser.add_argument("--pictures", type=int, default=32, help="at once; default: 32")
-    parser.add_argument("--rounds", type=int, default=10, help="pictures of a client")
+    parser.add_argument("--rounds", type=int, default=10, help="images of a client")
     parser.add_argument("--size", default="1920x1080", help="default: 1920x1080")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
@@ -38,7 +38,7 @@ def main() -> None:
         asking = together(server.client.port, bodies, args.pictures)
         beside = asyncio.run(_probes(server, asking))
     print(f"/health alone: {milliseconds(alone)}, {len(alone)} probes (P50, P99)")
-    print(f"beside {args.pictures} pictures of {args.size}: {milliseconds(beside)}, "
+    print(f"beside {args.pictures} images of {args.size}: {milliseconds(beside)}, "
           f"{len(beside)} probes; the longest {1000 * max(beside):.0f} ms")  # fmt: skip
     found = percentile(beside, 99)
     check(found <= MOST, f"the P99 is {1000 * found:.0f} ms; {1000 * MOST:.0f} ms are wanted")
@@ -62,7 +62,7 @@ async def _probes(server: Served, until: Any) -> list[float]:
 
 
 def _body(seed: int, size: tuple[int, int]) -> dict[str, Any]:
-    """A question about a photograph-like picture that nobody has sent before."""
+    """A question about a photograph-like image that nobody has sent before."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
     file = io.BytesIO()

@@ -1,6 +1,6 @@
 """Requests of every kind that a client may send, for the soak.
 
-seed --> Kinds --one--> (path, body): a few pictures and films, over and over, so that what the
+seed --> Kinds --one--> (path, body): a few images and films, over and over, so that what the
                         server remembers of them is complete after a while
 """
 
@@ -75,7 +75,7 @@ class Kinds:
             return [{"type": "video_url", "video_url": {"url": url}}]
         if name == "uuid":  # often before it is known: then it is 404
             number = rng.randrange(PICTURES)
-            known = {"type": "image_url", "uuid": f"picture {number}"}
+            known = {"type": "image_url", "uuid": f"image {number}"}
             sent = {"image_url": {"url": self._pictures[number]}} if rng.random() < 0.5 else {}
             return [{**known, "image_url": None, **sent}]
         counts = {"picture": 1, "pictures": rng.randrange(2, 5), "logprobs": rng.randrange(2)}

@@ -1,4 +1,4 @@
-"""Questions about pictures a second: many at a time, beside a server that takes one at a time.
+"""Questions about images a second: many at a time, beside a server that takes one at a time.
 
     python -m tests.serving.load.throughput MODEL [--rounds N] [--requests N] [--tokens N]
 
@@ -40,7 +40,7 @@ class Round:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="questions about pictures a second")
+    parser = argparse.ArgumentParser(description="questions about images a second")
     parser.add_argument("model", metavar="MODEL", help="a folder, or tiny")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64, help="of a round; default: 64")
@@ -85,7 +85,7 @@ def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _body(seed: int, tokens: int) -> dict[str, Any]:
-    """A question about a picture that nobody has sent before."""
+    """A question about an image that nobody has sent before."""
     url = data(saved(Image.fromarray(tiny_model.picture(seed, 240, 320))), "image/png")
     content = [
         {"type": "image_url", "image_url": {"url": url}},
