@@ -19,5 +19,5 @@ def config() -> TrainConfig:
         start="out/demo/stage1/model",
         data=data,
         batch_size=8,
-        packing=PackingConfig(window=512, images=12),
+        packing=PackingConfig(window=512, images=9),
     )

@@ -218,7 +218,7 @@ def test_a_dry_run_counts_the_frames_that_it_is_asked_for(capsys, started, tmp_p
     assert "rows of stage2 have 2048 positions, room for 1 to 2048 images or frames" in said
     packed = ROOT / "configs" / "digits_packed.py"
     said = refused(capsys, [packed, "--dry-run", "--dry-run-images", "2"])
-    assert "room for packing.images (12) images, so leave out --dry-run-images" in said
+    assert "room for packing.images (9) images, so leave out --dry-run-images" in said
     said = refused(capsys, [config, "--workdir", tmp_path, "--dry-run-images", "64"])
     assert "--dry-run-images belongs to --dry-run" in said
 
