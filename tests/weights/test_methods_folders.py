@@ -284,7 +284,7 @@ BAD: dict[str, tuple[Callable[..., Path], dict[str, Any], str | None, str]] = {
     "HD": (token_packer, dict(image_aspect_ratio="slice"), None, "TokenPacker-HD"),
     "scale": (token_packer, dict(scale_factor=4), "token_packer,heads=2", "scale 4 does not div"),
     "scales of M3": (llava, dict(matryoshka_vis_token_scale=["1"]), None, "matryoshka_vis_token"),
-    "parts": (llava, dict(resolution_ratio=2), "visionzip", "visionzip is defined on whole pic"),
+    "parts": (llava, dict(resolution_ratio=2), "visionzip", "visionzip is defined on whole im"),
 }
 
 
