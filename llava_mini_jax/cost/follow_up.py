@@ -1,6 +1,6 @@
 """Time to the first token of a first question, and of the next one about the same image.
 
-    an image, a question --Session--> first token        an answer          the next question's
+    an image, a question --Session--> first token         an answer          the next question's
     |------------- first -----------|                 (not counted)       |------ follow-up ------|
 
 The clock starts before the image is read. What the next question need not compute again is what

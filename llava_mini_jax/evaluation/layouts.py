@@ -1,6 +1,6 @@
 """Files of benchmarks, in both layouts, read so that a broken one is named with its place.
 
-    LLaVA's          questions.jsonl, labels.json, images as files      --> rows, Paths
+    LLaVA's          questions.jsonl, labels.json, images as files        --> rows, Paths
     Hugging Face's   CONFIG/SPLIT-00000-of-00001.parquet, anywhere below  --> rows, images' bytes
 
 Rows are dicts. Whether image files are there is checked apart (`check_pictures`), before a model

@@ -2,7 +2,7 @@
 
     in slots --short ones together------------------> read_fresh -.
              --a long one, block by block-----------> read_block -+--> calls with first tokens
-             --where images leave the cache-------> read_piece -+
+             --where images leave the cache---------> read_piece -+
              --whole, where later layers choose-----> read_chosen '
                                                       (reading.py)
 

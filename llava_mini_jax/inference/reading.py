@@ -2,7 +2,7 @@
 
 prompts, or their beginnings --read_fresh, a few at a time--> slots, first tokens
 one more block of a long prompt --read_block----------------> its slot, its first token
-an image of which little stays in the cache --read_piece---> the same
+an image of which little stays in the cache --read_piece----> the same
 a prompt whose later layers keep a choice ------read_chosen---> the same
 """
 

@@ -1,6 +1,6 @@
 """Requests: what a caller gives, prompts and images, as the examples that a model reads.
 
-images, videos --read_pictures--> Images (uint8 parts, frames of each "<image>")
+images, videos --read_pictures--> Pictures (uint8 parts, frames of each "<image>")
 prompt (text, or Turns) --open_turns--> Turns with their "<image>"s, the assistant's open
                                |
               make_request --> Example, checked: marks fit images, input fits the model

@@ -2,7 +2,7 @@
 
     file --a thread reads ahead, from when it is shown--.
                                                         |--> frames [J, Y, X, C] from any number on
-    arrays, an image: uint8 pixels, kept --------------'
+    arrays, an image: uint8 pixels, kept ---------------'
 
 Of a file at most a few chunks are in memory at a time, beside what the shelf has room for.
 """

@@ -118,7 +118,7 @@ def batches(samples: Samples, first_step: int, count: int) -> list[Any]:
     return list(itertools.islice(stream, count))
 
 
-# --- Images in shards ---------------------------------------------------------------------------
+# --- Images in shards -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)

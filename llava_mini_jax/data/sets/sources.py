@@ -4,7 +4,7 @@
                                                                               |
     table of (data set, row): sampling, weight ------- which row? ------------|
     JSON, Parquet, tars ... (row_files.py) ----------- the row ---------------|
-    folder, bucket, shards (media_places.py) --------- its image -----------|
+    folder, bucket, shards (media_places.py) ---------- its image ------------|
     both together (llava_format.py) ------------------ sample ----------------'
         `Sample` (data/sample.py)
 

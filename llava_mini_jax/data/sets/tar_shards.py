@@ -163,7 +163,7 @@ def _keep(path: Path, index: Index) -> None:
             beside.unlink(missing_ok=True)
 
 
-# --- Images and videos --------------------------------------------------------------------------
+# --- Images and videos ----------------------------------------------------------------------------
 
 
 def open_shards(place: Path | str) -> "Shards":

@@ -1,6 +1,6 @@
 """LLaVA-Bench (In-the-Wild): open questions, graded by a judge against a text-only GPT-4's answers.
 
-    questions.jsonl, context.jsonl --by image--.
+    questions.jsonl, context.jsonl ---by image---.
     answers_gpt4.jsonl ---------------by id------+--> Questions --judge: "8 7" of 10--> 100 * 7/8
     or data/train-*.parquet (all of these) ------'                     '--> reviews/MODEL.jsonl
 

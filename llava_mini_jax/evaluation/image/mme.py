@@ -1,7 +1,7 @@
 """MME: two yes/no questions about each image, one of each answer, in 14 subtasks.
 
     llava_mme.jsonl ------------------.
-    MME_Benchmark_release_version/ --by image and question--> Questions --> accuracy + accuracy
+    MME_Benchmark_release_version/ ---by image and question---> Questions --> accuracy + accuracy
     or test-*.parquet (brings both) --'          |                 of whole images, by subtask
                                                  '--> SUBTASK.txt, as the official tool reads them
 

@@ -1,7 +1,7 @@
 """POPE: does the image show this object? COCO images, objects drawn in three ways.
 
     llava_pope_test.jsonl        --------------.
-    coco/coco_pope_{SPLIT}.json  --by image and question--> Questions --> F1 per split, their mean
+    coco/coco_pope_{SPLIT}.json  ---by image and question---> Questions --> F1 per split, their mean
     or Full/{SPLIT}-*.parquet    ----(they bring both)----'
 
 The official scorer joins labels and answers by their place in the file, so label files of another

@@ -1,7 +1,7 @@
 """TextVQA, val: what do the words in this image say? With the words an OCR system read.
 
     llava_textvqa_val_v051_ocr.jsonl --.
-    TextVQA_0.5.1_val.json --by image and question--> Questions --> VQA accuracy, M4C's rule
+    TextVQA_0.5.1_val.json ---by image and question---> Questions --> VQA accuracy, M4C's rule
     or data/validation-*.parquet ------'
 
 LLaVA's question_id is the image, so the question is recovered from the prompt: it stands before

@@ -145,7 +145,7 @@ def with_tokens(
 
 
 def pieces(pictures: Sequence[tuple[int, int]], cfg: CompressorConfig) -> list[Piece]:
-    """What of a prompt is read together, and stays in the cache only in part; `images` are at
+    """What of a prompt is read together, and stays in the cache only in part; `pictures` are at
     positions (first, end)."""
     own = method(cfg)
     return own.pieces(pictures, cfg) if hasattr(own, "pieces") else []

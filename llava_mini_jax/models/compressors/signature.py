@@ -7,7 +7,7 @@
     spec(cfg)              its parameters, or None
     apply(params, seen, cfg) -> Compressed
     run(params, llm, x, placed, cfg, how) -> x    of a method inside the language model: its layers
-    pieces(images, cfg) -> Pieces               of one that keeps less in the cache than it reads
+    pieces(pictures, cfg) -> Pieces               of one that keeps less in the cache than it reads
 
 The package's __init__ alone knows all methods; models/llava_mini.py composes by the declaration.
 """
