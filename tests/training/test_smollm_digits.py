@@ -103,9 +103,8 @@ def test_the_real_one_learns_for_two_steps(tmp_path):
         for each in lora.data.datasets
     ]
     data = dataclasses.replace(lora.data, datasets=tuple(sets))
-    finals = loop.run(
-        [stage1, stage2, dataclasses.replace(lora, steps=3, data=data)], str(tmp_path / "run")
-    )
+    stages = [stage1, stage2, dataclasses.replace(lora, steps=3, data=data)]
+    finals = run(stages, tmp_path / "run")
     assert finals["lora"].compiled == 2  # pages, and text
     for stage, as_before in (("stage2", 1.0), ("lora", 0.9)):
         left = llava_mini_jax.load(
