@@ -76,7 +76,8 @@ KINDS = {
     "profile requests": f"--dtype --requests --slots --new-tokens --repeats --abstract --llm-layers"
     f" --vision-layers --json {KEPT}",
     "profile compile": "--chip --slice --mesh --length --rows --images --layers --dtype --option"
-    " --attention --json --report --text --stage --accumulate --fused --remat --program --slots",
+    " --attention --json --report --text --stage --accumulate --fused --remat --program --slots"
+    " --baseline",
 }
 
 

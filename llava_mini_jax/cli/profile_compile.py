@@ -20,7 +20,7 @@ EXAMPLE = """llava-mini profile compile configs/stage2_vicuna_7b.py --chip h100 
   llava-mini profile compile configs/stage2_vicuna_7b.py --chip v5e --slice 8x8 --accumulate 2
   llava-mini profile compile llama-3.1-8b --chip h100 --program decode --slots 12288"""
 _OF_TRAINING = ("accumulate", "fused", "remat", "stage")
-_OF_ANSWERS = ("program", "slots")
+_OF_ANSWERS = ("program", "slots", "baseline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("for a model").add_argument
     add("--program", nargs="+", metavar="NAME", help="programs, such as decode (default: all)")
     add("--slots", type=int, metavar="S", help="slots of the KV cache (default: 640)")
+    add("--baseline", action="store_true", help="LLaVA-1.5 of the model's own parts instead")
 
 
 def prepare(args: argparse.Namespace) -> None:

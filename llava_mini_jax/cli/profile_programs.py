@@ -19,6 +19,7 @@ from llava_mini_jax import sharding
 from llava_mini_jax.config import Bundle
 from llava_mini_jax.cost import chips, programs, topology
 from llava_mini_jax.cost import compiled as reading
+from llava_mini_jax.cost.baseline import llava_1_5
 from llava_mini_jax.cost.chips import Chip
 from llava_mini_jax.cost.compiled import Reading, Times
 from llava_mini_jax.cost.flops import step_flops
@@ -132,8 +133,7 @@ def changed(stage: TrainConfig, args: argparse.Namespace) -> TrainConfig:
 
 
 def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
-    names = args.program or programs.NAMES
-    for name in names:
+    for name in args.program or ():
         if name not in programs.NAMES:
             raise InputError(
                 f'program "{name}" is unknown; give one or more of {", ".join(programs.NAMES)}'
@@ -147,6 +147,8 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
         cfg = dataclasses.replace(cfg, attention=args.attention)
     if args.layers:
         cfg = dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, layers=args.layers))
+    if args.baseline:
+        cfg = llava_1_5(cfg)
     sizes = programs.Sizes(
         rows=args.rows or 1,
         length=args.length or LENGTH,
@@ -159,16 +161,18 @@ def answers(args: argparse.Namespace, machine: Machine) -> list[Job]:
     split = mesh.tensor if llm.kv_heads % mesh.tensor == 0 else 1
     keys = sizes.rows * sizes.slots * llm.kv_heads * llm.head_width * cfg.dtype.itemsize / split
 
+    model = f"LLaVA-1.5 of {args.what}" if args.baseline else args.what
+
     def job(name: str) -> Job:
         return Job(
-            name=f"{args.what}, {name}",
+            name=f"{model}, {name}",
             about=f"{dtype}, {llm.layers} layers; {_sizes_of(name, sizes)}",
             mesh=mesh,
             trace=lambda: _trace(programs.call(name, cfg, dtype, sizes)),
             cache=keys if name in WITH_CACHE else 0,
         )
 
-    return [job(name) for name in names]
+    return [job(name) for name in args.program or programs.names(cfg)]
 
 
 def _sizes_of(name: str, sizes: programs.Sizes) -> str:

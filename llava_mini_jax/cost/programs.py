@@ -157,3 +157,8 @@ class _Programs:
 
 
 NAMES = tuple(name for name in vars(_Programs) if not name.startswith("_"))
+
+
+def names(cfg: LlavaMiniConfig) -> list[str]:
+    """Those of NAMES that the model has: without pre-fusion there is no `prefuse_text`."""
+    return [name for name in NAMES if name != "prefuse_text" or cfg.prefusion_layers]

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from llava_mini_jax import cli
-from llava_mini_jax.cost import chips, compiled, programs, topology
+from llava_mini_jax.cost import baseline, chips, compiled, programs, topology
 from llava_mini_jax.cost.compiled import MemoryUse
 from llava_mini_jax.cost.flops import step_flops
 from llava_mini_jax.training import step_program
@@ -155,6 +155,21 @@ def test_a_models_programs_are_told(capsys, here, tmp_path):
     assert [each["program"].split(", ")[-1] for each in found] == list(programs.NAMES)
     assert all(each["tflop"] > 0 and each["traffic_gb"] > 0 for each in found)
     assert out.count("copies of a layer's keys or more") == 3  # of slots
+
+
+def test_the_baseline_has_the_models_own_parts(capsys, here):
+    words = [str(tiny_model.folder("release")), "--chip", "h100", "--baseline"]
+    status, out, err = run(capsys, *words, "--program", "prefuse_images", "--json")
+    (found,) = json.loads(out)
+    assert (status, err) == (0, "")
+    assert found["program"].startswith("LLaVA-1.5 of ")
+    cfg = baseline.llava_1_5(tiny_model.bundle("release").model)
+    # Nothing but the projector: two products of every patch.
+    both = cfg.vision.width * cfg.llm.width + cfg.llm.width**2
+    assert found["tflop"] * 1e12 == pytest.approx(2 * cfg.vision.grid**2 * both)
+    assert programs.names(cfg) == [name for name in programs.NAMES if name != "prefuse_text"]
+    status, _, err = run(capsys, *words, "--program", "prefuse_text")
+    assert status == 2 and "no pre-fusion, so there is no program prefuse_text" in err
 
 
 def test_narrow_weights_are_small(capsys, here, tmp_path):
