@@ -29,6 +29,7 @@ fast_compilation = tiny.fast_compilation
 REQUEST = Request(text=9, images=2, parts=1, new_tokens=3)
 
 
+@pytest.mark.slow  # four models
 def test_models_take_turns_and_each_does_its_whole_request(monkeypatch):
     cfg = tiny.model("release")
     models = latency.random_candidates({"base": llava_1_5(cfg), "mini": cfg}, "float32")

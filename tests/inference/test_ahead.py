@@ -8,7 +8,9 @@ from llava_mini_jax.inference.answer import Settings
 from llava_mini_jax.inference.lanes import Lanes
 from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.session import Session
-from tests import tiny_model
+from tests import tiny, tiny_model
+
+fast_compilation = tiny.fast_compilation
 
 QUESTIONS = ("how many 7s are there?", "what is the largest digit?", "which digit is it?")
 GREEDY, SAMPLED = {}, {"temperature": 1.3, "top_p": 0.9, "top_k": 20, "seed": 7}

@@ -16,8 +16,10 @@ from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget
 from llava_mini_jax.inference.ticket import Medium, Piece, Request, Ticket
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.inference.steps import said
+
+fast_compilation = tiny.fast_compilation
 
 QUESTIONS = ("how many 7s are there?", "what is the largest digit?", "which digit is it?", "a b c")
 LANES = [LaneSize(4, 128), LaneSize(2, 256)]
@@ -113,27 +115,33 @@ MIXED: list[Callable[[Model], Request]] = [
 ]
 
 
-def test_tokens_do_not_depend_on_neighbours(model) -> None:
+@pytest.mark.parametrize(
+    ("lanes", "ends"),
+    [
+        (LANES, 3),
+        pytest.param(LANES, 1, marks=pytest.mark.slow),
+        *(
+            pytest.param([LaneSize(few, 128), LaneSize(long, 256)], ends, marks=pytest.mark.slow)
+            for few, long in ((1, 1), (8, 2))
+            for ends in (1, 3)
+        ),
+    ],
+)
+def test_tokens_do_not_depend_on_neighbours(model, lanes, ends) -> None:
     """In any order, in any number of slots, each token is the one that it is alone."""
     expected = [alone(model, make(model)) for make in MIXED]
     assert len({tuple(ids) for ids in expected}) > 5
-    random = np.random.default_rng(0)
-    for lanes in (
-        LANES,
-        [LaneSize(1, 128), LaneSize(1, 256)],
-        [LaneSize(8, 128), LaneSize(2, 256)],
-    ):
-        for ends in (1, 3):
-            engine = Engine(model, lanes, ends=ends, steps=int(random.integers(1, 9)))
-            order = random.permutation(len(MIXED) * 2) % len(MIXED)
-            heard = []
-            for number in order:
-                heard.append(Heard(engine, MIXED[number](model)))
-                for _ in range(random.integers(0, 4)):
-                    engine.step()
-            run(engine)
-            assert [one.ids for one in heard] == [expected[number] for number in order]
-            assert engine.running == engine.waiting == 0
+    random = np.random.default_rng(ends)
+    engine = Engine(model, lanes, ends=ends, steps=int(random.integers(1, 9)))
+    order = random.permutation(len(MIXED) * 2) % len(MIXED)
+    heard = []
+    for number in order:
+        heard.append(Heard(engine, MIXED[number](model)))
+        for _ in range(random.integers(0, 4)):
+            engine.step()
+    run(engine)
+    assert [one.ids for one in heard] == [expected[number] for number in order]
+    assert engine.running == engine.waiting == 0
 
 
 @pytest.mark.slow
@@ -283,6 +291,7 @@ def test_a_row_that_outgrows_its_lane_goes_on_in_a_longer_one(model) -> None:
         assert all(len(one.pieces) > 1 for one in heard)
 
 
+@pytest.mark.slow  # many shapes of a block
 def test_long_prompts_are_read_in_blocks(model, monkeypatch) -> None:
     from llava_mini_jax.inference import blocks
 

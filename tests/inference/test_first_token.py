@@ -10,8 +10,10 @@ from llava_mini_jax.inference.model import Model
 from llava_mini_jax.inference.sampling import make_sampling
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.reproduce import stepwise
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.inference.steps import said
+
+fast_compilation = tiny.fast_compilation
 
 QUESTION = "how many 7s are there?"
 SAMPLED = {"temperature": 1.3, "top_p": 0.9, "top_k": 20, "seed": 7}

@@ -16,7 +16,10 @@ from llava_mini_jax.inference.ticket import Medium, Piece, Request
 from llava_mini_jax.inference.work import Work
 from llava_mini_jax.reproduce import verify
 from llava_mini_jax.weights.import_hf import load_params
+from tests import tiny
 from tests.conftest import ROOT
+
+fast_compilation = tiny.fast_compilation
 
 TOLERANCE = 2e-4  # the golden data's own for float32 forward passes
 

@@ -34,7 +34,7 @@ fast_compilation = tiny.fast_compilation
 CACHED = [name for name in METHODS if name not in ("fastv", "llama_vid")]
 ASKED = [("what", (1,)), ("which digit is in row 2 column 1 ?", ()), ("read the page", (2, 3))]
 TOKENS = 6
-QUICK = {"prumerge", "voco", "voco, a token of the LLM's"}  # a model each
+QUICK = {"prumerge", "voco"}  # a model each
 
 
 def requests(model: Model) -> list:

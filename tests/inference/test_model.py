@@ -21,8 +21,10 @@ from llava_mini_jax.inference.model import compiled_programs
 from llava_mini_jax.inference.request import sampling_for
 from llava_mini_jax.inference.session import Session
 from llava_mini_jax.sharding import make_mesh
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.inference.steps import said
+
+fast_compilation = tiny.fast_compilation
 
 QUESTION = "which digit is in row 1 column 2?"
 
@@ -113,6 +115,7 @@ def test_a_mesh_gives_the_same_answer(model: Model, files: dict[str, Path]) -> N
     assert answer == model.generate(QUESTION, files["a.png"], max_new_tokens=12)
 
 
+@pytest.mark.slow  # a model over two devices
 def test_rows_split_over_devices_have_the_same_answers(
     model: Model, files: dict[str, Path]
 ) -> None:

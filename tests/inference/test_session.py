@@ -25,7 +25,9 @@ from llava_mini_jax.inference.session import Session
 from llava_mini_jax.inference.shelf import Budget, Shelf
 from llava_mini_jax.models.compressors.m3 import M3Config
 from llava_mini_jax.sharding import make_mesh
-from tests import tiny_model
+from tests import tiny, tiny_model
+
+fast_compilation = tiny.fast_compilation
 
 SETTINGS = Settings(max_new_tokens=6)
 WORDS = (
@@ -228,7 +230,7 @@ def test_long_prompts_are_read_in_blocks(paper, clip, monkeypatch, patched):
     assert first + sizes == [16] * planned.blocks and len(sizes) > 2
 
 
-@pytest.mark.parametrize("dialect", ["paper", "release"])
+@pytest.mark.parametrize("dialect", [pytest.param("paper", marks=pytest.mark.slow), "release"])
 def test_a_slot_that_grows_keeps_what_it_holds(dialect, monkeypatch):
     """A conversation that has outgrown its slot goes on in a longer one, and reads what is new."""
     model = llava_mini_jax.load(tiny_model.folder(dialect))
@@ -481,6 +483,7 @@ def test_a_question_is_refused_when_it_is_asked(paper):
     assert "".join(second) == expected
 
 
+@pytest.mark.slow  # a second dialect
 def test_text_alone_is_fused_with_a_blank_picture_where_the_model_wants_it(clip):
     release = llava_mini_jax.load(tiny_model.folder("release"))
     prompt = dataclasses.replace(release.bundle.prompt, blank_image=True)

@@ -21,6 +21,8 @@ from llava_mini_jax.models.compressors.prumerge import PruMergeConfig
 from llava_mini_jax.models.compressors.similarity import SimilarityCompressor
 from tests import tiny, tiny_model
 
+fast_compilation = tiny.fast_compilation
+
 COUNTS = (0, 1, 4, 9, 16)
 LOGPROB_ATOL = 1e-5  # float32, through three towers of one or two layers
 QUESTION = "how many 7s are there?"

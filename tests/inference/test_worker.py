@@ -17,8 +17,10 @@ from llava_mini_jax.inference.lane import LaneSize
 from llava_mini_jax.inference.ticket import Piece, Request
 from llava_mini_jax.inference.worker import StoppedError, Worker, default_lanes
 from llava_mini_jax.sharding import make_mesh
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.inference.test_engine import about, asked, film
+
+fast_compilation = tiny.fast_compilation
 
 LANES = [LaneSize(2, 96), LaneSize(1, 256)]
 QUESTION = "how many 7s are there?"

@@ -8,7 +8,9 @@ import llava_mini_jax
 from llava_mini_jax import InputError, Session
 from llava_mini_jax.data.text.conversation import Turn
 from llava_mini_jax.inference import prompt_template
-from tests import tiny_model
+from tests import tiny, tiny_model
+
+fast_compilation = tiny.fast_compilation
 
 FRAME = np.zeros((8, 6, 3), np.uint8)
 ARRAYS = (

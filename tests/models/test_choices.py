@@ -22,7 +22,9 @@ MQT = MqtConfig(
 M3 = M3Config(count=4, counts=(1, 4, 16))
 
 
-@pytest.mark.parametrize("cfg", [MQT, M3], ids=["mqt", "m3"])
+@pytest.mark.parametrize(
+    "cfg", [pytest.param(MQT, id="mqt", marks=pytest.mark.slow), pytest.param(M3, id="m3")]
+)
 def test_a_count_is_the_method_of_that_count_alone(cfg: MqtConfig | M3Config) -> None:
     patches = np.random.default_rng(0).standard_normal((3, 16, E)).astype(np.float32)
     spec = compressors.spec(cfg)

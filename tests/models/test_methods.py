@@ -94,9 +94,8 @@ def test_unrolled_layers_give_the_same(name: str) -> None:
     close(text_logits(llava_mini.unrolled(params), made, cfg), text_logits(params, made, cfg))
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "prumerge" else pytest.param(n, marks=pytest.mark.slow) for n in ADAPTIVE]
-)
+@pytest.mark.slow  # a model each
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_empty_slots_are_not_there(name: str) -> None:
     """The same as the language model on a sequence that was put together without them."""
     cfg = model(name, prefusion_layers=0)

@@ -8,6 +8,9 @@ import pytest
 from llava_mini_jax import sharding
 from llava_mini_jax.ops import einsum as products
 from llava_mini_jax.ops.einsum import Int8Weight, einsum
+from tests import tiny
+
+fast_compilation = tiny.fast_compilation
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 # Sums of 24 products of numbers near 1, in another order; and rounded to the activation's dtype.

@@ -10,6 +10,9 @@ from llava_mini_jax.ops import einsum as products
 from llava_mini_jax.ops import int4
 from llava_mini_jax.ops.einsum import einsum
 from llava_mini_jax.ops.int4 import Int4Weight
+from tests import tiny
+
+fast_compilation = tiny.fast_compilation
 
 # (weight, output axes, inputs of a group, axes of x and of the result on a mesh)
 CASES = {

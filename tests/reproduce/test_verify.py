@@ -75,9 +75,8 @@ def test_every_array_of_the_committed_cases(case: str) -> None:
     assert max(check.error for check in checks) < 5e-5
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[] if c == QUICK[0] else pytest.mark.slow) for c in HERE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HERE)
 def test_every_array_through_the_kernel_of_tpus(case: str, monkeypatch) -> None:
     """Forward, backward, prefill and decoding; interpreted, whatever the number of queries."""
     monkeypatch.setitem(attention.FEWEST_QUERIES, "splash", 1)

@@ -29,7 +29,7 @@ def failed(folder: Path) -> list[str]:
 
 
 # Which take tens of seconds to compile: of their methods others are quick.
-SLOW = ("llamavid", "voco_greedy")
+SLOW = ("llamavid", "voco_greedy", "fastv_k2_half_drop", "prumerge_plus_tower24")
 
 
 def marked(case: str) -> object:

@@ -55,7 +55,7 @@ def started(
 def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
     """Order: not ready; then closed to new work; what runs ends whole; status 0."""
     # Long enough for a machine that is busy with other tests.
-    slow = started(pace=0.06, delay=3.0, timeout=60.0)
+    slow = started(pace=0.12, delay=3.0, timeout=60.0)
     with slow as (process, client), concurrent.futures.ThreadPoolExecutor(8) as pool:
         fields = dict(max_tokens=100, ignore_eos=True)
         streams = [pool.submit(client.chat, f"{n}", stream=True, **fields) for n in range(3)]

@@ -17,12 +17,14 @@ from llava_mini_jax.inference.request import Pictures
 from llava_mini_jax.inference.ticket import Medium, Request
 from llava_mini_jax.serving.errors import ApiError
 from llava_mini_jax.serving.parts import ImagePart, VideoOptions, VideoPart
-from tests import tiny_model
+from tests import tiny, tiny_model
 from tests.data.clips import make_video
 from tests.inference.test_engine import Heard, run
 from tests.serving.test_media import data, picture, reader, saved
 from tests.serving.test_media_films import children
 from tests.serving.test_media_films import sent as sent_frames
+
+fast_compilation = tiny.fast_compilation
 
 
 @pytest.fixture(scope="module")

@@ -358,6 +358,7 @@ print(count, peak() / 1024)
 """
 
 
+@pytest.mark.slow  # writes a film of three hours
 def test_a_long_film_takes_no_more_memory_than_a_short_one(tmp_path):
     """Three hours, of which 3,000 frames are read, against five."""
     make_video(tmp_path / "hours.mkv", range(0, 108_000, 30))

@@ -97,7 +97,7 @@ def strange_url(rng: random.Random, good: str) -> str:
     )
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_urls_of_all_kinds(part, tmp_path, monkeypatch):
     def nowhere(*_: Any, **__: Any) -> Any:
         raise OSError("no network")

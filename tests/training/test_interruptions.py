@@ -180,7 +180,10 @@ READ_ONLY = """os.setuid(65534)"""  # a user who may write nothing
         pytest.param(
             READ_ONLY,
             id="read-only",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user"),
+            ],
         ),
     ],
 )

@@ -131,7 +131,13 @@ def failing_after(train_step, steps):
 
 
 @pytest.mark.parametrize("scan_layers", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("lora, dtype", [(INT8, np.int8), (INT4, np.uint8)], ids=["int8", "int4"])
+@pytest.mark.parametrize(
+    "lora, dtype",
+    [
+        pytest.param(INT8, np.int8, id="int8", marks=pytest.mark.slow),
+        pytest.param(INT4, np.uint8, id="int4"),
+    ],
+)
 def test_narrow_bases_learn_nearly_the_same(trained, tmp_path, lora, dtype, scan_layers):
     folder, finals = trained
     final = run(two(lora, scan_layers=scan_layers), tmp_path)["stage2"].params

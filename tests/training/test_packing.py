@@ -44,6 +44,7 @@ MODELS: dict[str, LlavaMiniConfig] = {
     "holes": tiny.model("paper", compressor=METHODS["prumerge"], prefusion_layers=1),
     "a few frames at a time": tiny.model("paper", remat="full"),
 }
+QUICK = {"release", "a window", "holes"}  # a model to compile each
 
 
 def conversations(cfg: LlavaMiniConfig) -> list[Example]:
@@ -69,7 +70,9 @@ def layout(cfg: LlavaMiniConfig, length: int) -> BatchLayout:
     return BatchLayout.of(cfg, 1, buckets=buckets, padding_side="right", max_length=length)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_loss_and_gradients_are_those_of_rows_of_their_own(name: str) -> None:
     cfg, rows = MODELS[name], ROWS
     examples = conversations(cfg)

@@ -205,7 +205,12 @@ def test_int4_is_for_decoder_layers_whose_inputs_make_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    "dialect, narrow", [("paper", "int8"), ("release", "int8"), ("paper", "int4")]
+    "dialect, narrow",
+    [
+        ("release", "int8"),
+        ("paper", "int4"),
+        pytest.param("paper", "int8", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_computes_with_the_rounded_weights(dialect, narrow) -> None:
     folder = tiny_model.folder(dialect)
@@ -220,7 +225,13 @@ def test_a_model_computes_with_the_rounded_weights(dialect, narrow) -> None:
 
 
 @pytest.mark.parametrize(
-    "mesh, narrow", [((1, 1, 2), "int8"), ((2, 2, 2), "int8"), ((2, 2, 2), "int4")], ids=str
+    "mesh, narrow",
+    [
+        ((1, 1, 2), "int8"),
+        ((2, 2, 2), "int4"),
+        pytest.param((2, 2, 2), "int8", marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_split_over_devices(mesh, narrow) -> None:
     folder = tiny_model.folder("release")
@@ -233,7 +244,7 @@ def test_split_over_devices(mesh, narrow) -> None:
     np.testing.assert_allclose(found, expected, atol=LOGITS_ATOL)
 
 
-@pytest.mark.parametrize("narrow", ["int8", "int4"])
+@pytest.mark.parametrize("narrow", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_questions_are_answered(narrow) -> None:
     folder = tiny_model.folder("paper")
     model = llava_mini_jax.load(folder, dtype=narrow)
