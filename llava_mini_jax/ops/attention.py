@@ -84,7 +84,9 @@ def attend(mask: Mask, implementation: str) -> Callable[[Array, Array, Array], A
 def attention_weights(q_BTNH: Array, k_BKSH: Array, mask_BTS: Array) -> Array:
     """What `attention` weighs values with, averaged over heads: float32 [B, T, S]."""
     B, T, N, _ = q_BTNH.shape
-    return _weights(q_BTNH, k_BKSH, mask_BTS).reshape(B, N, T, -1).mean(axis=1)
+    K = k_BKSH.shape[1]
+    # Head by head in two axes: on a mesh they cannot be made one again.
+    return _weights(q_BTNH, k_BKSH, mask_BTS).reshape(B, K, N // K, T, -1).mean(axis=(1, 2))
 
 
 def check_attention(implementation: str) -> None:

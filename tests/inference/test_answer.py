@@ -7,9 +7,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llava_mini_jax.inference.answer import AnswerText
-from tests import tiny
-
-fast_compilation = tiny.fast_compilation
 
 
 class Bytes:

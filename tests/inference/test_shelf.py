@@ -5,9 +5,6 @@ import pytest
 from ml_dtypes import bfloat16
 
 from llava_mini_jax.inference.shelf import Budget, Shelf
-from tests import tiny
-
-fast_compilation = tiny.fast_compilation
 
 SIZES = {"memory": 10, "features": 2}
 

@@ -5,11 +5,8 @@ import json
 import random
 from typing import Any
 
-from tests import tiny
 from tests.serving import fake
 from tests.serving.running import Client, events, joined, running
-
-fast_compilation = tiny.fast_compilation
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 WORDS = (

@@ -1,5 +1,7 @@
 """Every compared compressor: eight devices give one device's loss and gradients."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -16,12 +18,17 @@ fast_compilation = tiny.fast_compilation
 # Gradients of order 1e-2; those that are zero but for rounding are not looked at closer.
 GRADIENT_ATOL = 1e-6
 
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "prumerge"]
+# What stays of a row is gathered and put back: other operations than those of a mask.
+DROPPED = dataclasses.replace(METHODS["fastv"], variant="drop")
+CASES = METHODS | {"fastv, dropped": DROPPED}
+QUICK = {"prumerge", "voco", "fastv"}
 
 
-@pytest.mark.parametrize("name", ["prumerge", *SLOW])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_loss_and_gradients(name: str) -> None:
-    cfg = tiny.model("paper", compressor=METHODS[name], prefusion_layers=0)
+    cfg = tiny.model("paper", compressor=CASES[name], prefusion_layers=0)
     batch, trained = tiny.training_batch(cfg), ("compressor/*", "llm/*")
     loss, grads = tiny.loss_and_grads(tiny.weights(cfg), batch, cfg)
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):

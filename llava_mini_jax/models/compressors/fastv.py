@@ -163,7 +163,8 @@ def scores(llm: llama.Llama, x_BSD: Array, placed: Placed, cfg: FastVConfig, how
 
 def kept(scores_BS: Array, placed: Placed, cfg: FastVConfig) -> Array:
     """Which positions stay, bool [B, S]: what is no patch, and the best patches of each row."""
-    scores_BS = jnp.where(placed.visual_BS, scores_BS, -jnp.inf)
+    # A choice has no gradient, and on a mesh JAX has none of the sort that makes it.
+    scores_BS = jax.lax.stop_gradient(jnp.where(placed.visual_BS, scores_BS, -jnp.inf))
     # Of two alike the first one, as a stable sort has it.
     ranks_BS = jnp.argsort(jnp.argsort(-scores_BS, axis=1, stable=True), axis=1)
     pictures_B = (placed.visual_BS & (placed.place_BS == 0)).sum(axis=1)

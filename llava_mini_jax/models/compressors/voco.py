@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import struct
 
+from llava_mini_jax import sharding
 from llava_mini_jax.models import llama
 from llava_mini_jax.models.compressors.signature import (
     PROJECTED,
@@ -157,5 +158,7 @@ def with_tokens(
         embedded_KD = embedded_KD.at[len(cfg.between) :].set(params.token.astype(x_BSD.dtype))
     behind_BS = placed.place_BS - placed.patches
     there_BS = placed.visual_BS & (behind_BS >= 0)
-    found_BSD = jnp.take(embedded_KD, jnp.clip(behind_BS, 0, cfg.behind - 1), axis=0)
+    # On a mesh each device has its own rows, and JAX wants to be told so.
+    rows = sharding.partition(x_BSD.shape, ("batch", None, None))
+    found_BSD = embedded_KD.at[jnp.clip(behind_BS, 0, cfg.behind - 1)].get(out_sharding=rows)
     return jnp.where(there_BS[..., None], found_BSD, x_BSD)
