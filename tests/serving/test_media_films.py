@@ -278,17 +278,6 @@ def test_a_process_that_sleeps_is_ended(place, monkeypatch, tmp_path):
     assert "more than 0.2 s" in error.message and time.monotonic() - began < 50
 
 
-def test_a_process_that_dies_between_frames(place):
-    # Long: all of a short one may lie in the pipe already.
-    found = read(url(place / "long.mkv")).read()
-    next(found)
-    (child,) = children()
-    os.kill(int(child), signal.SIGSEGV)
-    with pytest.raises(ApiError, match="not a complete video"):
-        list(found)
-    assert not children()
-
-
 def test_a_film_that_is_dropped_ends_its_process(place):
     found = read(url(place / "long.mkv")).read()
     next(found)
@@ -304,6 +293,18 @@ sys.stdout.buffer.write(b'{"frames": 5}\\n' + b"\\x01" + bytes(16 * 16 * 3))
 sys.stdout.buffer.flush()
 time.sleep(100)
 """
+
+
+def test_a_process_that_dies_between_frames(place, monkeypatch, tmp_path):
+    # It waits behind its first frame: all frames of a film as small as ours fit into the pipe.
+    running(monkeypatch, tmp_path, SLEEPER)
+    found = read(url(place / "short.mp4")).read()
+    next(found)
+    (child,) = children()
+    os.kill(int(child), signal.SIGSEGV)
+    with pytest.raises(ApiError, match="not a complete video"):
+        list(found)
+    assert not children()
 
 
 def test_a_process_that_does_not_notice_is_ended(place, monkeypatch, tmp_path):
