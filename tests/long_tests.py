@@ -12,7 +12,7 @@ machine that does nothing else:
 """
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,16 +29,17 @@ def names() -> list[str]:
 
 
 def mark(items: Iterable[pytest.Item]) -> None:
-    """Marks those of the collected tests that the list names."""
+    """Marks those of the collected tests that the list names, and that are not slow anyway."""
     listed = set(names())
     for item in items:
-        if item.nodeid.partition("[")[0] in listed:
+        slow = item.get_closest_marker("slow") is not None
+        if not slow and item.nodeid.partition("[")[0] in listed:
             item.add_marker(pytest.mark.long)
 
 
 def measured(report: Path) -> list[str]:
     """Names of the tests that took long, from a report in JUnit's format."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for case in ElementTree.parse(report).iter("testcase"):
         file = case.attrib["classname"].replace(".", "/") + ".py"
         test, _, _ = case.attrib["name"].partition("[")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,11 @@ def test_names_are_sorted_and_each_is_there_once():
 class Item:
     """What `mark` needs of a collected test."""
 
-    def __init__(self, nodeid: str):
-        self.nodeid, self.marks = nodeid, []
+    def __init__(self, nodeid: str, *marks: str):
+        self.nodeid, self.marks = nodeid, list(marks)
+
+    def get_closest_marker(self, name: str) -> str | None:
+        return name if name in self.marks else None
 
     def add_marker(self, mark: pytest.MarkDecorator) -> None:
         self.marks.append(mark.name)
@@ -40,6 +44,15 @@ def test_cases_count_together_and_all_of_them_are_marked(tmp_path, monkeypatch):
     found = long_tests.measured(report)
     assert found == ["tests/a/test_b.py::test_c"]
     monkeypatch.setattr(long_tests, "names", lambda: found)
-    items = [Item(f"tests/a/test_b.py::{name}") for name in ("test_c[1]", "test_c[2]", "test_d")]
+    items: Any = [
+        Item(f"tests/a/test_b.py::{name}") for name in ("test_c[1]", "test_c[2]", "test_d")
+    ]
     long_tests.mark(items)
     assert [item.marks for item in items] == [["long"], ["long"], []]
+
+
+def test_a_slow_case_is_slow_alone(monkeypatch):
+    monkeypatch.setattr(long_tests, "names", lambda: ["tests/a/test_b.py::test_c"])
+    slow: Any = Item("tests/a/test_b.py::test_c[1]", "slow")
+    long_tests.mark([slow])
+    assert slow.marks == ["slow"]
