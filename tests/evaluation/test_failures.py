@@ -26,6 +26,7 @@ NASTY = (
     "&lt;b&gt; & &amp; \x00\x1b[31m \udc00 \ufffe \u202e",
     "<!-- -->]]><?php ?>",
     "javascript:alert(1)//'`",
+    "\ufdd0 \ufdef \U0001ffff \U0010fffe",
 )
 
 

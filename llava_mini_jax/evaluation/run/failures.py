@@ -24,7 +24,11 @@ MOST = 200  # items of a page
 SIDE = 256  # pixels of a thumbnail, at most
 LONGEST = 2000  # characters of a question, an answer, or what is expected
 RIGHT = 0.5  # what an item scores at least, of 1: most of VQA's humans agree
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# What Unicode calls noncharacters: a block, and the last two of each of the 17 planes.
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(
+    chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)
+)
+_CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{_NONCHARACTERS}]")
 
 
 def write(
