@@ -21,6 +21,7 @@ import llava_mini_jax
 from llava_mini_jax import Model, cli
 from llava_mini_jax.cli import verify as verify_command
 from llava_mini_jax.data.text.conversation import Turn
+from llava_mini_jax.errors import InputError
 from llava_mini_jax.inference.answer import AnswerText
 from llava_mini_jax.reproduce import verify as verify_module
 from tests import tiny_model
@@ -411,6 +412,8 @@ def test_verify_goes_on_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatc
     def fake(case: Path):
         if case.name == "crash":
             raise KeyError("logits")
+        if case.name == "README.md":
+            raise InputError("README.md is not a golden case")
         yield verify_module.Check("logits", (2, 3), 1e-5, 1e-4)
 
     monkeypatch.setattr(verify_module, "verify", fake)
@@ -418,3 +421,6 @@ def test_verify_goes_on_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatc
     assert (status, err) == (1, "") and "FAILED with KeyError: 'logits'" in out
     assert "== good" in out and "2 cases, 2 arrays, 1 failed" in out
     assert run("verify", "good")[0] == 0
+    status, out, err = run("verify", "README.md", "good")
+    assert (status, err) == (2, "llava-mini: README.md is not a golden case\n")
+    assert out.splitlines()[-1] == "1 cases, 1 arrays, 0 failed; 1 could not be read"

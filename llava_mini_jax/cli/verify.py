@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     failed = [f"{each['case']}: {name}" for each in found for name in _failed(each)]
     if not args.json:
         arrays = sum(len(_lines(each)) for each in found)
-        print(f"{len(args.cases)} cases, {arrays} arrays, {len(failed)} failed", flush=True)
+        unread = len(args.cases) - len(found)
+        closing = f"{len(found)} cases, {arrays} arrays, {len(failed)} failed"
+        print(closing + (f"; {unread} could not be read" if unread else ""), flush=True)
         print(*(f"  {name}\n" for name in failed), sep="", end="")
     return status or int(bool(failed))
 
