@@ -37,20 +37,31 @@ def mark(items: Iterable[pytest.Item]) -> None:
             item.add_marker(pytest.mark.long)
 
 
-def measured(report: Path) -> list[str]:
-    """Names of the tests that took long, from a report in JUnit's format."""
+def seconds_by_test(report: Path) -> dict[str, float]:
+    """What each test's cases took together, from a report in JUnit's format."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for case in ElementTree.parse(report).iter("testcase"):
         file = case.attrib["classname"].replace(".", "/") + ".py"
         test, _, _ = case.attrib["name"].partition("[")
         seconds[f"{file}::{test}"] += float(case.attrib["time"])
+    return dict(seconds)
+
+
+def measured(report: Path) -> list[str]:
+    """Names of the tests that took long. ValueError if the report is not one of all tests."""
+    seconds = seconds_by_test(report)
+    if missing := set(names()) - seconds.keys():
+        raise ValueError(f"{report} has no {min(missing)}: give the report of a run of all tests")
     return sorted(name for name, taken in seconds.items() if taken > SECONDS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes tests/long_tests.txt.")
     parser.add_argument("report", type=Path, help="of pytest --junitxml, over all tests")
-    found = measured(parser.parse_args().report)
+    try:
+        found = measured(parser.parse_args().report)
+    except ValueError as error:
+        parser.error(str(error))
     LIST.write_text("".join(f"{name}\n" for name in found))
     print(f"{len(found)} tests took more than {SECONDS:g} s")
 

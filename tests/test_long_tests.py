@@ -41,6 +41,9 @@ def test_cases_count_together_and_all_of_them_are_marked(tmp_path, monkeypatch):
     )
     report = tmp_path / "tests.xml"
     report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    with pytest.raises(ValueError, match="a run of all tests"):
+        long_tests.measured(report)  # which lacks the tests of the list
+    monkeypatch.setattr(long_tests, "names", lambda: ["tests/a/test_b.py::test_d"])
     found = long_tests.measured(report)
     assert found == ["tests/a/test_b.py::test_c"]
     monkeypatch.setattr(long_tests, "names", lambda: found)
