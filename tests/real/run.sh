@@ -2,7 +2,8 @@
 # make real-check: folders written by transformers itself, opened here, exported, opened there; and an
 # adapter that training leaves here, opened by PEFT.
 #   tests/real/run.sh PYTHON [OUT]      PYTHON: this project's
-# Needs a network once, for torch and three minor versions of transformers in .venv-real.
+# Needs a network once, for torch and three minor versions of transformers in .venv-real: 1.6 GB with
+# REAL_TORCH=torch==VERSION+cpu; what PyPI has brings 5 GB of CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1
@@ -14,7 +15,7 @@ export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error PYTHONPAT
 if [ ! -e "$env/.installed" ]; then
   echo "installing torch and transformers into $env"
   "$python" -m venv "$env"
-  "$env/bin/pip" install -q torch torchvision "transformers==${versions##* }.*" sentencepiece protobuf peft
+  "$env/bin/pip" install -q "${REAL_TORCH:-torch}" "transformers==${versions##* }.*" sentencepiece protobuf peft
   for version in $versions; do # the others beside it: they need the same libraries
     "$env/bin/pip" install -q --no-deps --target "$env/transformers-$version" "transformers==$version.*"
   done
