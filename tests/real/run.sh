@@ -15,7 +15,7 @@ export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error PYTHONPAT
 if [ ! -e "$env/.installed" ]; then
   echo "installing torch and transformers into $env"
   "$python" -m venv "$env"
-  "$env/bin/pip" install -q "${REAL_TORCH:-torch}" "transformers==${versions##* }.*" sentencepiece protobuf peft
+  "$env/bin/pip" install -q "${REAL_TORCH:-torch}" "transformers==${versions##* }.*" pillow sentencepiece protobuf peft
   for version in $versions; do # the others beside it: they need the same libraries
     "$env/bin/pip" install -q --no-deps --target "$env/transformers-$version" "transformers==$version.*"
   done
