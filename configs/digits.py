@@ -147,6 +147,6 @@ def config() -> Digits:
         model=MINI,
         trainable=STAGE_2,
         optimizer=dataclasses.replace(ADAM, warmup_ratio=0.1),
-        steps=750,
+        steps=1200,
     )
     return Digits(captions=captions, baseline=baseline, stage1=stage1, stage2=stage2)
