@@ -146,6 +146,7 @@ def test_more_prefusion_layers_than_there_are_to_copy_are_refused():
 def test_a_stage_may_have_another_mesh_than_the_one_before():
     model = tiny.model("paper", vision=VISION, prefusion_layers=1, compressor="average_pool")
     one = stage(model, prefusion_init="copy")
+    previous(), previous(unrolled=True)  # kept for all tests, so not those of the mesh below
     with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=2)):
         split = starting_params(one, previous(), KEY)
         wanted = param_tree.paths(param_tree.abstract(llava_mini.spec(model)))
@@ -155,8 +156,9 @@ def test_a_stage_may_have_another_mesh_than_the_one_before():
         stacked = starting_params(one, previous(unrolled=True), KEY)
     assert_same(arrays(split), arrays(starting_params(one, previous(), KEY)))
     assert_same(arrays(split), arrays(stacked))
-    apart = starting_params(dataclasses.replace(one, scan_layers=False), split, KEY)
+    with jax.set_mesh(sharding.make_mesh()):  # of one device, as the loop would
+        apart = starting_params(dataclasses.replace(one, scan_layers=False), split, KEY)
+        whole = starting_params(one, split, KEY)
     assert_same(arrays(apart), arrays(llava_mini.unrolled(jax.device_get(split))))
-    whole = starting_params(one, split, KEY)
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(whole)} == {1}
     assert_same(arrays(whole), arrays(split))
